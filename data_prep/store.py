@@ -1,0 +1,206 @@
+"""The token store: the only form in which pretraining reads text. docs/format.md describes it byte by byte.
+
+    STORE/
+      manifest.json      what the store is and a checksum of every shard; written last: without it the store is unfinished
+      vocab/             the tokenizer folder it was made with, for export and for looking at samples
+      shard-00000.bin    header; token ids of all sentences, one after another; lengths of sentences; documents
+      shard-00001.bin    ...
+
+Inside a store every token has one number: its place in the shards laid end to end. Documents never cross a shard.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.cli import InputError
+from data_prep.files import sha256_of, write_whole
+
+FORMAT = 1
+MAGIC = b"ZBSTORE\0"
+HEADER = struct.Struct("<8sII32sQQQ56x")  # magic, format, bytes a token, tokenizer sha256, tokens, sentences, documents
+ALIGNMENT = 8  # bytes; every section starts at a multiple of it
+HELD_OUT = 1  # bit of document_flags
+MAX_SENTENCE = 65_535  # tokens; lengths are uint16
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+class Sections(NamedTuple):
+    """The arrays of one shard, in the order in which they lie in its file. T tokens, S sentences, D documents."""
+
+    tokens: np.ndarray  # [T] uint16, or uint32 for vocabularies above 65,536 entries
+    sentence_lengths: np.ndarray  # [S] uint16, tokens
+    document_sentences: np.ndarray  # [D] uint32, sentences
+    document_sources: np.ndarray  # [D] uint16, index into manifest["sources"]
+    document_flags: np.ndarray  # [D] uint8, HELD_OUT
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The little-endian type that holds every id of a vocabulary."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def _section_dtypes(token_bytes: int) -> tuple[np.dtype, ...]:
+    return tuple(np.dtype(kind) for kind in (f"<u{token_bytes}", "<u2", "<u4", "<u2", "u1"))
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.bin"
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Identity of a tokenizer folder: a hash of the files that decide which ids a text becomes.
+
+    Raises
+    ------
+    InputError: where the folder holds no tokenizer.json.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with data_prep/vocab.py")
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update(f"{name} {sha256_of(folder / name)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_shard(path: Path, sections: Sections, vocab_sha256: str) -> None:
+    """Write one shard, whole or not at all; its bytes are a function of the arguments."""
+    token_bytes = sections.tokens.dtype.itemsize
+    assert int(sections.sentence_lengths.sum(dtype=np.int64)) == len(sections.tokens), "sentence lengths miss tokens"
+    assert int(sections.document_sentences.sum(dtype=np.int64)) == len(sections.sentence_lengths)
+    counts = (len(sections.tokens), len(sections.sentence_lengths), len(sections.document_sentences))
+    header = HEADER.pack(MAGIC, FORMAT, token_bytes, bytes.fromhex(vocab_sha256), *counts)
+
+    def chunks() -> Iterator[bytes]:
+        yield header
+        for array, dtype in zip(sections, _section_dtypes(token_bytes), strict=True):
+            content = np.ascontiguousarray(array, dtype).tobytes()
+            yield content
+            yield bytes(-len(content) % ALIGNMENT)
+
+    write_whole(path, chunks())
+
+
+def read_shard(path: Path, vocab_sha256: str) -> Sections:
+    """Map one shard into memory; nothing is read until it is used.
+
+    Raises
+    ------
+    InputError: where the file is missing, cut short, of another format, or made with another tokenizer.
+    """
+    try:
+        raw = np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); run data_prep/shard.py again to mend the store") from error
+    if len(raw) < HEADER.size or bytes(raw[:8]) != MAGIC:
+        raise InputError(f"{path} is not a shard of a token store; run data_prep/shard.py again to mend the store")
+    _, version, token_bytes, digest, tokens, sentences, documents = HEADER.unpack(bytes(raw[: HEADER.size]))
+    if version != FORMAT:
+        raise InputError(f"{path} has format {version}, this version reads {FORMAT}; make the store again")
+    if digest.hex() != vocab_sha256:
+        raise InputError(f"{path} was made with tokenizer {digest.hex()[:12]}, not {vocab_sha256[:12]}")
+    arrays, start = [], HEADER.size
+    counts = (tokens, sentences, documents, documents, documents)
+    for dtype, count in zip(_section_dtypes(token_bytes), counts, strict=True):
+        stop = start + count * dtype.itemsize
+        arrays.append(raw[start:stop].view(dtype) if stop <= len(raw) else None)
+        start = stop + -stop % ALIGNMENT
+    if start != len(raw):
+        raise InputError(f"{path} has {len(raw)} bytes, its header says {start}; run data_prep/shard.py again")
+    return Sections(*arrays)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store, memory-mapped."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    identity: str  # sha256 of manifest.json, which holds the checksum of everything else
+    shards: tuple[Sections, ...]
+
+    @classmethod
+    def open(cls, folder: Path | str, vocab_sha256: str | None = None) -> "Store":
+        """Open a store; with `vocab_sha256`, only if it was made with that tokenizer.
+
+        Raises
+        ------
+        InputError: no such store, unfinished, damaged in its sizes, of another format, or of another tokenizer.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist; make a token store with data_prep/shard.py")
+        manifest_path = folder / "manifest.json"
+        if not manifest_path.is_file():
+            raise InputError(
+                f"{folder} has no manifest.json: not a token store, or data_prep/shard.py has not finished"
+            )
+        content = manifest_path.read_bytes()
+        try:
+            manifest = json.loads(content)
+            version, made_with = manifest["format"], manifest["vocab"]["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{manifest_path} is damaged ({error!r}); make the store again") from error
+        if version != FORMAT:
+            raise InputError(f"{folder} has format {version}, this version reads {FORMAT}; make the store again")
+        if vocab_sha256 is not None and made_with != vocab_sha256:
+            raise InputError(
+                f"{folder} was made with tokenizer {made_with[:12]}, this run uses {vocab_sha256[:12]}; "
+                "make the store again with this tokenizer, or train with the store's own"
+            )
+        shards = tuple(read_shard(folder / entry["name"], made_with) for entry in manifest["shards"])
+        return cls(folder, manifest, hashlib.sha256(content).hexdigest(), shards)
+
+    @property
+    def vocab_sha256(self) -> str:
+        """Identity of the tokenizer that made the ids."""
+        return self.manifest["vocab"]["sha256"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary; every id is below it."""
+        return self.manifest["vocab"]["size"]
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids by name: pad, unk, cls, sep, mask."""
+        return self.manifest["vocab"]["special_ids"]
+
+    @cached_property
+    def token_starts(self) -> np.ndarray:
+        """[shards + 1] int64: number of the first token of each shard, then of all tokens."""
+        return np.cumsum([0, *(len(shard.tokens) for shard in self.shards)], dtype=np.int64)
+
+    def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one document."""
+        out = np.empty(int(lengths.sum()), self.shards[0].tokens.dtype)
+        shards = np.searchsorted(self.token_starts, starts, side="right") - 1
+        local = (starts - self.token_starts[shards]).tolist()
+        place = 0
+        for shard, start, length in zip(shards.tolist(), local, lengths.tolist(), strict=True):
+            out[place : place + length] = self.shards[shard].tokens[start : start + length]
+            place += length
+        return out
+
+    def verify(self) -> list[str]:
+        """Read every byte and compare with the manifest's checksums. Returns one line for each damaged file."""
+        damaged = []
+        for entry in self.manifest["shards"]:
+            found = sha256_of(self.folder / entry["name"])
+            if found != entry["sha256"]:
+                damaged.append(
+                    f"{self.folder / entry['name']}: sha256 {found[:12]}, manifest says {entry['sha256'][:12]}"
+                )
+        found = tokenizer_sha256(self.folder / "vocab")
+        if found != self.vocab_sha256:
+            damaged.append(f"{self.folder / 'vocab'}: tokenizer {found[:12]}, manifest says {self.vocab_sha256[:12]}")
+        return damaged
