@@ -1,10 +1,10 @@
 """The token store: the only form in which pretraining reads text. docs/format.md describes it byte by byte.
 
     STORE/
-      manifest.json      what the store is and a checksum of every shard; written last: without it the store is unfinished
-      vocab/             the tokenizer folder it was made with, for export and for looking at samples
-      shard-00000.bin    header; token ids of all sentences, one after another; lengths of sentences; documents
-      shard-00001.bin    ...
+      manifest.json        what the store is, a checksum of every shard; written last: without it, unfinished
+      vocab/               the tokenizer folder it was made with, for export and for looking at samples
+      shard-00000-000.bin  header; token ids of all sentences, one after another; lengths of sentences; documents
+      shard-00000-001.bin  ... of the same unit of work; shard-00001-000.bin is the first of the next
 
 Inside a store every token has one number: its place in the shards laid end to end. Documents never cross a shard.
 """
@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ class Sections(NamedTuple):
     tokens: np.ndarray  # [T] uint16, or uint32 for vocabularies above 65,536 entries
     sentence_lengths: np.ndarray  # [S] uint16, tokens
     document_sentences: np.ndarray  # [D] uint32, sentences
-    document_sources: np.ndarray  # [D] uint16, index into manifest["sources"]
+    document_sources: np.ndarray  # [D] uint32, index into manifest["sources"]
     document_flags: np.ndarray  # [D] uint8, HELD_OUT
 
 
@@ -48,12 +49,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def _section_dtypes(token_bytes: int) -> tuple[np.dtype, ...]:
-    return tuple(np.dtype(kind) for kind in (f"<u{token_bytes}", "<u2", "<u4", "<u2", "u1"))
+    return tuple(np.dtype(kind) for kind in (f"<u{token_bytes}", "<u2", "<u4", "<u4", "u1"))
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard-{number:05d}.bin"
+def shard_name(unit: int, piece: int = 0) -> str:
+    """File name of a shard: the unit of work it comes from and its place among the shards of that unit."""
+    return f"shard-{unit:05d}-{piece:03d}.bin"
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -80,12 +81,12 @@ def write_shard(path: Path, sections: Sections, vocab_sha256: str) -> None:
     counts = (len(sections.tokens), len(sections.sentence_lengths), len(sections.document_sentences))
     header = HEADER.pack(MAGIC, FORMAT, token_bytes, bytes.fromhex(vocab_sha256), *counts)
 
-    def chunks() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes | memoryview]:
         yield header
         for array, dtype in zip(sections, _section_dtypes(token_bytes), strict=True):
-            content = np.ascontiguousarray(array, dtype).tobytes()
-            yield content
-            yield bytes(-len(content) % ALIGNMENT)
+            content = np.ascontiguousarray(array, dtype)
+            yield content.view(np.uint8).data
+            yield bytes(-content.nbytes % ALIGNMENT)
 
     write_whole(path, chunks())
 
@@ -108,15 +109,13 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
         raise InputError(f"{path} has format {version}, this version reads {FORMAT}; make the store again")
     if digest.hex() != vocab_sha256:
         raise InputError(f"{path} was made with tokenizer {digest.hex()[:12]}, not {vocab_sha256[:12]}")
-    arrays, start = [], HEADER.size
-    counts = (tokens, sentences, documents, documents, documents)
-    for dtype, count in zip(_section_dtypes(token_bytes), counts, strict=True):
-        stop = start + count * dtype.itemsize
-        arrays.append(raw[start:stop].view(dtype) if stop <= len(raw) else None)
-        start = stop + -stop % ALIGNMENT
-    if start != len(raw):
-        raise InputError(f"{path} has {len(raw)} bytes, its header says {start}; run data_prep/shard.py again")
-    return Sections(*arrays)
+    dtypes = _section_dtypes(token_bytes)
+    sizes = [n * d.itemsize for n, d in zip((tokens, sentences, documents, documents, documents), dtypes, strict=True)]
+    starts = list(accumulate((size + -size % ALIGNMENT for size in sizes), initial=HEADER.size))
+    if starts[-1] != len(raw):
+        raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run data_prep/shard.py again")
+    spans = zip(starts[:-1], sizes, dtypes, strict=True)
+    return Sections(*(raw[start : start + size].view(dtype) for start, size, dtype in spans))
 
 
 @dataclass(frozen=True)
