@@ -1,0 +1,156 @@
+"""What a run is: model presets, the command line, and its checks.
+
+TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not. The flags that fill "auto" in that JSON stand
+here too, since they are command line, and are passed on untouched.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from data_prep.cli import ROOT, InputError
+from data_prep.pairs import Objective
+from pretrain.ds_config import Flags
+from pretrain.schedule import Schedule
+
+Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
+
+
+class Shape(NamedTuple):
+    """Size of a BERT; heads have 64 dimensions, the feed-forward layer four times the hidden size."""
+
+    layers: int
+    hidden: int
+
+
+PRESETS: dict[str, Shape] = {  # Turc et al. 2019, table 1; Devlin et al. 2019
+    "bert-tiny": Shape(2, 128),
+    "bert-mini": Shape(4, 256),
+    "bert-small": Shape(4, 512),
+    "bert-medium": Shape(8, 512),
+    "bert-base": Shape(12, 768),
+    "bert-large": Shape(24, 1024),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One pretraining run."""
+
+    data: tuple[str, ...]
+    """token stores written by data_prep/shard.py: STORE or STORE:WEIGHT, the weight in passes an epoch (default 1)"""
+    out: Path
+    """run folder: config.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/"""
+    model: Preset | None = None
+    """size of a new model (this or --init_from)"""
+    init_from: Path | None = None
+    """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
+    ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
+    """DeepSpeed JSON; any value may be "auto", which the flags below fill"""
+    seq_len: int = 128
+    """tokens of a sample, [CLS] and [SEP] included"""
+    steps: int = 10_000
+    """optimizer steps, not micro-batches"""
+    seed: int = 0
+    """decides initial weights, samples, masks and dropout"""
+    dropout: float = 0.1
+    """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
+    objective: Objective = "nsp"
+    """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
+    schedule: Schedule = "linear"
+    """learning rate after the warm-up"""
+    warmup: float = 0.1
+    """rise of the learning rate: steps, or below 1 a share of --steps"""
+    eval_every: int = 500
+    """steps between evaluations on the held-out documents; 0: only at the end"""
+    eval_samples: int = 1024
+    """held-out samples of an evaluation, always the same; 0: no evaluation"""
+    save_every: int = 500
+    """steps between checkpoints; 0: only at the end"""
+    keep: int = 3
+    """newest checkpoints kept; 0: all"""
+    log_every: int = 10
+    """steps between lines of metrics"""
+    resume: str = "auto"
+    """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
+    dry_run: bool = False
+    """check everything, print the plan, train nothing"""
+
+    global_batch: int | None = None
+    """samples a step over all ranks (fills "auto"; default 256)"""
+    micro_batch: int | None = None
+    """samples a rank takes through the model at once (fills "auto")"""
+    lr: float | None = None
+    """peak learning rate (fills "auto"; default 1e-4)"""
+    weight_decay: float | None = None
+    """of weights, not of biases and LayerNorm (fills "auto"; default 0.01)"""
+    clip: float | None = None
+    """largest gradient norm, 0: no clipping (fills "auto"; default 1)"""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """(fills "auto"; default bf16 on a GPU, fp32 on a CPU)"""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """ZeRO stage (fills "auto"; default 1)"""
+    optimizer: Literal["adamw", "lamb"] | None = None
+    """(fills "auto"; default adamw)"""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("--data needs a token store; make one with data_prep/shard.py")
+        if (self.model is None) == (self.init_from is None):
+            raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps} must be 1 or more")
+        if self.seq_len < 8:
+            raise InputError(f"--seq_len {self.seq_len} has no room for two sentences; give 8 or more")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise InputError(f"--warmup {self.warmup:g} must lie in [0, --steps {self.steps})")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
+        if self.log_every < 1:
+            raise InputError(f"--log_every {self.log_every} must be 1 or more")
+        for name in ("eval_every", "eval_samples", "save_every", "keep", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} {getattr(self, name)} must be 0 or more")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps of the warm-up."""
+        return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+
+    @property
+    def flags(self) -> Flags:
+        """What the command line says about the DeepSpeed JSON."""
+        return Flags(*(getattr(self, name) for name in Flags._fields))
+
+    @property
+    def weighted_stores(self) -> list[tuple[Path, float]]:
+        """--data as (folder, passes an epoch).
+
+        Raises
+        ------
+        InputError: a weight that is not a number above 0.
+        """
+        return [_weighted(entry) for entry in self.data]
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values, for config.json."""
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _weighted(entry: str) -> tuple[Path, float]:
+    folder, colon, weight = entry.rpartition(":")
+    if not colon or Path(entry).exists():
+        return Path(entry), 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise InputError(f"--data {entry}: the weight {weight!r} must be a number above 0 (STORE:WEIGHT)")
+    return Path(folder), number
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,235 @@
+"""The DeepSpeed JSON of a run: read, completed from the command line, checked.
+
+    ds_configs/*.json, "auto" or absent values -> resolve(...) -> the dict that config.json records -> deepspeed.initialize
+
+The JSON owns what DeepSpeed consumes: batch sizes, optimizer and its hyper-parameters, precision, clipping, ZeRO. As in
+transformers' DeepSpeed integration "auto" means: from the command line. DeepSpeed itself does not know "auto" and accepts
+unknown keys silently, so both are settled here, before any rank starts to work.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError
+
+AUTO = "auto"
+# What one may write in the JSON: DeepSpeed 0.19.8's names (tests/test_ds_config.py compares), without those that would
+# contradict a decision of ours (REFUSED).
+TOP_LEVEL = frozenset(
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping optimizer bf16 fp16 "
+    "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer steps_per_print wall_clock_breakdown "
+    "memory_breakdown prescale_gradients gradient_predivide_factor gradient_allreduce_op communication_data_type "
+    "disable_allgather dump_state disable_python_gc activation_checkpointing comms_logger flops_profiler aio data_types "
+    "log_level timers seq_parallel_communication_data_type managed_gradient_accumulation compile".split()
+)
+REFUSED = {
+    "scheduler": "the learning rate belongs to --schedule and --warmup; remove the section",
+    "elasticity": "DeepSpeed 0.19 has none; checkpoints here resume at any world size without it; remove the section",
+    "curriculum_learning": "DeepSpeed 0.19 has none; remove the section",
+    "data_efficiency": "samples come from data_prep/pairs.py; remove the section",
+    "tensorboard": "every run writes RUN/tensorboard; remove the section",
+    "amp": "use bf16 or fp16",
+    "torch_autocast": "use bf16 or fp16",
+}
+FP16_KEYS = frozenset(
+    "enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis "
+    "min_loss_scale fp16_master_weights_and_grads".split()
+)
+BF16_KEYS = frozenset(
+    "enabled bf16_master_weights_and_grads bf16_optimizer_states check_grad_overflow immediate_grad_update".split()
+)
+ZERO_KEYS = frozenset(
+    "stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce allgather_partitions "
+    "allgather_bucket_size overlap_comm load_from_fp32_weights offload_param offload_optimizer sub_group_size "
+    "stage3_max_live_parameters stage3_max_reuse_distance stage3_prefetch_bucket_size "
+    "stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_gather_16bit_weights_on_model_save "
+    "stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params stage3_gather_fp16_weights_on_model_save "
+    "ignore_unused_parameters round_robin_gradients memory_efficient_linear allgather_sequential parameter_alignment "
+    "log_trace_cache_warnings enable_sanity_checks compute_grad_norm override_module_apply leaf_module".split()
+)
+SECTIONS = {"fp16": FP16_KEYS, "bf16": BF16_KEYS, "zero_optimization": ZERO_KEYS}
+# "auto" inside zero_optimization (transformers fills these three from the hidden size): DeepSpeed's own default is used.
+ZERO_AUTO = frozenset("reduce_bucket_size stage3_prefetch_bucket_size stage3_param_persistence_threshold".split())
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    # Defaults of an absent or "auto" hyper-parameter.
+    "adamw": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+}
+DEFAULT_GLOBAL_BATCH = 256
+MAX_DEFAULT_MICRO_BATCH = 32
+
+
+class Flags(NamedTuple):
+    """What the command line says about the values above; None: nothing."""
+
+    global_batch: int | None = None  # samples a step, over all ranks
+    micro_batch: int | None = None  # samples a rank takes through the model at once
+    lr: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None  # largest gradient norm, 0: no clipping
+    precision: str | None = None  # fp32, bf16, fp16
+    zero: int | None = None
+    optimizer: str | None = None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON and refuse names that neither DeepSpeed nor we know.
+
+    Raises
+    ------
+    InputError: no such file, not JSON, an unknown name.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"--ds_config {path}: {error.strerror}; ds_configs/ holds ready ones") from error
+    except ValueError as error:
+        raise InputError(f"--ds_config {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--ds_config {path} must hold a JSON object")
+    for key in content:
+        if key in REFUSED:
+            raise InputError(f"{path}: {key}: {REFUSED[key]}")
+    _check_names(path, "", content, TOP_LEVEL)
+    for section, known in SECTIONS.items():
+        _check_names(path, f"{section}.", content.get(section, {}), known)
+    _check_names(path, "optimizer.", content.get("optimizer", {}), frozenset({"type", "params"}))
+    return content
+
+
+def _check_names(path: Path, prefix: str, found: Any, known: frozenset[str]) -> None:
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {prefix.rstrip('.')} must be a JSON object, found {found!r}")
+    for key in found:
+        if key not in known:
+            raise InputError(f"{path}: unknown name {prefix}{key}; known: {', '.join(sorted(known))}")
+
+
+def resolve(path: Path, flags: Flags, world_size: int, default_precision: str) -> dict[str, Any]:
+    """The complete DeepSpeed settings of a run: no "auto", no absent batch size, optimizer, precision or stage.
+
+    Raises
+    ------
+    InputError: an unknown name, a flag that contradicts a fixed value, batches that ranks do not divide, 16 bit at
+        stage 0, an unsupported optimizer.
+    """
+    content = read(path)
+    settings = _Settings(path, content)
+    zero = content.get("zero_optimization", {})
+    zero["stage"] = settings.choose("zero_optimization.stage", "--zero", flags.zero, 1)
+    content["zero_optimization"] = {key: value for key, value in zero.items() if value != AUTO or key not in ZERO_AUTO}
+    _resolve_precision(settings, flags.precision, default_precision)
+    _resolve_batches(settings, flags, world_size)
+    content["optimizer"] = _resolve_optimizer(settings, flags)
+    content["gradient_clipping"] = settings.choose("gradient_clipping", "--clip", flags.clip, 1.0)
+    content["zero_allow_untested_optimizer"] = True  # our optimizers are not on DeepSpeed's list
+    content.setdefault("steps_per_print", 10**9)  # the console is meter.py's
+    _refuse_auto(path, "", content)
+    stage = content["zero_optimization"]["stage"]
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"{path}: ZeRO stage {stage!r}; choose 0, 1, 2 or 3")
+    if stage == 0 and precision_of(content) != "fp32":
+        raise InputError(
+            f"{path}: {precision_of(content)} with ZeRO stage 0 is broken in DeepSpeed 0.19.8 (gradients are divided by "
+            "a loss scale that was never applied); use --zero 1, also on one GPU, or --precision fp32"
+        )
+    return content
+
+
+def precision_of(settings: dict[str, Any]) -> str:
+    """fp32, bf16 or fp16, from resolved settings."""
+    return next((name for name in ("bf16", "fp16") if settings[name]["enabled"]), "fp32")
+
+
+class _Settings(NamedTuple):
+    path: Path
+    content: dict[str, Any]
+
+    def get(self, name: str) -> Any:
+        """The value at a dotted name; None where it is absent or "auto"."""
+        value: Any = self.content
+        for part in name.split("."):
+            value = value.get(part, AUTO) if isinstance(value, dict) else AUTO
+        return None if value == AUTO else value
+
+    def choose(self, name: str, flag: str, given: Any, default: Any) -> Any:
+        """The JSON's value, else the flag's, else the default; the first two may not differ."""
+        fixed = self.get(name)
+        if fixed is not None and given is not None and fixed != given:
+            raise InputError(
+                f"{flag} {given} contradicts {self.path}, where {name} is {fixed}; leave the flag out, or write "
+                f'"auto" there'
+            )
+        return fixed if fixed is not None else given if given is not None else default
+
+
+def _resolve_precision(settings: _Settings, flag: str | None, default: str) -> None:
+    fixed = [name for name in ("bf16", "fp16") if settings.get(f"{name}.enabled")]
+    open_choice = any(settings.get(f"{name}.enabled") is None for name in ("bf16", "fp16"))
+    if len(fixed) == 2:
+        raise InputError(f"{settings.path}: bf16 and fp16 are both enabled; enable one")
+    chosen = fixed[0] if fixed else (flag or default) if open_choice else "fp32"
+    if flag not in (None, chosen) or settings.get(f"{chosen}.enabled") is False:
+        raise InputError(
+            f'--precision {flag or chosen} contradicts {settings.path}; write "auto" for bf16 and fp16 there'
+        )
+    for name in ("bf16", "fp16"):
+        settings.content.setdefault(name, {})["enabled"] = name == chosen
+
+
+def _resolve_batches(settings: _Settings, flags: Flags, world_size: int) -> None:
+    micro = settings.choose("train_micro_batch_size_per_gpu", "--micro_batch", flags.micro_batch, None)
+    accumulation = settings.get("gradient_accumulation_steps")
+    product = micro * accumulation * world_size if micro and accumulation else None
+    total = settings.choose("train_batch_size", "--global_batch", flags.global_batch, product or DEFAULT_GLOBAL_BATCH)
+    for name, value in (("global batch", total), ("micro-batch", micro), ("accumulation", accumulation)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"{settings.path}: {name} {value!r} must be a whole number above 0")
+    if total % world_size:
+        raise InputError(
+            f"a global batch of {total} samples cannot be divided among {world_size} ranks; choose a multiple"
+        )
+    share = total // world_size
+    if micro is None:
+        micro = share // accumulation if accumulation else _largest_divisor(share, MAX_DEFAULT_MICRO_BATCH)
+    if micro < 1 or share % micro or (accumulation or share // micro) != share // micro:
+        raise InputError(
+            f"a global batch of {total} samples is not {world_size} ranks x micro-batch {micro} x accumulation "
+            f"{accumulation or share // micro or 1}; change --global_batch or --micro_batch"
+        )
+    settings.content["train_batch_size"] = total
+    settings.content["train_micro_batch_size_per_gpu"] = micro
+    settings.content["gradient_accumulation_steps"] = share // micro
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+
+
+def _resolve_optimizer(settings: _Settings, flags: Flags) -> dict[str, Any]:
+    written = settings.get("optimizer.type")
+    flag = flags.optimizer
+    kind = (written or flag or "adamw").lower()
+    if kind not in OPTIMIZERS:
+        raise InputError(f"{settings.path}: optimizer.type {written or flag}; known: {', '.join(OPTIMIZERS)}")
+    if flag is not None and flag != kind:
+        raise InputError(f"--optimizer {flag} contradicts {settings.path}, where optimizer.type is {written}")
+    defaults = OPTIMIZERS[kind]
+    params = settings.content.get("optimizer", {}).get("params", {})
+    _check_names(settings.path, "optimizer.params.", params, frozenset(defaults))
+    given = {"lr": ("--lr", flags.lr), "weight_decay": ("--weight_decay", flags.weight_decay)}
+    return {
+        "type": kind,
+        "params": {
+            name: settings.choose(f"optimizer.params.{name}", *given.get(name, ("", None)), default)
+            for name, default in defaults.items()
+        },
+    }
+
+
+def _refuse_auto(path: Path, prefix: str, content: dict[str, Any]) -> None:
+    for key, value in content.items():
+        if value == AUTO:
+            raise InputError(f'{path}: {prefix}{key} cannot be "auto"; write a value or remove the line')
+        if isinstance(value, dict):
+            _refuse_auto(path, f"{prefix}{key}.", value)

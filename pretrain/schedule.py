@@ -1,0 +1,28 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+from typing import Literal
+
+Schedule = Literal["linear", "poly", "cosine", "constant", "wsd"]
+POLY_POWER = 0.5  # NVIDIA's and bing_bert's BERT recipes with LAMB
+WSD_DECAY = 0.2  # share of the steps in which warmup-stable-decay falls (Hu et al. 2024: 10 to 20 %)
+
+
+def lr_multiplier(schedule: Schedule, step: int, warmup: int, total: int) -> float:
+    """Fraction of the peak learning rate in optimizer step `step` = 0 .. total - 1.
+
+    A linear rise over `warmup` steps that reaches the peak in step `warmup`, then the schedule, which would be 0 in step
+    `total`: no step is spent at 0.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    left = max(0.0, (total - step) / max(total - warmup, 1))  # 1 at the end of the warm-up, 0 at `total`
+    if schedule == "linear":
+        return left
+    if schedule == "poly":
+        return left**POLY_POWER
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (1 - left)))
+    if schedule == "wsd":
+        return min(1.0, max(0.0, total - step) / max(WSD_DECAY * total, 1))
+    return 1.0
