@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Pretrain a BERT from token stores, on one machine or many. A valid bash script and a valid Python program:
+#
+#   RANKS=2 bash launch/pretrain.sh --data STORE --out RUN --model bert-small        local ranks
+#   deepspeed --hostfile HOSTS launch/pretrain.sh --data STORE --out RUN --model bert-small
+#
+# It needs what to read, where to write, and what to train:
+#
+#   --data STORE[:WEIGHT] ...      token stores, made by data_prep/shard.py
+#   --out RUN                      the run's folder: checkpoints, metrics.jsonl, tensorboard, log.txt
+#   --model PRESET                 bert-tiny, bert-mini, bert-small, bert-medium, bert-base, bert-large
+#   or --init_from HF              a Hugging Face folder to start from
+#
+# Often wanted: --steps N --seq_len 128 --global_batch 256 --lr 1e-4 --precision bf16 --zero 1 --ds_config FILE.json;
+# `bash launch/pretrain.sh --help` lists everything. Running the same command again continues the run.
+#
+# As bash: RANKS is the number of local ranks (default: all GPUs, or 1 on CPU); DEEPSPEED_FLAGS="..." goes to the
+# launcher of DeepSpeed, whose exit code this is.
+
+# How it works: bash reads the next line as the command `:`, never comes past `exec`, and takes what follows for the
+# text of an unused here-document. Python reads from there to the closing quotes as one string (so no backslash and no
+# triple quote within), and goes on below it.
+''':'
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+if [[ $# -eq 0 ]]; then sed -nE '1d; /^#/!q; s/^# ?//p' "$here/pretrain.sh" >&2; exit 2; fi
+if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]*$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks" >&2; exit 2; fi
+
+if ! command -v deepspeed > /dev/null; then
+    export PATH="$here/../.venv/bin:$PATH"
+    command -v deepspeed > /dev/null || { echo "error: no deepspeed; run first: bash launch/setup.sh" >&2; exit 1; }
+fi
+python=$(dirname "$(command -v deepspeed)")/python
+[[ -x $python ]] || python=python3
+for argument in "$@"; do
+    case $argument in -h | --help) exec "$python" "$here/pretrain.sh" --help ;; esac
+done
+
+# Asking torch takes seconds, so it is asked only where there may be a GPU at all.
+gpus=0
+if [[ ${DS_ACCELERATOR:-cuda} == cuda ]] && compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null; then
+    gpus=$("$python" -c "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)")
+fi
+
+# On a cluster the hostfile decides about ranks, and the port is the one that the firewall lets through.
+flags="--log_level error"
+if [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]]; then
+    free_port="import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
+    flags+=" --master_port $("$python" -c "$free_port")"
+    if [[ $gpus -eq 0 ]]; then
+        flags+=" --num_gpus ${RANKS:-1}"
+        threads=$(($(nproc) / ${RANKS:-1}))
+        export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads ? threads : 1))}
+    elif [[ ${RANKS:-0} -gt $gpus ]]; then
+        echo "error: RANKS=$RANKS, but torch sees $gpus GPU; to train without them: DS_ACCELERATOR=cpu" >&2
+        exit 2
+    elif [[ -n ${RANKS-} && -n ${CUDA_VISIBLE_DEVICES-} ]]; then
+        # With --num_gpus DeepSpeed would forget which devices were asked for, and take the first ones.
+        export CUDA_VISIBLE_DEVICES=$(cut -d, -f "1-$RANKS" <<< "$CUDA_VISIBLE_DEVICES")
+    elif [[ -n ${RANKS-} ]]; then
+        flags+=" --num_gpus $RANKS"
+    fi
+fi
+# Where a flag stands twice the last one counts: the user overrides all of ours.
+exec deepspeed $flags ${DEEPSPEED_FLAGS-} "$here/pretrain.sh" "$@"
+: << "# end"
+'''
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RANK = int(os.environ.get("RANK", 0))
+
+
+def usage() -> str:
+    """The comment at the head of this file."""
+    lines = Path(__file__).read_text().splitlines()[1:]
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[: lines.index("")])
+
+
+def settle_on_cpu() -> None:
+    """Without a GPU: say so to DeepSpeed, and share the cores among the ranks instead of all ranks taking all."""
+    import torch
+
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", 1))))
+
+
+def main() -> None:
+    # The launcher puts --local_rank=N before our arguments; LOCAL_RANK says the same.
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
+    if not arguments:
+        if RANK == 0:
+            print(usage(), file=sys.stderr)
+        sys.exit(2)
+    sys.path[0] = str(ROOT)  # in place of launch/, which is no package
+    import data_prep.cli  # noqa: F401  goes on in .venv where this Python lacks the packages
+
+    settle_on_cpu()
+    from pretrain.train import main as train
+
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()
+# end
