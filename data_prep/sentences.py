@@ -1,0 +1,123 @@
+"""Text to sentences: one compiled expression finds the stops, a few rules decide which of them end a sentence.
+
+    split = splitter("en")
+    split("Mr. Pym left. Nobody saw him!")  ->  ["Mr. Pym left.", "Nobody saw him!"]
+
+For BERT a sentence is a unit to pack, cut and pair, so speed and sameness matter more than the last per cent of a
+grammarian's judgement: no model, no state, the same answer everywhere. A paragraph break (a blank line) always ends a
+sentence; a single line break is a space. Chinese, Japanese, Arabic, Urdu and Hindi stops need no space after them;
+a Latin stop needs one, and must not be followed by a lower-case letter. Abbreviations are known for the languages in
+`RULES`; every other language gets what is common to all of them.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+VERSION = 1  # counts changes of behaviour; one of the settings of a store
+
+# One set of characters at the start lets the expression's search run in C over everything that is not a stop.
+_STOP = re.compile(r"""[.!?…。！？｡؟۔।॥]+["'”’»)\]」』》〉）】]*""")
+_NEXT = re.compile(r"""\s+["'“‘«„(\[¿¡]*(\w+|\S)""")
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_WIDE = frozenset("。！？｡؟۔।॥")  # stops that end a sentence wherever they stand
+_OPENING = "\"'“‘«„([—–-"
+
+
+class Rules(NamedTuple):
+    """What a dot after a word means in one language. Words are lower case, without their last dot."""
+
+    never: frozenset[str] = frozenset()  # does not end a sentence: Mr. Pym
+    numbered: frozenset[str] = frozenset()  # does not before a number: No. 5
+    seldom: frozenset[str] = frozenset()  # does only before one of `starters`: Smith & Co. The ...
+    starters: frozenset[str] = frozenset()
+    ordinals: bool = False  # "am 3. Mai": a dot after one or two digits is no stop
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+COMMON = Rules()
+RULES = {
+    "en": Rules(
+        never=_words(
+            "mr mrs ms messrs mm mme mlle dr prof rev revd hon st ste gen col capt lt maj sgt cmdr adm gov sen rep pres "
+            "supt mt ft vs viz cf approx dept eg ie ca bp abp"
+        ),
+        numbered=_words(
+            "no nos p pp vol vols ch chap sec sect fig figs eq art bk pt l ll v vv "
+            "jan feb mar apr jun jul aug sep sept oct nov dec"
+        ),
+        seldom=_words("inc ltd co corp bros jr sr etc al esq ed eds op cit ibid a.m p.m"),
+        starters=_words(
+            "the a an he she it we they i you this that these those there his her their our my its in on at by from "
+            "with of for to as if when while after before since but and or so yet however then thus what who where why "
+            "how not no yes all some many most one here now"
+        ),
+    ),
+    "de": Rules(
+        never=_words(
+            "dr prof hr fr frl st hl bzw vgl ca evtl geb gest ggf inkl exkl sog mag dipl ing z.b z. u.a d.h d. u. o.ä "
+            "i.d.r v.a mr mme mlle"
+        ),
+        numbered=_words("nr s bd abs art kap abb tab aufl"),
+        seldom=_words("usw etc jr sen str tel co"),
+        starters=_words("der die das er sie es wir ich ihr und aber da wenn als in im am auf mit nach ein eine so"),
+        ordinals=True,
+    ),
+    "ru": Rules(never=_words("г гг т.е т.д т.п ул им проф др стр рис см"), numbered=_words("с ст п гл")),
+}
+
+
+def splitter(lang: str) -> Callable[[str], list[str]]:
+    """The function that cuts a text into sentences, none of them empty, in the language of a two-letter code."""
+    rules = RULES.get(lang, COMMON)
+
+    def split(text: str) -> list[str]:
+        sentences: list[str] = []
+        for paragraph in _PARAGRAPH.split(text) if "\n" in text else (text,):
+            _split_paragraph(paragraph.replace("\n", " "), rules, sentences)
+        return sentences
+
+    return split
+
+
+def _split_paragraph(text: str, rules: Rules, sentences: list[str]) -> None:
+    begin = 0
+    for stop in _STOP.finditer(text):
+        if _ends_sentence(text, begin, stop, rules):
+            sentences.append(text[begin : stop.end()].strip())
+            begin = stop.end()
+    if rest := text[begin:].strip():
+        sentences.append(rest)
+
+
+def _ends_sentence(text: str, begin: int, stop: re.Match[str], rules: Rules) -> bool:
+    start, end = stop.span()
+    if text[start] in _WIDE:
+        return True
+    following = _NEXT.match(text, end)
+    if following is None:  # the end of the paragraph, or no space after the stop: 3.14, example.org
+        return end == len(text)
+    word = following[1]
+    if word[0].islower() or word[0] in _OPENING:
+        return False
+    return text[start] != "." or end - start != 1 or _dot_ends_sentence(text[begin:start], word, rules)
+
+
+def _dot_ends_sentence(sentence: str, following: str, rules: Rules) -> bool:
+    """Whether a single dot after `sentence` ends it, the next word being `following`."""
+    word = sentence[sentence.rfind(" ") + 1 :].lstrip(_OPENING)
+    if word.isdigit():  # "12. Of the ..." numbers what follows
+        return len(word) != len(sentence.strip()) and not (rules.ordinals and len(word) <= 2)
+    if len(word) == 1 and word.isupper() and word != "I":  # an initial: J. Austen
+        return False
+    lower = word.lower()
+    if lower in rules.never:
+        return False
+    if lower in rules.numbered:
+        return not following[0].isdigit()
+    if lower in rules.seldom or "." in word:  # "U.S. Army" goes on, "in the U.S. The ..." does not
+        return following.lower() in rules.starters
+    return True
