@@ -165,12 +165,12 @@ class Picked(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The samples of one pass over one store that an epoch uses: positions [first, first + count) of its shuffle."""
+    """The samples of one pass over one store that an epoch uses: positions [first, first + size) of its shuffle."""
 
     store: int
     pass_number: int
     first: int
-    count: int
+    size: int
     samples: np.ndarray
 
 
@@ -186,13 +186,13 @@ class Epoch(NamedTuple):
         """The samples at these positions [N] of the epoch's order."""
         place = permute(positions, self.size, int(draw(self.seed, self.number, _ORDER)[0]))
         picked = Picked(np.empty(len(place), np.int64), np.empty(len(place), np.uint64), np.empty(len(place), SAMPLE))
-        bounds = np.cumsum([part.count for part in self.parts])
+        bounds = np.cumsum([part.size for part in self.parts])
         owner = np.searchsorted(bounds, place, side="right")
         for number, part in enumerate(self.parts):
             rows = np.flatnonzero(owner == number)
             if not len(rows):
                 continue
-            within = place[rows] - (bounds[number] - part.count) + part.first
+            within = place[rows] - (bounds[number] - part.size) + part.first
             shuffle = int(draw(self.seed, part.store, part.pass_number, _STORE)[0])
             sample = permute(within, len(part.samples), shuffle)
             picked.store[rows] = part.store
@@ -238,7 +238,7 @@ class Mixture:
                 parts.append(_Part(store, pass_number, first, last - first, samples))
         # The next epoch may begin with what is left of a pass; older passes never come back.
         self._passes = {key: self._passes[key] for key in {(part.store, part.pass_number) for part in parts}}
-        return Epoch(tuple(parts), sum(part.count for part in parts), self.seed, number)
+        return Epoch(tuple(parts), sum(part.size for part in parts), self.seed, number)
 
     def _samples(self, store: int, pass_number: int) -> np.ndarray:
         key = (store, pass_number)

@@ -1,7 +1,7 @@
 """What a run is: model presets, the command line, and its checks.
 
-TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not. The flags that fill "auto" in that JSON stand
-here too, since they are command line, and are passed on untouched.
+TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not. The flags that fill "auto" in that JSON
+stand here too, since they are command line, and are passed on untouched.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
 """The DeepSpeed JSON of a run: read, completed from the command line, checked.
 
-    ds_configs/*.json, "auto" or absent values -> resolve(...) -> the dict that config.json records -> deepspeed.initialize
+    ds_configs/*.json -> resolve(...) -> the complete dict that config.json records and deepspeed.initialize gets
 
-The JSON owns what DeepSpeed consumes: batch sizes, optimizer and its hyper-parameters, precision, clipping, ZeRO. As in
-transformers' DeepSpeed integration "auto" means: from the command line. DeepSpeed itself does not know "auto" and accepts
-unknown keys silently, so both are settled here, before any rank starts to work.
+The JSON owns what DeepSpeed consumes: batch sizes, optimizer and its hyper-parameters, precision, clipping, ZeRO. As
+in transformers' DeepSpeed integration "auto", or nothing, means: from the command line. DeepSpeed itself does not know
+"auto" and accepts unknown keys silently, so both are settled here, before any rank starts to work.
 """
 
 import json
@@ -20,7 +20,8 @@ TOP_LEVEL = frozenset(
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping optimizer bf16 fp16 "
     "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer steps_per_print wall_clock_breakdown "
     "memory_breakdown prescale_gradients gradient_predivide_factor gradient_allreduce_op communication_data_type "
-    "disable_allgather dump_state disable_python_gc activation_checkpointing comms_logger flops_profiler aio data_types "
+    "disable_allgather dump_state disable_python_gc activation_checkpointing comms_logger flops_profiler aio "
+    "data_types "
     "log_level timers seq_parallel_communication_data_type managed_gradient_accumulation compile".split()
 )
 REFUSED = {
@@ -43,13 +44,15 @@ ZERO_KEYS = frozenset(
     "stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce allgather_partitions "
     "allgather_bucket_size overlap_comm load_from_fp32_weights offload_param offload_optimizer sub_group_size "
     "stage3_max_live_parameters stage3_max_reuse_distance stage3_prefetch_bucket_size "
-    "stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_gather_16bit_weights_on_model_save "
-    "stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params stage3_gather_fp16_weights_on_model_save "
+    "stage3_param_persistence_threshold stage3_model_persistence_threshold "
+    "stage3_gather_16bit_weights_on_model_save "
+    "stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params "
+    "stage3_gather_fp16_weights_on_model_save "
     "ignore_unused_parameters round_robin_gradients memory_efficient_linear allgather_sequential parameter_alignment "
     "log_trace_cache_warnings enable_sanity_checks compute_grad_norm override_module_apply leaf_module".split()
 )
 SECTIONS = {"fp16": FP16_KEYS, "bf16": BF16_KEYS, "zero_optimization": ZERO_KEYS}
-# "auto" inside zero_optimization (transformers fills these three from the hidden size): DeepSpeed's own default is used.
+# Where transformers derives "auto" from the hidden size, DeepSpeed's own default is used.
 ZERO_AUTO = frozenset("reduce_bucket_size stage3_prefetch_bucket_size stage3_param_persistence_threshold".split())
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     # Defaults of an absent or "auto" hyper-parameter.
@@ -130,8 +133,8 @@ def resolve(path: Path, flags: Flags, world_size: int, default_precision: str) -
         raise InputError(f"{path}: ZeRO stage {stage!r}; choose 0, 1, 2 or 3")
     if stage == 0 and precision_of(content) != "fp32":
         raise InputError(
-            f"{path}: {precision_of(content)} with ZeRO stage 0 is broken in DeepSpeed 0.19.8 (gradients are divided by "
-            "a loss scale that was never applied); use --zero 1, also on one GPU, or --precision fp32"
+            f"{path}: {precision_of(content)} with ZeRO stage 0 is broken in DeepSpeed 0.19.8 (gradients are divided "
+            "by a loss scale that was never applied); use --zero 1, also on one GPU, or --precision fp32"
         )
     return content
 

@@ -11,8 +11,8 @@ WSD_DECAY = 0.2  # share of the steps in which warmup-stable-decay falls (Hu et 
 def lr_multiplier(schedule: Schedule, step: int, warmup: int, total: int) -> float:
     """Fraction of the peak learning rate in optimizer step `step` = 0 .. total - 1.
 
-    A linear rise over `warmup` steps that reaches the peak in step `warmup`, then the schedule, which would be 0 in step
-    `total`: no step is spent at 0.
+    A linear rise over `warmup` steps that reaches the peak in step `warmup`, then the schedule, which would be 0 in
+    step `total`: no step is spent at 0.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,0 +1,202 @@
+"""The batches of a run: which samples each rank sees in each step, as padding-free tensors.
+
+    stores, Position -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
+
+A step takes the next `global_batch` samples of the stream; epochs follow one another without a gap. Micro-batch m of rank
+r holds samples (m * world + r) * micro_batch onwards of the step, so the union over ranks and micro-batches, and with the
+losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each rank counts
+the whole step from the index alone. Position is all that resume needs, at any world size.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from data_prep.masking import Masking, mask_counts, mask_tokens
+from data_prep.pairs import Epoch, Mixture, Picked, assemble
+from data_prep.store import Store
+from pretrain.attention import Layout
+from pretrain.model import IGNORED, Batch
+
+Item = TypeVar("Item")
+WINDOW = 1 << 14  # samples looked up at once: the shuffle is slow on small calls
+AHEAD = 4  # micro-batches made in advance
+
+
+class Position(NamedTuple):
+    """Where the stream goes on: the next sample is number `sample` of epoch `epoch`."""
+
+    epoch: int = 0
+    sample: int = 0
+
+
+class StepCounts(NamedTuple):
+    """What a whole step holds, over all ranks."""
+
+    samples: int
+    masked: int  # tokens to predict
+    pairs: int  # samples with a sentence-pair label
+    tokens: int
+    slots: int  # tokens a padded batch would hold
+    end: Position  # where the next step begins
+
+
+class MicroBatch(NamedTuple):
+    """This rank's share of a step, one micro-batch of it."""
+
+    batch: Batch
+    step: StepCounts
+
+
+class SampleStream:
+    """The samples of a mixture one after another, epoch after epoch."""
+
+    def __init__(self, mixture: Mixture, position: Position):
+        self.mixture, self.position = mixture, position
+        self._epoch: Epoch = mixture.epoch(position.epoch)
+        self._window: Picked | None = None
+        self._window_start = 0
+
+    def take(self, count: int) -> Picked:
+        """The next `count` samples; moves `position`."""
+        parts = []
+        while count:
+            part = self._within_window(count)
+            parts.append(part)
+            count -= len(part.samples)
+        return Picked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def _within_window(self, count: int) -> Picked:
+        epoch, sample = self.position
+        if sample >= self._epoch.size:
+            epoch, sample = epoch + 1, 0
+            self._epoch, self._window = self.mixture.epoch(epoch), None
+        if self._window is None or sample - self._window_start >= len(self._window.samples):
+            stop = min(sample + WINDOW, self._epoch.size)
+            self._window, self._window_start = self._epoch.look_up(np.arange(sample, stop)), sample
+        first = sample - self._window_start
+        part = Picked(*(column[first : first + count] for column in self._window))
+        self.position = Position(epoch, sample + len(part.samples))
+        return part
+
+
+def feed(
+    stream: SampleStream, masking: Masking, global_batch: int, micro_batch: int, rank: int, world: int
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches for ever: global_batch / (micro_batch * world) of them make a step."""
+    seq_len = stream.mixture.seq_len
+    while True:
+        picked = stream.take(global_batch)
+        counts = _count(picked, masking, seq_len, stream.position)
+        for start in range(rank * micro_batch, global_batch, world * micro_batch):
+            share = Picked(*(column[start : start + micro_batch] for column in picked))
+            yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts)
+
+
+def _count(picked: Picked, masking: Masking, seq_len: int, end: Position) -> StepCounts:
+    a, b = picked.samples["a_length"].astype(np.int64), picked.samples["b_length"].astype(np.int64)
+    specials = np.where(b > 0, 3, 2)
+    lengths = a + b + specials
+    masked = mask_counts(lengths, specials, masking.rate)
+    return StepCounts(len(a), int(masked.sum()), int((b > 0).sum()), int(lengths.sum()), len(lengths) * seq_len, end)
+
+
+def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> Batch:
+    """Read, assemble and mask samples; the longest first, so that attention meets equal lengths in one run."""
+    order = np.argsort(-(picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]), kind="stable")
+    picked = Picked(*(column[order] for column in picked))
+    ids, token_types, is_special, lengths = assemble(stores, picked)
+    input_ids, masked_rows, labels = mask_tokens(
+        ids, is_special, lengths, picked.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking
+    )
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    kept_rows = np.sort(np.concatenate([cu_seqlens[:-1], masked_rows]))
+    kept_before = np.searchsorted(kept_rows, cu_seqlens)
+    positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
+    nsp_labels = np.where(picked.samples["b_length"] > 0, picked.samples["label"].astype(np.int64), IGNORED)
+    return Batch(
+        *(
+            torch.from_numpy(array)
+            for array in (
+                input_ids,
+                token_types,
+                positions,
+                kept_rows,
+                np.searchsorted(kept_rows, masked_rows),
+                kept_before[:-1],
+                labels,
+                nsp_labels,
+            )
+        ),
+        layout=_layout(cu_seqlens),
+        kept_layout=_layout(kept_before),
+    )
+
+
+def _layout(cu_seqlens: np.ndarray) -> Layout:
+    return Layout(tuple(np.diff(cu_seqlens).tolist()), torch.from_numpy(cu_seqlens.astype(np.int32)))
+
+
+class Evaluation(NamedTuple):
+    """A fixed set of held-out samples in fixed batches, dealt to ranks in turn; the same at any world size."""
+
+    batches: list[tuple[int, Batch]]  # this rank's, each with its number
+    batch_count: int  # over all ranks
+    masked: int  # tokens to predict, over all ranks
+    pairs: int  # samples with a sentence-pair label, over all ranks
+
+    @classmethod
+    def of(cls, mixture: Mixture, samples: int, batch_size: int, rank: int, world: int) -> "Evaluation":
+        """Choose up to `samples` of the mixture's first epoch."""
+        epoch = mixture.epoch(0)
+        picked = epoch.look_up(np.arange(min(samples, epoch.size)))
+        counts = _count(picked, Masking(), mixture.seq_len, Position())
+        starts = range(0, counts.samples, batch_size)
+        batches = [
+            (number, make_batch(mixture.stores, Picked(*(c[start : start + batch_size] for c in picked)), Masking()))
+            for number, start in enumerate(starts)
+            if number % world == rank
+        ]
+        return cls(batches, len(starts), counts.masked, counts.pairs)
+
+
+def prefetch(items: Iterator[Item], ahead: int = AHEAD) -> Iterator[Item]:
+    """The same items, made by a thread up to `ahead` in advance. An error in the thread is raised here.
+
+    Closing the result, or dropping it, ends the thread.
+    """
+    made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not _put(made, (item, None), stop):
+                    return
+        except BaseException as error:  # handed over, not handled
+            _put(made, (None, error), stop)
+
+    threading.Thread(target=work, daemon=True, name="prefetch").start()
+    try:
+        while True:
+            item, error = made.get()
+            if error is not None:
+                raise error
+            assert item is not None
+            yield item
+    finally:
+        stop.set()
+
+
+def _put(made: queue.Queue, entry: tuple, stop: threading.Event) -> bool:
+    while not stop.is_set():
+        try:
+            made.put(entry, timeout=0.5)
+        except queue.Full:
+            continue
+        return True
+    return False

@@ -1,0 +1,214 @@
+"""BERT for pretraining: transformers' BertForPreTraining, driven padding-free.
+
+    build(preset or HF folder) -> BertForPreTraining -> Pretrainer(model)(batch) -> Losses
+
+transformers' own modules do the arithmetic, so any BERT folder can be continued and export needs no table of names;
+what is saved is work that changes nothing: no padding, the language-model head on masked rows only, and in the last
+layer queries and feed-forward for the rows that a head looks at. docs/design.md has the measurements.
+
+The vocabulary is padded inside the model to a multiple of 64 for the sake of matrix kernels. Padding entries have an
+embedding of 0 and an output bias of -1e4, so their probability and their gradient are exactly 0 and the loss is that of
+the unpadded model.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import BertConfig, BertForPreTraining
+from transformers.models.bert.modeling_bert import BertLayer
+
+from data_prep.cli import InputError, say
+from pretrain.attention import IMPLEMENTATION, Layout, attend
+from pretrain.config import PRESETS, Preset
+
+VOCAB_MULTIPLE = 64
+PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
+MAX_POSITIONS = 512
+IGNORED = -100  # nsp label of a sample without a second segment
+
+
+class Batch(NamedTuple):
+    """One micro-batch of B samples end to end. T tokens, M masked tokens, K = M + B rows that a head looks at."""
+
+    input_ids: Tensor  # [T] int64
+    token_types: Tensor  # [T] int64, 0 in segment A, 1 in segment B
+    positions: Tensor  # [T] int64, position in the sample
+    kept_rows: Tensor  # [K] int64, masked and [CLS] rows, ascending
+    mlm_places: Tensor  # [M] int64, places of the masked rows among the kept
+    cls_places: Tensor  # [B] int64, places of the [CLS] rows among the kept
+    mlm_labels: Tensor  # [M] int64, true ids
+    nsp_labels: Tensor  # [B] int64, 1 if B is random, IGNORED without a B
+    layout: Layout  # of all rows
+    kept_layout: Layout  # of the kept rows
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to a device, without waiting where the host memory is pinned."""
+        return Batch(*(field.to(device, non_blocking=True) for field in self))  # type: ignore[arg-type]
+
+
+class Losses(NamedTuple):
+    """Sums over a micro-batch, float32 scalars; the caller divides by the counts of the whole step."""
+
+    mlm: Tensor  # nats
+    nsp: Tensor  # nats
+    mlm_correct: Tensor
+    nsp_correct: Tensor
+
+
+class Pretrainer(nn.Module):
+    """The module that DeepSpeed wraps: a batch in, losses out."""
+
+    def __init__(self, model: BertForPreTraining):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Losses:
+        kept = encode(self.model, batch)
+        heads = self.model.cls
+        logits = heads.predictions(kept[batch.mlm_places]).float()
+        pooler: nn.Module = self.model.bert.pooler  # type: ignore[assignment]  # None only where it is left out
+        pooled = pooler(kept[batch.cls_places, None])
+        relation = heads.seq_relationship(pooled).float()
+        return Losses(
+            cross_entropy(logits, batch.mlm_labels, reduction="sum"),
+            cross_entropy(relation, batch.nsp_labels, reduction="sum", ignore_index=IGNORED),
+            (logits.detach().argmax(-1) == batch.mlm_labels).sum().float(),
+            (relation.detach().argmax(-1) == batch.nsp_labels).sum().float(),
+        )
+
+
+def encode(model: BertForPreTraining, batch: Batch) -> Tensor:
+    """The encoder's output at the kept rows, [K, hidden].
+
+    Only modules are called, never their weights: under ZeRO-3 a weight exists only inside its module's forward.
+    """
+    hidden = model.bert.embeddings(
+        input_ids=batch.input_ids[None], token_type_ids=batch.token_types[None], position_ids=batch.positions[None]
+    )
+    *layers, last = cast(Iterable[BertLayer], model.bert.encoder.layer)
+    for layer in layers:
+        hidden = layer(hidden, None, layout=batch.layout)
+    return _last_layer(last, hidden[0], batch)
+
+
+def _last_layer(layer: BertLayer, hidden: Tensor, batch: Batch) -> Tensor:
+    """A BertLayer for the kept rows only: keys and values come from all rows, everything else from the kept ones."""
+    attention: Any = layer.attention.self
+    shape = (-1, attention.num_attention_heads, attention.attention_head_size)
+    kept = hidden[batch.kept_rows]
+    mixed = attend(
+        attention.query(kept).view(shape),
+        attention.key(hidden).view(shape),
+        attention.value(hidden).view(shape),
+        batch.kept_layout,
+        batch.layout,
+        attention.scaling,
+    )
+    return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(1), kept))
+
+
+def build(
+    preset: Preset | None, init_from: Path | None, vocab_size: int, dropout: float, seed: int, needs_nsp: bool
+) -> BertForPreTraining:
+    """A new or an existing BERT in float32, its vocabulary padded; weights are a function of the arguments alone.
+
+    Raises
+    ------
+    InputError: `init_from` is not a usable BERT folder, or its vocabulary has another size.
+    """
+    torch.manual_seed(seed)
+    if preset is not None:
+        model = BertForPreTraining(preset_config(preset, vocab_size, dropout))
+    else:
+        assert init_from is not None
+        model = _load(init_from, vocab_size, dropout, needs_nsp)
+    model.set_attn_implementation(IMPLEMENTATION)
+    _pad_vocabulary(model, vocab_size)
+    return model
+
+
+def preset_config(preset: Preset, vocab_size: int, dropout: float) -> BertConfig:
+    """transformers' configuration of a preset, the vocabulary as it is."""
+    layers, hidden = PRESETS[preset]
+    return BertConfig(
+        vocab_size=vocab_size,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=0.0,
+        max_position_embeddings=MAX_POSITIONS,
+    )
+
+
+def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool) -> BertForPreTraining:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
+    if not list(folder.glob("*.safetensors")):
+        raise InputError(
+            f"--init_from {folder} has no .safetensors weights; pickled ones are not read, convert them first"
+        )
+    config = BertConfig.from_pretrained(folder)
+    if config.model_type != "bert":
+        raise InputError(
+            f"--init_from {folder} is a {config.model_type!r} model; only post-LayerNorm BERT is supported"
+        )
+    if config.vocab_size != vocab_size:
+        raise InputError(
+            f"--init_from {folder} has {config.vocab_size} vocabulary entries, the store {vocab_size}; "
+            f"make the store with this folder's tokenizer"
+        )
+    config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
+    loaded: Any = BertForPreTraining.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    model, report = loaded  # a pair, with output_loading_info
+    _report_missing(folder, set(report["missing_keys"]), {key[0] for key in report["mismatched_keys"]}, needs_nsp)
+    return model
+
+
+def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs_nsp: bool) -> None:
+    """Say which heads begin at random; an encoder with a hole is no checkpoint to continue."""
+    nsp = {key for key in missing if key.startswith(("cls.seq_relationship.", "bert.pooler."))}
+    mlm = {key for key in missing if key.startswith("cls.predictions.")}
+    if other := sorted(missing - nsp - mlm) + sorted(mismatched):
+        raise InputError(f"--init_from {folder} lacks {', '.join(other[:4])} ({len(other)} tensors in all)")
+    if mlm:
+        say(f"{folder} has no language-model head; it begins at random: {', '.join(sorted(mlm))}")
+    if nsp and needs_nsp:
+        say(
+            f"{folder} has no next-sentence head; it begins at random: {', '.join(sorted(nsp))} "
+            "(--objective mlm trains without it)"
+        )
+
+
+@torch.no_grad()
+def _pad_vocabulary(model: BertForPreTraining, vocab_size: int) -> None:
+    model.resize_token_embeddings(vocab_size, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
+    model.bert.embeddings.word_embeddings.weight[vocab_size:] = 0.0
+    model.cls.predictions.bias[vocab_size:] = PADDING_BIAS
+
+
+def unpadded(name: str, tensor: Tensor, vocab_size: int) -> Tensor:
+    """A parameter as it is exported: without the rows that pad the vocabulary."""
+    padded = {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"}
+    return tensor[:vocab_size] if name in padded else tensor
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups for the optimizer: matrices and embeddings decay; biases and LayerNorm do not (Devlin et al. 2019)."""
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (plain if name.endswith(".bias") or "LayerNorm" in name else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
