@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Text to sentences: one compiled expression finds the stops, a few rules decide which of them end a sentence.
 
     split = splitter("en")
@@ -20,6 +21,7 @@ VERSION = 1  # counts changes of behaviour; one of the settings of a store
 _STOP = re.compile(r"""[.!?…。！？｡؟۔।॥]+["'”’»)\]」』》〉）】]*""")
 _NEXT = re.compile(r"""\s+["'“‘«„(\[¿¡]*(\w+|\S)""")
 _PARAGRAPH = re.compile(r"\n\s*\n")
+_AT_LINE_END = re.compile(r"""[.!?…:;。！？｡؟۔।॥]["'”’»)\]」』》〉）】]*\s*$""")
 _WIDE = frozenset("。！？｡؟۔।॥")  # stops that end a sentence wherever they stand
 _OPENING = "\"'“‘«„([—–-"
 
@@ -42,8 +44,8 @@ COMMON = Rules()
 RULES = {
     "en": Rules(
         never=_words(
-            "mr mrs ms messrs mm mme mlle dr prof rev revd hon st ste gen col capt lt maj sgt cmdr adm gov sen rep pres "
-            "supt mt ft vs viz cf approx dept eg ie ca bp abp"
+            "mr mrs ms messrs mm mme mlle dr prof rev revd hon st ste gen col capt lt maj sgt cmdr adm gov sen rep "
+            "pres supt mt ft vs viz cf approx dept eg ie ca bp abp"
         ),
         numbered=_words(
             "no nos p pp vol vols ch chap sec sect fig figs eq art bk pt l ll v vv "
@@ -121,3 +123,19 @@ def _dot_ends_sentence(sentence: str, following: str, rules: Rules) -> bool:
     if lower in rules.seldom or "." in word:  # "U.S. Army" goes on, "in the U.S. The ..." does not
         return following.lower() in rules.starters
     return True
+
+
+def looks_like_lines(lines: list[str]) -> bool:
+    """Whether a text's first lines are one sentence each, with blank lines between documents, rather than prose.
+
+    Prose has lines that stop in the middle of a sentence (wrapped), or many sentences a line (paragraphs), or a blank
+    line after every line.
+    """
+    filled = [line for line in lines if line.strip()]
+    if not filled:
+        return False
+    blocks = sum(1 for before, line in zip(["", *lines], lines, strict=False) if line.strip() and not before.strip())
+    ended = sum(1 for line in filled if _AT_LINE_END.search(line)) / len(filled)
+    split = splitter("en")
+    sentences = sum(len(split(line)) for line in filled) / len(filled)
+    return ended > 0.5 and sentences < 1.5 and len(filled) > 1.5 * blocks
