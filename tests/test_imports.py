@@ -1,0 +1,208 @@
+"""The import rules of the project, read from the source by ast: nothing is imported, no file is left out.
+
+1. data_prep needs no torch, and never knows pretrain; `datasets` and `mpi4py` only inside the function that needs them.
+2. pretrain reads stores, pairs and masks of data_prep, and shares its command line and whole-file helpers.
+3. DeepSpeed is named where training happens, and nowhere else in the packages.
+4. Fine-tuning and predicting see a Hugging Face folder only: proof that the export stands alone.
+5. __init__.py files are empty; private names stay in their file; no module is called like someone else's.
+"""
+
+import ast
+import graphlib
+import importlib.metadata
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("data_prep", "pretrain")
+FOLDERS = (*PACKAGES, "launch", "benchmarks", "tests")
+FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+FROM_DATA_PREP = {"data_prep.store", "data_prep.pairs", "data_prep.masking", "data_prep.cli", "data_prep.files"}
+NAMES_DEEPSPEED = {"pretrain.train", "pretrain.partition", "pretrain.checkpoint"}
+STANDS_ALONE = {"pretrain.finetune", "pretrain.predict"}
+SHARED_HELPERS = {"data_prep.cli", "data_prep.files"}
+TRAINER = {f"pretrain.{name}" for name in ("train", "partition", "checkpoint", "model", "data", "config", "export")}
+
+
+class Import(NamedTuple):
+    """One imported module, with the name taken from it (empty for `import module`)."""
+
+    module: str
+    name: str
+    at_top: bool  # not inside a function
+    line: int
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def imports_of(tree: ast.Module) -> list[Import]:
+    """Every import, also those inside functions and through importlib.import_module("...")."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, at_top: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, "", at_top, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; name the package"
+            found.extend(Import(node.module or "", alias.name, at_top, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            assert isinstance(node.args[0], ast.Constant), f"line {node.lineno}: import of a computed name"
+            found.append(Import(str(node.args[0].value), "", at_top, node.lineno))
+        below = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, below)
+
+    visit(tree, True)
+    return found
+
+
+def modules_in(path: Path) -> set[str]:
+    """The modules a file imports; `from package import module` counts as package.module."""
+    return {module_named(entry) for entry in imports_of(tree_of(path))}
+
+
+def module_named(entry: Import) -> str:
+    inner = f"{entry.module}.{entry.name}"
+    return inner if inner in MODULES else entry.module
+
+
+def top_levels(modules: set[str]) -> set[str]:
+    return {module.split(".")[0] for module in modules}
+
+
+def files_in(package: str) -> list[Path]:
+    return [path for path in FILES if path.relative_to(ROOT).parts[0] == package]
+
+
+def test_the_rules_speak_of_files_that_exist():
+    named = FROM_DATA_PREP | NAMES_DEEPSPEED | STANDS_ALONE | SHARED_HELPERS | TRAINER
+    assert named <= set(MODULES), f"renamed or gone: {sorted(named - set(MODULES))}"
+
+
+@pytest.mark.parametrize("path", files_in("data_prep"), ids=module_of)
+def test_data_prep_needs_no_torch_and_never_knows_pretrain(path):
+    assert not top_levels(modules_in(path)) & {"torch", "deepspeed", "pretrain"}
+    for entry in imports_of(tree_of(path)):
+        if entry.module.split(".")[0] in ("datasets", "mpi4py"):
+            assert not entry.at_top, f"line {entry.line}: import {entry.module} inside the function that needs it"
+
+
+@pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
+def test_pretrain_reads_only_the_stores_side_of_data_prep(path):
+    ours = {module for module in modules_in(path) if module.split(".")[0] == "data_prep"}
+    assert ours <= FROM_DATA_PREP
+
+
+@pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
+def test_deepspeed_is_named_only_where_training_happens(path):
+    assert "deepspeed" not in top_levels(modules_in(path)) or module_of(path) in NAMES_DEEPSPEED
+
+
+@pytest.mark.parametrize("module", sorted(STANDS_ALONE))
+def test_fine_tuning_needs_nothing_of_the_trainer(module):
+    seen: set[str] = set()
+    waiting = {module}
+    while waiting:
+        current = waiting.pop()
+        seen.add(current)
+        imported = modules_in(MODULES[current])
+        assert "deepspeed" not in top_levels(imported), current
+        ours = {name for name in imported if name.split(".")[0] in PACKAGES}
+        assert {name for name in ours if name.startswith("data_prep")} <= SHARED_HELPERS, current
+        waiting |= {name for name in ours if name.startswith("pretrain.")} - seen
+    assert not seen & TRAINER
+
+
+def test_imports_run_in_no_circle():
+    graph = {module: modules_in(path) & set(MODULES) for module, path in MODULES.items()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_of)
+def test_init_files_are_empty(path):
+    assert path.read_text() == ""
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_private_names_stay_in_their_file(path):
+    tree = tree_of(path)
+    ours = {}  # the name here -> the module of ours that it stands for
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOLDERS:
+            for alias in node.names:
+                assert not is_private(alias.name), f"line {node.lineno}: {node.module}.{alias.name}"
+                if f"{node.module}.{alias.name}" in MODULES:
+                    ours[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            ours |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in MODULES}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            assert ast.unparse(node.value) not in ours, f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@cache
+def names_of_dependencies() -> set[str]:
+    """What one can import from the distributions of constraints.txt, dashes and case apart."""
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert len(pinned) > 50
+    wanted = {plain(name) for name in pinned}
+    importable = importlib.metadata.packages_distributions()
+    return wanted | {name for name, sources in importable.items() if wanted & {plain(source) for source in sources}}
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_module_borrows_the_name_of_another(path):
+    # Running a file puts its folder first on the import path: data_prep/queue.py would break `import torch`.
+    if path.name in ("__init__.py", "conftest.py"):
+        return
+    assert path.stem not in sys.stdlib_module_names
+    assert path.stem not in names_of_dependencies()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_folder_borrows_the_name_of_another(folder):
+    assert folder not in sys.stdlib_module_names | names_of_dependencies()
+
+
+def test_the_checks_see_what_they_should():
+    source = """
+import deepspeed.comm
+from data_prep import store
+def late():
+    import datasets
+    importlib.import_module("mpi4py")
+"""
+    assert imports_of(ast.parse(source)) == [
+        Import("deepspeed.comm", "", True, 2),
+        Import("data_prep", "store", True, 3),
+        Import("datasets", "", False, 5),
+        Import("mpi4py", "", False, 6),
+    ]
+    assert module_named(Import("data_prep", "store", True, 3)) == "data_prep.store"
