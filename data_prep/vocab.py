@@ -1,0 +1,251 @@
+"""Train a vocabulary on a corpus, or wrap a published one, as a tokenizer folder that transformers loads.
+
+    python data_prep/vocab.py --corpus wiki/ news.jsonl.gz --out vocab
+    python data_prep/vocab.py --corpus wiki/ --size 8192 --cased --out vocab
+    python data_prep/vocab.py --from_vocab bert-base-uncased-vocab.txt --out vocab
+
+    vocab/tokenizer.json          the fast tokenizer: what data_prep/shard.py encodes with
+    vocab/tokenizer_config.json   from which transformers' BertTokenizer builds the same tokenizer again
+    vocab/vocab.txt               one entry a line, its id being the line
+
+The corpus is streamed. AutoTokenizer and BertTokenizer give the same ids for the folder. A size is rounded up to a
+multiple of 64, which matrix units like; a corpus too small for it gives a smaller vocabulary; the model pads its own.
+The same corpus and options give the same vocabulary, byte for byte.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+
+# isort: split
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+
+from data_prep.corpus import Source, find_sources, read_documents
+from data_prep.files import write_folder, write_json
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class VocabConfig:
+    """Where the vocabulary comes from and goes to."""
+
+    out: Path
+    """tokenizer folder to write; an existing one is replaced"""
+    corpus: tuple[str, ...] = ()
+    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .zst)"""
+    from_vocab: Path | None = None
+    """wrap this published WordPiece vocab.txt instead of training"""
+    size: int = 30528
+    """entries, rounded up to a multiple of 64"""
+    model: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
+    """kind of vocabulary"""
+    cased: bool = False
+    """keep case and accents"""
+    min_frequency: int = 2
+    """a word piece must occur this often"""
+    txt: Literal["auto", "lines", "prose"] = "auto"
+    """layout of .txt files"""
+    column: str = "text"
+    """field of .jsonl, column of .parquet"""
+
+    def __post_init__(self) -> None:
+        if bool(self.corpus) == bool(self.from_vocab):
+            raise InputError("give either --corpus PATH... to train a vocabulary or --from_vocab VOCAB.txt to wrap one")
+        if self.size < 256:
+            raise InputError(f"--size {self.size} is too small for a vocabulary; give 256 or more")
+        if self.model != "wordpiece":
+            raise InputError(f"--model {self.model} is not there yet; --model wordpiece is")
+        if self.out.exists() and not (self.out.is_dir() and _is_ours(self.out)):
+            raise InputError(f"{self.out} exists and is not a tokenizer folder; it stays; give another --out")
+
+
+def _is_ours(folder: Path) -> bool:
+    return (folder / "tokenizer.json").exists() or not any(folder.iterdir())
+
+
+def main(config: VocabConfig) -> None:
+    """Make the folder.
+
+    Raises
+    ------
+    InputError: nothing to read, or a vocabulary that lacks special tokens or names an entry twice.
+    """
+    if config.from_vocab is not None:
+        entries = read_vocab(config.from_vocab)
+        _warn_of_case(config, entries)
+        origin = config.from_vocab.name
+    else:
+        size = -(-config.size // MULTIPLE) * MULTIPLE
+        if size != config.size:
+            say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
+        sources = find_sources(config.corpus, config.txt)
+        entries = train_wordpiece(sources, config, size)
+        origin = f"{len(sources)} source{'s' if len(sources) > 1 else ''}"
+        if len(entries) < size:
+            say(f"the corpus yields {len(entries):,} entries, fewer than {size:,}; the model pads its own embeddings")
+    write_folder(config.out, lambda folder: write_tokenizer(folder, entries, config.cased))
+    case = "cased" if config.cased else "uncased"
+    say(f"{config.out}: {len(entries):,} entries, {case} WordPiece, from {origin}")
+
+
+def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> list[str]:
+    """Entries of a WordPiece vocabulary trained on `sources`, the special tokens first.
+
+    Raises
+    ------
+    InputError: the corpus holds no text.
+    """
+    tokenizer = bert_tokenizer({}, config.cased)
+    # Chinese needs thousands of characters, but a small vocabulary must not spend most of its entries on rare ones.
+    alphabet = count_characters(_batches(sources, config, "characters"), tokenizer, config.min_frequency, size // 4)
+    if not alphabet:
+        raise InputError(f"the corpus holds no text: {', '.join(source.name for source in sources[:5])}")
+    # The trainer numbers what it meets in the order of a hash map and breaks ties by number: the same corpus would give
+    # another vocabulary every time. Characters numbered beforehand, as if they were special tokens, pin everything.
+    inside = ["##" + character for character in alphabet if _joins(tokenizer, character)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        min_frequency=config.min_frequency,
+        special_tokens=[*SPECIAL, *alphabet, *inside],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_batches(sources, config, "words"), trainer)
+    ids = tokenizer.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
+
+
+def count_characters(batches: Iterable[list[str]], tokenizer: Tokenizer, least: int, most: int) -> list[str]:
+    """The characters a vocabulary shall spell with, as the tokenizer sees them, sorted: those that occur `least` times,
+    and of these the `most` most frequent."""
+    counts = np.zeros(sys.maxunicode + 1, np.int64)
+    for batch in batches:
+        codes = np.frombuffer("".join(batch).encode("utf-32-le"), "<u4")
+        found = np.bincount(codes)
+        counts[: len(found)] += found
+    seen: Counter[str] = Counter()
+    for code in np.flatnonzero(counts).tolist():
+        for character in tokenizer.normalizer.normalize_str(chr(code)).replace(" ", ""):
+            seen[character] += int(counts[code])
+    frequent = sorted((-count, character) for character, count in seen.items() if count >= least)
+    return sorted(character for _, character in frequent[:most])
+
+
+def _joins(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether a character can stand inside a word: punctuation and Chinese characters cannot."""
+    normal = tokenizer.normalizer.normalize_str(f"a{character}")
+    return len(tokenizer.pre_tokenizer.pre_tokenize_str(normal)) == 1
+
+
+def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[list[str]]:
+    """Paragraphs of the whole corpus in batches of about 1 MB, with a progress bar."""
+    counts: Counter[str] = Counter()
+    batch: list[str] = []
+    size = 0
+    with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
+        for source in sources:
+            for document in read_documents(source, config.column, counts):
+                batch += document.text.split("\n\n")
+                size += len(document.text)
+                if size >= 1 << 20:
+                    bar.update(size)
+                    yield batch
+                    batch, size = [], 0
+        bar.update(size)
+        yield batch
+    if counts["invalid_utf8"] and what == "words":
+        say(f"{counts['invalid_utf8']:,} lines were not valid UTF-8; their wrong bytes were replaced by U+FFFD")
+    say(f"{what} counted" + ("; joining pieces" if what == "words" else ""))
+
+
+def read_vocab(path: Path) -> list[str]:
+    """The entries of a published vocab.txt.
+
+    Raises
+    ------
+    InputError: no such file, not UTF-8, an entry twice or empty, a special token missing.
+    """
+    try:
+        entries = path.read_text("utf-8").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); give a WordPiece vocab.txt") from error
+    entries = [entry.removesuffix("\r") for entry in entries]
+    if missing := [token for token in SPECIAL if token not in entries]:
+        raise InputError(f"{path} lacks {', '.join(missing)}; give a WordPiece vocab.txt of a BERT")
+    lines: dict[str, int] = {}
+    for number, entry in enumerate(entries, 1):
+        if entry in lines:
+            raise InputError(f"{path}: line {number} repeats {entry!r} of line {lines[entry]}; ids would be ambiguous")
+        lines[entry] = number
+    return entries
+
+
+def _warn_of_case(config: VocabConfig, entries: list[str]) -> None:
+    upper = sum(entry != entry.lower() for entry in entries if entry not in SPECIAL)
+    if not config.cased and upper > len(entries) // 100:
+        say(f"warning: {upper:,} of {len(entries):,} entries have capitals, which only --cased uses")
+    if config.cased and upper == 0:
+        say("warning: no entry has capitals, so that --cased makes every capitalised word unknown")
+
+
+def bert_tokenizer(ids: dict[str, int], cased: bool) -> Tokenizer:
+    """BERT's tokenizer over a vocabulary, exactly as transformers' BertTokenizer builds it from `do_lower_case`."""
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=not cased
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:
+    """Write the files of a tokenizer folder into `folder`; `entries` in the order of their ids."""
+    ids = {entry: number for number, entry in enumerate(entries)}
+    tokenizer = bert_tokenizer(ids, cased)
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))
+    (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8")
+    # By hand: transformers rebuilds BertTokenizer from these values, ignoring the normalizer in tokenizer.json, and
+    # model_input_names keeps token_type_ids where the folder is loaded as PreTrainedTokenizerFast.
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": not cased,
+            "strip_accents": None,
+            "tokenize_chinese_chars": True,
+            "model_max_length": 512,
+            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main, VocabConfig, __doc__)
