@@ -2,10 +2,10 @@
 
     stores, Position -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
 
-A step takes the next `global_batch` samples of the stream; epochs follow one another without a gap. Micro-batch m of rank
-r holds samples (m * world + r) * micro_batch onwards of the step, so the union over ranks and micro-batches, and with the
-losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each rank counts
-the whole step from the index alone. Position is all that resume needs, at any world size.
+A step takes the next `global_batch` samples of the stream; epochs follow one another without a gap. Micro-batch m of
+rank r holds samples (m * world + r) * micro_batch onwards of the step, so the union over ranks and micro-batches, and
+with the losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each
+rank counts the whole step from the index alone. Position is all that resume needs, at any world size.
 """
 
 import queue
@@ -42,6 +42,7 @@ class StepCounts(NamedTuple):
     pairs: int  # samples with a sentence-pair label
     tokens: int
     slots: int  # tokens a padded batch would hold
+    attended: int  # pairs of tokens that attend to each other
     end: Position  # where the next step begins
 
 
@@ -102,7 +103,15 @@ def _count(picked: Picked, masking: Masking, seq_len: int, end: Position) -> Ste
     specials = np.where(b > 0, 3, 2)
     lengths = a + b + specials
     masked = mask_counts(lengths, specials, masking.rate)
-    return StepCounts(len(a), int(masked.sum()), int((b > 0).sum()), int(lengths.sum()), len(lengths) * seq_len, end)
+    return StepCounts(
+        samples=len(lengths),
+        masked=int(masked.sum()),
+        pairs=int((b > 0).sum()),
+        tokens=int(lengths.sum()),
+        slots=len(lengths) * seq_len,
+        attended=int((lengths**2).sum()),
+        end=end,
+    )
 
 
 def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> Batch:
@@ -119,19 +128,14 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
     positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
     nsp_labels = np.where(picked.samples["b_length"] > 0, picked.samples["label"].astype(np.int64), IGNORED)
     return Batch(
-        *(
-            torch.from_numpy(array)
-            for array in (
-                input_ids,
-                token_types,
-                positions,
-                kept_rows,
-                np.searchsorted(kept_rows, masked_rows),
-                kept_before[:-1],
-                labels,
-                nsp_labels,
-            )
-        ),
+        input_ids=torch.from_numpy(input_ids),
+        token_types=torch.from_numpy(token_types),
+        positions=torch.from_numpy(positions),
+        kept_rows=torch.from_numpy(kept_rows),
+        mlm_places=torch.from_numpy(np.searchsorted(kept_rows, masked_rows)),
+        cls_places=torch.from_numpy(kept_before[:-1]),
+        mlm_labels=torch.from_numpy(labels),
+        nsp_labels=torch.from_numpy(nsp_labels),
         layout=_layout(cu_seqlens),
         kept_layout=_layout(kept_before),
     )
@@ -144,8 +148,8 @@ def _layout(cu_seqlens: np.ndarray) -> Layout:
 class Evaluation(NamedTuple):
     """A fixed set of held-out samples in fixed batches, dealt to ranks in turn; the same at any world size."""
 
-    batches: list[tuple[int, Batch]]  # this rank's, each with its number
-    batch_count: int  # over all ranks
+    batches: list[tuple[int, Batch]]  # this rank's, each with its number; every rank has as many
+    batch_count: int  # over all ranks; a batch of a higher number only keeps its rank in step with the others
     masked: int  # tokens to predict, over all ranks
     pairs: int  # samples with a sentence-pair label, over all ranks
 
@@ -155,13 +159,13 @@ class Evaluation(NamedTuple):
         epoch = mixture.epoch(0)
         picked = epoch.look_up(np.arange(min(samples, epoch.size)))
         counts = _count(picked, Masking(), mixture.seq_len, Position())
-        starts = range(0, counts.samples, batch_size)
-        batches = [
-            (number, make_batch(mixture.stores, Picked(*(c[start : start + batch_size] for c in picked)), Masking()))
-            for number, start in enumerate(starts)
-            if number % world == rank
-        ]
-        return cls(batches, len(starts), counts.masked, counts.pairs)
+        count = -(-counts.samples // batch_size)
+        batches = []
+        for number in range(rank, -(-count // world) * world, world):
+            start = number % count * batch_size
+            share = Picked(*(column[start : start + batch_size] for column in picked))
+            batches.append((number, make_batch(mixture.stores, share, Masking())))
+        return cls(batches, count, counts.masked, counts.pairs)
 
 
 def prefetch(items: Iterator[Item], ahead: int = AHEAD) -> Iterator[Item]:

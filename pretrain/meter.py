@@ -1,0 +1,186 @@
+"""What a run says of itself: losses, throughput, MFU and ETA -> console, log.txt, metrics.jsonl, TensorBoard.
+
+    meter = Meter(...)                      on every rank; rank 0 writes, the others only take part in the sums
+    meter.add(losses, counts)               after every step, without waiting for the device
+    meter.write(step, lr, grad_norm)        every interval: sums over ranks, then one line everywhere
+
+Losses are means over the masked tokens (pairs) of the interval, over all ranks. Tokens are real tokens, padding not
+counted. MFU is the model's arithmetic for real tokens (Chowdhery et al. 2022, appendix B, with the head at masked
+tokens only) as a share of the peak: the published one of a known GPU, the measured matrix product elsewhere.
+"""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import BertConfig
+
+from pretrain.data import StepCounts
+from pretrain.model import Losses
+
+# Dense 16-bit peak, FLOP/s (vendors' data sheets).
+GPU_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "A10": 125e12, "T4": 65e12}
+
+
+def step_flops(config: BertConfig, counts: StepCounts) -> float:
+    """Floating-point operations of a step's forward and backward pass on real tokens."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    encoder = config.num_hidden_layers * (counts.tokens * (8 * hidden**2 + 4 * hidden * inner))
+    attention = config.num_hidden_layers * 4 * hidden * counts.attended
+    heads = counts.masked * (2 * hidden**2 + 2 * hidden * config.vocab_size) + counts.pairs * 2 * hidden**2
+    return 3.0 * (encoder + attention + heads)
+
+
+def peak_flops(device: torch.device) -> float:
+    """Peak FLOP/s of this rank's device: known for GPUs, else measured here in a quarter of a second."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        if known := [peak for part, peak in GPU_PEAK.items() if part in name]:
+            return known[0]
+    size = 1024
+    a = torch.ones(size, size, device=device)
+    best, until = math.inf, time.perf_counter() + 0.25
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class Meter:
+    """Collects on every rank, writes on rank 0."""
+
+    def __init__(self, run: Path, config: BertConfig, steps: int, first_step: int, device: torch.device):
+        self.config, self.steps, self.device = config, steps, device
+        self.is_writer = dist.get_rank() == 0
+        self.metrics = open(run / "metrics.jsonl", "a") if self.is_writer else None  # noqa: SIM115 - lives with the run
+        self.log = open(run / "log.txt", "a") if self.is_writer else None  # noqa: SIM115
+        # purge_step: what a lost stretch after the checkpoint wrote would otherwise be drawn twice.
+        self.board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1) if self.is_writer else None
+        on_terminal = self.is_writer and sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal, dynamic_ncols=True)
+        self.peak = self._over_ranks(torch.tensor([peak_flops(device)], dtype=torch.float64)).item()
+        self.started = self.last_time = time.perf_counter()
+        self.last_step = first_step
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: Tensor = torch.zeros(len(Losses._fields), dtype=torch.float64, device=self.device)
+        self.counts = {"masked": 0, "pairs": 0, "tokens": 0, "slots": 0}
+        self.flops = 0.0
+
+    def add_losses(self, losses: Losses) -> None:
+        """Add a micro-batch of this rank; nothing waits for the device."""
+        self.sums += torch.stack(losses).detach()
+
+    def add_step(self, counts: StepCounts) -> None:
+        """Add the counts of a whole step."""
+        for name in self.counts:
+            self.counts[name] += getattr(counts, name)
+        self.flops += step_flops(self.config, counts)
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values.cpu()
+
+    def say(self, message: str) -> None:
+        """A line for people, on rank 0: console (above the bar, if there is one) and log.txt."""
+        if self.log is not None:
+            self.bar.write(message, file=sys.stderr)
+            print(message, file=self.log, flush=True)
+
+    def write(self, step: int, samples: int, tokens: int, lr: float, grad_norm: float) -> dict[str, Any]:
+        """Close an interval that ends with `step`; collective. Returns what was written."""
+        mlm, nsp, mlm_correct, nsp_correct = self._over_ranks(self.sums).tolist()
+        now = time.perf_counter()
+        masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
+        elapsed = now - self.last_time
+        line = {
+            "kind": "train",
+            "step": step,
+            "samples": samples,
+            "tokens": tokens,
+            "loss": mlm / masked + nsp / pairs,
+            "mlm_loss": mlm / masked,
+            "nsp_loss": nsp / pairs,
+            "mlm_acc": mlm_correct / masked,
+            "nsp_acc": nsp_correct / pairs,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_per_s": self.counts["tokens"] / elapsed,
+            "mfu": self.flops / elapsed / self.peak,
+            "padding_saved": 1 - self.counts["tokens"] / max(self.counts["slots"], 1),
+            "seconds": now - self.started,
+        }
+        self._record(line, step, "train")
+        eta = (self.steps - step) * elapsed / max(step - self.last_step, 1)
+        self.say(
+            f"step {step}/{self.steps}  loss {line['loss']:.4f} "
+            f"(mlm {line['mlm_loss']:.4f}, nsp {line['nsp_loss']:.4f})  "
+            f"acc {line['mlm_acc']:.3f}/{line['nsp_acc']:.3f}  lr {lr:.2e}  |g| {grad_norm:.2f}  "
+            f"{line['tokens_per_s']:,.0f} tokens/s  MFU {line['mfu']:.2f}  ETA {tqdm.format_interval(eta)}"
+        )
+        self.bar.update(step - self.bar.n)
+        self.last_time, self.last_step = now, step
+        self._reset()
+        return line
+
+    def write_evaluation(self, step: int, sums: Tensor, masked: int, pairs: int) -> dict[str, Any]:
+        """Write sums over the held-out samples: mlm loss, nsp loss, mlm correct, nsp correct."""
+        mlm, nsp, mlm_correct, nsp_correct = sums.tolist()
+        line = {
+            "kind": "eval",
+            "step": step,
+            "mlm_loss": mlm / masked,
+            "mlm_acc": mlm_correct / masked,
+            "perplexity": math.exp(min(mlm / masked, 700)),
+            "nsp_loss": nsp / max(pairs, 1),
+            "nsp_acc": nsp_correct / max(pairs, 1),
+        }
+        self._record(line, step, "eval")
+        self.say(
+            f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
+            f"accuracy {line['mlm_acc']:.3f}), nsp accuracy {line['nsp_acc']:.3f}"
+        )
+        return line
+
+    def event(self, step: int, event: str, **details: Any) -> None:
+        """Write that something happened: resume, save, skip, stop."""
+        self._record({"kind": "event", "step": step, "event": event, **details}, step, None)
+        self.say(f"{event}, step {step}" + "".join(f", {name} {value}" for name, value in details.items()))
+
+    def pause(self) -> None:
+        """Leave out of the throughput what has passed since the last interval (evaluation, saving)."""
+        self.paused_at = time.perf_counter()
+
+    def unpause(self) -> None:
+        """Go on measuring."""
+        self.last_time += time.perf_counter() - self.paused_at
+
+    def _record(self, line: dict[str, Any], step: int, group: str | None) -> None:
+        if self.metrics is None or self.board is None:
+            return
+        print(json.dumps(line), file=self.metrics, flush=True)
+        if group is not None:
+            for name, value in line.items():
+                if name not in ("kind", "step"):
+                    self.board.add_scalar(f"{group}/{name}", value, step)
+            self.board.flush()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self.bar.close()
+        for file in (self.metrics, self.log, self.board):
+            if file is not None:
+                file.close()
