@@ -68,6 +68,7 @@ exec deepspeed $flags ${DEEPSPEED_FLAGS-} "$here/pretrain.sh" "$@"
 
 import os
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,5 +110,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as stop:
+        # The launcher ends every rank as soon as one has left; the first is the one that says why.
+        if stop.code and RANK:
+            time.sleep(10)
+        raise
 # end

@@ -23,7 +23,7 @@ PACKAGES = ("data_prep", "pretrain")
 FOLDERS = (*PACKAGES, "launch", "benchmarks", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
-FROM_DATA_PREP = {"data_prep.store", "data_prep.pairs", "data_prep.masking", "data_prep.cli", "data_prep.files"}
+FROM_DATA_PREP = {f"data_prep.{name}" for name in ("store", "pairs", "masking", "draws", "cli", "files")}
 NAMES_DEEPSPEED = {"pretrain.train", "pretrain.partition", "pretrain.checkpoint"}
 STANDS_ALONE = {"pretrain.finetune", "pretrain.predict"}
 SHARED_HELPERS = {"data_prep.cli", "data_prep.files"}

@@ -56,6 +56,15 @@ def test_deepspeed_starts_pretrain_and_passes_its_exit_code_on():
     assert result.stderr.count("It needs what to read") == 1  # only the first rank speaks
 
 
+@pytest.mark.slow
+def test_wrong_input_is_said_once_and_exits_with_2(tmp_path):
+    arguments = ("--data", tmp_path / "nowhere", "--out", tmp_path / "run", "--model", "bert-tiny")
+    result = run("bash", PRETRAIN, *arguments, RANKS="2", DS_ACCELERATOR="cpu")
+    assert result.returncode == 2
+    assert result.stderr.count("nowhere does not exist") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def fake_deepspeed(folder: Path) -> str:
     """A PATH whose `deepspeed` prints its arguments and what the ranks would inherit, and exits with code 7."""
     script = folder / "deepspeed"
