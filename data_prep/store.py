@@ -10,8 +10,10 @@ Inside a store every token has one number: its place in the shards laid end to e
 """
 
 import hashlib
+import importlib.metadata
 import json
 import struct
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.cli import InputError
+from data_prep.cli import ROOT, InputError
 from data_prep.files import sha256_of, write_whole
 
 FORMAT = 1
@@ -41,6 +43,14 @@ class Sections(NamedTuple):
     document_sentences: np.ndarray  # [D] uint32, sentences
     document_sources: np.ndarray  # [D] uint32, index into manifest["sources"]
     document_flags: np.ndarray  # [D] uint8, HELD_OUT
+
+
+def project_version() -> str:
+    """Version of zerobert, installed or not."""
+    project = ROOT / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text("utf-8"))["project"]["version"]
+    return importlib.metadata.version("zerobert")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
