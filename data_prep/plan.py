@@ -3,7 +3,7 @@ who makes it.
 
 A unit is a list of segments, each a byte range (plain files), a row range (parquet) or all of a packed file, of about
 as much text as a shard shall hold. It depends on names, sizes and settings, never on workers. Whoever takes a unit
-writes its shards, one for a plain unit, as many as needed for a packed one, whose text is only known once unpacked; each
+writes its shards, one for a plain unit, as many as needed for a packed one, whose text is known once unpacked; each
 shard is followed by its record, and the unit by its own:
 
     STORE/parts/plan.json          settings and sources; a run with others is refused
