@@ -16,7 +16,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,9 @@ from torch import Tensor
 from data_prep.cli import InputError, say
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json
 from pretrain.data import Position
-from pretrain.partition import Partition
+
+if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
+    from pretrain.partition import Partition
 
 FORMAT = 1
 KINDS = ("master", "exp_avg", "exp_avg_sq")
@@ -47,8 +49,9 @@ class RunState(NamedTuple):
 class Identity(NamedTuple):
     """What a checkpoint may only be resumed under."""
 
-    model: dict[str, Any]  # the model's configuration
+    model: dict[str, Any]  # the model's configuration, its vocabulary padded
     vocab_sha256: str
+    vocab_size: int  # entries of the tokenizer
 
 
 class Piece(NamedTuple):
@@ -72,7 +75,7 @@ def present(run: Path) -> list[Path]:
 
 def save(
     run: Path,
-    partition: Partition,
+    partition: "Partition",
     engine: Any,
     state: RunState,
     identity: Identity,
@@ -107,7 +110,7 @@ def save(
     return target
 
 
-def _write_slices(path: Path, partition: Partition) -> None:
+def _write_slices(path: Path, partition: "Partition") -> None:
     tensors = {
         f"{piece.name}|{kind}|{piece.offset}": partition.view(piece, kind).cpu()
         for piece in _own(partition)
@@ -118,7 +121,7 @@ def _write_slices(path: Path, partition: Partition) -> None:
         os.fsync(file.fileno())
 
 
-def _own(partition: Partition) -> Iterator[Any]:
+def _own(partition: "Partition") -> Iterator[Any]:
     """The slices that this rank writes: at stage 0, where all ranks hold all, an equal share of every parameter."""
     if partition.stage:
         yield from partition.slices
@@ -131,7 +134,7 @@ def _own(partition: Partition) -> Iterator[Any]:
 
 
 def _write_manifest(
-    staged: Path, partition: Partition, state: RunState, identity: Identity, settings: dict[str, Any], world: int
+    staged: Path, partition: "Partition", state: RunState, identity: Identity, settings: dict[str, Any], world: int
 ) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(staged.iterdir())}
     if len(files) != world + 1:
@@ -263,7 +266,21 @@ def read_parameter(pieces: list[Piece], out: Tensor, first: int) -> None:
         raise InputError(f"the checkpoint holds {filled} of {len(out)} elements of a slice; it is not whole")
 
 
-def load(folder: Path, partition: Partition, engine: Any, identity: Identity) -> RunState:
+def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    """The fp32 weights of a checkpoint, whole, by name; needs no rank and no DeepSpeed.
+
+    Raises
+    ------
+    InputError: where slices are missing.
+    """
+    pieces = stored_pieces(folder)
+    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for name, weight in weights.items():
+        read_parameter(pieces[name, "master"], weight.view(-1), 0)
+    return weights
+
+
+def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) -> RunState:
     """Put a checkpoint into a fresh engine; collective.
 
     Raises
@@ -295,7 +312,7 @@ def load(folder: Path, partition: Partition, engine: Any, identity: Identity) ->
     return state
 
 
-def _check_identity(folder: Path, manifest: dict[str, Any], identity: Identity, partition: Partition) -> None:
+def _check_identity(folder: Path, manifest: dict[str, Any], identity: Identity, partition: "Partition") -> None:
     stored = Identity(**manifest["identity"])
     if stored.vocab_sha256 != identity.vocab_sha256:
         raise InputError(

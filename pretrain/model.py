@@ -28,6 +28,11 @@ from pretrain.config import PRESETS, Preset
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
 MAX_POSITIONS = 512
+# What decides the meaning of weights: the part of a configuration that a checkpoint and an exported folder repeat.
+CONFIG_KEYS = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act max_position_embeddings "
+    "type_vocab_size layer_norm_eps pad_token_id"
+).split()
 IGNORED = -100  # nsp label of a sample without a second segment
 
 
@@ -144,6 +149,23 @@ def preset_config(preset: Preset, vocab_size: int, dropout: float) -> BertConfig
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=MAX_POSITIONS,
     )
+
+
+def identity_of(config: BertConfig) -> dict[str, Any]:
+    """The part of a configuration that a checkpoint may only be resumed under."""
+    return {key: getattr(config, key) for key in CONFIG_KEYS}
+
+
+def from_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> BertForPreTraining:
+    """The trainer's model, vocabulary padded, with these weights (as named_parameters() names them), in eval mode."""
+    model = BertForPreTraining(BertConfig(**identity))
+    model.set_attn_implementation(IMPLEMENTATION)
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == weights.keys(), parameters.keys() ^ weights.keys()
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    return model.eval()
 
 
 def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool) -> BertForPreTraining:

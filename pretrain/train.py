@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,9 @@ from pretrain.config import TrainConfig
 from pretrain.data import Evaluation, SampleStream, feed, prefetch
 from pretrain.ds_config import precision_of, resolve
 from pretrain.meter import Meter
-from pretrain.model import MAX_POSITIONS, Losses, Pretrainer, build, parameter_groups
+from pretrain.model import MAX_POSITIONS, Losses, Pretrainer, build, identity_of, parameter_groups
 from pretrain.partition import Partition, bind, gradient_norm
 from pretrain.schedule import lr_multiplier
-
-# Parts of the model's configuration that decide what its weights mean.
-MODEL_KEYS = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act max_position_embeddings "
-    "type_vocab_size layer_norm_eps"
-).split()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,7 +83,7 @@ def train(config: TrainConfig) -> RunState:
         prepare_folder(config, settings, stores)
     dist.barrier()
     engine, partition = start_engine(model, settings)
-    identity = Identity({key: getattr(model.config, key) for key in MODEL_KEYS}, stores[0].vocab_sha256)
+    identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
     state = RunState()
     if resumed_from is not None:
         state = checkpoint.load(resumed_from, partition, engine, identity)
@@ -258,6 +253,8 @@ def check_precision(settings: dict[str, Any]) -> None:
 def quiet() -> None:
     """Leave the console to what a person wants to read."""
     deepspeed.utils.logger.setLevel("ERROR")
+    # DeepSpeed 0.19.8 calls names that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -1,0 +1,67 @@
+"""Run a function on several ranks over gloo, in processes forked from this one: imports are paid once.
+
+    weights = run_ranks(2, train_a_little, settings)      # a list, one result a rank
+
+A rank that raises fails the caller with its traceback; past the deadline all are killed, by pid.
+"""
+
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+DEADLINE = 240.0  # seconds
+
+
+def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadline: float = DEADLINE) -> list[Any]:
+    """Results of `function(*arguments)` on ranks 0 .. world - 1; they must pickle."""
+    port = free_port()
+    context = multiprocessing.get_context("fork")
+    ranks = []
+    for rank in range(world):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_rank, args=(theirs, rank, world, port, function, arguments), daemon=True)
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    until = time.monotonic() + deadline
+    try:
+        return [_result(connection, rank, until) for rank, (_, connection) in enumerate(ranks)]
+    finally:
+        for process, _ in ranks:
+            process.kill()
+            process.join()
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _rank(connection: Connection, rank: int, world: int, port: int, function: Callable, arguments: tuple) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    try:
+        connection.send((True, function(*arguments)))
+    except BaseException:
+        connection.send((False, traceback.format_exc()))
+    connection.recv()  # stay until all ranks are done: a rank that leaves early breaks the others' collectives
+
+
+def _result(connection: Connection, rank: int, until: float) -> Any:
+    if not connection.poll(max(until - time.monotonic(), 0)):
+        raise TimeoutError(f"rank {rank} has not answered in time")
+    try:
+        well, value = connection.recv()
+    except EOFError:
+        raise RuntimeError(f"rank {rank} died") from None
+    if not well:
+        raise RuntimeError(f"rank {rank} raised\n{value}")
+    return value

@@ -1,0 +1,73 @@
+"""Weights after k steps do not depend on ranks, micro-batches, accumulation or ZeRO stage (invariants c and d).
+
+Weights are compared, not losses: a wrong partition shows in the weights long before it shows in a loss. The measure is
+the distance between two runs relative to how far training has moved.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.checkpoint import folder_of, read_parameter, stored_pieces
+from pretrain.config import TrainConfig
+from pretrain.train import train
+from tests.ranks import run_ranks
+from tests.stores import random_documents, store_of
+
+STEPS = 6
+# The gradient of a key's bias is 0 (softmax ignores it); optimizers that divide by its size amplify rounding noise there.
+NOISE = "attention.self.key.bias"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(40), held_out={3, 17}).folder
+
+
+def run(store: Path, out: Path, world: int, zero: int, micro_batch: int, **changes: Any) -> dict[str, torch.Tensor]:
+    """Weights after a short run, by name."""
+    settings: dict[str, Any] = dict(
+        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, warmup=2, lr=1e-3, dropout=0.0,
+        global_batch=12, micro_batch=micro_batch, zero=zero, clip=1.0, eval_samples=8, log_every=2,
+    )  # fmt: skip
+    run_ranks(world, train, TrainConfig(**settings | changes))
+    return weights(folder_of(out, STEPS))
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for (name, kind), pieces in stored_pieces(checkpoint).items():
+        if kind == "master" and not name.endswith(NOISE):
+            found[name] = torch.zeros(pieces[-1].offset + pieces[-1].length)
+            read_parameter(pieces, found[name], 0)
+    return found
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
+    """Largest distance of a tensor, relative to the largest update of a tensor of its size."""
+    assert a.keys() == b.keys() == start.keys()
+    difference = torch.cat([(a[name] - b[name]).flatten() for name in a]).double().norm()
+    update = torch.cat([(b[name] - start[name]).flatten() for name in a]).double().norm()
+    return float(difference / update)
+
+
+@pytest.fixture(scope="module")
+def plain(
+    store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """One rank, stage 0, one micro-batch a step; and the weights that it began with."""
+    folder = tmp_path_factory.mktemp("plain")
+    final = run(store, folder / "run", 1, 0, 12, save_every=1, keep=0)
+    return final, weights(folder_of(folder / "run", 1))
+
+
+@pytest.mark.parametrize(
+    ("world", "zero", "micro_batch"),
+    [(1, 1, 12), (1, 3, 4), (2, 0, 6), (2, 1, 3), (2, 2, 2), (2, 3, 3), (3, 1, 4), (3, 3, 2)],
+)
+def test_weights_do_not_depend_on_how_a_step_is_cut(plain, store, tmp_path, world, zero, micro_batch):
+    expected, start = plain
+    found = run(store, tmp_path / "run", world, zero, micro_batch)
+    assert distance(found, expected, start) < 1e-5
