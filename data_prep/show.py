@@ -1,0 +1,234 @@
+"""Look at a token store: what is in it, and what pretraining will see of it.
+
+    python data_prep/show.py stores/wiki                       # statistics and a few samples
+    python data_prep/show.py stores/wiki --samples 20 --seq_len 512
+    python data_prep/show.py stores/wiki --verify              # read every byte, compare with the checksums
+    python data_prep/show.py stores/wiki --json                # one JSON object
+
+Samples are those of a run with the same --seq_len, --objective and --seed, in its order. On a terminal the segments and
+masks are coloured; elsewhere brackets say so: [MASK:was], [shown:was] for a random token, [was] for one that stays.
+"""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+
+# isort: split
+import numpy as np
+from tokenizers import Tokenizer
+from tyro.conf import Positional
+
+from data_prep.masking import mask_tokens
+from data_prep.pairs import Mixture, assemble
+from data_prep.store import HELD_OUT, Store
+
+BAR = 50  # characters of the longest bar of a histogram
+SOURCES = 20  # shown at most
+COLOURS = {"a": "36", "b": "32", "special": "90", "mask": "1;41", "random": "1;45", "kept": "1;44"}
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """What is shown of which store."""
+
+    store: Positional[Path]
+    """a folder written by data_prep/shard.py"""
+    verify: bool = False
+    """compare every file with its checksum"""
+    samples: int = 3
+    """samples to decode"""
+    seq_len: int = 128
+    """tokens in a sample, [CLS] and [SEP] included"""
+    objective: Literal["nsp", "sop", "mlm"] = "nsp"
+    """how samples are made"""
+    seed: int = 0
+    """of pairs and masks"""
+    json: bool = False
+    """print one JSON object instead"""
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise InputError(f"--samples {self.samples}: give 0 or more")
+        if self.seq_len < 8:
+            raise InputError(f"--seq_len {self.seq_len}: give 8 or more")
+
+
+def main(config: ShowConfig) -> None:
+    """Print what is asked for; exit code 1 where --verify finds damage.
+
+    Raises
+    ------
+    InputError: not a finished store.
+    """
+    store = Store.open(config.store)
+    found = statistics(store)
+    damaged = store.verify() if config.verify else []
+    if config.verify:
+        found["damaged"] = damaged
+    if config.json:
+        print_json(found)
+    else:
+        print_statistics(store, found)
+        if config.samples and not damaged:
+            print_samples(store, config)
+    if damaged:
+        sys.exit("\n".join(["error: the store is damaged; remove it and run data_prep/shard.py again", *damaged]))
+    if config.verify:
+        say(f"verified: all {len(store.shards)} shards and the tokenizer have their checksums")
+
+
+def statistics(store: Store) -> dict[str, Any]:
+    """What a store holds, as JSON would say it. Lengths in tokens unless named otherwise."""
+    counts, shards = store.manifest["counts"], store.manifest["shards"]
+    tokens = max(counts["tokens"], 1)
+    uses = np.zeros(store.vocab_size, np.int64)
+    for shard in store.shards:
+        uses += np.bincount(shard.tokens, minlength=store.vocab_size)
+    share = uses[uses > 0] / tokens
+    return {
+        **counts,
+        "bytes_per_token": round(sum(shard["bytes"] for shard in shards) / tokens, 4),
+        "unknown_rate": counts["unknown"] / tokens,
+        "shards": len(shards),
+        "vocab_size": store.vocab_size,
+        "vocab_used": int(np.count_nonzero(uses)),
+        "unigram_entropy_nats": round(float(-(share * np.log(share)).sum()), 4),
+        "sentence_length": _spread(sentence_lengths(store)),
+        "document_length": _spread(document_lengths(store)),
+        "sources": _sources(store),
+        "settings": store.manifest["settings"],
+    }
+
+
+def sentence_lengths(store: Store) -> np.ndarray:
+    """Tokens of every sentence [S]."""
+    return np.concatenate([shard.sentence_lengths for shard in store.shards])
+
+
+def document_lengths(store: Store) -> np.ndarray:
+    """Tokens of every document [D] int64."""
+    ends = np.cumsum(sentence_lengths(store), dtype=np.int64)
+    counts = np.concatenate([shard.document_sentences for shard in store.shards])
+    return np.diff(ends[np.cumsum(counts, dtype=np.int64) - 1], prepend=0)
+
+
+def _spread(lengths: np.ndarray) -> dict[str, float]:
+    quantiles = np.percentile(lengths, (50, 95, 99)).tolist()
+    named = dict(zip(("median", "p95", "p99"), map(round, quantiles), strict=True))
+    return {"mean": round(float(lengths.mean()), 2), **named, "max": int(lengths.max())}
+
+
+def _sources(store: Store) -> list[dict[str, Any]]:
+    owners = np.concatenate([shard.document_sources for shard in store.shards])
+    flags = np.concatenate([shard.document_flags for shard in store.shards])
+    names = [source["path"] for source in store.manifest["sources"]]
+    documents = np.bincount(owners, minlength=len(names))
+    held_out = np.bincount(owners, flags & HELD_OUT > 0, minlength=len(names))
+    tokens = np.bincount(owners, document_lengths(store), minlength=len(names))
+    return [
+        {"path": name, "documents": int(d), "held_out_documents": int(h), "tokens": int(t)}
+        for name, d, h, t in zip(names, documents, held_out, tokens, strict=True)
+    ]
+
+
+def print_statistics(store: Store, found: dict[str, Any]) -> None:
+    """Statistics for a person."""
+    print(f"{store.folder}  (identity {store.identity[:12]}, tokenizer {store.vocab_sha256[:12]})")
+    for name in ("documents", "held_out_documents", "sentences", "tokens", "shards"):
+        print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
+    print(f"  {'bytes a token':24}{found['bytes_per_token']:>16.3f}")
+    print(f"  {'bytes of text a token':24}{found['text_bytes'] / found['tokens']:>16.3f}")
+    print(f"  {'unknown tokens':24}{100 * found['unknown_rate']:>14.4f} %")
+    print(f"  {'unigram entropy':24}{found['unigram_entropy_nats']:>11.3f} nats")
+    print(f"  {'entries used':24}{found['vocab_used']:>16,}  of {found['vocab_size']:,}")
+    for name in ("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "long_lines"):
+        if found[name]:
+            print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
+    print("  settings: " + ", ".join(f"{name} {value}" for name, value in found["settings"].items()))
+    print("\nsources                                               documents   held out         tokens")
+    for source in found["sources"][:SOURCES]:
+        print("  {path:50}{documents:>11,}{held_out_documents:>11,}{tokens:>15,}".format(**source))
+    if len(found["sources"]) > SOURCES:
+        print(f"  and {len(found['sources']) - SOURCES:,} more")
+    print_histogram("sentences by length in tokens", sentence_lengths(store), found["sentence_length"])
+    print_histogram("documents by length in tokens", document_lengths(store), found["document_length"])
+
+
+def print_histogram(title: str, lengths: np.ndarray, spread: dict[str, float]) -> None:
+    """Counts by powers of two, as bars."""
+    print(f"\n{title}: " + ", ".join(f"{name} {value:,}" for name, value in spread.items()))
+    counts = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
+    for power, count in enumerate(counts.tolist()):
+        if counts[: power + 1].any():
+            print(f"  to {2**power:>9,} {count:>11,} {'█' * -(-BAR * count // int(counts.max()))}")
+
+
+def print_samples(store: Store, config: ShowConfig) -> None:
+    """Decode the first samples of the first epoch as a run would see them."""
+    epoch = Mixture([store], [1.0], config.seq_len, config.objective, config.seed).epoch(0)
+    picked = epoch.look_up(np.arange(min(config.samples, epoch.size)))
+    ids, types, is_special, lengths = assemble((store,), picked)
+    mask_id = store.special_ids["mask"]
+    corrupted, rows, labels = mask_tokens(ids, is_special, lengths, picked.key, mask_id, store.vocab_size)
+    truth = dict(zip(rows.tolist(), labels.tolist(), strict=True))
+    decode = Tokenizer.from_file(str(store.folder / "vocab/tokenizer.json")).id_to_token
+    colour = sys.stdout.isatty()
+    print(
+        f"\n{epoch.size:,} samples of {config.seq_len} tokens an epoch ({config.objective}); the first {len(lengths)}:"
+    )
+    if colour:
+        print("  ".join(_paint(name, name) for name in COLOURS))
+    stops = np.cumsum(lengths).tolist()
+    for number, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
+        label = int(picked.samples["label"][number])
+        meaning = {"nsp": ("B follows A", "B is random"), "sop": ("in order", "swapped"), "mlm": ("", "")}
+        masked = sum(start <= row < stop for row in truth)
+        print(f"\n#{number}  {stop - start} tokens, {masked} to predict  {meaning[config.objective][label]}")
+        words = (
+            _word(
+                decode,
+                row,
+                int(corrupted[row]),
+                truth.get(row),
+                mask_id,
+                bool(is_special[row]),
+                int(types[row]),
+                colour,
+            )
+            for row in range(start, stop)
+        )
+        print(_join(words))
+
+
+def _word(
+    decode: Any, row: int, shown: int, true: int | None, mask_id: int, special: bool, segment: int, colour: bool
+) -> tuple[str, bool]:
+    """A token as text, and whether it continues the word before it."""
+    was = decode(shown if true is None else true) or "?"
+    joins = was.startswith("##")
+    was = was.removeprefix("##")
+    if true is None:
+        return (_paint("special" if special else "ab"[segment], was) if colour else was), joins
+    kind = "mask" if shown == mask_id else "kept" if shown == true else "random"
+    if colour:
+        return _paint(kind, was if kind == "kept" else f"{decode(shown)}:{was}" if kind == "random" else was), joins
+    return {"mask": f"[MASK:{was}]", "random": f"[{decode(shown)}:{was}]", "kept": f"[{was}]"}[kind], joins
+
+
+def _join(words: Iterable[tuple[str, bool]]) -> str:
+    return "".join(word if joins else f" {word}" for word, joins in words).strip()
+
+
+def _paint(kind: str, text: str) -> str:
+    return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
+
+
+if __name__ == "__main__":
+    run(main, ShowConfig, __doc__)
