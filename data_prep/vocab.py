@@ -81,7 +81,7 @@ def main(config: VocabConfig) -> None:
 
     Raises
     ------
-    InputError: nothing to read, or a vocabulary that lacks special tokens or names an entry twice.
+    InputError: nothing to read, or a vocabulary that lacks special tokens.
     """
     if config.from_vocab is not None:
         entries = read_vocab(config.from_vocab)
@@ -177,7 +177,7 @@ def read_vocab(path: Path) -> list[str]:
 
     Raises
     ------
-    InputError: no such file, not UTF-8, an entry twice or empty, a special token missing.
+    InputError: no such file, not UTF-8, a special token missing.
     """
     try:
         entries = path.read_text("utf-8").removesuffix("\n").split("\n")
@@ -188,11 +188,18 @@ def read_vocab(path: Path) -> list[str]:
     entries = [entry.removesuffix("\r") for entry in entries]
     if missing := [token for token in SPECIAL if token not in entries]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give a WordPiece vocab.txt of a BERT")
-    lines: dict[str, int] = {}
-    for number, entry in enumerate(entries, 1):
-        if entry in lines:
-            raise InputError(f"{path}: line {number} repeats {entry!r} of line {lines[entry]}; ids would be ambiguous")
-        lines[entry] = number
+    return _name_apart(path, entries)
+
+
+def _name_apart(path: Path, entries: list[str]) -> list[str]:
+    """Give entries that occur again further down a name of their own. Published vocabularies have such entries, and
+    readers let the last one win: this keeps every id, and the number of entries, as they are."""
+    last = {entry: number for number, entry in enumerate(entries)}
+    repeated = [number for number, entry in enumerate(entries) if last[entry] != number]
+    if repeated:
+        say(f"{path.name}: {len(repeated)} entries occur twice, such as {entries[repeated[0]]!r}; the last one counts")
+    for number in repeated:
+        entries[number] = f"[repeated{number}]"
     return entries
 
 
