@@ -1,0 +1,216 @@
+"""Ask a Hugging Face folder: the missing words of a text, its label, its tags.
+
+    python -m pretrain.predict hf --fill "The capital of France is [MASK]."
+    python -m pretrain.predict tuned "a charming and often affecting journey" "what a waste of time"
+    python -m pretrain.predict tuned --json < texts.txt
+
+What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
+number or a tag per word from a fine-tuned one. Without a text on the command line, each line of standard input is one.
+The two texts of a pair are separated by a tab. Answers go to stdout.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+
+# isort: split
+from pretrain import hf_folder  # before transformers: it forbids the network
+
+# isort: split
+import torch
+import tyro
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+Kind = Literal["fill", "labels", "tags"]
+Answer = dict[str, Any]
+
+# The end of a class name in config.json's "architectures", and what such a folder answers.
+KINDS: dict[str, Kind] = {
+    "ForMaskedLM": "fill",
+    "ForPreTraining": "fill",
+    "ForSequenceClassification": "labels",
+    "ForTokenClassification": "tags",
+}
+MODELS: dict[Kind, Any] = {
+    "fill": AutoModelForMaskedLM,
+    "labels": AutoModelForSequenceClassification,
+    "tags": AutoModelForTokenClassification,
+}
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """What to ask, and of which model."""
+
+    folder: tyro.conf.Positional[Path]
+    """Hugging Face folder, as pretrain.export and pretrain.finetune write it."""
+    texts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Texts; without any, the lines of standard input."""
+    fill: bool = False
+    """Ask for masked words, whatever the folder was made for."""
+    top: int = 5
+    """How many answers a text, or a mask, at most."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise InputError(f"--top must be at least 1, got {self.top}")
+
+
+def main(config: PredictConfig) -> None:
+    """Load the folder, answer each text in turn, print."""
+    with hf_folder.quiet():
+        architecture = hf_folder.load_config(config.folder)
+        kind: Kind = "fill" if config.fill else kind_of(config.folder, architecture)
+        tokenizer = hf_folder.load_tokenizer(config.folder)
+        model = load(config.folder, kind)
+    if kind == "fill" and tokenizer.mask_token is None:
+        raise InputError(f"{config.folder}: the tokenizer has no mask token, so that nothing can be filled")
+    answers = []
+    for text in config.texts or lines_of_stdin():
+        answer = ask(model, tokenizer, kind, text, config.top)
+        answers.append(answer)
+        if not config.json:
+            print(shown(answer), flush=True)
+    if not answers:
+        raise InputError("no text: give one on the command line, or lines on standard input")
+    if config.json:
+        print_json({"folder": str(config.folder), "kind": kind, "answers": answers})
+
+
+def kind_of(folder: Path, architecture: PreTrainedConfig) -> Kind:
+    """What a folder answers, from the class that it was saved from.
+
+    Raises
+    ------
+    InputError: it was saved without a head, or with one that is not known here.
+    """
+    saved_from = (architecture.architectures or ["no class"])[0]
+    for ending, kind in KINDS.items():
+        if saved_from.endswith(ending):
+            return kind
+    raise InputError(
+        f"{folder} holds {saved_from}, which answers nothing here (known: Bert{', Bert'.join(KINDS)}); "
+        "fine-tune it first: python -m pretrain.finetune"
+    )
+
+
+def load(folder: Path, kind: Kind) -> PreTrainedModel:
+    """The model, ready to answer, on the GPU if there is one. Unused heads in the folder are left aside.
+
+    Raises
+    ------
+    InputError: a weight of the head that answers is missing: the answers would be random.
+    """
+    model, fresh = hf_folder.load_model(MODELS[kind], folder)
+    if fresh:
+        raise InputError(
+            f"{folder} lacks weights needed to answer, such as {fresh[0]}: "
+            + ("it was saved without its masked-word head" if kind == "fill" else "it is not a whole fine-tuned folder")
+        )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """Lines that are not blank, as they come."""
+    if sys.stdin.isatty():
+        say("one text a line; Ctrl-D ends")
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\r\n")
+
+
+@torch.inference_mode()
+def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str, top: int) -> Answer:
+    """The answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
+
+    Raises
+    ------
+    InputError: no mask token in a text to fill, or not one tab in the text of a model for pairs.
+    """
+    first, second = pair_of(model.config, kind, text)
+    longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
+    encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
+    if encoded.encodings[0].overflowing:
+        say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
+    logits = model(**encoded.to(model.device)).logits[0].float().cpu()
+    names: dict[Any, str] = model.config.id2label or {}
+    if kind == "fill":
+        return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
+    if kind == "tags":
+        return {"text": text, "tags": tagged_words(names, encoded, logits, text)}
+    if model.config.num_labels == 1:
+        return {"text": text, "score": float(logits[0])}
+    return {"text": text, "labels": ranked(logits, top, lambda index: {"label": names[index]})}
+
+
+def pair_of(architecture: PreTrainedConfig, kind: Kind, text: str) -> tuple[str, str | None]:
+    """The text, or the two texts around its tab."""
+    first, *others = text.split("\t") if kind == "labels" else [text]
+    if len(others) > 1:
+        raise InputError(f"{len(others)} tabs, but at most one may separate two texts: {text!r}")
+    if not others and getattr(architecture, "zerobert_task", None) == "pair":
+        raise InputError(f"this model was fine-tuned on pairs of texts; separate the two by a tab: {text!r}")
+    return first, others[0] if others else None
+
+
+def masked_words(
+    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, logits: torch.Tensor, text: str, top: int
+) -> list[list[Answer]]:
+    """The likeliest tokens of each mask. ids: [L]; logits: [L, V]."""
+    places = (ids == tokenizer.mask_token_id).nonzero()[:, 0]
+    if not len(places):
+        where = "only beyond the model's length" if tokenizer.mask_token in text else "not in the text"
+        raise InputError(f"the mask token {tokenizer.mask_token} is {where}: {text!r}")
+    return [ranked(logits[at], top, lambda index: {"token": tokenizer.decode([index])}) for at in places]
+
+
+def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor, text: str) -> list[Answer]:
+    """One tag a word, from its first token; words as the tokenizer cuts them, so that a mark is a word of its own."""
+    owners = encoded.word_ids(0)
+    answers = []
+    for at, word in enumerate(owners):
+        if word is not None and word != owners[at - 1]:
+            start, end = encoded.word_to_chars(0, word)
+            answers.append({"word": text[start:end], "tag": names[int(logits[at].argmax())]})
+    return answers
+
+
+def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
+    """The `top` likeliest of logits [K], best first, with their probabilities."""
+    best = logits.softmax(-1).topk(min(top, len(logits)))
+    return [
+        {**name(int(index)), "probability": round(float(value), 6)}
+        for value, index in zip(best.values, best.indices, strict=True)
+    ]
+
+
+def shown(answer: Answer) -> str:
+    """One answer for people: the text, and below it a line an answer."""
+    lines = [answer["text"]]
+    for number, words in enumerate(answer.get("masks", []), 1):
+        if len(answer["masks"]) > 1:
+            lines.append(f"  mask {number}")
+        lines += [f"  {word['probability']:.4f}  {word['token']}" for word in words]
+    lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
+    if "score" in answer:
+        lines.append(f"  {answer['score']:.4f}")
+    if "tags" in answer:
+        lines.append("  " + " ".join(f"{word['word']}/{word['tag']}" for word in answer["tags"]))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main, PredictConfig, __doc__)

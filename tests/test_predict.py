@@ -1,0 +1,145 @@
+"""Answers of tiny folders, against transformers' own pipelines; refusals."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    pipeline,
+)
+
+from data_prep.cli import InputError
+from pretrain import predict
+from pretrain.predict import PredictConfig
+from tests.tiny_hf import tiny_bert
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("hf") / "pretrained", BertForPreTraining)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Path:
+    return tiny_bert(tmp_path_factory.mktemp("hf") / "classifier", BertForSequenceClassification)
+
+
+def answers_of(capsys: pytest.CaptureFixture, folder: Path, *texts: str, **options) -> dict:
+    predict.main(PredictConfig(folder, texts, json=True, **options))
+    return json.loads(capsys.readouterr().out)
+
+
+def set_config(folder: Path, **fields) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_masks_are_filled_as_transformers_fills_them(pretrained, tmp_path, capsys):
+    # The same weights in a folder with this head alone, for the pipeline.
+    alone = tiny_bert(tmp_path / "alone", BertForMaskedLM)
+    BertForMaskedLM.from_pretrained(pretrained).save_pretrained(alone)
+    capsys.readouterr()
+    text = "one [MASK] three [MASK] ."
+    result = answers_of(capsys, pretrained, text, top=3)
+    theirs: Any = pipeline("fill-mask", model=str(alone), device="cpu", top_k=3)(text)
+    assert (result["kind"], len(result["answers"][0]["masks"])) == ("fill", 2)
+    for ours, expected in zip(result["answers"][0]["masks"], theirs, strict=True):
+        assert [word["token"] for word in ours] == [word["token_str"] for word in expected]
+        assert [word["probability"] for word in ours] == pytest.approx([word["score"] for word in expected], abs=1e-5)
+    assert answers_of(capsys, pretrained, text, top=3, fill=True) == result
+    assert answers_of(capsys, alone, text, top=3)["answers"] == result["answers"]
+
+
+def test_labels_as_transformers_gives_them(classifier, capsys):
+    texts = ("one two", "three four five")
+    result = answers_of(capsys, classifier, *texts)
+    theirs: Any = pipeline("text-classification", model=str(classifier), device="cpu", top_k=None)(list(texts))
+    assert result["kind"] == "labels"
+    for ours, text, expected in zip(result["answers"], texts, theirs, strict=True):
+        assert ours["text"] == text
+        assert [label["label"] for label in ours["labels"]] == [label["label"] for label in expected]
+        probabilities = [label["probability"] for label in ours["labels"]]
+        assert probabilities == pytest.approx([label["score"] for label in expected], abs=1e-5)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_pair_is_two_texts_around_a_tab(tmp_path, capsys):
+    folder = tiny_bert(tmp_path / "pair", BertForSequenceClassification)
+    set_config(folder, zerobert_task="pair")
+    ours = answers_of(capsys, folder, "one two\tthree")["answers"][0]["labels"][0]
+    theirs: Any = pipeline("text-classification", model=str(folder), device="cpu")(
+        {"text": "one two", "text_pair": "three"}
+    )
+    assert ours["probability"] == pytest.approx(theirs["score"], abs=1e-5)
+    with pytest.raises(InputError, match="separate the two by a tab: 'one two'"):
+        answers_of(capsys, folder, "one two")
+    with pytest.raises(InputError, match="2 tabs"):
+        answers_of(capsys, folder, "a\tb\tc")
+
+
+def test_a_number_and_tags(tmp_path, capsys):
+    number = tiny_bert(tmp_path / "number", BertForSequenceClassification)
+    config = BertConfig.from_pretrained(number, num_labels=1)
+    BertForSequenceClassification(config).save_pretrained(number)
+    assert isinstance(answers_of(capsys, number, "one")["answers"][0]["score"], float)
+    tagger = tiny_bert(tmp_path / "tagger", BertForTokenClassification)
+    words = answers_of(capsys, tagger, "one twothree .")["answers"][0]["tags"]
+    assert [word["word"] for word in words] == ["one", "twothree", "."]
+    assert {word["tag"] for word in words} <= {"LABEL_0", "LABEL_1"}
+
+
+def test_texts_come_from_stdin_and_answers_are_readable(pretrained, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one [MASK]\n\ntwo [MASK] [MASK]\r\n"))
+    predict.main(PredictConfig(pretrained, top=2))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 2 + 1 + 2 * 3
+    assert (lines[0], lines[3], lines[4]) == ("one [MASK]", "two [MASK] [MASK]", "  mask 1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(InputError, match="no text"):
+        predict.main(PredictConfig(pretrained))
+
+
+def test_what_cannot_be_answered_is_refused(pretrained, classifier, tmp_path, capsys):
+    pairs_only = tiny_bert(tmp_path / "nsp", BertForNextSentencePrediction)
+    no_tokenizer = tiny_bert(tmp_path / "bare", BertForPreTraining)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (no_tokenizer / name).unlink(missing_ok=True)
+    no_weights = tiny_bert(tmp_path / "weightless", BertForPreTraining)
+    (no_weights / "model.safetensors").write_bytes(b"cut short")
+    larger = tiny_bert(tmp_path / "larger", BertForPreTraining)
+    set_config(larger, vocab_size=8)
+    no_json = tiny_bert(tmp_path / "no_json", BertForPreTraining)
+    (no_json / "config.json").write_text("{")
+    for folder, text, options, message in [
+        (pretrained, "one two", {}, r"mask token \[MASK\] is not in the text: 'one two'"),
+        (pretrained, "one " * 80 + "[MASK]", {}, "only beyond the model's length"),
+        (classifier, "one [MASK]", {"fill": True}, r"lacks weights needed to answer, such as cls\."),
+        (pairs_only, "one", {}, "holds BertForNextSentencePrediction, which answers nothing here"),
+        (no_tokenizer, "one", {}, "has no tokenizer"),
+        (no_weights, "[MASK]", {}, "the weights cannot be loaded"),
+        (larger, "[MASK]", {}, "but the model only 8 embeddings"),
+        (no_json, "[MASK]", {}, r"config\.json cannot be read"),
+        (tmp_path / "none", "[MASK]", {}, "no such folder"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            answers_of(capsys, folder, text, **options)
+
+
+def test_the_command_line_is_quiet_and_ends_with_2_for_wrong_input(pretrained):
+    line = [sys.executable, "-m", "pretrain.predict", str(pretrained), "one [MASK]", "no mask here"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[0] == "one [MASK]"
+    assert done.stderr == "error: the mask token [MASK] is not in the text: 'no mask here'\n"
