@@ -1,0 +1,180 @@
+"""Every format gives the same documents; every document belongs to one range; what is broken is named or counted."""
+
+import gzip
+import itertools
+import json
+import os
+import random
+from collections import Counter
+
+import pytest
+import zstandard
+
+from data_prep import corpus
+from data_prep.cli import InputError
+from data_prep.corpus import find_sources, read_documents
+from data_prep.plan import make_plan, unit_documents
+from data_prep.sentences import splitter
+from tests.corpora import as_jsonl, as_lines, as_prose, texts, write, write_parquet
+
+DOCUMENTS = texts(60)
+
+
+def read(*arguments, txt="auto", column="text", counts=None):
+    """Sentences of all documents."""
+    counts = Counter() if counts is None else counts
+    split = splitter("en")
+    return [
+        document.text.split("\n") if document.lines else split(document.text)
+        for source in find_sources([str(argument) for argument in arguments], txt)
+        for document in read_documents(source, column, counts)
+    ]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(("name", "make"), [("a.txt", as_lines), ("b.txt", as_prose), ("c.jsonl", as_jsonl)])
+def test_every_format_and_packing_gives_the_same_documents(tmp_path, name, make, packing):
+    assert read(write(tmp_path / (name + packing), make(DOCUMENTS))) == DOCUMENTS
+
+
+def test_parquet_gives_the_same_documents(tmp_path):
+    assert read(write_parquet(tmp_path / "a.parquet", DOCUMENTS)) == DOCUMENTS
+    assert read(write_parquet(tmp_path / "b.parquet", DOCUMENTS, "body"), column="body") == DOCUMENTS
+
+
+def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path):
+    windows = "\ufeff" + as_lines(DOCUMENTS).replace("\n", "\r\n")
+    assert read(write(tmp_path / "a.txt", windows)) == DOCUMENTS
+    assert read(write(tmp_path / "b.jsonl", "\ufeff" + as_jsonl(DOCUMENTS).replace("\n", "\r\n"))) == DOCUMENTS
+
+
+def test_folders_and_globs_are_sorted_and_a_file_counts_once(tmp_path):
+    for number, name in enumerate(["b/z.txt", "a.jsonl", "b/a.jsonl.gz"]):
+        write(tmp_path / name, (as_lines if "txt" in name else as_jsonl)(DOCUMENTS[number * 20 : number * 20 + 20]))
+    write(tmp_path / "notes.md", "not text for us")
+    write(tmp_path / ".hidden.txt", "nor this")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    names = [source.name for source in find_sources([str(tmp_path)])]
+    assert names == [f"{tmp_path.name}/{name}" for name in ["a.jsonl", "b/a.jsonl.gz", "b/z.txt"]]
+    assert [source.name for source in find_sources([str(tmp_path / "**/a.jsonl*")])] == ["a.jsonl", "a.jsonl.gz"]
+    assert len(find_sources([str(tmp_path), str(tmp_path / "a.jsonl")])) == 3
+
+
+@pytest.mark.parametrize("aim", [300, 1000, 7000])
+@pytest.mark.parametrize("kind", ["lines", "prose", "jsonl", "parquet"])
+def test_every_document_belongs_to_one_range(tmp_path, monkeypatch, kind, aim):
+    monkeypatch.setattr("data_prep.plan.LEAST_BYTES", 100)
+    if kind == "parquet":
+        path = write_parquet(tmp_path / "a.parquet", DOCUMENTS)
+    elif kind == "jsonl":
+        path = write(tmp_path / "a.jsonl", as_jsonl(DOCUMENTS))
+    else:
+        path = write(tmp_path / "a.txt", (as_lines if kind == "lines" else as_prose)(DOCUMENTS))
+    sources = find_sources([str(path)])
+    plan = make_plan(sources, "text", aim)
+    assert len(plan.units) > 2
+    found = [document for unit in plan.units for _, document in unit_documents(unit, sources, "text", Counter())]
+    if kind == "prose":  # a long document may be parted between paragraphs
+        whole = [p for d in read_documents(sources[0], "text", Counter()) for p in d.text.split("\n\n")]
+        assert [p for d in found for p in d.text.split("\n\n")] == whole
+    else:
+        assert found == list(read_documents(sources[0], "text", Counter()))
+
+
+def test_ranges_of_odd_texts_lose_and_repeat_nothing(tmp_path):
+    draw = random.Random(1)
+    for number in range(150):
+        text = "".join(draw.choice(["\n", "\n", "a", "b\n", "\n\n", " ", "cc", "\r\n"]) for _ in range(40))
+        source = find_sources([str(write(tmp_path / f"{number}.txt", text + "x"))], "lines")[0]
+        cuts = [0, *sorted(draw.sample(range(1, source.bytes), 3)), source.bytes]
+        parts = [d for a, b in itertools.pairwise(cuts) for d in read_documents(source, "text", Counter(), a, b)]
+        assert parts == list(read_documents(source, "text", Counter())), (text, cuts)
+
+
+def test_layouts_are_told_apart(tmp_path, capsys):
+    lines, prose = as_lines(DOCUMENTS), as_prose(DOCUMENTS)
+    paragraphs = "\n\n".join(" ".join(document) for document in DOCUMENTS)
+    for content, layout in ((lines, "lines"), (prose, "prose"), (paragraphs, "prose"), ("one line", "prose")):
+        assert find_sources([str(write(tmp_path / "a.txt", content))])[0].layout == layout
+    assert "read as" in capsys.readouterr().err
+    assert find_sources([str(write(tmp_path / "a.txt", prose))], "lines")[0].layout == "lines"
+
+
+def test_broken_text_is_replaced_and_counted(tmp_path):
+    counts = Counter()
+    write(tmp_path / "a.txt", b"Good line.\nBad \xff line.\n\nNext \x00 one.\n")
+    write(tmp_path / "b.jsonl", b'{"text": "half a \\ud83d pair"}\n{"text": null}\n\n{"text": " "}\n')
+    found = read(tmp_path, txt="lines", counts=counts)
+    assert found == [["Good line.", "Bad \ufffd line."], ["Next \x00 one."], ["half a \ufffd pair"]]
+    assert counts == {"invalid_utf8": 2, "empty_documents": 2}
+
+
+def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, "MAX_LINE", 200)
+    monkeypatch.setattr(corpus, "MAX_DOCUMENT", 100)
+    counts = Counter()
+    long = json.dumps({"text": "x" * 300}) + "\n"
+    write(tmp_path / "a.jsonl", long + json.dumps({"text": "word " * 30}) + "\n" + json.dumps({"text": "end"}) + "\n")
+    found = [d.text for s in find_sources([str(tmp_path)]) for d in read_documents(s, "text", counts)]
+    assert " ".join(found).split() == ["word"] * 30 + ["end"]
+    assert max(map(len, found)) <= 100
+    assert counts == {"long_lines": 1, "cut_documents": 1}
+    text = write(tmp_path / "b.txt", "y" * 450 + "\n" + "z" * 90 + "\n")
+    found = [d.text for d in read_documents(find_sources([str(text)], "lines")[0], "text", counts)]
+    assert "".join(found).replace("\n", "") == "y" * 450 + "z" * 90
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "one"}\n{"body": "two"}\n', r"a.jsonl, line 2 has no field 'text', only \['body'\]"),
+        ("a.jsonl", '{"text": "one"}\n{"text": \n', "a.jsonl, line 2 is not JSON"),
+        ("a.jsonl", '["text"]\n', "a.jsonl, line 1 is not a JSON object"),
+        ("a.jsonl", '{"text": 5}\n', "field 'text' is not text but '5'"),
+        ("a.jsonl.gz", '{"text": "one"}\n{"body": "two"}\n', "a.jsonl.gz, line 2 has no field"),
+        ("a.pdf", "%PDF", "a.pdf is of a kind we cannot read"),
+        ("a.parquet", "PAR1 or not", "a.parquet is not a whole parquet file"),
+        ("a.parquet.gz", "x", "a.parquet.gz is packed twice"),
+        ("a.txt", "", "the corpus is empty: a.txt"),
+        ("a.md/b.md", "x", "holds no .txt, .jsonl or .parquet files"),
+    ],
+)
+def test_wrong_input_is_named(tmp_path, name, content, message):
+    write(tmp_path / name, content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name.split("/")[0])
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.txt does not exist"):
+        find_sources([str(tmp_path / "nothing.txt")])
+    path = write_parquet(tmp_path / "a.parquet", DOCUMENTS)
+    with pytest.raises(InputError, match=r"has no column 'body', only \['id', 'text'\]; see --column"):
+        read(path, column="body")
+    with pytest.raises(InputError, match="column 'id' is of type int64, not text"):
+        read(path, column="id")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+def test_a_packed_file_cut_short_is_refused(tmp_path, pack):
+    noise = "".join(random.Random(0).choices("abcdefghij .\n", k=400_000)).encode()
+    suffix = ".gz" if pack is gzip.compress else ".zst"
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(noise)[:-1000])
+    with pytest.raises(InputError, match=f"a.txt{suffix} is damaged or cut short"):
+        read(tmp_path, txt="lines")
+
+
+def test_several_packed_parts_in_one_file_are_one_text(tmp_path):
+    for suffix, pack in ((".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)):
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(
+            b"".join(pack(as_jsonl(part).encode()) for part in (DOCUMENTS[:30], DOCUMENTS[30:]))
+        )
+        assert read(tmp_path / f"a.jsonl{suffix}") == DOCUMENTS
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", as_jsonl(DOCUMENTS))
+    path.chmod(0)
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read"):
+        read(path)

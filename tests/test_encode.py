@@ -1,0 +1,167 @@
+"""Whatever path encodes, the ids are transformers' own."""
+
+import random
+import unicodedata
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from data_prep import encode
+from data_prep.cli import InputError
+from data_prep.encode import HARD, Encoder
+from data_prep.vocab import SPECIAL
+from tests.corpora import tiny_vocab, write
+
+VERY_HARD = (
+    *HARD,
+    *(
+        "İ",
+        "ı",
+        "ẞß",
+        "Σς",
+        "ǅ",
+        "ﬃ",
+        "Å\u030a",
+        "\u0345",
+        "ᾳ",
+        "a\u0338b",
+        "=\u0338",
+        "中\u20dd",
+        "、\u0301",
+        "“\u0308”",
+    ),
+    *("⓪①", "\u1680\u180e\u202f\u205f", "\u200e\u200f\u061c", "\ufe0f", "\U000e0041", "\ud7fb", "가각힣", "ｶﾞ", "が"),
+    *(
+        "$＄￥＋",
+        "\u2010\u2011\u00ad",
+        "\u30fb・･",
+        "「」『』〔〕【】",
+        "a。b，c",
+        "\u3000",
+        "\u2029",
+        "\x1c\x1d",
+        "\t \r\n",
+    ),
+    *(
+        "a" * 5000,
+        "。" * 300,
+        "中" * 300,
+        "a " * 300,
+        "\u0301" * 50,
+        "[MASK",
+        "[mask][Mask]",
+        "##ly",
+        "[UNK]",
+        "x[SEP]y",
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["uncased", "cased"])
+def folder(request, tmp_path_factory):
+    return tiny_vocab(tmp_path_factory.mktemp("vocab") / "v", cased=request.param)
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def ids_of(encoder, texts):
+    return [np.frombuffer(ids, encoder.dtype).tolist() for ids in encoder.encode(texts)]
+
+
+def random_texts(count, seed=0):
+    """Unicode at random, salted with what borders words."""
+    draw = random.Random(seed)
+    salt = [*" .,!?-[]()“”—…。，中文éaBz09\u0301\u00a0\u3000", "[MASK]", " the "]
+    planes = [range(0x20, 0x250), range(0x250, 0x3000), range(0x3000, 0xD800), range(0xE000, 0x32000)]
+    return [
+        "".join(
+            draw.choice(salt) if draw.random() < 0.5 else chr(draw.choice(draw.choice(planes)))
+            for _ in range(draw.randint(1, 25))
+        )
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [4000, pytest.param(60_000, marks=pytest.mark.slow)])
+def test_ids_are_those_of_transformers(folder, theirs, count):
+    encoder = Encoder.load(folder)
+    assert encoder.is_fast
+    texts = [*VERY_HARD, *random_texts(count)]
+    expected = theirs(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    for text, ours, wanted in zip(texts, ids_of(encoder, texts), expected, strict=True):
+        assert ours == wanted, (text, [unicodedata.name(character, "?") for character in text])
+
+
+@pytest.mark.parametrize("stop", [0x3100, pytest.param(0x30000, marks=pytest.mark.slow)])
+def test_every_code_point_between_letters(folder, stop):
+    encoder = Encoder.load(folder)
+    codes = [*range(0x20, min(stop, 0xD800)), *range(0xE000 if stop > 0xE000 else 0xFE00, max(stop, 0x10000))]
+    texts = [f"a{chr(code)}b" for code in codes]
+    assert encoder.encode(texts) == encoder.encode_slowly(texts)
+
+
+def test_literal_special_tokens_are_text(folder):
+    encoder = Encoder.load(folder)
+    assert encoder.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    for ids in ids_of(encoder, ["[MASK]", "a [SEP] b", "[CLS][PAD]", "the[MASK]"]):
+        assert ids
+        assert not {0, 2, 3, 4} & set(ids)
+
+
+def test_the_cache_may_overflow(folder, monkeypatch):
+    monkeypatch.setattr(encode, "CACHE_ENTRIES", 10)
+    encoder = Encoder.load(folder)
+    texts = random_texts(200)
+    assert encoder.encode(texts) == encoder.encode_slowly(texts)
+
+
+def test_a_fast_path_that_errs_is_left_and_said(folder, monkeypatch, capsys):
+    encoder = Encoder.load(folder)
+    assert encoder.check(["the river"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(encode, "_PIECES", encode.re.compile("."))  # parts words into letters
+    encoder = Encoder.load(folder)
+    assert not encoder.check(["the river"])
+    assert "the fast path errs" in capsys.readouterr().err
+    assert encoder.encode(["the river"]) == encoder.encode_slowly(["the river"])
+
+
+def test_another_kind_of_tokenizer_goes_the_slow_way(tmp_path, capsys):
+    tokenizer = Tokenizer(
+        models.WordLevel({token: n for n, token in enumerate([*SPECIAL, "a", "b"])}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder.load(tmp_path)
+    assert not encoder.check()
+    assert "no fast path" in capsys.readouterr().err
+    assert ids_of(encoder, ["a b", "b"]) == [[5, 6], [6]]
+
+
+def test_ids_take_two_bytes_or_four():
+    tokens = {token: n for n, token in enumerate([*SPECIAL, *(f"w{n}" for n in range(70_000))])}
+    encoder = Encoder(Tokenizer(models.WordLevel(tokens, unk_token="[UNK]")), {})
+    assert encoder.dtype == np.dtype("<u4")
+    assert ids_of(encoder, ["w69999"]) == [[70_004]]
+
+
+def test_a_folder_that_will_not_do_is_named(tmp_path):
+    with pytest.raises(InputError, match="is not a tokenizer folder"):
+        Encoder.load(tmp_path)
+    write(tmp_path / "broken/tokenizer.json", "{}")
+    with pytest.raises(InputError, match="broken cannot be loaded"):
+        Encoder.load(tmp_path / "broken")
+    vocab = tiny_vocab(tmp_path / "v")
+    config = (vocab / "tokenizer_config.json").read_text()
+    write(vocab / "tokenizer_config.json", config.replace('"do_lower_case": true', '"do_lower_case": false'))
+    with pytest.raises(InputError, match=r"says do_lower_case False, tokenizer\.json says True"):
+        Encoder.load(vocab)
+    write(vocab / "tokenizer_config.json", config.replace('"[MASK]"', '"<mask>"'))
+    with pytest.raises(InputError, match="lacks <mask>"):
+        Encoder.load(vocab)

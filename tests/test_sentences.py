@@ -1,0 +1,82 @@
+"""Sentences end where a reader would say so, in several scripts, and no text is lost."""
+
+import random
+import re
+
+import pytest
+
+from data_prep.sentences import looks_like_lines, splitter
+
+CASES = {
+    "en": [
+        "Mr. Pym left.|Nobody saw him!",
+        "Dr. J. R. Smith of the U.S. Army came at 5 p.m.|The door was open.",
+        '"What?" he said.|"No!"|She left.',
+        "It cost 3.14 dollars...|Nobody paid.",
+        "See No. 5 and pp. 3-4.|It is on Jan. 5, 1999.",
+        "Was it you?!|Yes.",
+        "He lives in the U.S.|The house is old.",
+        "Smith & Co. Ltd. sold it.|They left etc.|But why?",
+        "(It rained.)|[It did.]|“So it goes.”|Then it stopped.",
+        "12. Of the first matter",
+        "I said so, e.g. Yesterday and i.e. Tomorrow.",
+        "It was I.|You know.",
+        "an example.org address stays",
+        "Wait -- what?|Well! -- I never.",
+    ],
+    "zh": ["他说：“好。”|然后走了！|真的？！|（是的。）|完", "「行く。」|彼は言った。"],
+    "ar": ["هل أنت هنا؟|نعم أنا هنا."],
+    "hi": ["यह एक वाक्य है।|यह दूसरा है॥|अंत"],
+    "ur": ["یہ جملہ ہے۔|یہ دوسرا ہے۔"],
+    "de": ["Am 3. Mai kam Dr. Meier z.B. nach Berlin.|Er blieb.", "Das war 1848.|Danach nicht."],
+    "ru": ["Он родился в 1799 г. в Москве.|Потом уехал."],
+    "xx": ["One here.|Two there."],
+}
+
+
+@pytest.mark.parametrize(("lang", "case"), [(lang, case) for lang, cases in CASES.items() for case in cases])
+def test_sentences_end_where_a_reader_says(lang, case):
+    sentences = case.split("|")
+    joint = "" if lang in ("zh", "hi") else " "
+    assert splitter(lang)(joint.join(sentences)) == sentences
+
+
+def test_a_blank_line_ends_a_sentence_and_a_line_break_is_a_space():
+    assert splitter("en")("A title\n\nA line\nthat goes on.\n \n\nEnd") == ["A title", "A line that goes on.", "End"]
+    assert splitter("en")(" \n\n ") == []
+
+
+def test_nothing_but_white_space_is_lost():
+    draw = random.Random(0)
+    alphabet = [
+        "Mr.",
+        "word",
+        "Word",
+        "5",
+        ".",
+        "!",
+        "?",
+        "。",
+        "”",
+        '"',
+        "(",
+        "U.S.",
+        "\n",
+        "\n\n",
+        " ",
+        "  ",
+        "é",
+        "…",
+    ]
+    for _ in range(2000):
+        text = "".join(draw.choices(alphabet, k=draw.randint(0, 30)))
+        sentences = splitter("en")(text)
+        assert all(sentence == sentence.strip() and sentence for sentence in sentences)
+        assert re.sub(r"\s", "", "".join(sentences)) == re.sub(r"\s", "", text)
+
+
+def test_lines_are_told_from_prose():
+    assert looks_like_lines(["One sentence.", "And two!", "", "A third?", "Four."])
+    assert not looks_like_lines(["A paragraph. It has two.", "", "Another. It has two, too."])
+    assert not looks_like_lines(["wrapped text that", "goes on here and", "ends there. Now"])
+    assert not looks_like_lines(["", " "])
