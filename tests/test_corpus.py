@@ -101,7 +101,7 @@ def test_layouts_are_told_apart(tmp_path, capsys):
 
 
 def test_broken_text_is_replaced_and_counted(tmp_path):
-    counts = Counter()
+    counts: Counter[str] = Counter()
     write(tmp_path / "a.txt", b"Good line.\nBad \xff line.\n\nNext \x00 one.\n")
     write(tmp_path / "b.jsonl", b'{"text": "half a \\ud83d pair"}\n{"text": null}\n\n{"text": " "}\n')
     found = read(tmp_path, txt="lines", counts=counts)
@@ -112,7 +112,7 @@ def test_broken_text_is_replaced_and_counted(tmp_path):
 def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "MAX_LINE", 200)
     monkeypatch.setattr(corpus, "MAX_DOCUMENT", 100)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     long = json.dumps({"text": "x" * 300}) + "\n"
     write(tmp_path / "a.jsonl", long + json.dumps({"text": "word " * 30}) + "\n" + json.dumps({"text": "end"}) + "\n")
     found = [d.text for s in find_sources([str(tmp_path)]) for d in read_documents(s, "text", counts)]

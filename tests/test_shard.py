@@ -129,7 +129,7 @@ def test_ranks_that_share_a_folder_make_the_same_store(made, corpus, vocab, tmp_
     assert files_of(out) == files_of(made)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(made, corpus, vocab, tmp_path, workers):
     out = tmp_path / "store"
     command = [sys.executable, ROOT / "data_prep/shard.py", "--corpus", corpus, "--vocab", vocab, "--out", out]
@@ -273,7 +273,7 @@ def test_errors_of_workers_reach_the_caller(workers):
 
 
 def test_every_item_is_done_once_and_reported():
-    reports = []
+    reports: list[int] = []
 
     def work(item, report):
         report(item)
