@@ -204,10 +204,12 @@ def open_stores(config: TrainConfig) -> list[Store]:
 
 
 def held_out_samples(config: TrainConfig, stores: list[Store], batch_size: int) -> Evaluation | None:
-    """The evaluation set; None where the stores hold out nothing or none is wanted."""
-    if not config.eval_samples or not any(store.manifest["counts"]["held_out_documents"] for store in stores):
+    """The evaluation set; None where none is wanted, or no store holds out enough documents to make pairs of."""
+    least = 2 if config.objective == "nsp" else 1
+    evaluated = [store for store in stores if store.manifest["counts"]["held_out_documents"] >= least]
+    if not config.eval_samples or not evaluated:
         return None
-    mixture = Mixture(stores, [1.0] * len(stores), config.seq_len, config.objective, seed=0, held_out=True)
+    mixture = Mixture(evaluated, [1.0] * len(evaluated), config.seq_len, config.objective, seed=0, held_out=True)
     return Evaluation.of(mixture, config.eval_samples, batch_size, dist.get_rank(), dist.get_world_size())
 
 

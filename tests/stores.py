@@ -50,7 +50,7 @@ def store_of(
 
 
 def random_documents(count: int, seed: int = 0, vocab_size: int = 64, longest: int = 12) -> Documents:
-    """Documents of 1 to 20 sentences of 1 to `longest` tokens; frequent and rare words, so that there is something to learn."""
+    """Documents of 1 to 20 sentences of 1 to `longest` tokens, of frequent and rare words."""
     rng = np.random.default_rng(seed)
     words = vocab_size - len(SPECIAL)
     return [

@@ -17,7 +17,7 @@ from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 
 STEPS = 6
-# The gradient of a key's bias is 0 (softmax ignores it); optimizers that divide by its size amplify rounding noise there.
+# The gradient of a key's bias is 0 (softmax ignores it); optimizers that divide by its size amplify rounding noise.
 NOISE = "attention.self.key.bias"
 
 

@@ -1,0 +1,172 @@
+"""Stop and go on: bit for bit at the same world size and stage, to rounding at another; nothing damaged is taken."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.cli import InputError
+from pretrain import checkpoint
+from pretrain.checkpoint import folder_of, newest_whole, read_manifest, stored_pieces
+from pretrain.config import TrainConfig
+from pretrain.train import find_checkpoint, train
+from tests.ranks import run_ranks
+from tests.stores import random_documents, store_of
+from tests.test_invariance import distance, weights
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(40), held_out={3, 17}).folder
+
+
+def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = dict(
+        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, warmup=2, lr=1e-3, global_batch=12,
+        save_every=3, keep=0, eval_samples=0, log_every=1, dropout=0.1,
+    )  # fmt: skip
+    return TrainConfig(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory) -> Path:
+    """An uninterrupted run on two ranks at stage 1, with dropout; checkpoints after steps 3 and 6."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_ranks(2, train, config(store, out, zero=1))
+    return out
+
+
+def cut_after_three(whole: Path, out: Path) -> Path:
+    """The run as a crash after the checkpoint of step 3 would leave it."""
+    shutil.copytree(whole, out)
+    shutil.rmtree(folder_of(out, STEPS))
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in [*sorted(folder.glob("rank-*")), folder / "state.json"]}
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_resume_is_bit_for_bit(store, tmp_path, zero):
+    settings = config(store, tmp_path / "whole", zero=zero)
+    run_ranks(2, train, settings)
+    cut = cut_after_three(settings.out, tmp_path / "cut")
+    run_ranks(2, train, config(store, cut, zero=zero))
+    assert contents(folder_of(cut, STEPS)) == contents(folder_of(settings.out, STEPS))
+    events = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in events if line.get("event") == "resume"] == [3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "zero"), [(1, 0), (1, 3), (3, 1), (3, 3), (2, 0), (1, 2)])
+def test_resume_at_another_world_size_and_stage(store, tmp_path, world, zero):
+    """Saved at stage 1 on 2 ranks; continued elsewhere without dropout, which depends on the rank."""
+    settings = config(store, tmp_path / "whole", zero=1, dropout=0.0)
+    run_ranks(2, train, settings)
+    cut = cut_after_three(settings.out, tmp_path / "cut")
+    run_ranks(world, train, config(store, cut, zero=zero, dropout=0.0))
+    expected, start = (weights(folder_of(settings.out, step)) for step in (STEPS, 3))
+    assert distance(weights(folder_of(cut, STEPS)), expected, start) < 1e-5
+
+
+def test_a_checkpoint_has_twelve_bytes_a_parameter_and_no_pickle(whole):
+    folder = folder_of(whole, STEPS)
+    manifest = read_manifest(folder)
+    parameters = sum(torch.Size(shape).numel() for shape in manifest["parameters"].values())
+    slices = sum(piece.length for pieces in stored_pieces(folder).values() for piece in pieces)
+    assert slices == 3 * parameters
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]
+
+
+def test_keep_removes_the_oldest(store, tmp_path):
+    run_ranks(1, train, config(store, tmp_path / "run", save_every=1, keep=2))
+    assert [path.name for path in checkpoint.present(tmp_path / "run")] == ["step-0000006", "step-0000005"]
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flip": damage_flip,
+    "cut": lambda path: os.truncate(path, path.stat().st_size - 7),
+    "empty": lambda path: os.truncate(path, 0),
+    "remove": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["rank-00001-of-00002.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_by_name(whole, tmp_path, capsys, damage, name):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    DAMAGES[damage](folder_of(run, STEPS) / name)
+    assert newest_whole(run) == folder_of(run, 3)
+    assert name in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_manifest_is_not_whole(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (folder_of(run, STEPS) / "manifest.json").unlink()
+    assert newest_whole(run) == folder_of(run, 3)
+
+
+def test_a_run_with_only_damaged_checkpoints_never_starts_from_zero(store, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for folder in checkpoint.present(run):
+        (folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="none is whole"):
+        find_checkpoint(config(store, run))
+
+
+def test_resume_never_refuses_a_run_with_checkpoints(store, whole, tmp_path):
+    with pytest.raises(InputError, match="holds checkpoints"):
+        find_checkpoint(config(store, whole, resume="never"))
+    assert find_checkpoint(config(store, tmp_path / "new", resume="never")) is None
+    assert find_checkpoint(config(store, tmp_path / "new")) is None
+    assert find_checkpoint(config(store, tmp_path / "new", resume=str(folder_of(whole, 3)))) == folder_of(whole, 3)
+
+
+def test_another_model_or_tokenizer_is_refused(store, whole, tmp_path):
+    with pytest.raises(RuntimeError, match=r"another model: hidden_size"):
+        run_ranks(1, train, config(store, whole, model="bert-mini"))
+    other = store_of(tmp_path / "store", random_documents(40, vocab_size=70), vocab_size=70).folder
+    with pytest.raises(RuntimeError, match="was trained with tokenizer"):
+        run_ranks(1, train, config(other, whole))
+    assert [path.name for path in checkpoint.present(whole)] == ["step-0000006", "step-0000003"]
+
+
+def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_path):
+    """A file stands where rank 1's slices should go: both ranks raise, the older checkpoint is untouched."""
+    cut = cut_after_three(whole, tmp_path / "cut")
+
+    def obstructed(settings: TrainConfig) -> str:
+        from safetensors import torch as safetensors_torch
+
+        def refuse(tensors: dict, path: Path) -> None:
+            if "rank-00001" in str(path):
+                raise OSError(28, "No space left on device")
+            safetensors_torch.save_file(tensors, path)
+
+        checkpoint.save_file = refuse
+        try:
+            train(settings)
+        except OSError as error:
+            return str(error)
+        return "saved"
+
+    messages = run_ranks(2, obstructed, config(store, cut, zero=1))
+    assert "rank 1 failed" in messages[0]
+    assert "No space left" in messages[1]
+    assert newest_whole(cut) == folder_of(cut, 3)

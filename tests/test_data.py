@@ -1,0 +1,152 @@
+"""The stream of samples and masks depends on the step alone (invariant b)."""
+
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.masking import Masking
+from data_prep.pairs import Mixture
+from data_prep.store import Store
+from pretrain.data import Evaluation, MicroBatch, Position, SampleStream, feed, prefetch
+from pretrain.model import IGNORED, Batch
+from tests.stores import random_documents, store_of
+
+GLOBAL = 12
+BEGIN = Position()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(12), held_out={2, 5})
+
+
+def mixture(store: Store, **changes) -> Mixture:
+    return Mixture([store], [1.0], changes.pop("seq_len", 32), changes.pop("objective", "nsp"), seed=4, **changes)
+
+
+def samples_of(batch: Batch) -> list[tuple]:
+    """Each sample as it meets the model: ids, types, predicted positions with labels, pair label."""
+    rows = batch.kept_rows[batch.mlm_places]
+    bounds = batch.layout.cu_seqlens.tolist()
+    found = []
+    for number, (start, stop) in enumerate(pairwise(bounds)):
+        inside = (rows >= start) & (rows < stop)
+        assert batch.positions[start:stop].tolist() == list(range(stop - start))
+        assert batch.kept_rows[batch.cls_places[number]] == start
+        found.append(
+            (
+                tuple(batch.input_ids[start:stop].tolist()),
+                tuple(batch.token_types[start:stop].tolist()),
+                tuple((rows[inside] - start).tolist()),
+                tuple(batch.mlm_labels[inside].tolist()),
+                int(batch.nsp_labels[number]),
+            )
+        )
+    return found
+
+
+def step_samples(store: Store, steps: int, world: int, micro: int, start: Position = BEGIN) -> list[list[tuple]]:
+    """The samples of each step, over all ranks, sorted."""
+    collected: list[list[tuple]] = [[] for _ in range(steps)]
+    for rank in range(world):
+        items = feed(SampleStream(mixture(store), start), Masking(), GLOBAL, micro, rank, world)
+        a_step = GLOBAL // (micro * world)
+        for number, item in enumerate(islice(items, steps * a_step)):
+            collected[number // a_step] += samples_of(item.batch)
+    return [sorted(step) for step in collected]
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 4), (1, 1), (2, 6), (2, 3), (3, 2), (4, 3), (4, 1)])
+def test_samples_of_a_step_do_not_depend_on_ranks_and_micro_batches(store, world, micro):
+    steps = 12  # more than one epoch
+    assert mixture(store).epoch(0).size < steps * GLOBAL
+    assert step_samples(store, steps, world, micro) == step_samples(store, steps, 1, GLOBAL)
+
+
+def test_any_position_continues_the_stream(store):
+    items = list(islice(feed(SampleStream(mixture(store), Position()), Masking(), GLOBAL, GLOBAL, 0, 1), 9))
+    whole = step_samples(store, 9, 1, GLOBAL)
+    for step, item in enumerate(items[:-1]):
+        assert step_samples(store, 1, 2, 3, item.step.end) == whole[step + 1 : step + 2]
+
+
+def test_each_sample_is_seen_once_an_epoch(store):
+    epoch = mixture(store).epoch(0)
+    stream = SampleStream(mixture(store), Position())
+    picked = stream.take(epoch.size)
+    assert len(set(picked.key.tolist())) == epoch.size
+    assert stream.position == (0, epoch.size)
+    assert stream.take(1).key[0] == mixture(store).epoch(1).look_up(np.array([0])).key[0]
+    assert stream.position == (1, 1)
+
+
+def test_counts_of_a_step_are_those_of_its_batches(store):
+    items: list[MicroBatch] = []
+    for rank in range(2):
+        items += islice(feed(SampleStream(mixture(store), Position()), Masking(), GLOBAL, 3, rank, 2), 2)
+    counts = items[0].step
+    assert counts.samples == GLOBAL
+    assert counts.masked == sum(len(item.batch.mlm_labels) for item in items)
+    assert counts.pairs == sum(int((item.batch.nsp_labels != IGNORED).sum()) for item in items)
+    assert counts.tokens == sum(len(item.batch.input_ids) for item in items)
+    assert counts.slots == GLOBAL * 32
+    assert counts.attended == sum(length**2 for item in items for length in item.batch.layout.lengths)
+
+
+def test_without_pairs_nothing_has_a_pair_label(store):
+    stream = SampleStream(mixture(store, objective="mlm"), Position())
+    item = next(feed(stream, Masking(), 4, 4, 0, 1))
+    assert item.step.pairs == 0
+    assert (item.batch.nsp_labels == IGNORED).all()
+    assert not item.batch.token_types.any()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_holds_each_sample_once_at_any_world_size(store, world):
+    held_out = mixture(store, held_out=True)
+    sets = [Evaluation.of(held_out, 10, 4, rank, world) for rank in range(world)]
+    assert len({len(evaluation.batches) for evaluation in sets}) == 1, "ranks must run as many batches under ZeRO-3"
+    found = {
+        number: samples_of(batch)
+        for evaluation in sets
+        for number, batch in evaluation.batches
+        if number < evaluation.batch_count
+    }
+    alone = Evaluation.of(held_out, 10, 4, 0, 1)
+    assert found == {number: samples_of(batch) for number, batch in alone.batches}
+    assert alone.masked == sum(len(batch.mlm_labels) for _, batch in alone.batches)
+
+
+class TestPrefetch:
+    def test_gives_the_same_items(self):
+        assert list(islice(prefetch(iter(range(100))), 50)) == list(range(50))
+
+    def test_raises_what_the_source_raises(self):
+        def source():
+            yield 1
+            raise OSError("disk gone")
+
+        items = prefetch(source())
+        assert next(items) == 1
+        with pytest.raises(OSError, match="disk gone"):
+            next(items)
+
+    def test_closing_ends_the_thread(self):
+        import threading
+
+        items = prefetch(iter(range(1000)), ahead=1)
+        next(items)
+        items.close()
+        for thread in threading.enumerate():
+            if thread.name == "prefetch":
+                thread.join(5)
+                assert not thread.is_alive()
+
+
+def test_a_batch_moves_as_a_whole(store):
+    batch = next(feed(SampleStream(mixture(store), Position()), Masking(), 4, 4, 0, 1)).batch
+    moved = batch.to(torch.device("meta"))
+    assert {field.device.type for field in moved[:8]} == {"meta"}
+    assert moved.layout.cu_seqlens.device.type == "meta"

@@ -1,0 +1,176 @@
+"""The padding-free step against transformers' plain padded forward: losses and the gradient of every tensor."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.cli import InputError
+from data_prep.masking import Masking
+from data_prep.pairs import Mixture
+from pretrain.attention import IMPLEMENTATION
+from pretrain.data import make_batch
+from pretrain.model import PADDING_BIAS, VOCAB_MULTIPLE, Batch, Pretrainer, build, parameter_groups
+from tests.stores import random_documents, store_of
+
+VOCAB = 90  # no multiple of 64
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    store = store_of(tmp_path, random_documents(30, vocab_size=VOCAB), vocab_size=VOCAB)
+    epoch = Mixture([store], [1.0], 48, "nsp", 0).epoch(0)
+    return make_batch((store,), epoch.look_up(np.arange(10)), Masking())
+
+
+def tiny_model(**changes) -> BertForPreTraining:
+    config = BertConfig(
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=64, **changes,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    return BertForPreTraining(config)
+
+
+def padded_losses(model: BertForPreTraining, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two sums as transformers computes them: padded, logits everywhere, labels -100 where nothing is masked."""
+    lengths = torch.tensor(batch.layout.lengths)
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids, types, labels = (torch.zeros(mask.shape, dtype=torch.long) for _ in range(3))
+    ids[mask], types[mask] = batch.input_ids, batch.token_types
+    flat = torch.full_like(batch.input_ids, -100)
+    flat[batch.kept_rows[batch.mlm_places]] = batch.mlm_labels
+    labels.fill_(-100)
+    labels[mask] = flat
+    output = model(input_ids=ids, token_type_ids=types, attention_mask=mask.long())
+    return (
+        cross_entropy(output.prediction_logits.flatten(0, 1), labels.flatten(), reduction="sum"),
+        cross_entropy(output.seq_relationship_logits, batch.nsp_labels, reduction="sum"),
+    )
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_losses_and_gradients_equal_the_padded_forward(batch, implementation):
+    assert len(set(batch.layout.lengths)) > 2, "the batch must need padding"
+    theirs = tiny_model()
+    theirs.set_attn_implementation(implementation)
+    expected = padded_losses(theirs, batch)
+    expected_gradients = gradients(theirs, sum(expected))
+
+    ours = tiny_model()
+    ours.load_state_dict(theirs.state_dict())
+    ours.set_attn_implementation(IMPLEMENTATION)
+    losses = Pretrainer(ours)(batch)
+    torch.testing.assert_close(losses.mlm, expected[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses.nsp, expected[1], rtol=1e-5, atol=0)
+    found = gradients(ours, losses.mlm + losses.nsp)
+    assert found.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        if name.endswith("attention.self.key.bias"):  # truly 0: both hold rounding noise
+            assert found[name].norm() < 1e-4
+            continue
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_accuracy_counts(batch):
+    model = tiny_model()
+    model.set_attn_implementation(IMPLEMENTATION)
+    losses = Pretrainer(model)(batch)
+    assert 0 <= losses.mlm_correct <= len(batch.mlm_labels)
+    assert 0 <= losses.nsp_correct <= len(batch.nsp_labels)
+    with torch.no_grad():
+        model.cls.seq_relationship.bias.copy_(torch.tensor([-1e4, 1e4]))
+    assert Pretrainer(model)(batch).nsp_correct == (batch.nsp_labels == 1).sum()
+
+
+def test_vocabulary_padding_changes_neither_loss_nor_gradients(batch, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "hf")
+    padded = build(None, tmp_path / "hf", VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+    assert padded.config.vocab_size % VOCAB_MULTIPLE == 0 < padded.config.vocab_size - VOCAB
+    plain = tiny_model()
+    expected = padded_losses(plain, batch)
+    losses = Pretrainer(padded)(batch)
+    torch.testing.assert_close(losses.mlm, expected[0], rtol=1e-5, atol=0)
+    found = gradients(padded, losses.mlm + losses.nsp)
+    gradients(plain, sum(expected))
+    embedding = found["bert.embeddings.word_embeddings.weight"]
+    assert not embedding[VOCAB:].any()
+    assert not found["cls.predictions.bias"][VOCAB:].any()
+    torch.testing.assert_close(
+        embedding[:VOCAB], plain.bert.embeddings.word_embeddings.weight.grad, rtol=1e-4, atol=1e-5
+    )
+    assert (padded.cls.predictions.bias[VOCAB:] == PADDING_BIAS).all()
+
+
+def test_weights_are_a_function_of_the_seed():
+    first, again, other = (
+        build("bert-tiny", None, VOCAB, dropout=0.1, seed=seed, needs_nsp=True).state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(first[name], other[name])
+
+
+def test_biases_and_layer_norms_do_not_decay():
+    model = tiny_model()
+    decay, plain = parameter_groups(model, 0.1)
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all(parameter.ndim == 2 for parameter in decay["params"])
+    assert all(parameter.ndim == 1 for parameter in plain["params"])
+    assert len(decay["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+class TestInitFrom:
+    """Continuing a Hugging Face folder."""
+
+    def test_a_missing_head_is_said_and_initialised(self, tmp_path, capsys):
+        from transformers import BertForMaskedLM
+
+        full = tiny_model()
+        masked = BertForMaskedLM(full.config)
+        masked.load_state_dict(full.state_dict(), strict=False)
+        masked.save_pretrained(tmp_path)
+        model = build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+        assert "no next-sentence head" in capsys.readouterr().err
+        torch.testing.assert_close(
+            model.cls.predictions.transform.dense.weight, full.cls.predictions.transform.dense.weight
+        )
+        build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=False)
+        assert "next-sentence" not in capsys.readouterr().err
+
+    def test_an_encoder_with_a_hole_is_refused(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        tiny_model().save_pretrained(tmp_path)
+        weights = load_file(tmp_path / "model.safetensors")
+        del weights["bert.encoder.layer.1.output.dense.weight"]
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(InputError, match=r"layer\.1\.output\.dense\.weight"):
+            build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+
+    def test_another_vocabulary_is_refused(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        with pytest.raises(InputError, match="90 vocabulary entries, the store 100"):
+            build(None, tmp_path, 100, dropout=0.0, seed=0, needs_nsp=True)
+
+    def test_pickled_weights_are_not_read(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+        with pytest.raises(InputError, match="pickled"):
+            build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+
+    def test_another_kind_of_model_is_refused(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        config = (tmp_path / "config.json").read_text()
+        (tmp_path / "config.json").write_text(config.replace('"model_type": "bert"', '"model_type": "roberta"'))
+        with pytest.raises(InputError, match="roberta"):
+            build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)

@@ -1,0 +1,158 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from data_prep.cli import InputError
+from data_prep.pairs import Mixture, Picked, Sentences, assemble, build
+from tests.reference.pairs import nsp_samples
+from tests.stores import random_documents, store_of
+
+
+def tokens_of(store, start, length) -> tuple[int, ...]:
+    return tuple(store.read_spans(np.array([start]), np.array([length])).tolist())
+
+
+def as_tokens(store, samples) -> list[tuple]:
+    return [
+        (tokens_of(store, s["a_start"], s["a_length"]), tokens_of(store, s["b_start"], s["b_length"]), bool(s["label"]))
+        for s in samples
+    ]
+
+
+@pytest.mark.parametrize("seq_len", [8, 16, 64])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_pairs_equal_the_naive_reference(tmp_path, seq_len, shards):
+    documents = random_documents(30)
+    store = store_of(tmp_path, documents, shards=shards)
+    found = as_tokens(store, build(Sentences.of(store), seq_len, "nsp", seed=5, pass_number=2))
+    assert sorted(found) == sorted(nsp_samples(documents, seq_len, 5, 2))
+
+
+def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):
+    # Every token names its document, so a pair says itself where it comes from.
+    documents = [[[10 + number] * 6 for _ in range(40)] for number in range(40)]
+    store = store_of(tmp_path, documents)
+    found = as_tokens(store, build(Sentences.of(store), 32, "nsp", 0, 0))
+    for a, b, is_random in found:
+        assert len(set(a)) == len(set(b)) == 1
+        assert (set(a) != set(b)) == is_random
+    assert abs(np.mean([is_random for *_, is_random in found]) - 0.5) < 0.05
+    assert len({b[0] for _, b, is_random in found if is_random}) == 40
+
+
+def test_one_sample_in_ten_is_short(tmp_path):
+    store = store_of(tmp_path, [[[7]] * 2000 for _ in range(4)])
+    samples = build(Sentences.of(store), 64, "nsp", 0, 0)
+    lengths = samples["a_length"].astype(int) + samples["b_length"]
+    assert lengths.max() == 61
+    assert 0.06 < (lengths < 61).mean() < 0.15
+
+
+def test_every_sentence_of_a_pass_is_used_as_a_or_true_b(tmp_path):
+    documents = random_documents(20, longest=3)
+    store = store_of(tmp_path, documents)
+    samples = build(Sentences.of(store), 128, "nsp", 0, 0)  # long enough that hardly anything is cut off
+    used = np.zeros(int(store.token_starts[-1]), bool)
+    for sample in samples:
+        used[sample["a_start"] : sample["a_start"] + sample["a_length"]] = True
+        if not sample["label"]:
+            used[sample["b_start"] : sample["b_start"] + sample["b_length"]] = True
+    assert used.mean() > 0.99
+
+
+def test_sop_swaps_half_of_the_true_pairs(tmp_path):
+    store = store_of(tmp_path, [[[10 + row] * 3 for row in range(50)] for _ in range(60)])
+    found = as_tokens(store, build(Sentences.of(store), 32, "sop", 0, 0))
+    swapped = [a[0] > b[0] for a, b, _ in found if b]
+    assert swapped == [label for _, b, label in found if b]
+    assert 0.4 < np.mean(swapped) < 0.6
+
+
+def test_mlm_samples_are_whole_sentences_of_one_document_and_use_all_tokens(tmp_path):
+    documents = random_documents(20)
+    store = store_of(tmp_path, documents)
+    samples = build(Sentences.of(store), 32, "mlm", 0, 0)
+    assert not samples["b_length"].any()
+    spans = sorted((int(s["a_start"]), int(s["a_length"])) for s in samples)
+    assert spans[0][0] == 0
+    assert all(start + length == following for (start, length), (following, _) in pairwise(spans))
+    assert sum(length for _, length in spans) == int(store.token_starts[-1])
+
+
+def test_held_out_documents_are_never_trained_on(tmp_path):
+    documents = [[[10 + number] * 4 for _ in range(10)] for number in range(20)]
+    store = store_of(tmp_path, documents, held_out={4, 9})
+    for held_out, expected in ((False, set(range(20)) - {4, 9}), (True, {4, 9})):
+        found = as_tokens(store, build(Sentences.of(store, held_out), 32, "nsp", 0, 0))
+        assert {a[0] - 10 for a, _, _ in found} == expected
+        assert {b[0] - 10 for _, b, _ in found} <= expected
+
+
+def test_one_document_is_no_corpus_for_nsp(tmp_path):
+    store = store_of(tmp_path, [[[10], [11]]])
+    with pytest.raises(InputError, match="two documents"):
+        build(Sentences.of(store), 16, "nsp", 0, 0)
+    assert len(build(Sentences.of(store), 16, "sop", 0, 0)) == 1
+
+
+def picked_ids(epoch) -> list[tuple]:
+    picked = epoch.look_up(np.arange(epoch.size))
+    return list(zip(picked.store.tolist(), picked.key.tolist(), strict=True))
+
+
+def test_an_epoch_holds_every_sample_once_in_another_order_each_time(tmp_path):
+    mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], 32, "nsp", 3)
+    first, second = (mixture.epoch(number) for number in (0, 1))
+    assert len(set(picked_ids(first))) == first.size
+    starts = [epoch.look_up(np.arange(epoch.size)).samples["a_start"].tolist() for epoch in (first, second)]
+    assert starts[0] != sorted(starts[0])
+    assert starts[0] != starts[1]
+
+
+def test_weights_are_passes_an_epoch_and_fractions_add_up(tmp_path):
+    stores = [store_of(tmp_path / name, random_documents(30, seed)) for seed, name in enumerate("ab")]
+    mixture = Mixture(stores, [2.5, 0.5], 32, "nsp", 0)
+    epochs = [mixture.epoch(number) for number in (0, 1)]
+    for epoch in epochs:
+        counts = np.bincount(epoch.look_up(np.arange(epoch.size)).store)
+        passes = [Mixture([store], [1.0], 32, "nsp", 0).epoch(0).size for store in stores]
+        assert counts == pytest.approx([2.5 * passes[0], 0.5 * passes[1]], rel=0.1)
+    # Two epochs are five whole passes of the first store and one of the second: no sample twice, none left out.
+    drawn = [identity for epoch in epochs for identity in picked_ids(epoch)]
+    assert len(set(drawn)) == len(drawn)
+    whole = Mixture(stores, [5.0, 1.0], 32, "nsp", 0).epoch(0)
+    assert sorted(picked_ids(whole)) == sorted(drawn)
+
+
+def test_a_mixture_is_shuffled_through_and_through(tmp_path):
+    stores = [store_of(tmp_path / name, random_documents(60, seed)) for seed, name in enumerate("ab")]
+    epoch = Mixture(stores, [1.0, 1.0], 32, "nsp", 0).epoch(0)
+    store = epoch.look_up(np.arange(epoch.size)).store
+    half = epoch.size // 2
+    assert store[:half].mean() == pytest.approx(store[half:].mean(), abs=0.1)
+
+
+def test_assemble_puts_special_tokens_around_the_segments(tmp_path):
+    store = store_of(tmp_path, [[[10, 11], [12]], [[20], [21, 22]]])
+    picked = Picked(np.zeros(2, int), np.zeros(2, np.uint64), build(Sentences.of(store), 16, "sop", 0, 0))
+    picked.samples["a_start"], picked.samples["a_length"] = [0, 3], [2, 1]
+    picked.samples["b_start"], picked.samples["b_length"] = [4, 0], [2, 0]
+    ids, types, special, lengths = assemble((store,), picked)
+    cls, sep = 2, 3
+    assert ids.tolist() == [cls, 10, 11, sep, 21, 22, sep, cls, 20, sep]
+    assert types.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0]
+    assert special.tolist() == [True, False, False, True, False, False, True, True, False, True]
+    assert lengths.tolist() == [7, 3]
+
+
+def test_assemble_reads_each_sample_from_its_own_store(tmp_path):
+    stores = tuple(
+        store_of(tmp_path / str(word), [[[word] * 4 for _ in range(6)] for _ in range(3)]) for word in (10, 30)
+    )
+    epoch = Mixture(stores, [1.0, 1.0], 16, "nsp", 0).epoch(0)
+    picked = epoch.look_up(np.arange(epoch.size))
+    ids, _, special, lengths = assemble(stores, picked)
+    owner = np.repeat(picked.store, lengths)
+    assert (ids[~special] == np.where(owner == 0, 10, 30)[~special]).all()
+    assert set(owner) == {0, 1}

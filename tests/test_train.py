@@ -1,0 +1,172 @@
+"""The command: what it leaves behind, and how it answers to wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data_prep.cli import ROOT
+from pretrain.config import TrainConfig
+from pretrain.train import train
+from tests.ranks import run_ranks
+from tests.stores import random_documents, store_of
+
+TRAIN_KEYS = (
+    "kind step samples tokens loss mlm_loss nsp_loss mlm_acc nsp_acc lr grad_norm "
+    "tokens_per_s mfu padding_saved seconds"
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(60), held_out={3, 17, 30}).folder
+
+
+def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = dict(
+        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=6, warmup=2, lr=1e-3, global_batch=12,
+        eval_every=3, eval_samples=16, log_every=2,
+    )  # fmt: skip
+    return TrainConfig(**settings | changes)
+
+
+def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_ranks(2, train, config(store, out, dropout=0.0))
+    return out
+
+
+def test_metrics_hold_what_scripts_rely_on(finished):
+    lines = lines_of(finished, "train")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert set(TRAIN_KEYS.split()) <= lines[0].keys()
+    assert lines[-1]["samples"] == 72
+    assert all(0 < line["mlm_loss"] < 10 and 0 <= line["nsp_acc"] <= 1 and line["tokens_per_s"] > 0 for line in lines)
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3 * 2 / 3, 1e-3 * 3 / 4, 1e-3 / 4])
+    evaluations = lines_of(finished, "eval")
+    assert [line["step"] for line in evaluations] == [3, 6]
+    assert {"mlm_loss", "mlm_acc", "perplexity", "nsp_acc"} <= evaluations[0].keys()
+
+
+def test_tensorboard_holds_the_same_numbers(finished):
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("train/mlm_loss")}
+    assert found == pytest.approx({line["step"]: line["mlm_loss"] for line in lines_of(finished, "train")}, rel=1e-5)
+    assert [event.step for event in events.Scalars("eval/perplexity")] == [3, 6]
+
+
+def test_config_json_has_all_that_repeats_the_run(finished, store):
+    record = json.loads((finished / "config.json").read_text())
+    assert record["train"]["seed"] == 0
+    assert record["deepspeed"]["train_batch_size"] == 12
+    assert record["stores"][0]["folder"] == str(store)
+    assert "deepspeed" in record["versions"]
+    assert (finished / "vocab/tokenizer.json").is_file()
+    assert "held out, step 6" in (finished / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("world", "zero"), [(1, 0), (3, 3)])
+def test_losses_and_evaluation_do_not_depend_on_ranks(finished, store, tmp_path, world, zero):
+    run_ranks(world, train, config(store, tmp_path / "run", dropout=0.0, zero=zero))
+    for kind, keys in (("train", ("loss", "mlm_acc", "grad_norm", "tokens")), ("eval", ("mlm_loss", "nsp_acc"))):
+        for found, expected in zip(lines_of(tmp_path / "run", kind), lines_of(finished, kind), strict=True):
+            assert [found[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run(finished, store, tmp_path):
+    run_ranks(2, train, config(store, tmp_path / "again", dropout=0.0))
+    run_ranks(2, train, config(store, tmp_path / "other", dropout=0.0, seed=1))
+    losses = [
+        [line["loss"] for line in lines_of(run, "train")] for run in (finished, tmp_path / "again", tmp_path / "other")
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_continuing_a_finished_run_changes_nothing(finished, store):
+    before = lines_of(finished, "train")
+    state = run_ranks(2, train, config(store, finished, dropout=0.0))[0]
+    assert state.step == 6
+    assert lines_of(finished, "train") == before
+
+
+@pytest.mark.parametrize("objective", ["sop", "mlm"])
+@pytest.mark.parametrize("zero", [1, 3])
+def test_other_objectives_train(store, tmp_path, objective, zero):
+    run_ranks(2, train, config(store, tmp_path / "run", objective=objective, zero=zero))
+    last = lines_of(tmp_path / "run", "train")[-1]
+    assert (last["nsp_loss"] == 0) == (objective == "mlm")
+
+
+def test_several_stores_with_weights(store, tmp_path):
+    other = store_of(tmp_path / "other", random_documents(30, seed=9), held_out={1}).folder
+    run_ranks(1, train, config(store, tmp_path / "run", data=(str(store), f"{other}:2.5")))
+    assert lines_of(tmp_path / "run", "train")[-1]["step"] == 6
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_bf16_trains(store, tmp_path, zero):
+    run_ranks(2, train, config(store, tmp_path / "run", precision="bf16", zero=zero))
+    assert 0 < lines_of(tmp_path / "run", "train")[-1]["mlm_loss"] < 6
+
+
+WRONG = {
+    "no store": (["--data", "nowhere"], "nowhere does not exist"),
+    "no model": (["--model", "None"], "--model"),
+    "both models": (["--init_from", "x"], "give one of --model"),
+    "unknown option": (["--stepz", "3"], "--stepz"),
+    "weight": (["--data", "{store}:heavy"], "weight 'heavy'"),
+    "too long": (["--seq_len", "1024"], "beyond the model's 512 positions"),
+    "warmup": (["--warmup", "50"], "--warmup 50 must lie in"),
+    "batch": (["--global_batch", "10", "--micro_batch", "4"], "10 samples"),
+    "16 bit": (["--precision", "bf16", "--zero", "0"], "stage 0"),
+    "fp16 on a CPU": (["--precision", "fp16"], "fp16 needs a GPU"),
+    "no JSON": (["--ds_config", "nowhere.json"], "nowhere.json"),
+    "checkpoint": (["--resume", "nowhere"], "nowhere/manifest.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(store, tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
+    """The command's answer to every wrong input, from one process each, a few at a time."""
+    out = tmp_path_factory.mktemp("wrong") / "run"
+    program = f"""
+import sys, io, json, contextlib
+from pretrain.train import main
+answers = {{}}
+for name, arguments in json.load(sys.stdin).items():
+    text = io.StringIO()
+    with contextlib.redirect_stderr(text):
+        try:
+            main(["--data", {str(store)!r}, "--out", {str(out)!r}, "--model", "bert-tiny", "--steps", "5", *arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    answers[name] = [code, text.getvalue()]
+print(json.dumps(answers))
+"""
+    request = {name: [part.format(store=store) for part in arguments] for name, (arguments, _) in WRONG.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(request), capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}, check=True,
+    )  # fmt: skip
+    assert not out.exists(), "wrong input must leave nothing behind"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_gets_one_clear_message_and_code_2(answers, name):
+    code, message = answers[name]
+    assert code == 2
+    assert WRONG[name][1] in message
+    assert "Traceback" not in message
