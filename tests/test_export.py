@@ -1,0 +1,129 @@
+"""The exported folder gives the trainer's outputs in plain transformers (invariant g)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertTokenizer,
+)
+
+from data_prep.cli import InputError
+from pretrain import export
+from pretrain.checkpoint import folder_of, read_manifest, read_weights
+from pretrain.config import TrainConfig
+from pretrain.export import ExportConfig, main
+from pretrain.train import train
+from tests.ranks import run_ranks
+from tests.stores import random_documents, store_of
+
+VOCAB = 90  # padded to 128 inside the model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    store = store_of(
+        folder / "store", random_documents(30, vocab_size=VOCAB), vocab_size=VOCAB, held_out={1, 2, 7}
+    ).folder
+    config = TrainConfig(
+        data=(str(store),), out=folder / "run", model="bert-tiny", seq_len=32, steps=4, warmup=1, lr=1e-3,
+        global_batch=8, save_every=2, eval_samples=8, zero=3,
+    )  # fmt: skip
+    run_ranks(2, train, config)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "hf"
+    main(ExportConfig(trained, out))
+    return out
+
+
+def test_weights_are_the_checkpoint_s_without_the_padding(trained, exported):
+    manifest = read_manifest(folder_of(trained, 4))
+    weights = read_weights(folder_of(trained, 4), manifest["parameters"])
+    stored = load_file(exported / "model.safetensors")
+    assert stored.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(stored[name], weight[: len(stored[name])], rtol=0, atol=0)
+    assert len(stored["bert.embeddings.word_embeddings.weight"]) == VOCAB
+    assert len(weights["bert.embeddings.word_embeddings.weight"]) == 128
+
+
+def test_the_folder_is_complete_and_loads_silently(exported, capfd):
+    names = {path.name for path in exported.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "provenance.json",
+    } <= names
+    capfd.readouterr()
+    model, report = BertForPreTraining.from_pretrained(exported, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(exported)) == VOCAB
+    assert json.loads((exported / "provenance.json").read_text())["step"] == 4
+    assert "held-out" in (exported / "README.md").read_text()
+
+
+def test_hello_my_dog_is_cute(exported):
+    inputs = BertTokenizer.from_pretrained(exported)("Hello, my dog is cute", return_tensors="pt")
+    logits = BertForSequenceClassification.from_pretrained(exported)(**inputs).logits
+    assert logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize("head", ["mlm", "encoder"])
+def test_other_heads(trained, tmp_path, head):
+    main(ExportConfig(trained / "checkpoints/step-0000002", tmp_path / "hf", head=head))
+    provenance = json.loads((tmp_path / "hf/provenance.json").read_text())
+    assert provenance["largest_difference"] < export.TOLERANCE
+    if head == "mlm":
+        _, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+
+
+def test_wrong_arithmetic_is_noticed_and_nothing_is_written(trained, tmp_path, monkeypatch):
+    """Keys cannot tell that LayerNorm's epsilon is another; outputs can."""
+    write_model = export.write_model
+
+    def with_another_epsilon(folder: Path, *arguments) -> None:
+        write_model(folder, *arguments)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-2}))
+
+    monkeypatch.setattr(export, "write_model", with_another_epsilon)
+    with pytest.raises(RuntimeError, match="differs from the trained one"):
+        main(ExportConfig(trained, tmp_path / "hf"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_run_is_refused(trained, tmp_path):
+    for source, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "neither a run folder")):
+        with pytest.raises(InputError, match=message):
+            main(ExportConfig(source, tmp_path / "hf"))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(trained, damaged)
+    next(folder_of(damaged, 4).glob("rank-00000*")).write_bytes(b"")
+    with pytest.raises(InputError, match="has 0 bytes"):
+        main(ExportConfig(folder_of(damaged, 4), tmp_path / "hf"))
+    main(ExportConfig(damaged, tmp_path / "hf"))  # falls back to the checkpoint that is whole
+    assert json.loads((tmp_path / "hf/provenance.json").read_text())["step"] == 2
+
+
+def test_a_folder_of_something_else_is_not_replaced(trained, tmp_path):
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(InputError, match="no Hugging Face folder"):
+        main(ExportConfig(trained, tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "important"
