@@ -129,7 +129,7 @@ class Records:
         if path.exists():
             differing(json.loads(path.read_text("utf-8")), content, self.store, "is being made")
             return True
-        if self.store.exists() and (not self.store.is_dir() or not set(_names(self.store)) <= {"parts", "vocab"}):
+        if self.store.exists() and (not self.store.is_dir() or not set(_names(self.store)) <= {"parts"}):
             raise InputError(f"{self.store} exists and is not a token store; it stays as it is; give another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, content)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-VERSION = 1  # counts changes of behaviour; one of the settings of a store
+VERSION = 2  # counts changes of behaviour; one of the settings of a store
 
 # One set of characters at the start lets the expression's search run in C over everything that is not a stop.
 _STOP = re.compile(r"""[.!?…。！？｡؟۔।॥]+["'”’»)\]」』》〉）】]*""")
@@ -24,6 +24,10 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 _AT_LINE_END = re.compile(r"""[.!?…:;。！？｡؟۔।॥]["'”’»)\]」』》〉）】]*\s*$""")
 _WIDE = frozenset("。！？｡؟۔।॥")  # stops that end a sentence wherever they stand
 _OPENING = "\"'“‘«„([—–-"
+_GOES_ON = frozenset(_OPENING) | frozenset(".!?…,;:)]}”’»*/")  # as the next word: ". . .", "Well! -- I never"
+_CJK = "\u2e80"  # the first character of scripts that put no space after a stop
+_SHORT = 8  # characters; a longer piece surely has a word in it
+_WORD = re.compile(r"\w")
 
 
 class Rules(NamedTuple):
@@ -86,13 +90,21 @@ def splitter(lang: str) -> Callable[[str], list[str]]:
 
 
 def _split_paragraph(text: str, rules: Rules, sentences: list[str]) -> None:
-    begin = 0
+    begin, before = 0, len(sentences)
     for stop in _STOP.finditer(text):
         if _ends_sentence(text, begin, stop, rules):
-            sentences.append(text[begin : stop.end()].strip())
+            _append(sentences, before, text[begin : stop.end()].strip())
             begin = stop.end()
     if rest := text[begin:].strip():
-        sentences.append(rest)
+        _append(sentences, before, rest)
+
+
+def _append(sentences: list[str], before: int, sentence: str) -> None:
+    """Add a sentence; what has no word in it (a stray quote, a second stop) joins the one before in its paragraph."""
+    if len(sentence) < _SHORT and len(sentences) > before and not _WORD.search(sentence):
+        sentences[-1] += f" {sentence}"
+    else:
+        sentences.append(sentence)
 
 
 def _ends_sentence(text: str, begin: int, stop: re.Match[str], rules: Rules) -> bool:
@@ -101,9 +113,9 @@ def _ends_sentence(text: str, begin: int, stop: re.Match[str], rules: Rules) -> 
         return True
     following = _NEXT.match(text, end)
     if following is None:  # the end of the paragraph, or no space after the stop: 3.14, example.org
-        return end == len(text)
+        return end == len(text) or (text[start] in ".!?" and start > 0 and text[start - 1] >= _CJK)
     word = following[1]
-    if word[0].islower() or word[0] in _OPENING:
+    if word[0].islower() or word[0] in _GOES_ON:
         return False
     return text[start] != "." or end - start != 1 or _dot_ends_sentence(text[begin:start], word, rules)
 
@@ -113,7 +125,7 @@ def _dot_ends_sentence(sentence: str, following: str, rules: Rules) -> bool:
     word = sentence[sentence.rfind(" ") + 1 :].lstrip(_OPENING)
     if word.isdigit():  # "12. Of the ..." numbers what follows
         return len(word) != len(sentence.strip()) and not (rules.ordinals and len(word) <= 2)
-    if len(word) == 1 and word.isupper() and word != "I":  # an initial: J. Austen
+    if len(word) == 1 and word.isalpha() and not word.islower() and word != "I":  # an initial: J. Austen
         return False
     lower = word.lower()
     if lower in rules.never:
