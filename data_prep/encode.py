@@ -13,6 +13,7 @@ special id: otherwise a corpus could write the model's control signals.
 
 import json
 import re
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,24 +112,52 @@ class Encoder:
 
 
 class _Cache(dict[str, bytes]):
-    """Ids by piece of text; what is missing is cut into smaller pieces, and those encoded by `tokenizers`."""
+    """Ids by piece of text. What is missing is cut into smaller pieces; of these, plain ASCII words are looked up by
+    WordPiece's own rule, the longest entry first, and all others encoded by `tokenizers`."""
 
     def __init__(self, tokenizer: Tokenizer, dtype: np.dtype):
         super().__init__()
+        state = json.loads(tokenizer.to_str())
         self.tokenizer = tokenizer
-        self.dtype = dtype
+        self.code = dtype.char
+        self.lowercase = state["normalizer"]["lowercase"]
+        self.prefix = state["model"]["continuing_subword_prefix"]
+        self.longest_word = state["model"]["max_input_chars_per_word"]
+        self.entries = {entry: self._pack([number]) for entry, number in state["model"]["vocab"].items()}
+        self.longest_entry = max(map(len, self.entries))
+        self.unknown = self.entries[state["model"]["unk_token"]]
 
     def __missing__(self, chunk: str) -> bytes:
         pieces = _PIECES.findall(chunk)
         if len(pieces) > 1:
             ids = b"".join([self[piece] for piece in pieces])
+        elif chunk.isascii() and chunk.isalnum():
+            ids = self._word(chunk.lower() if self.lowercase else chunk)
         else:
-            ids = np.array(self.tokenizer.encode(chunk, add_special_tokens=False).ids, self.dtype).tobytes()
+            ids = self._pack(self.tokenizer.encode(chunk, add_special_tokens=False).ids)
         if len(chunk) <= CACHE_LENGTH:
             if len(self) >= CACHE_ENTRIES:
                 self.clear()  # crude, but what is frequent is back within a megabyte of text
             self[chunk] = ids
         return ids
+
+    def _word(self, word: str) -> bytes:
+        if len(word) > self.longest_word:
+            return self.unknown
+        entries, ids, start = self.entries, b"", 0
+        prefix = ""
+        while start < len(word):
+            end = min(len(word), start + self.longest_entry)
+            while (found := entries.get(prefix + word[start:end])) is None:
+                end -= 1
+                if end == start:
+                    return self.unknown
+            ids += found
+            start, prefix = end, self.prefix
+        return ids
+
+    def _pack(self, ids: list[int]) -> bytes:
+        return array(self.code, ids).tobytes()
 
 
 class _Files(NamedTuple):
@@ -170,4 +199,5 @@ def _is_bert(tokenizer: Tokenizer) -> bool:
         and normalizer["handle_chinese_chars"]
         and pre_tokenizer.get("type") == "BertPreTokenizer"
         and state["model"]["type"] == "WordPiece"
+        and all(token["special"] for token in state["added_tokens"])  # another would be found inside words
     )
