@@ -57,6 +57,18 @@ ZERO_AUTO = frozenset("reduce_bucket_size stage3_prefetch_bucket_size stage3_par
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     # Defaults of an absent or "auto" hyper-parameter.
     "adamw": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+    # None: as the variant has it (VARIANTS in lamb.py).
+    "lamb": {
+        "lr": 2e-3,
+        "betas": [0.9, 0.999],
+        "eps": 1e-6,
+        "weight_decay": 0.01,
+        "variant": "nvidia",
+        "bias_correction": None,
+        "min_ratio": None,
+        "max_ratio": None,
+        "adapt_undecayed": None,
+    },
 }
 DEFAULT_GLOBAL_BATCH = 256
 MAX_DEFAULT_MICRO_BATCH = 32

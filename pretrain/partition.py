@@ -40,6 +40,7 @@ class Partition(NamedTuple):
     masters: list[Tensor]  # fp32, flat at stages 1 to 3
     slices: list[Slice]
     shapes: dict[str, torch.Size]  # of every parameter, by name
+    members: list[list[str]]  # for each master, the parameters with a slice in it on any rank; the same on all ranks
     optimizer: torch.optim.Optimizer  # its state is keyed by the masters
     zero: Any  # DeepSpeed's ZeRO optimizer; None at stage 0
 
@@ -92,9 +93,8 @@ def bind(engine: Any, model: nn.Module) -> Partition:
     else:
         masters, slices = _windows(zero, names)
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer) if stage else engine.optimizer
-    partition = Partition(stage, masters, slices, shapes, inner, zero)
-    _check_coverage(partition)
-    return partition
+    members = _check_coverage(stage, masters, slices, shapes)
+    return Partition(stage, masters, slices, shapes, members, inner, zero)
 
 
 def _whole(names: dict[nn.Parameter, str]) -> tuple[list[Tensor], list[Slice]]:
@@ -133,25 +133,30 @@ def _pieces(zero: Any, names: dict[nn.Parameter, str]) -> tuple[list[Tensor], li
     return list(zero.fp32_partitioned_groups_flat), slices
 
 
-def _check_coverage(partition: Partition) -> None:
-    """All ranks' slices hold every element of every parameter once: their number and the sum of their indices agree."""
-    order = {name: row for row, name in enumerate(partition.shapes)}
-    found = torch.zeros(len(order), 2, dtype=torch.float64)
-    for piece in partition.slices:
-        found[order[piece.name], 0] += piece.length
-        found[order[piece.name], 1] += piece.length * (piece.offset + (piece.length - 1) / 2)
-    if partition.stage and dist.get_world_size() > 1:
-        device = partition.masters[0].device
-        total = found.to(device)
-        dist.all_reduce(total)
-        found = total.cpu()
-    for name, row in order.items():
-        count = math.prod(partition.shapes[name])
-        expected = torch.tensor([count, count * (count - 1) / 2], dtype=torch.float64)
-        if not torch.equal(found[row], expected):
-            raise RuntimeError(
-                f"ZeRO stage {partition.stage}: ranks hold {found[row, 0]:.0f} elements of {name}, which has {count}"
-            )
+def _check_coverage(
+    stage: int, masters: list[Tensor], slices: list[Slice], shapes: dict[str, torch.Size]
+) -> list[list[str]]:
+    """All ranks' slices hold every element of every parameter once: their number and the sum of their indices agree.
+
+    Returns, for each master, the parameters with a slice in it on any rank.
+    """
+    names = list(shapes)
+    row_of = {name: row for row, name in enumerate(names)}
+    found = torch.zeros(len(names), 2 + len(masters), dtype=torch.float64)
+    for piece in slices:
+        row = found[row_of[piece.name]]
+        row[0] += piece.length
+        row[1] += piece.length * (piece.offset + (piece.length - 1) / 2)
+        row[2 + piece.master] += 1
+    if stage and dist.get_world_size() > 1:
+        on_device = found.to(masters[0].device)
+        dist.all_reduce(on_device)
+        found = on_device.cpu()
+    for name, (length, index_sum, *_) in zip(names, found.tolist(), strict=True):
+        count = math.prod(shapes[name])
+        if (length, index_sum) != (count, count * (count - 1) / 2):
+            raise RuntimeError(f"ZeRO stage {stage}: ranks hold {length:.0f} elements of {name}, which has {count}")
+    return [[name for name in names if found[row_of[name], 2 + number]] for number in range(len(masters))]
 
 
 def gradient_norm(engine: Any) -> Callable[[], float]:

@@ -37,6 +37,7 @@ from pretrain.checkpoint import Identity, RunState
 from pretrain.config import TrainConfig
 from pretrain.data import Evaluation, SampleStream, feed, prefetch
 from pretrain.ds_config import precision_of, resolve
+from pretrain.lamb import VARIANTS, Lamb
 from pretrain.meter import Meter
 from pretrain.model import MAX_POSITIONS, Losses, Pretrainer, build, identity_of, parameter_groups
 from pretrain.partition import Partition, bind, gradient_norm
@@ -274,16 +275,34 @@ def join_ranks() -> None:
 
 def start_engine(model: BertForPreTraining, settings: dict[str, Any]) -> tuple[Any, Partition]:
     """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
-    optimizer_settings = settings["optimizer"]
-    params = dict(optimizer_settings["params"])
-    groups = parameter_groups(model, params.pop("weight_decay"))
-    optimizer = torch.optim.AdamW(groups, **params, fused=True)
+    optimizer = make_optimizer(model, settings["optimizer"])
     engine, *_ = deepspeed.initialize(
         model=Pretrainer(model),
         optimizer=optimizer,
         config={key: value for key, value in settings.items() if key != "optimizer"},
     )
-    return engine, bind(engine, model)
+    partition = bind(engine, model)
+    if isinstance(optimizer, Lamb):
+        optimizer.bind(partition)
+    return engine, partition
+
+
+def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """AdamW or LAMB over the parameter groups, as the resolved JSON has it.
+
+    Raises
+    ------
+    InputError: an unknown variant of LAMB.
+    """
+    params = dict(settings["params"])
+    groups = parameter_groups(model, params.pop("weight_decay"))
+    if settings["type"] == "adamw":
+        return torch.optim.AdamW(groups, **params, fused=True)
+    variant = params.pop("variant")
+    if variant not in VARIANTS:
+        raise InputError(f"optimizer.params.variant {variant!r}; known: {', '.join(VARIANTS)}")
+    given = {name: value for name, value in params.items() if value is not None}
+    return Lamb(groups, **VARIANTS[variant] | given)
 
 
 def prepare_folder(config: TrainConfig, settings: dict[str, Any], stores: list[Store]) -> None:

@@ -46,10 +46,11 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
-    """Largest distance of a tensor, relative to the largest update of a tensor of its size."""
+    """Distance of two sets of weights, relative to how far the second has moved from its start."""
     assert a.keys() == b.keys() == start.keys()
-    difference = torch.cat([(a[name] - b[name]).flatten() for name in a]).double().norm()
-    update = torch.cat([(b[name] - start[name]).flatten() for name in a]).double().norm()
+    a, b, start = ({name: tensor.flatten() for name, tensor in found.items()} for found in (a, b, start))
+    difference = torch.cat([a[name] - b[name] for name in a]).double().norm()
+    update = torch.cat([b[name] - start[name] for name in a]).double().norm()
     return float(difference / update)
 
 

@@ -1,0 +1,214 @@
+"""LAMB by its weights: against a float64 reference, unsharded and at every ZeRO stage and world size."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.masking import Masking
+from data_prep.pairs import Mixture
+from data_prep.store import Store
+from pretrain.checkpoint import folder_of
+from pretrain.config import TrainConfig
+from pretrain.data import Position, SampleStream, feed
+from pretrain.lamb import VARIANTS, Lamb
+from pretrain.model import Pretrainer, build
+from pretrain.partition import Partition, Slice
+from pretrain.schedule import lr_multiplier
+from pretrain.train import train
+from tests.ranks import run_ranks
+from tests.reference.lamb import ReferenceLamb
+from tests.stores import random_documents, store_of
+from tests.test_invariance import NOISE, distance, weights
+
+STEPS, WARMUP, LR, GLOBAL, SEQ_LEN, DECAY = 12, 3, 4e-3, 12, 32, 0.01
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(40)).folder
+
+
+def undecayed(name: str) -> bool:
+    return name.endswith(".bias") or "LayerNorm" in name
+
+
+@pytest.fixture(scope="module")
+def reference(store) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Final and first weights of plain torch training with the float64 optimizer."""
+    opened = Store.open(store)
+    model = build("bert-tiny", None, opened.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
+    module, parameters = Pretrainer(model), dict(model.named_parameters())
+    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizers = {
+        name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY)
+        for name, parameter in parameters.items()
+    }
+    stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), Position())
+    for step, (batch, counts) in enumerate(islice(feed(stream, Masking(), GLOBAL, GLOBAL, 0, 1), STEPS)):
+        module.zero_grad()
+        losses = module(batch)
+        (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for name, parameter in parameters.items():
+            optimizers[name].update(parameter.grad.numpy(), LR * lr_multiplier("linear", step, WARMUP, STEPS))
+            with torch.no_grad():
+                parameter.copy_(torch.from_numpy(optimizers[name].weight))
+    final = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    return tuple({n: t for n, t in found.items() if not n.endswith(NOISE)} for found in (final, start))  # type: ignore[return-value]
+
+
+def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = dict(
+        data=(str(store),), out=out, model="bert-tiny", seq_len=SEQ_LEN, steps=STEPS, warmup=WARMUP, lr=LR, dropout=0.0,
+        global_batch=GLOBAL, optimizer="lamb", weight_decay=DECAY, eval_samples=0, log_every=4, keep=0,
+    )  # fmt: skip
+    return TrainConfig(**settings | changes)
+
+
+CUTS = [(1, 0, 12), (1, 2, 4), (2, 1, 3), (2, 3, 6), (3, 3, 2), (4, 1, 3)]
+MORE_CUTS = [
+    (1, 1, 12),
+    (1, 3, 12),
+    (2, 0, 6),
+    (2, 2, 3),
+    (3, 0, 4),
+    (3, 1, 4),
+    (3, 2, 2),
+    (4, 0, 3),
+    (4, 2, 3),
+    (4, 3, 3),
+]
+
+
+@pytest.mark.parametrize(
+    ("world", "zero", "micro"), [*CUTS, *(pytest.param(*cut, marks=pytest.mark.slow) for cut in MORE_CUTS)]
+)
+def test_weights_equal_the_reference(reference, store, tmp_path, world, zero, micro):
+    final, start = reference
+    run_ranks(world, train, config(store, tmp_path / "run", zero=zero, micro_batch=micro))
+    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+
+
+class NaiveLamb(torch.optim.Optimizer):
+    """LAMB as it is usually written: the norms are those of the tensors that it is given."""
+
+    def __init__(self, params, lr, **_):
+        super().__init__(params, dict(lr=lr, weight_decay=0.0))
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                if tensor.grad is None:
+                    continue
+                state = self.state[tensor]
+                reference = state.setdefault("reference", ReferenceLamb(tensor.detach().numpy(), group["weight_decay"]))
+                reference.update(tensor.grad.numpy(), group["lr"])
+                tensor.data.copy_(torch.from_numpy(reference.weight))
+                state["exp_avg"], state["exp_avg_sq"] = (
+                    torch.from_numpy(x).float() for x in (reference.m, reference.v)
+                )
+
+    def bind(self, partition: Partition) -> None:
+        pass
+
+
+def train_naively(settings: TrainConfig) -> None:
+    import pretrain.train
+
+    pretrain.train.Lamb = NaiveLamb  # type: ignore[misc,assignment]
+    train(settings)
+
+
+@pytest.mark.parametrize(("zero", "wrong"), [(0, False), (1, True), (3, True)])
+def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_path, zero, wrong):
+    """The test above can fail, and does for the LAMB that everybody writes, even on one rank."""
+    final, start = reference
+    run_ranks(1, train_naively, config(store, tmp_path / "run", zero=zero, micro_batch=12))
+    error = distance(weights(folder_of(tmp_path / "run", STEPS)), final, start)
+    assert (error > 1e-2) if wrong else (error < 1e-5)
+
+
+@pytest.mark.parametrize("sub_group_size", [5_000, 1_000_000_000])
+def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
+    final, start = reference
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": sub_group_size}}))
+    run_ranks(2, train, config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
+    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+
+
+def test_save_and_resume(reference, store, tmp_path):
+    final, start = reference
+    run_ranks(2, train, config(store, tmp_path / "run", zero=3, save_every=5, schedule="linear"))
+    for folder in (tmp_path / "run/checkpoints").glob("*"):
+        if folder != folder_of(tmp_path / "run", 5):
+            for path in folder.iterdir():
+                path.unlink()
+            folder.rmdir()
+    run_ranks(3, train, config(store, tmp_path / "run", zero=1))
+    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+
+
+def alone(shapes: dict[str, tuple[int, ...]], seed: int, **settings: Any) -> tuple[Lamb, dict[str, torch.nn.Parameter]]:
+    """An unsharded optimizer over random parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+    groups = [
+        {"params": [p for n, p in parameters.items() if undecayed(n) == flag], "weight_decay": 0.0 if flag else 0.1}
+        for flag in (False, True)
+    ]
+    optimizer = Lamb(groups, lr=0.01, **settings)
+    slices = [Slice(name, row, 0, parameter.numel(), 0) for row, (name, parameter) in enumerate(parameters.items())]
+    sizes = {name: parameter.shape for name, parameter in parameters.items()}
+    masters: list[torch.Tensor] = list(parameters.values())
+    optimizer.bind(Partition(0, masters, slices, sizes, [[name] for name in parameters], optimizer, None))
+    return optimizer, parameters
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_equal_the_reference(variant, monkeypatch):
+    monkeypatch.setattr("pretrain.lamb.CPU_CHUNK", 100)  # so that tensors are cut, and small ones share a chunk
+    shapes = {"a.weight": (30, 20), "b.weight": (7, 3), "c.bias": (50,), "d.LayerNorm.weight": (16,)}
+    optimizer, parameters = alone(shapes, 1, **VARIANTS[variant])
+    references = {
+        name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else 0.1, **VARIANTS[variant])
+        for name, parameter in parameters.items()
+    }
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        ratios = {}
+        for name, parameter in parameters.items():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            ratios[name] = references[name].update(parameter.grad.numpy(), 0.01)
+        optimizer.step()
+        for name, ratio in optimizer.trust_ratios().items():
+            assert ratio.item() == pytest.approx(ratios[name], rel=1e-4)
+    for name, parameter in parameters.items():
+        np.testing.assert_allclose(parameter.detach().numpy(), references[name].weight, rtol=2e-5, atol=2e-6)
+    adapted = set(shapes) if VARIANTS[variant]["adapt_undecayed"] else {"a.weight", "b.weight"}
+    assert optimizer.trust_ratios().keys() == adapted
+
+
+def test_nothing_moves_before_it_is_bound():
+    parameter = torch.nn.Parameter(torch.ones(4))
+    parameter.grad = torch.zeros(4)
+    optimizer = Lamb([parameter], lr=1.0)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(4))
+    assert not optimizer.state
+
+
+def test_a_zero_weight_or_a_zero_step_has_ratio_one():
+    optimizer, parameters = alone({"zero.weight": (3,), "still.weight": (3,)}, 0)
+    with torch.no_grad():
+        parameters["zero.weight"].zero_()
+        parameters["still.weight"].zero_()
+    parameters["zero.weight"].grad, parameters["still.weight"].grad = torch.ones(3), torch.zeros(3)
+    optimizer.step()
+    assert [ratio.item() for ratio in optimizer.trust_ratios().values()] == [1.0, 1.0]
+    assert parameters["zero.weight"].detach().numpy() == pytest.approx(-0.01, rel=1e-4)
+    assert not parameters["still.weight"].any()
