@@ -6,6 +6,7 @@ A crash leaves at most `NAME.partial*` behind, which no reader takes for NAME an
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +22,7 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     ------
     OSError: from the disk (full, read-only); `path` is then as it was.
     """
-    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
+    partial = _aside(path)
     try:
         with open(partial, "wb") as file:
             for chunk in chunks:
@@ -43,8 +44,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder aside, then put it in the place of `folder`, which may exist."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _aside(folder)
     partial.mkdir()
     try:
         fill(partial)
@@ -56,12 +56,17 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def replace_folder(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`. An existing `folder` is moved away first: a rename cannot replace a filled folder."""
-    old = folder.with_name(f"{folder.name}.partial{os.getpid()}.old")
+    old = _aside(folder)
     if folder.exists():
         os.replace(folder, old)
     os.replace(new, folder)
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """A name of our own beside `path`: process numbers repeat across the hosts of a shared file system."""
+    return path.with_name(f"{path.name}.partial{secrets.token_hex(4)}")
 
 
 def sync_folder(folder: Path) -> None:
