@@ -1,4 +1,6 @@
-"""Every file of ds_configs/ is resolved, accepted by DeepSpeed, and takes an optimizer step on one CPU rank."""
+"""Every file of ds_configs/ is resolved, accepted by DeepSpeed, and takes an optimizer step on one CPU rank.
+
+The step is AdamW's, for LAMB too: what counts is that DeepSpeed takes the settings. tests/test_lamb.py tests LAMB."""
 
 import json
 import os
@@ -26,8 +28,8 @@ deepspeed.init_distributed("gloo")
 for name, settings in json.load(sys.stdin).items():
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 4)
-    params = settings["optimizer"]["params"] | {"lr": 0.1}  # what bf16 weights can show
-    optimizer = torch.optim.AdamW(model.parameters(), **params)
+    params = {name: settings["optimizer"]["params"][name] for name in ("betas", "eps", "weight_decay")}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, **params)  # a step that bf16 weights can show
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     dtype = torch.bfloat16 if settings["bf16"]["enabled"] else torch.float32
     before = model.weight.detach().clone()
@@ -68,9 +70,21 @@ def test_auto_leaves_everything_to_the_command_line():
     assert precision_of(settings) == "fp32"
 
 
+def in_two_parts(path: Path) -> Flags:
+    """Two micro-batches a step, however large the batch is."""
+    return Flags(micro_batch=resolve(path, Flags(), 1, "fp32")["train_batch_size"] // 2)
+
+
+def test_large_models_have_the_published_recipe_of_lamb():
+    for name, batch, lr in (("large_128", 65536, 6e-3), ("large_512", 32768, 4e-3)):
+        settings = resolve(ROOT / f"ds_configs/{name}.json", Flags(), 64, "bf16")
+        found = (settings["optimizer"]["type"], settings["train_batch_size"], settings["optimizer"]["params"]["lr"])
+        assert found == ("lamb", batch, lr)
+
+
 def test_deepspeed_accepts_them_and_takes_a_step():
     resolved = {
-        f"{path.stem} {precision}": resolve(path, Flags(), 1, precision)
+        f"{path.stem} {precision}": resolve(path, in_two_parts(path), 1, precision)
         for path in FILES
         for precision in ("fp32", "bf16")
     }
