@@ -15,8 +15,10 @@ from typing import Any
 _BLOCK = 1 << 22
 
 
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview], sync: bool = True) -> None:
     """Write `chunks` to `path`; a reader sees the old file or the new one, never a part.
+
+    Without `sync` this holds for a process that dies, not for a power cut: for files that can be made again.
 
     Raises
     ------
@@ -27,18 +29,20 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         with open(partial, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, sync: bool = True) -> None:
     """Write `content` as indented JSON, whole or not at all; the same content gives the same bytes."""
-    write_whole(path, [json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"])
+    write_whole(path, [json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"], sync)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -150,11 +150,12 @@ class Records:
 
     def add_shard(self, unit: Unit, piece: int, record: dict[str, Any]) -> None:
         """Note that a shard is whole."""
-        write_json(self.folder / f"{unit.number:05d}-{piece:03d}.json", record)
+        write_json(self.folder / f"{unit.number:05d}-{piece:03d}.json", record, sync=False)
 
     def add_unit(self, unit: Unit, shards: int, counts: Counter[str]) -> None:
         """Note that a unit is done."""
-        write_json(self.folder / f"{unit.number:05d}.json", {"shards": shards, "counts": dict(sorted(counts.items()))})
+        record = {"shards": shards, "counts": dict(sorted(counts.items()))}
+        write_json(self.folder / f"{unit.number:05d}.json", record, sync=False)
 
     def _is_whole(self, entry: dict[str, Any]) -> bool:
         path = self.store / entry["name"]
@@ -196,7 +197,7 @@ def _brief(value: Any) -> str:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a power cut may tear a record: its work is done again
         return None
 
 

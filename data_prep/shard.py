@@ -12,12 +12,10 @@ manifest.json, which is written last, a store is unfinished and nothing opens it
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import sys
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,21 +30,17 @@ if not __package__:  # a plain script: data_prep/ itself is on the path, where i
 from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
-import numpy as np
-
 from data_prep import sentences
+from data_prep.builder import ShardBuilder
 from data_prep.corpus import Source, find_sources
-from data_prep.encode import Encoder
+from data_prep.encode import Encoder, EncodeWith
 from data_prep.files import sha256_of, write_folder, write_json
 from data_prep.plan import SLACK, Plan, Records, Unit, differing, make_plan, shard_path, unit_documents, unit_name
 from data_prep.progress import Progress
 from data_prep.ranks import WorkFailed, local_workers, part_of, rank_and_world, run_local
 from data_prep.store import (
     FORMAT,
-    HELD_OUT,
-    MAX_SENTENCE,
     TOKENIZER_FILES,
-    Sections,
     project_version,
     tokenizer_sha256,
     write_shard,
@@ -76,6 +70,8 @@ class ShardConfig:
     """layout of .txt: one sentence a line, or paragraphs"""
     column: str = "text"
     """field of .jsonl, column of .parquet"""
+    encode_with: EncodeWith = "auto"
+    """what makes the ids, which are the same with all: auto takes the fastest at hand"""
     lang: str = "en"
     """language whose abbreviations the sentence splitter knows: en, de, ru; any other code: common rules"""
 
@@ -119,7 +115,7 @@ def make_store(config: ShardConfig) -> None:
     WorkFailed: a worker died or failed. OSError: the disk.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes do it; threads would not survive the fork
-    encoder, vocab_sha256 = Encoder.load(config.vocab), tokenizer_sha256(config.vocab)
+    encoder, vocab_sha256 = Encoder.load(config.vocab, config.encode_with), tokenizer_sha256(config.vocab)
     sources = find_sources(config.corpus, config.txt)
     identity = describe(config, sources, encoder, vocab_sha256)
     if is_finished(config.out, identity):
@@ -236,78 +232,28 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
                 report((size - reported, builder.take_tokens() if builder else 0))
                 reported = size
             pending = next(documents, None)
-        report((size - reported, builder.take_tokens() if builder else 0))
         if builder is not None:
-            job.records.add_shard(unit, shards, builder.write(shard_path(job.config.out, unit, shards), job))
+            job.records.add_shard(unit, shards, write_built(shard_path(job.config.out, unit, shards), builder, job))
+        report((size - reported, builder.take_tokens() if builder else 0))
         text_bytes += size
         shards += 1
     job.records.add_unit(unit, shards, reading)
     return unit, text_bytes
 
 
-class ShardBuilder:
-    """Collects the documents of one shard in memory: about 2 bytes a token."""
-
-    def __init__(self, encoder: Encoder, holdout: float):
-        self.encoder = encoder
-        self.threshold = int(holdout * 2**64)
-        self.tokens = bytearray()
-        self.sentence_lengths = array("H")
-        self.document_sentences = array("I")
-        self.document_sources = array("I")
-        self.document_flags = array("B")
-        self.counts: Counter[str] = Counter()
-        self.reported = 0  # bytes of tokens
-
-    def add(self, source: int, raw: bytes, sentences: list[str]) -> None:
-        """Add a document: its source's number, its text in UTF-8, its sentences."""
-        itemsize, most = self.encoder.dtype.itemsize, MAX_SENTENCE * self.encoder.dtype.itemsize
-        before = len(self.sentence_lengths)
-        for ids in self.encoder.encode(sentences):
-            for start in range(0, len(ids), most):
-                part = ids[start : start + most]
-                self.tokens += part
-                self.sentence_lengths.append(len(part) // itemsize)
-                self.counts["cut_sentences"] += start > 0
-        count = len(self.sentence_lengths) - before
-        if not count:
-            self.counts["empty_documents"] += 1
-            return
-        # By its text, so that a document is held out in every store, whatever else is in the corpus.
-        held_out = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest()) < self.threshold
-        self.document_sentences.append(count)
-        self.document_sources.append(source)
-        self.document_flags.append(HELD_OUT if held_out else 0)
-        self.counts["held_out_documents"] += held_out
-        self.counts["text_bytes"] += len(raw)
-
-    def take_tokens(self) -> int:
-        """Tokens added since the last call."""
-        new = len(self.tokens) - self.reported
-        self.reported = len(self.tokens)
-        return new // self.encoder.dtype.itemsize
-
-    def write(self, path: Path, job: Job) -> dict[str, Any]:
-        """Write the shard; returns its record."""
-        tokens = np.frombuffer(self.tokens, self.encoder.dtype)
-        sections = Sections(
-            tokens,
-            np.frombuffer(self.sentence_lengths, np.uint16),
-            np.frombuffer(self.document_sentences, np.uint32),
-            np.frombuffer(self.document_sources, np.uint32),
-            np.frombuffer(self.document_flags, np.uint8),
-        )
-        write_shard(path, sections, job.vocab_sha256)
-        self.counts["unknown"] = int(np.count_nonzero(tokens == self.encoder.special_ids["unk"]))
-        entry = {
-            "name": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256_of(path),
-            "tokens": len(tokens),
-            "sentences": len(self.sentence_lengths),
-            "documents": len(self.document_sentences),
-        }
-        return {"shard": entry, "counts": dict(self.counts)}
+def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
+    """Write a shard; returns its record."""
+    sections = builder.sections()
+    write_shard(path, sections, job.vocab_sha256)
+    entry = {
+        "name": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+        "tokens": len(sections.tokens),
+        "sentences": len(sections.sentence_lengths),
+        "documents": len(sections.document_sentences),
+    }
+    return {"shard": entry, "counts": dict(builder.counts)}
 
 
 COUNTS = (  # in this order in the manifest; the last five are oddities

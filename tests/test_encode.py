@@ -1,13 +1,14 @@
 """Whatever path encodes, the ids are transformers' own."""
 
 import random
+import sys
 import unicodedata
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data_prep import encode
+from data_prep import fast_paths
 from data_prep.cli import InputError
 from data_prep.encode import HARD, Encoder
 from data_prep.vocab import SPECIAL
@@ -70,8 +71,16 @@ def theirs(folder):
     return AutoTokenizer.from_pretrained(folder)
 
 
+def one_by_one(encoded):
+    return [ids.tolist() for ids in np.split(encoded.ids, np.cumsum(encoded.lengths)[:-1])]
+
+
 def ids_of(encoder, texts):
-    return [np.frombuffer(ids, encoder.dtype).tolist() for ids in encoder.encode(texts)]
+    return one_by_one(encoder.encode(texts))
+
+
+def reference(encoder, texts):
+    return one_by_one(encoder.encode_slowly(texts))
 
 
 def random_texts(count, seed=0):
@@ -88,10 +97,17 @@ def random_texts(count, seed=0):
     ]
 
 
+@pytest.fixture(params=["nanotoken", "pieces"])
+def path(request):
+    if request.param == "nanotoken":
+        pytest.importorskip("nanotoken")
+    return request.param
+
+
 @pytest.mark.parametrize("count", [4000, pytest.param(60_000, marks=pytest.mark.slow)])
-def test_ids_are_those_of_transformers(folder, theirs, count):
-    encoder = Encoder.load(folder)
-    assert encoder.is_fast
+def test_ids_are_those_of_transformers(folder, theirs, count, path):
+    encoder = Encoder.load(folder, path)
+    assert encoder.path == {"nanotoken": "nanotoken", "pieces": "the cache of pieces"}[path]
     texts = [*VERY_HARD, *random_texts(count)]
     expected = theirs(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     for text, ours, wanted in zip(texts, ids_of(encoder, texts), expected, strict=True):
@@ -99,15 +115,15 @@ def test_ids_are_those_of_transformers(folder, theirs, count):
 
 
 @pytest.mark.parametrize("stop", [0x3100, pytest.param(0x30000, marks=pytest.mark.slow)])
-def test_every_code_point_between_letters(folder, stop):
-    encoder = Encoder.load(folder)
+def test_every_code_point_between_letters(folder, stop, path):
+    encoder = Encoder.load(folder, path)
     codes = [*range(0x20, min(stop, 0xD800)), *range(0xE000 if stop > 0xE000 else 0xFE00, max(stop, 0x10000))]
     texts = [f"a{chr(code)}b" for code in codes]
-    assert encoder.encode(texts) == encoder.encode_slowly(texts)
+    assert ids_of(encoder, texts) == reference(encoder, texts)
 
 
-def test_literal_special_tokens_are_text(folder):
-    encoder = Encoder.load(folder)
+def test_literal_special_tokens_are_text(folder, path):
+    encoder = Encoder.load(folder, path)
     assert encoder.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     for ids in ids_of(encoder, ["[MASK]", "a [SEP] b", "[CLS][PAD]", "the[MASK]"]):
         assert ids
@@ -115,21 +131,39 @@ def test_literal_special_tokens_are_text(folder):
 
 
 def test_the_cache_may_overflow(folder, monkeypatch):
-    monkeypatch.setattr(encode, "CACHE_ENTRIES", 10)
-    encoder = Encoder.load(folder)
+    monkeypatch.setattr(fast_paths, "CACHE_ENTRIES", 10)
+    encoder = Encoder.load(folder, "pieces")
     texts = random_texts(200)
-    assert encoder.encode(texts) == encoder.encode_slowly(texts)
+    assert ids_of(encoder, texts) == reference(encoder, texts)
 
 
 def test_a_fast_path_that_errs_is_left_and_said(folder, monkeypatch, capsys):
+    assert Encoder.load(folder, "pieces").check(["the river"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(fast_paths, "PIECES", fast_paths.re.compile("."))  # parts words into letters
+    encoder = Encoder.load(folder, "pieces")
+    assert not encoder.check(["the river"])
+    assert "the cache of pieces errs on" in capsys.readouterr().err
+    assert encoder.path == "tokenizers"
+    assert ids_of(encoder, ["the river"]) == reference(encoder, ["the river"])
+
+
+def test_the_next_path_takes_over_where_nanotoken_errs(folder, monkeypatch, capsys):
+    pytest.importorskip("nanotoken")
+    right = fast_paths.Nanotoken.encode
+    wrong = lambda self, sentences: right(self, [s.replace("river", "rive r") for s in sentences])  # noqa: E731
+    monkeypatch.setattr(fast_paths.Nanotoken, "encode", wrong)
     encoder = Encoder.load(folder)
     assert encoder.check(["the river"])
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(encode, "_PIECES", encode.re.compile("."))  # parts words into letters
-    encoder = Encoder.load(folder)
-    assert not encoder.check(["the river"])
-    assert "the fast path errs" in capsys.readouterr().err
-    assert encoder.encode(["the river"]) == encoder.encode_slowly(["the river"])
+    assert "nanotoken errs on 1 strings, such as 'the river'; encoding with the cache" in capsys.readouterr().err
+
+
+def test_without_nanotoken_the_cache_encodes(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nanotoken.nanotoken_rs", None)  # as if it were not installed
+    assert Encoder.load(folder).path == "the cache of pieces"
+    with pytest.raises(InputError, match=r"--encode_with nanotoken: not installed \(pip install 'zerobert\[fast\]'"):
+        Encoder.load(folder, "nanotoken")
+    assert Encoder.load(folder, "tokenizers").path == "tokenizers"
 
 
 def test_another_kind_of_tokenizer_goes_the_slow_way(tmp_path, capsys):
@@ -140,7 +174,7 @@ def test_another_kind_of_tokenizer_goes_the_slow_way(tmp_path, capsys):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     encoder = Encoder.load(tmp_path)
     assert not encoder.check()
-    assert "no fast path" in capsys.readouterr().err
+    assert "no faster path" in capsys.readouterr().err
     assert ids_of(encoder, ["a b", "b"]) == [[5, 6], [6]]
 
 

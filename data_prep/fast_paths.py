@@ -1,0 +1,136 @@
+"""Two faster ways to the ids of BERT's WordPiece than `tokenizers` itself. encode.py checks them against it.
+
+    Nanotoken   the package nanotoken (extra [fast]): WordPiece and nothing else, compiled. Young, hence optional.
+    Pieces      no package: BERT's normalizer and pre-tokenizer never join what an ASCII space, a punctuation mark or a
+                Chinese character parts, so a text's ids are the ids of these pieces end to end, and most pieces of a
+                text occurred before. A dictionary remembers them.
+
+Both take the state of a tokenizer (its JSON) and give `Ids`. A literal "[MASK]" in a text is text to both.
+"""
+# ruff: noqa: RUF001
+
+import json
+import re
+from array import array
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+CACHE_ENTRIES = 1 << 18  # about 50 MB
+CACHE_LENGTH = 32  # characters; longer pieces seldom come again
+
+# Always words of their own in BERT's pre-tokenizer, whatever stands beside them. Not all such characters: those listed
+# are the ones that occur often, the others stay inside their piece for `tokenizers` to part.
+_ALONE = r"""!-/:-@\[-`{-~‐-‧‰-⁁、-〃〈-】〔-〟！-＃％-＊，-／：；？＠［-］＿｛｝｟-･一-鿿"""
+PIECES = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
+
+
+class Ids(NamedTuple):
+    """The ids of many sentences, end to end. S sentences, T tokens."""
+
+    ids: np.ndarray  # [T], the encoder's dtype
+    lengths: np.ndarray  # [S] int64, tokens of each sentence
+
+
+def is_bert(state: dict[str, Any]) -> bool:
+    """Whether a tokenizer is BERT's WordPiece, so that the paths here apply to it."""
+    normalizer, pre_tokenizer = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+    return (
+        normalizer.get("type") == "BertNormalizer"
+        and normalizer["clean_text"]
+        and normalizer["handle_chinese_chars"]
+        and pre_tokenizer.get("type") == "BertPreTokenizer"
+        and state["model"]["type"] == "WordPiece"
+        and all(token["special"] for token in state["added_tokens"])  # another would be found inside words
+    )
+
+
+class Nanotoken:
+    """Encodes with the package nanotoken, on this thread: the parallel work is done by processes.
+
+    Raises
+    ------
+    ImportError: it is not installed. ValueError: it does not take this tokenizer.
+    """
+
+    name = "nanotoken"
+
+    def __init__(self, state: dict[str, Any], dtype: np.dtype):
+        from nanotoken.nanotoken_rs import WordPieceTokenizer
+
+        # Without the list of special tokens, a literal one in a text is a text like any other.
+        plain = state | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        self.backend = WordPieceTokenizer.from_json(json.dumps(plain))
+        self.dtype = dtype
+
+    def encode(self, sentences: list[str]) -> Ids:
+        """The ids of sentences."""
+        ids, offsets = self.backend.encode_batch(sentences, add_special_tokens=False, parallel=False)
+        return Ids(ids.astype(self.dtype), np.diff(offsets))
+
+
+class Pieces(dict[str, bytes]):
+    """Ids by piece of text. What is missing is cut into smaller pieces; of these, plain ASCII words are looked up by
+    WordPiece's own rule, the longest entry first, and all others encoded by `tokenizers`."""
+
+    name = "the cache of pieces"
+
+    def __init__(self, state: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer, self.dtype = tokenizer, dtype
+        self.lowercase = state["normalizer"]["lowercase"]
+        self.prefix = state["model"]["continuing_subword_prefix"]
+        self.longest_word = state["model"]["max_input_chars_per_word"]
+        self.unknown_entry = state["model"]["unk_token"]
+        self.vocab = state["model"]["vocab"]
+
+    @cached_property
+    def entries(self) -> dict[str, bytes]:
+        """Ids by entry of the vocabulary."""
+        return {entry: self._pack([number]) for entry, number in self.vocab.items()}
+
+    @cached_property
+    def longest_entry(self) -> int:
+        """Characters of the longest entry."""
+        return max(map(len, self.vocab))
+
+    def encode(self, sentences: list[str]) -> Ids:
+        """The ids of sentences."""
+        look_up = self.__getitem__
+        found = [b"".join(map(look_up, sentence.split(" "))) for sentence in sentences]
+        lengths = np.fromiter(map(len, found), np.int64, len(found)) // self.dtype.itemsize
+        return Ids(np.frombuffer(b"".join(found), self.dtype), lengths)
+
+    def __missing__(self, chunk: str) -> bytes:
+        pieces = PIECES.findall(chunk)
+        if len(pieces) > 1:
+            ids = b"".join([self[piece] for piece in pieces])
+        elif chunk.isascii() and chunk.isalnum():
+            ids = self._word(chunk.lower() if self.lowercase else chunk)
+        else:
+            ids = self._pack(self.tokenizer.encode(chunk, add_special_tokens=False).ids)
+        if len(chunk) <= CACHE_LENGTH:
+            if len(self) >= CACHE_ENTRIES:
+                self.clear()  # crude, but what is frequent is back within a megabyte of text
+            self[chunk] = ids
+        return ids
+
+    def _word(self, word: str) -> bytes:
+        entries, unknown = self.entries, self.entries[self.unknown_entry]
+        if len(word) > self.longest_word:
+            return unknown
+        ids, start, prefix = b"", 0, ""
+        while start < len(word):
+            end = min(len(word), start + self.longest_entry)
+            while (found := entries.get(prefix + word[start:end])) is None:
+                end -= 1
+                if end == start:
+                    return unknown
+            ids += found
+            start, prefix = end, self.prefix
+        return ids
+
+    def _pack(self, ids: list[int]) -> bytes:
+        return array(self.dtype.char, ids).tobytes()
