@@ -15,7 +15,8 @@
 # `bash launch/pretrain.sh --help` lists everything. Running the same command again continues the run.
 #
 # As bash: RANKS is the number of local ranks (default: all GPUs, or 1 on CPU); DEEPSPEED_FLAGS="..." goes to the
-# launcher of DeepSpeed, whose exit code this is.
+# launcher of DeepSpeed; RESTARTS=N starts a run that failed again. SIGTERM, SIGUSR1 and Ctrl-C save and stop.
+# Exit codes: 0 finished, 2 wrong input, 75 stopped and saved (the same command continues), else failed.
 
 # How it works: bash reads the next line as the command `:`, never comes past `exec`, and takes what follows for the
 # text of an unused here-document. Python reads from there to the closing quotes as one string (so no backslash and no
@@ -43,7 +44,7 @@ if [[ ${DS_ACCELERATOR:-cuda} == cuda ]] && compgen -G "/dev/nvidia[0-9]*" /dev/
 fi
 
 # On a cluster the hostfile decides about ranks, and the port is the one that the firewall lets through.
-flags="--log_level error"
+flags="--log_level critical" # its errors repeat our own message
 if [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]]; then
     free_port="import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
     flags+=" --master_port $("$python" -c "$free_port")"
@@ -62,7 +63,7 @@ if [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" 
     fi
 fi
 # Where a flag stands twice the last one counts: the user overrides all of ours.
-exec deepspeed $flags ${DEEPSPEED_FLAGS-} "$here/pretrain.sh" "$@"
+exec "$python" "$here/supervise.py" deepspeed $flags ${DEEPSPEED_FLAGS-} "$here/pretrain.sh" "$@"
 : << "# end"
 '''
 

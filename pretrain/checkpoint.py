@@ -5,28 +5,24 @@
       state.json                         counters, position in the data, loss scaler
       manifest.json                      model, tokenizer, sizes and checksums of the other files
 
-A checkpoint is written into a folder aside, fsynced and renamed, on all ranks or on none. It holds 12 bytes a parameter
-at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A slice says where in its parameter it
-lies, so reading does not need the ranks, stage or groups that wrote it.
+Written by pretrain/saver.py; here is what one is, and how it is found, verified, read and resumed. It holds 12 bytes a
+parameter at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A slice says where in its
+parameter it lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 
 import json
-import os
-import shutil
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.cli import InputError, say
-from data_prep.files import replace_folder, sha256_of, sync_tree, write_json
+from data_prep.files import sha256_of
 from pretrain.data import Position
+from pretrain.together import agreed
 
 if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
     from pretrain.partition import Partition
@@ -71,120 +67,6 @@ def folder_of(run: Path, step: int) -> Path:
 def present(run: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first; not verified."""
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 7), reverse=True)
-
-
-def save(
-    run: Path,
-    partition: "Partition",
-    engine: Any,
-    state: RunState,
-    identity: Identity,
-    settings: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `state.step`; collective. Older ones beyond `keep` (0: all stay) are removed afterwards.
-
-    Raises
-    ------
-    OSError: on every rank, where the disk refused one of them; the run's other checkpoints are untouched.
-    """
-    target = folder_of(run, state.step)
-    staged = target.with_name(f"{target.name}.partial")
-    rank, world = dist.get_rank(), dist.get_world_size()
-    with _agreed(f"checkpoint {target}"):
-        if rank == 0:
-            shutil.rmtree(staged, ignore_errors=True)
-            staged.mkdir(parents=True)
-    with _agreed(f"checkpoint {target}"):
-        _write_slices(staged / f"rank-{rank:05d}-of-{world:05d}.safetensors", partition)
-    with _agreed(f"checkpoint {target}"):
-        if rank == 0:
-            write_json(
-                staged / "state.json", state._asdict() | {"position": state.position._asdict(), **_scaler(engine)}
-            )
-            _write_manifest(staged, partition, state, identity, settings, world)
-            sync_tree(staged)
-            replace_folder(staged, target)
-            for old in present(run)[keep:] if keep else []:
-                shutil.rmtree(old)
-    return target
-
-
-def _write_slices(path: Path, partition: "Partition") -> None:
-    tensors = {
-        f"{piece.name}|{kind}|{piece.offset}": partition.view(piece, kind).cpu()
-        for piece in _own(partition)
-        for kind in KINDS
-    }
-    save_file(tensors, path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _own(partition: "Partition") -> Iterator[Any]:
-    """The slices that this rank writes: at stage 0, where all ranks hold all, an equal share of every parameter."""
-    if partition.stage:
-        yield from partition.slices
-        return
-    rank, world = dist.get_rank(), dist.get_world_size()
-    for piece in partition.slices:
-        low, high = piece.length * rank // world, piece.length * (rank + 1) // world
-        if low < high:
-            yield piece._replace(start=low, length=high - low, offset=low)
-
-
-def _write_manifest(
-    staged: Path, partition: "Partition", state: RunState, identity: Identity, settings: dict[str, Any], world: int
-) -> None:
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(staged.iterdir())}
-    if len(files) != world + 1:
-        raise OSError(
-            f"{staged}: {len(files) - 1} rank files for {world} ranks; is the run folder shared by all nodes?"
-        )
-    manifest = {
-        "format": FORMAT,
-        "step": state.step,
-        "world_size": world,
-        "zero_stage": partition.stage,
-        "identity": identity._asdict(),
-        "settings": settings,
-        "parameters": {name: list(shape) for name, shape in partition.shapes.items()},
-        "files": files,
-    }
-    write_json(staged / "manifest.json", manifest)
-
-
-def _scaler(engine: Any) -> dict[str, Any]:
-    """State of the fp16 loss scaler; nothing in other precisions."""
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    return {"loss_scaler": {field: getattr(scaler, field) for field in SCALER_FIELDS if hasattr(scaler, field)}}
-
-
-class _agreed:  # noqa: N801 - reads as a phrase in `with`
-    """All ranks leave the block well, or all raise: one rank alone would leave the others in a collective for ever."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is not None and not isinstance(error, Exception):
-            return  # interrupted: the process ends
-        failed = torch.tensor([dist.get_rank() + 1 if error is not None else 0])
-        dist.all_reduce(failed, dist.ReduceOp.MAX, group=_host_group())
-        if error is None and failed.item():
-            raise OSError(f"{self.what}: rank {int(failed.item()) - 1} failed, see its message")
-
-
-def _host_group() -> dist.ProcessGroup | None:
-    """A group for host tensors: the default one on CPU, a gloo one beside NCCL."""
-    if dist.get_backend() == "gloo":
-        return None
-    if not hasattr(_host_group, "group"):
-        _host_group.group = dist.new_group(backend="gloo")  # type: ignore[attr-defined]
-    return _host_group.group  # type: ignore[attr-defined]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -287,14 +169,14 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     ------
     InputError: damaged, or of another model or tokenizer.
     """
-    with _agreed(f"checkpoint {folder}"):
+    with agreed(f"checkpoint {folder}"):
         manifest = read_manifest(folder)
         _check_identity(folder, manifest, identity, partition)
         content = json.loads((folder / "state.json").read_text())
         pieces = stored_pieces(folder)
     position = Position(**content["position"])
     state = RunState(content["step"], content["skipped"], content["samples"], content["tokens"], position)
-    with partition.writing(), _agreed(f"checkpoint {folder}"):
+    with partition.writing(), agreed(f"checkpoint {folder}"):
         try:
             for piece in partition.slices:
                 for kind in KINDS:

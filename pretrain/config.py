@@ -5,6 +5,7 @@ stand here too, since they are command line, and are passed on untouched.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -75,6 +76,14 @@ class TrainConfig:
     """steps between lines of metrics"""
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
+    hang_timeout: float = 600.0
+    """seconds without progress after which a rank prints its stacks and ends; 0: never"""
+    time_limit: float = 0.0
+    """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
+    stop_before: float = 120.0
+    """seconds before the time limit at which the run saves and stops"""
+    max_skips: int = 20
+    """steps in a row that may be skipped for gradients that are not finite"""
     dry_run: bool = False
     """check everything, print the plan, train nothing"""
 
@@ -110,7 +119,9 @@ class TrainConfig:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
         if self.log_every < 1:
             raise InputError(f"--log_every {self.log_every} must be 1 or more")
-        for name in ("eval_every", "eval_samples", "save_every", "keep", "seed"):
+        if self.max_skips < 1:
+            raise InputError(f"--max_skips {self.max_skips} must be 1 or more")
+        for name in ("eval_every", "eval_samples", "save_every", "keep", "seed", "hang_timeout", "time_limit"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} {getattr(self, name)} must be 0 or more")
 
@@ -133,6 +144,11 @@ class TrainConfig:
         InputError: a weight that is not a number above 0.
         """
         return [_weighted(entry) for entry in self.data]
+
+    def stop_at(self, now: float) -> float | None:
+        """When the run should save and stop, in seconds as time.time() counts them; None without a limit."""
+        end = now + self.time_limit if self.time_limit else float(os.environ.get("SLURM_JOB_END_TIME", 0))
+        return end - self.stop_before if end else None
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON values, for config.json."""

@@ -190,6 +190,8 @@ def _resolve_precision(settings: _Settings, flag: str | None, default: str) -> N
         )
     for name in ("bf16", "fp16"):
         settings.content.setdefault(name, {})["enabled"] = name == chosen
+    # Otherwise ZeRO 1 and 2 apply a gradient that is no number.
+    settings.content["bf16"].setdefault("check_grad_overflow", chosen == "bf16")
 
 
 def _resolve_batches(settings: _Settings, flags: Flags, world_size: int) -> None:

@@ -13,6 +13,9 @@ holds exactly one head's weights, since transformers reports what it does not us
 `encoder`.
 """
 
+from data_prep.cli import InputError, print_json, run, say  # first: it finds the project's packages
+
+# isort: split
 import json
 import shutil
 from dataclasses import dataclass
@@ -26,7 +29,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
-from data_prep.cli import InputError, print_json, run, say  # first: it finds the project's packages
 from data_prep.files import write_folder, write_json
 from data_prep.store import TOKENIZER_FILES
 from pretrain import hf_folder

@@ -1,8 +1,9 @@
 """What a run says of itself: losses, throughput, MFU and ETA -> console, log.txt, metrics.jsonl, TensorBoard.
 
     meter = Meter(...)                      on every rank; rank 0 writes, the others only take part in the sums
-    meter.add(losses, counts)               after every step, without waiting for the device
-    meter.write(step, lr, grad_norm)        every interval: sums over ranks, then one line everywhere
+    meter.add_losses(losses)                after every micro-batch, without waiting for the device
+    meter.add_step(counts)                  after every step
+    meter.write(step, ...)                  every interval: sums over ranks, then one line everywhere
 
 Losses are means over the masked tokens (pairs) of the interval, over all ranks. Tokens are real tokens, padding not
 counted. MFU is the model's arithmetic for real tokens (Chowdhery et al. 2022, appendix B, with the head at masked
@@ -76,15 +77,22 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums: Tensor = torch.zeros(len(Losses._fields), dtype=torch.float64, device=self.device)
+        self.pending = torch.zeros_like(self.sums)
         self.counts = {"masked": 0, "pairs": 0, "tokens": 0, "slots": 0}
         self.flops = 0.0
 
     def add_losses(self, losses: Losses) -> None:
         """Add a micro-batch of this rank; nothing waits for the device."""
-        self.sums += torch.stack(losses).detach()
+        self.pending += torch.stack(losses).detach()
+
+    def drop_step(self) -> None:
+        """Forget the micro-batches of a step that did not happen: their losses may be no numbers."""
+        self.pending.zero_()
 
     def add_step(self, counts: StepCounts) -> None:
-        """Add the counts of a whole step."""
+        """Add a step that happened, with its counts over all ranks."""
+        self.sums += self.pending
+        self.pending.zero_()
         for name in self.counts:
             self.counts[name] += getattr(counts, name)
         self.flops += step_flops(self.config, counts)

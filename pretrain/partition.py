@@ -11,7 +11,7 @@ all-reduce that the slices of all ranks cover every parameter exactly once, what
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -157,17 +157,3 @@ def _check_coverage(
         if (length, index_sum) != (count, count * (count - 1) / 2):
             raise RuntimeError(f"ZeRO stage {stage}: ranks hold {length:.0f} elements of {name}, which has {count}")
     return [[name for name in names if found[row_of[name], 2 + number]] for number in range(len(masters))]
-
-
-def gradient_norm(engine: Any) -> Callable[[], float]:
-    """The norm of the whole gradient, before clipping. Call it after the last backward and before engine.step().
-
-    Returns a function to be called after engine.step(), where a number is wanted: ZeRO computes the norm inside step(),
-    and asking for it makes the host wait for the device.
-    """
-    if engine.zero_optimization_stage():
-        return lambda: float(engine.get_global_grad_norm())
-    norm = torch.nn.utils.get_total_norm(
-        [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    )
-    return lambda: norm.item()

@@ -8,27 +8,18 @@ tensorboard/, vocab/ and checkpoints/. The same command again continues from the
 """
 
 import os
-import platform
-import shutil
-import subprocess
 import sys
-import warnings
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+import time
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
-import deepspeed
-import deepspeed.ops
 import numpy as np
 import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
-from transformers import BertConfig, BertForPreTraining
-from transformers.utils import logging as transformers_logging
+from transformers import BertConfig
 
-from data_prep.cli import ROOT, InputError, parse, print_json  # first: it finds the project's packages
+from data_prep.cli import InputError, parse, print_json
 from data_prep.draws import draw
-from data_prep.files import write_folder, write_json
 from data_prep.masking import Masking
 from data_prep.pairs import Mixture
 from data_prep.store import Store
@@ -36,23 +27,49 @@ from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState
 from pretrain.config import TrainConfig
 from pretrain.data import Evaluation, SampleStream, feed, prefetch
-from pretrain.ds_config import precision_of, resolve
-from pretrain.lamb import VARIANTS, Lamb
+from pretrain.ds_config import resolve
+from pretrain.engine import apply_step, check_precision, default_precision, join_ranks, quiet, start_engine
+from pretrain.guard import STOPPED, DivergedError, Guard
 from pretrain.meter import Meter
-from pretrain.model import MAX_POSITIONS, Losses, Pretrainer, build, identity_of, parameter_groups
-from pretrain.partition import Partition, bind, gradient_norm
+from pretrain.model import MAX_POSITIONS, Losses, build, identity_of
+from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder
+from pretrain.saver import Saver
 from pretrain.schedule import lr_multiplier
+from pretrain.together import OtherRankFailed, agreed
+
+
+class Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    settings: dict[str, Any]  # the resolved DeepSpeed JSON
+    engine: Any
+    mixture: Mixture
+    held_out: Evaluation | None
+    meter: Meter
+    saver: Saver
+    guard: Guard
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry of every rank. Exit codes as in data_prep/cli.py; only rank 0 speaks."""
-    rank = int(os.environ.get("RANK", "0"))
+    """Entry of every rank; only the first to meet an error speaks.
+
+    Exit codes as in data_prep/cli.py, and STOPPED where the run was asked to stop, saved, and can be continued.
+    """
     try:
-        train(parse(TrainConfig, __doc__, argv))
+        config = parse(TrainConfig, __doc__, argv)
+        state = train(config)
     except InputError as error:
-        if rank == 0:
+        if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except OtherRankFailed as error:
+        sys.exit(error.exit_code)
+    except DivergedError as error:  # on all ranks alike
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    sys.exit(0 if state.step == config.steps or config.dry_run else STOPPED)
 
 
 def train(config: TrainConfig) -> RunState:
@@ -61,11 +78,11 @@ def train(config: TrainConfig) -> RunState:
     Raises
     ------
     InputError: anything wrong with the stores, settings or the run folder; nothing has been written then.
+    DivergedError: too many steps in a row did not happen.
     """
     quiet()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     stores = open_stores(config)
-    settings = resolve(config.ds_config, config.flags, world, default_precision())
+    settings = resolve(config.ds_config, config.flags, int(os.environ.get("WORLD_SIZE", "1")), default_precision())
     check_precision(settings)
     model = build(
         config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, config.objective == "nsp"
@@ -79,69 +96,40 @@ def train(config: TrainConfig) -> RunState:
         return RunState()
 
     join_ranks()
-    rank = dist.get_rank()
-    if rank == 0:
-        prepare_folder(config, settings, stores)
-    dist.barrier()
-    engine, partition = start_engine(model, settings)
-    identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
-    state = RunState()
-    if resumed_from is not None:
-        state = checkpoint.load(resumed_from, partition, engine, identity)
-    meter = Meter(config.out, model.config, config.steps, state.step, engine.device)
-    try:
+    with ExitStack() as ending:
+        with agreed(f"run folder {config.out}"):
+            if dist.get_rank() == 0:
+                ending.enter_context(RunLock(config.out))
+                prepare_folder(config, settings, stores)
+        engine, partition = start_engine(model, settings)
+        identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+        state = RunState()
+        if resumed_from is not None:
+            state = checkpoint.load(resumed_from, partition, engine, identity)
+        meter = Meter(config.out, model.config, config.steps, state.step, engine.device)
+        ending.callback(meter.close)
         if resumed_from is not None:
             meter.event(state.step, "resume", checkpoint=resumed_from.name)
         held_out = held_out_samples(config, stores, settings["train_micro_batch_size_per_gpu"])
-        return loop(config, settings, engine, partition, mixture, held_out, state, meter, identity)
-    finally:
-        meter.close()
+        saver = Saver(config.out, partition, engine, identity, settings, config.keep)
+        ending.callback(saver.close)
+        guard = Guard(config.hang_timeout, config.stop_at(time.time()), config.max_skips)
+        ending.callback(guard.close)
+        return loop(Run(config, settings, engine, mixture, held_out, meter, saver, guard), state)
 
 
-def loop(
-    config: TrainConfig,
-    settings: dict[str, Any],
-    engine: Any,
-    partition: Partition,
-    mixture: Mixture,
-    held_out: Evaluation | None,
-    state: RunState,
-    meter: Meter,
-    identity: Identity,
-) -> RunState:
-    """Train from `state` to the last step; every rank takes part in everything."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    accumulation = settings["gradient_accumulation_steps"]
-    peak_lr = settings["optimizer"]["params"]["lr"]
-    micro_batches = prefetch(
-        feed(
-            SampleStream(mixture, state.position),
-            Masking(),
-            settings["train_batch_size"],
-            settings["train_micro_batch_size_per_gpu"],
-            rank,
-            world,
-        )
-    )
-    saved_at = state.step if checkpoint.present(config.out) else -1
+def loop(run: Run, state: RunState) -> RunState:
+    """Train from `state` to the last step, or to a request to stop; every rank takes part in everything."""
+    config, meter, guard = run.config, run.meter, run.guard
+    micro_batches = this_ranks_batches(run, state)
+    held_out_loss: float | None = None
     while state.step < config.steps:
-        lr = peak_lr * lr_multiplier(config.schedule, state.step, config.warmup_steps, config.steps)
-        for group in engine.optimizer.param_groups:
+        lr = run.settings["optimizer"]["params"]["lr"] * lr_multiplier(
+            config.schedule, state.step, config.warmup_steps, config.steps
+        )
+        for group in run.engine.optimizer.param_groups:
             group["lr"] = lr
-        for number in range(accumulation):
-            batch, counts = next(micro_batches)
-            # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
-            torch.manual_seed(int(draw(config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
-            losses: Losses = engine(batch.to(engine.device))
-            # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
-            loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
-            engine.backward(loss * world, scale_wrt_gas=False)
-            if number == accumulation - 1:
-                grad_norm = gradient_norm(engine)
-            engine.step()  # DeepSpeed acts on the last micro-batch only
-            meter.add_losses(losses)
-        meter.add_step(counts)
-        happened = not getattr(engine.optimizer, "overflow", False)
+        counts, happened, grad_norm = one_step(run, state, micro_batches)
         state = RunState(
             state.step + happened,
             state.skipped + (not happened),
@@ -149,52 +137,95 @@ def loop(
             state.tokens + counts.tokens,
             counts.end,
         )
-        if not happened:
-            meter.event(state.step, "skip", loss_scale=engine.optimizer.loss_scaler.cur_scale)
-            continue
         last = state.step == config.steps
-        if state.step % config.log_every == 0 or last:
-            meter.write(state.step, state.samples, state.tokens, lr, grad_norm())
-        if held_out is not None and (last or (config.eval_every and state.step % config.eval_every == 0)):
-            evaluate(engine, held_out, meter, state.step)
-        if last or (config.save_every and state.step % config.save_every == 0):
-            save(config, settings, engine, partition, state, meter, identity)
-            saved_at = state.step
-    assert saved_at == state.step
+        if happened:
+            guard.stepped()
+            meter.add_step(counts)
+            if state.step % config.log_every == 0 or last:
+                meter.write(state.step, state.samples, state.tokens, lr, grad_norm())
+            if run.held_out is not None and (last or is_due(config.eval_every, state.step)):
+                held_out_loss = evaluate(run, run.held_out, state.step)["mlm_loss"]
+        else:
+            meter.drop_step()
+            scaler = getattr(run.engine.optimizer, "loss_scaler", None)
+            meter.event(state.step, "skip", loss_scale=getattr(scaler, "cur_scale", 1.0))
+            guard.skipped(scaler)
+        reason = guard.stop_reason()
+        if reason:
+            meter.event(state.step, "stop", reason=reason)
+        if (happened and (last or is_due(config.save_every, state.step))) or reason:
+            save(run, state, held_out_loss)
+        if reason:
+            break
+    run.saver.wait()
     return state
 
 
-def evaluate(engine: Any, held_out: Evaluation, meter: Meter, step: int) -> dict[str, Any]:
+def one_step(run: Run, state: RunState, micro_batches: Any) -> tuple[Any, bool, Any]:
+    """All micro-batches of a step and the optimizer: its counts, whether it happened, its gradient's norm."""
+    engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
+    accumulation = run.settings["gradient_accumulation_steps"]
+    for number in range(accumulation):
+        batch, counts = next(micro_batches)
+        # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
+        torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
+        losses: Losses = engine(batch.to(engine.device))
+        # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
+        loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
+        engine.backward(loss * world, scale_wrt_gas=False)
+        run.meter.add_losses(losses)
+        run.guard.beat()
+        if number < accumulation - 1:
+            engine.step()  # only counts: DeepSpeed acts on the last micro-batch
+    happened, grad_norm = apply_step(engine)
+    return counts, happened, grad_norm
+
+
+def this_ranks_batches(run: Run, state: RunState) -> Any:
+    """The micro-batches of this rank from `state` on, made ahead."""
+    settings = run.settings
+    return prefetch(
+        feed(
+            SampleStream(run.mixture, state.position),
+            Masking(),
+            settings["train_batch_size"],
+            settings["train_micro_batch_size_per_gpu"],
+            dist.get_rank(),
+            dist.get_world_size(),
+        )
+    )
+
+
+def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
     """Losses and accuracies on the held-out samples; sums in the order of batches, so no world size changes them."""
-    meter.pause()
+    engine = run.engine
+    run.meter.pause()
     sums = torch.zeros(held_out.batch_count, len(Losses._fields), dtype=torch.float64, device=engine.device)
     engine.eval()
     with torch.no_grad():
         for number, batch in held_out.batches:
             losses = engine(batch.to(engine.device))
+            run.guard.beat()
             if number < held_out.batch_count:
                 sums[number] = torch.stack(losses)
     engine.train()
     dist.all_reduce(sums)
-    line = meter.write_evaluation(step, sums.sum(0), held_out.masked, held_out.pairs)
-    meter.unpause()
+    line = run.meter.write_evaluation(step, sums.sum(0), held_out.masked, held_out.pairs)
+    run.meter.unpause()
     return line
 
 
-def save(
-    config: TrainConfig,
-    settings: dict[str, Any],
-    engine: Any,
-    partition: Partition,
-    state: RunState,
-    meter: Meter,
-    identity: Identity,
-) -> None:
-    """Write a checkpoint and say so."""
-    meter.pause()
-    folder = checkpoint.save(config.out, partition, engine, state, identity, settings, config.keep)
-    meter.event(state.step, "save", checkpoint=folder.name)
-    meter.unpause()
+def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
+    """Begin a checkpoint and say so; it is written while training goes on."""
+    run.meter.pause()
+    folder = run.saver.save(state, held_out_loss)
+    run.meter.event(state.step, "save", checkpoint=folder.name)
+    run.meter.unpause()
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
 
 
 def open_stores(config: TrainConfig) -> list[Store]:
@@ -214,25 +245,6 @@ def held_out_samples(config: TrainConfig, stores: list[Store], batch_size: int) 
     return Evaluation.of(mixture, config.eval_samples, batch_size, dist.get_rank(), dist.get_world_size())
 
 
-def find_checkpoint(config: TrainConfig) -> Path | None:
-    """Where to continue; None for a new run. A folder that holds checkpoints is never trained from zero.
-
-    Raises
-    ------
-    InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint, none that is whole.
-    """
-    if config.resume == "never":
-        if checkpoint.present(config.out):
-            raise InputError(
-                f"--resume never, but {config.out} holds checkpoints; choose another --out or --resume auto"
-            )
-        return None
-    if config.resume == "auto":
-        return checkpoint.newest_whole(config.out)
-    checkpoint.read_manifest(Path(config.resume))
-    return Path(config.resume)
-
-
 def check_lengths(config: TrainConfig, model: BertConfig) -> None:
     """Refuse samples that are longer than the model's positions."""
     if config.seq_len > model.max_position_embeddings:
@@ -240,103 +252,6 @@ def check_lengths(config: TrainConfig, model: BertConfig) -> None:
             f"--seq_len {config.seq_len} is beyond the model's {model.max_position_embeddings} positions; "
             f"give at most {model.max_position_embeddings} (presets: {MAX_POSITIONS})"
         )
-
-
-def default_precision() -> str:
-    """bf16 where the GPU has it, else fp32."""
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def check_precision(settings: dict[str, Any]) -> None:
-    """Refuse fp16 where DeepSpeed's accelerator does."""
-    if precision_of(settings) == "fp16" and not get_accelerator().is_fp16_supported():
-        raise InputError("fp16 needs a GPU; use --precision bf16 or fp32 on this machine")
-
-
-def quiet() -> None:
-    """Leave the console to what a person wants to read."""
-    deepspeed.utils.logger.setLevel("ERROR")
-    # DeepSpeed 0.19.8 calls names that torch 2.13 has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def join_ranks() -> None:
-    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A single process needs no launcher."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
-    # Otherwise DeepSpeed compiles an inference-only kernel at every first start, and a killed build hangs the next run.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
-
-
-def start_engine(model: BertForPreTraining, settings: dict[str, Any]) -> tuple[Any, Partition]:
-    """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
-    optimizer = make_optimizer(model, settings["optimizer"])
-    engine, *_ = deepspeed.initialize(
-        model=Pretrainer(model),
-        optimizer=optimizer,
-        config={key: value for key, value in settings.items() if key != "optimizer"},
-    )
-    partition = bind(engine, model)
-    if isinstance(optimizer, Lamb):
-        optimizer.bind(partition)
-    return engine, partition
-
-
-def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW or LAMB over the parameter groups, as the resolved JSON has it.
-
-    Raises
-    ------
-    InputError: an unknown variant of LAMB.
-    """
-    params = dict(settings["params"])
-    groups = parameter_groups(model, params.pop("weight_decay"))
-    if settings["type"] == "adamw":
-        return torch.optim.AdamW(groups, **params, fused=True)
-    variant = params.pop("variant")
-    if variant not in VARIANTS:
-        raise InputError(f"optimizer.params.variant {variant!r}; known: {', '.join(VARIANTS)}")
-    given = {name: value for name, value in params.items() if value is not None}
-    return Lamb(groups, **VARIANTS[variant] | given)
-
-
-def prepare_folder(config: TrainConfig, settings: dict[str, Any], stores: list[Store]) -> None:
-    """Write what is needed to repeat the run, and the tokenizer that export will need."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "train": config.record(),
-        "deepspeed": settings,
-        "stores": [{"folder": str(store.folder), "identity": store.identity} for store in stores],
-        "vocab_sha256": stores[0].vocab_sha256,
-        "vocab_size": stores[0].vocab_size,
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers", "numpy")},
-        "python": platform.python_version(),
-        "git": git_state(),
-    }
-    write_json(config.out / "config.json", record)
-
-    def copy_vocab(folder: Path) -> None:
-        shutil.copytree(stores[0].folder / "vocab", folder, dirs_exist_ok=True)
-
-    write_folder(config.out / "vocab", copy_vocab)
-
-
-def git_state() -> dict[str, Any]:
-    """Commit and cleanliness of the checkout that the code runs from; empty outside of one."""
-    command = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run(
-            [*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changes = subprocess.run([*command, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"commit": head, "clean": not changes}
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from data_prep.cli import InputError
-from pretrain import checkpoint
+from pretrain import checkpoint, saver
 from pretrain.checkpoint import folder_of, newest_whole, read_manifest, stored_pieces
 from pretrain.config import TrainConfig
-from pretrain.train import find_checkpoint, train
+from pretrain.run_folder import find_checkpoint
+from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 from tests.test_invariance import distance, weights
@@ -159,7 +160,7 @@ def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_p
                 raise OSError(28, "No space left on device")
             safetensors_torch.save_file(tensors, path)
 
-        checkpoint.save_file = refuse
+        saver.save_file = refuse
         try:
             train(settings)
         except OSError as error:

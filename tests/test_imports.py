@@ -24,7 +24,7 @@ FOLDERS = (*PACKAGES, "launch", "benchmarks", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 FROM_DATA_PREP = {f"data_prep.{name}" for name in ("store", "pairs", "masking", "draws", "cli", "files")}
-NAMES_DEEPSPEED = {"pretrain.train", "pretrain.partition", "pretrain.checkpoint"}
+NAMES_DEEPSPEED = {"pretrain.engine", "pretrain.partition"}
 STANDS_ALONE = {"pretrain.finetune", "pretrain.predict"}
 SHARED_HELPERS = {"data_prep.cli", "data_prep.files"}
 TRAINER = {f"pretrain.{name}" for name in ("train", "partition", "checkpoint", "model", "data", "config", "export")}

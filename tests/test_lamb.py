@@ -118,9 +118,9 @@ class NaiveLamb(torch.optim.Optimizer):
 
 
 def train_naively(settings: TrainConfig) -> None:
-    import pretrain.train
+    import pretrain.engine
 
-    pretrain.train.Lamb = NaiveLamb  # type: ignore[misc,assignment]
+    pretrain.engine.Lamb = NaiveLamb  # type: ignore[misc,assignment]
     train(settings)
 
 

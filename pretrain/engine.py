@@ -1,0 +1,107 @@
+"""DeepSpeed's engine around the model: ranks, optimizer, engine, and the step.
+
+    join_ranks()  ->  start_engine(model, settings)  ->  apply_step(engine)
+
+With partition.py the only file that knows DeepSpeed.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import deepspeed.ops
+import torch
+from deepspeed.accelerator import get_accelerator
+from transformers import BertForPreTraining
+from transformers.utils import logging as transformers_logging
+
+from data_prep.cli import InputError
+from pretrain.ds_config import precision_of
+from pretrain.lamb import VARIANTS, Lamb
+from pretrain.model import Pretrainer, parameter_groups
+from pretrain.partition import Partition, bind
+
+
+def default_precision() -> str:
+    """bf16 where the GPU has it, else fp32."""
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def check_precision(settings: dict[str, Any]) -> None:
+    """Refuse fp16 where DeepSpeed's accelerator does."""
+    if precision_of(settings) == "fp16" and not get_accelerator().is_fp16_supported():
+        raise InputError("fp16 needs a GPU; use --precision bf16 or fp32 on this machine")
+
+
+def quiet() -> None:
+    """Leave the console to what a person wants to read."""
+    deepspeed.utils.logger.setLevel("ERROR")
+    # DeepSpeed 0.19.8 calls names that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def join_ranks() -> None:
+    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A single process needs no launcher."""
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "29500")
+    # Otherwise DeepSpeed compiles an inference-only kernel at every first start, and a killed build hangs the next run.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+
+
+def start_engine(model: BertForPreTraining, settings: dict[str, Any]) -> tuple[Any, Partition]:
+    """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
+    optimizer = make_optimizer(model, settings["optimizer"])
+    engine, *_ = deepspeed.initialize(
+        model=Pretrainer(model),
+        optimizer=optimizer,
+        config={key: value for key, value in settings.items() if key != "optimizer"},
+    )
+    partition = bind(engine, model)
+    if isinstance(optimizer, Lamb):
+        optimizer.bind(partition)
+    return engine, partition
+
+
+def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """AdamW or LAMB over the parameter groups, as the resolved JSON has it.
+
+    Raises
+    ------
+    InputError: an unknown variant of LAMB.
+    """
+    params = dict(settings["params"])
+    groups = parameter_groups(model, params.pop("weight_decay"))
+    if settings["type"] == "adamw":
+        return torch.optim.AdamW(groups, **params, fused=True)
+    variant = params.pop("variant")
+    if variant not in VARIANTS:
+        raise InputError(f"optimizer.params.variant {variant!r}; known: {', '.join(VARIANTS)}")
+    given = {name: value for name, value in params.items() if value is not None}
+    return Lamb(groups, **VARIANTS[variant] | given)
+
+
+def apply_step(engine: Any) -> tuple[bool, Callable[[], float]]:
+    """engine.step() after the last micro-batch: whether the step happened, and the gradient's norm before clipping.
+
+    A step whose gradient is infinite or not a number does not happen, in any precision and at any stage. The norm is a
+    function: asking for it makes the host wait for the device.
+    """
+    if engine.zero_optimization_stage():
+        engine.step()
+        return not engine.optimizer.overflow, lambda: float(engine.get_global_grad_norm())
+    # Stage 0 in fp32: DeepSpeed keeps no norm and looks for no infinity.
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    happens = norm < float("inf")  # False for nan too
+    if not happens:
+        for parameter in engine.module.parameters():
+            parameter.grad = None  # the optimizer passes over it
+    engine.step()
+    return happens, lambda: norm
