@@ -18,7 +18,12 @@ sample=launch/sample
 python=.venv/bin/python
 
 stage() { printf '\n== %s\n' "$1" >&2; }
-show() { printf '   $ %s\n' "$*" >&2; "$@"; }
+show() { # the command as one would type it, then what it does
+    local word line=
+    for word in "$@"; do [[ $word == *[[:space:]]* ]] && line+=" \"$word\"" || line+=" $word"; done
+    printf '   $%s\n' "$line" >&2
+    "$@"
+}
 look() { printf '   -> %s\n' "$*" >&2; }
 
 stage "Set-up: .venv, from the pins in constraints.txt (minutes the first time)"
@@ -27,12 +32,12 @@ export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu # one CPU is enough, and the sam
 start=$SECONDS
 
 stage "1/6 Vocabulary: which pieces of words occur in the text"
-show $python data_prep/vocab.py --corpus $sample/corpus.txt --out "$out/vocab" --size 4096
+show $python data_prep/vocab.py --corpus $sample/corpus.txt --out "$out/vocab" --size 2048
 look "$out/vocab, a tokenizer that transformers' AutoTokenizer opens"
 
 stage "2/6 Shards: the text as token ids in a memory-mapped store"
 show $python data_prep/shard.py --corpus $sample/corpus.txt --vocab "$out/vocab" --out "$out/store" \
-    --workers 2 --holdout 0.1
+    --workers 2 --holdout 0.2
 show $python data_prep/show.py "$out/store" --samples 2 --seq_len 64
 look "$out/store; above: what it holds, and two training samples with their masks"
 
@@ -52,7 +57,7 @@ show $python -m pretrain.predict "$out/hf" --fill "It is a truth [MASK] acknowle
 stage "6/6 Fine-tuning: is a sentence of a president from before 1860 or after 1945?"
 finetune() {
     show $python -m pretrain.finetune "$out/hf" --task classify --train $sample/era_train.tsv \
-        --eval $sample/era_dev.tsv --seeds 3 --epochs 5 --lr 5e-4 --seq_len 64 "$@"
+        --eval $sample/era_dev.tsv --seeds 3 --epochs 5 --lr 1e-3 --seq_len 64 "$@"
 }
 finetune --out "$out/finetuned"
 finetune --out "$out/from_scratch" --from_scratch
