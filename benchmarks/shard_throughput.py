@@ -1,0 +1,160 @@
+"""How fast text becomes a token store, against `tokenizers` encoding the same text with one thread.
+
+    python benchmarks/shard_throughput.py --corpus ../shared/data/corpus_en --vocab runs/en/vocab
+    python benchmarks/shard_throughput.py --corpus ../shared/data/corpus_en --vocab runs/en/vocab --large_mb 0
+
+Unpacks `--small_mb` of the corpus into one .jsonl file, runs data_prep/shard.py on it as a user would (whole process,
+one worker, with each way to encode); then `--large_mb` with one worker and with two. Rates are MB of text by processor
+time (`cpu`) and by the clock (`wall`). Take the ratios from one run: the machine is the same for all of its rows.
+"""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # a plain script: benchmarks/ itself is on the path, where its file names could hide others'
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_prep.cli import (
+    ROOT,
+    InputError,
+    print_json,
+    run,
+    say,
+)  # first: it continues in .venv where packages are missing
+
+# isort: split
+from tokenizers import Tokenizer
+
+from benchmarks.machine import machine
+from data_prep.corpus import find_sources, read_documents
+from data_prep.store import Store
+
+HF_MB = 6  # of the text that `tokenizers` encodes: its rate does not depend on how much
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    corpus: tuple[str, ...]
+    """files, folders or globs; repeated where they hold less than is asked for"""
+    vocab: Path
+    """tokenizer folder"""
+    small_mb: float = 24
+    """MB of text for one worker"""
+    large_mb: float = 94
+    """MB of text for one worker against two; 0: leave it out"""
+    rounds: int = 2
+    """runs of each; the best counts"""
+
+
+def main(config: Config) -> None:
+    """Measure and print one JSON line."""
+    with tempfile.TemporaryDirectory(prefix="zerobert-") as folder:
+        small = write_corpus(config, Path(folder) / "small.jsonl", config.small_mb)
+        result: dict[str, Any] = {"name": "shard_throughput", "small_mb": round(small[1] / 1e6, 1)}
+        result["hf_one_thread_mb_s"] = round(hf_rate(config, small[0]), 3)
+        for path in ("nanotoken", "pieces"):
+            row = best(config, small, "--encode_with", path, "--workers", "1")
+            result[path] = row | {"ratio": round(row["cpu_mb_s"] / result["hf_one_thread_mb_s"], 2)}
+        if config.large_mb:
+            large = write_corpus(config, Path(folder) / "large.jsonl", config.large_mb)
+            one, two = (best(config, large, "--workers", str(workers)) for workers in (1, 2))
+            result["large"] = {"mb": round(large[1] / 1e6, 1), "one_worker": one, "two_workers": two}
+            result["two_workers_ratio"] = round(two["wall_mb_s"] / one["wall_mb_s"], 2)
+    print_json(result | machine("numpy", "tokenizers", "nanotoken"))
+
+
+def write_corpus(config: Config, path: Path, megabytes: float) -> tuple[Path, int]:
+    """One .jsonl file of about so much text, and its bytes of text."""
+    from collections import Counter
+
+    size = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while size < megabytes * 1e6:
+            before = size
+            for source in find_sources(config.corpus):
+                for document in read_documents(source, "text", Counter()):
+                    file.write(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
+                    size += len(document.text.encode())
+                    if size >= megabytes * 1e6:
+                        return path, size
+            if size == before:
+                raise InputError("the corpus holds no text")
+    return path, size
+
+
+def hf_rate(config: Config, corpus: Path) -> float:
+    """MB a second of processor time of `tokenizers` alone, one thread, documents cut at paragraphs."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    tokenizer = Tokenizer.from_file(str(config.vocab / "tokenizer.json"))
+    texts: list[str] = []
+    size = 0
+    with open(corpus, encoding="utf-8") as file:
+        while size < HF_MB * 1e6 and (line := file.readline()):
+            texts += json.loads(line)["text"].split("\n\n")
+            size += len(line.encode())
+    size = sum(len(text.encode()) for text in texts)
+    start = time.process_time()
+    tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return size / 1e6 / (time.process_time() - start)
+
+
+def best(config: Config, corpus: tuple[Path, int], *options: str) -> dict[str, float]:
+    """The best of some runs of shard.py as processes of their own."""
+    rows = [once(config, corpus, options) for _ in range(config.rounds)]
+    return max(rows, key=lambda row: row["cpu_mb_s"] + row["wall_mb_s"])
+
+
+def once(config: Config, corpus: tuple[Path, int], options: tuple[str, ...]) -> dict[str, float]:
+    """One run: rates, peak memory of the largest process, bytes a token."""
+    path, size = corpus
+    out = path.with_name("store")
+    command = [sys.executable, str(ROOT / "data_prep/shard.py"), "--corpus", str(path), "--vocab", str(config.vocab)]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with open(path.with_name("said"), "w") as said:
+        process = subprocess.Popen([*command, "--out", str(out), *options], stderr=said)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, peak_mb(process.pid))
+            time.sleep(0.02)
+    wall = time.perf_counter() - start
+    if process.returncode:
+        raise InputError(f"shard.py failed: {path.with_name('said').read_text()}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    store = Store.open(out)
+    stored = sum(entry["bytes"] for entry in store.manifest["shards"]) / store.manifest["counts"]["tokens"]
+    shutil.rmtree(out)
+    row = {
+        "cpu_mb_s": round(size / 1e6 / cpu, 2),
+        "wall_mb_s": round(size / 1e6 / wall, 2),
+        "peak_mb": round(peak, 1),
+        "bytes_per_token": round(stored, 3),
+    }
+    say(f"{' '.join(options)}: {row}")
+    return row
+
+
+def peak_mb(pid: int) -> float:
+    """Largest resident memory so far among a process and its children. (getrusage would count this process' own, which
+    a child has before it becomes another program.)"""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        texts = [Path(f"/proc/{number}/status").read_text() for number in (pid, *children)]
+    except OSError:  # it has just ended
+        return 0.0
+    return max(int(text.split("VmHWM:")[1].split()[0]) / 1024 if "VmHWM:" in text else 0.0 for text in texts)
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
