@@ -35,6 +35,11 @@ def draw(*key: int | np.ndarray) -> np.ndarray:
     return state
 
 
+def draw_more(state: np.ndarray, part: int | np.ndarray) -> np.ndarray:
+    """`draw(*key, part)`, where `state` is `draw(*key)`: one more part of a key, at the cost of one hash."""
+    return _mix(state ^ np.asarray(part).astype(np.uint64))
+
+
 def fraction(bits: np.ndarray) -> np.ndarray:
     """Bits as float64, uniform in [0, 1)."""
     return (bits >> np.uint64(11)) * 2.0**-53

@@ -3,6 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from data_prep import pairs
 from data_prep.cli import InputError
 from data_prep.pairs import Mixture, Picked, Sentences, assemble, build
 from tests.reference.pairs import nsp_samples
@@ -22,11 +23,14 @@ def as_tokens(store, samples) -> list[tuple]:
 
 @pytest.mark.parametrize("seq_len", [8, 16, 64])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_pairs_equal_the_naive_reference(tmp_path, seq_len, shards):
+@pytest.mark.parametrize("chain", [1, 3, 128])
+def test_pairs_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shards, chain):
+    monkeypatch.setattr(pairs, "CHAIN", chain)
+    monkeypatch.setattr(pairs, "BLOCK", 9)
     documents = random_documents(30)
     store = store_of(tmp_path, documents, shards=shards)
     found = as_tokens(store, build(Sentences.of(store), seq_len, "nsp", seed=5, pass_number=2))
-    assert sorted(found) == sorted(nsp_samples(documents, seq_len, 5, 2))
+    assert sorted(found) == sorted(nsp_samples(documents, seq_len, 5, 2, chain))
 
 
 def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):
