@@ -100,8 +100,13 @@ def apply_step(engine: Any) -> tuple[bool, Callable[[], float]]:
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item()
     happens = norm < float("inf")  # False for nan too
-    if not happens:
-        for parameter in engine.module.parameters():
-            parameter.grad = None  # the optimizer passes over it
+    hook = None if happens else engine.optimizer.register_step_pre_hook(_without_gradients)
     engine.step()
+    if hook is not None:
+        hook.remove()
     return happens, lambda: norm
+
+
+def _without_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """A hook: the optimizer passes over parameters that have no gradient."""
+    optimizer.zero_grad(set_to_none=True)

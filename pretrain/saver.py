@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -153,6 +154,9 @@ def _held_out_loss(folder: Path) -> float:
 
 
 def _write_slices(path: Path, tensors: dict[str, Tensor]) -> None:
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(f"{path}: {error}") from error
     with open(path, "rb") as file:
         os.fsync(file.fileno())

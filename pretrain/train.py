@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+    except OSError as error:  # the disk, of this rank
+        print(f"error: {error}; checkpoints that were whole still are", file=sys.stderr, flush=True)
+        sys.exit(1)
     sys.exit(0 if state.step == config.steps or config.dry_run else STOPPED)
 
 

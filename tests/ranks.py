@@ -19,6 +19,20 @@ DEADLINE = 240.0  # seconds
 
 def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadline: float = DEADLINE) -> list[Any]:
     """Results of `function(*arguments)` on ranks 0 .. world - 1; they must pickle."""
+    ranks = start_ranks(world, function, *arguments)
+    until = time.monotonic() + deadline
+    try:
+        return [_result(connection, rank, until) for rank, (_, connection) in enumerate(ranks)]
+    finally:
+        for process, _ in ranks:
+            process.kill()
+            process.join()
+
+
+def start_ranks(
+    world: int, function: Callable[..., Any], *arguments: Any
+) -> list[tuple[multiprocessing.process.BaseProcess, Connection]]:
+    """The ranks and the pipes on which they answer, for tests that do something to them."""
     port = free_port()
     context = multiprocessing.get_context("fork")
     ranks = []
@@ -28,13 +42,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadlin
         process.start()
         theirs.close()
         ranks.append((process, ours))
-    until = time.monotonic() + deadline
-    try:
-        return [_result(connection, rank, until) for rank, (_, connection) in enumerate(ranks)]
-    finally:
-        for process, _ in ranks:
-            process.kill()
-            process.join()
+    return ranks
 
 
 def free_port() -> int:

@@ -1,0 +1,349 @@
+"""Faults for real: processes killed and signalled, a full disk, numbers that are none. docs/faults.md lists them.
+
+Whatever happens, the run goes on afterwards and ends with the weights of an undisturbed run, bit for bit.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data_prep.cli import ROOT, InputError
+from pretrain.checkpoint import folder_of, newest_whole
+from pretrain.config import TrainConfig
+from pretrain.guard import STOPPED
+from pretrain.model import Pretrainer
+from pretrain.run_folder import RunLock
+from pretrain.train import train
+from tests.ranks import run_ranks, start_ranks
+from tests.stores import random_documents, store_of
+from tests.test_checkpoint import contents
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(40), held_out={3, 17}).folder
+
+
+def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings: dict[str, Any] = dict(
+        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, lr=1e-3, global_batch=8, save_every=4,
+        keep=0, eval_samples=8, eval_every=8, log_every=1,
+    )  # fmt: skip
+    return TrainConfig(**settings | changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_ranks(2, train, config(store, out))
+    return out
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("event") == kind]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise TimeoutError("what the test waits for has not happened")
+
+
+def steps_done(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count('"kind": "train"') if path.exists() else 0
+
+
+def finish_and_compare(store: Path, run: Path, undisturbed: Path) -> None:
+    run_ranks(2, train, config(store, run))
+    assert contents(folder_of(run, STEPS)) == contents(folder_of(undisturbed, STEPS))
+
+
+@pytest.mark.parametrize("victims", [[0], [1], [0, 1]])
+def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
+    run = tmp_path / "run"
+    ranks = start_ranks(2, train, config(store, run))
+    step = random.Random(str(victims)).randrange(2, STEPS - 6)
+    wait_for(lambda: steps_done(run) >= step)
+    time.sleep(random.random() * 0.05)
+    for victim in victims:
+        ranks[victim][0].kill()
+    for process, _ in ranks:  # the launcher ends the others; here the test does
+        process.kill()
+        process.join()
+    assert steps_done(run) < STEPS
+    finish_and_compare(store, run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
+    run = tmp_path / "run"
+    ranks = start_ranks(2, train, config(store, run, save_every=0))
+    wait_for(lambda: steps_done(run) >= 3)
+    os.kill(ranks[1][0].pid, number)
+    states = [pipe.recv()[1] for _, pipe in ranks]
+    for process, _ in ranks:
+        process.kill()
+    assert 3 <= states[0].step == states[1].step < STEPS
+    assert newest_whole(run) == folder_of(run, states[0].step)
+    assert events(run, "stop")[0]["reason"] == signal.Signals(number).name
+    finish_and_compare(store, run, undisturbed)
+
+
+def test_a_time_limit_stops_and_saves(store, tmp_path):
+    state = run_ranks(2, train, config(store, tmp_path / "run", steps=100_000, time_limit=61.5, stop_before=60.0))[0]
+    assert events(tmp_path / "run", "stop")[0]["reason"] == "time is up"
+    assert newest_whole(tmp_path / "run") == folder_of(tmp_path / "run", state.step)
+
+
+def test_slurm_s_time_limit_is_known(monkeypatch, store, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "5000")
+    assert config(store, tmp_path).stop_at(0.0) == 5000 - 120
+
+
+def train_with_stderr(settings: TrainConfig, path: Path) -> None:
+    descriptor = os.open(path.with_name(f"stderr-{os.environ['RANK']}"), os.O_CREAT | os.O_WRONLY)
+    os.dup2(descriptor, 2)
+    sys.__stderr__ = os.fdopen(2, "w")  # type: ignore[misc]
+    train(settings)
+
+
+def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    ranks = start_ranks(2, train_with_stderr, config(store, run, hang_timeout=3.0), run)
+    wait_for(lambda: steps_done(run) >= 3)
+    os.kill(ranks[1][0].pid, signal.SIGSTOP)  # rank 1 is silent; rank 0 waits for it in a collective
+    ranks[0][0].join(30)
+    assert ranks[0][0].exitcode == 1
+    stack = (tmp_path / "stderr-0").read_text()
+    assert "Timeout" in stack
+    assert "one_step" in stack or "stop_reason" in stack
+    os.kill(ranks[1][0].pid, signal.SIGCONT)
+    ranks[1][0].join(30)
+    assert ranks[1][0].exitcode == 1
+    finish_and_compare(store, run, undisturbed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for two checkpoints of bert-tiny, and not for three."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
+    run = small_disk / "run"
+    with pytest.raises(RuntimeError, match=r"No space left|failed; its message says why"):
+        run_ranks(2, train, config(store, run))
+    whole = newest_whole(run)
+    assert whole is not None
+    assert not list((run / "checkpoints").glob("*.partial"))
+    shutil.copytree(run, tmp_path / "larger")
+    finish_and_compare(store, tmp_path / "larger", undisturbed)
+
+
+def test_a_folder_that_cannot_be_written(store, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError, match=r"Not a directory|File exists"):
+        run_ranks(1, train, config(store, tmp_path / "file" / "run"))
+
+
+class TestRunLock:
+    """One writer a run folder."""
+
+    def test_a_second_writer_is_refused_by_name(self, tmp_path):
+        with RunLock(tmp_path), pytest.raises(InputError, match=f"process {os.getpid()} on"), RunLock(tmp_path):
+            pass
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_dead_holder_s_lock_is_taken_over(self, tmp_path):
+        process, _ = start_ranks(1, hold_for_ever, tmp_path)[0]
+        wait_for((tmp_path / "lock.json").exists)
+        process.kill()
+        process.join()
+        with RunLock(tmp_path):
+            assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+
+    @pytest.mark.parametrize(("age", "refused"), [(1.0, True), (1000.0, False)])
+    def test_another_host_counts_by_its_heartbeat(self, tmp_path, age, refused):
+        holder = {
+            "host": "elsewhere",
+            "pid": 1,
+            "process_start": "1",
+            "started": "then",
+            "heartbeat": time.time() - age,
+        }
+        (tmp_path / "lock.json").write_text(json.dumps(holder))
+        if refused:
+            with pytest.raises(InputError, match="on elsewhere"), RunLock(tmp_path):
+                pass
+        else:
+            with RunLock(tmp_path):
+                pass
+
+    def test_a_damaged_lock_is_stale(self, tmp_path):
+        (tmp_path / "lock.json").write_text("{")
+        with RunLock(tmp_path):
+            pass
+
+
+def hold_for_ever(folder: Path) -> None:
+    with RunLock(folder):
+        time.sleep(1000)
+
+
+def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
+    """The loss of these micro-batches of rank 0 is not a number, or on the way back infinite."""
+    forward, calls = Pretrainer.forward, iter(range(10_000))
+
+    def poisoned(self: Pretrainer, batch: Any) -> Any:
+        losses = forward(self, batch)
+        if self.training and next(calls) in bad and os.environ["RANK"] == "0":
+            return losses._replace(mlm=losses.mlm * float("nan"))
+        return losses
+
+    Pretrainer.forward = poisoned  # type: ignore[method-assign]
+    return train(settings)
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero"), [("fp32", 0), ("fp32", 1), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+)
+def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero):
+    settings = config(store, tmp_path / "run", steps=5, precision=precision, zero=zero, save_every=0)
+    state = run_ranks(2, train_with_bad_batches, settings, [2])[0]
+    assert (state.step, state.skipped, state.samples) == (5, 1, 6 * 8)
+    assert [event["step"] for event in events(tmp_path / "run", "skip")] == [2]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["loss"] < 20 for line in lines if line["kind"] == "train")
+    manifest = json.loads((folder_of(tmp_path / "run", 5) / "state.json").read_text())
+    assert manifest["skipped"] == 1
+
+
+def test_too_many_skips_end_the_run_with_advice(store, tmp_path):
+    settings = config(store, tmp_path / "run", max_skips=3)
+    with pytest.raises(RuntimeError, match=r"3 steps in a row were skipped.*Try a lower --lr"):
+        run_ranks(2, train_with_bad_batches, settings, list(range(5, 1000)))
+    assert newest_whole(tmp_path / "run") == folder_of(tmp_path / "run", 4)
+
+
+def train_in_fp16(settings: TrainConfig) -> Any:
+    """DeepSpeed's CPU accelerator refuses fp16, though all of it runs."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    CPU_Accelerator.is_fp16_supported = lambda self: True
+    return train(settings)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_path, zero):
+    ds_config = {
+        "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 32, "hysteresis": 1, "min_loss_scale": 1},
+        "zero_optimization": {"stage": zero},
+    }
+    (tmp_path / "ds.json").write_text(json.dumps(ds_config))
+    settings = config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
+    state = run_ranks(2, train_in_fp16, settings)[0]
+    skips = events(tmp_path / "run", "skip")
+    assert state.skipped == len(skips) > 3
+    assert skips[-1]["loss_scale"] < skips[0]["loss_scale"]
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "run", cut)
+    shutil.rmtree(folder_of(cut, 6))
+    run_ranks(2, train_in_fp16, config(store, cut, ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30))
+    assert contents(folder_of(cut, 6)) == contents(folder_of(tmp_path / "run", 6))
+
+
+@pytest.mark.slow
+class TestLauncher:
+    """The real command, its processes found in the process table."""
+
+    def start(self, store: Path, run: Path, *more: str) -> subprocess.Popen:
+        command = [
+            "bash", "launch/pretrain.sh", "--data", str(store), "--out", str(run), "--model", "bert-tiny",
+            "--seq_len", "32", "--steps", "100000", "--lr", "1e-3", "--global_batch", "8", "--save_every", "0",
+            "--eval_samples", "0", "--log_every", "1", *more,
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, "RANKS": "2"}, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def family(self, process: subprocess.Popen) -> dict[str, list[psutil.Process]]:
+        found: dict[str, list[psutil.Process]] = {"rank": [], "launch.py": [], "deepspeed": [], "supervisor": []}
+        for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            line = " ".join(member.cmdline())
+            kind = (
+                "rank" if "--local_rank=" in line else "launch.py" if "deepspeed.launcher.launch" in line
+                else "supervisor" if "supervise.py" in line else "deepspeed"
+            )  # fmt: skip
+            found[kind].append(member)
+        return found
+
+    @pytest.mark.parametrize(
+        ("target", "number"),
+        [
+            ("supervisor", signal.SIGTERM),
+            ("supervisor", signal.SIGUSR1),
+            ("deepspeed", signal.SIGTERM),
+            ("launch.py", signal.SIGTERM),
+            ("launch.py", signal.SIGUSR1),
+            ("launch.py", signal.SIGKILL),
+            ("rank", signal.SIGUSR1),
+            ("group", signal.SIGTERM),
+        ],
+    )
+    def test_a_signal_saves_once_and_leaves_no_orphan(self, store, tmp_path, target, number):
+        run = tmp_path / "run"
+        process = self.start(store, run)
+        try:
+            wait_for(lambda: steps_done(run) >= 3)
+            family = self.family(process)
+            assert {kind: len(members) for kind, members in family.items()} == {
+                "rank": 2, "launch.py": 1, "deepspeed": 1, "supervisor": 1,
+            }  # fmt: skip
+            if target == "group":
+                os.killpg(process.pid, number)
+            else:
+                family[target][0].send_signal(number)
+            code = process.wait(60)
+        finally:
+            process.kill()
+        assert code == STOPPED
+        wait_for(lambda: not any(member.is_running() for members in family.values() for member in members), 10)
+        assert len(events(run, "stop")) == len(events(run, "save")) == 1
+        assert newest_whole(run) == folder_of(run, events(run, "save")[0]["step"])
+
+    def test_a_killed_rank_is_restarted(self, store, tmp_path, monkeypatch):
+        monkeypatch.setenv("RESTARTS", "1")
+        run = tmp_path / "run"
+        process = self.start(store, run, "--steps", "40", "--save_every", "5")
+        try:
+            wait_for(lambda: newest_whole(run) if (run / "checkpoints").exists() else None)
+            self.family(process)["rank"][1].kill()
+            assert process.wait(240) == 0
+        finally:
+            process.kill()
+        assert len(events(run, "resume")) == 1
+        assert newest_whole(run) == folder_of(run, 40)
