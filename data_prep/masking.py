@@ -3,16 +3,28 @@
 BERT's rule (Devlin et al. 2019, section 3.1): of the tokens of a sample 15 % are to be predicted, [CLS] and [SEP]
 never; of these 80 % become [MASK], 10 % a random token, 10 % stay. The count of a sample is exact, round(15 %) of its
 length and at least 1, as in google-research/bert, so that a step knows how many tokens it predicts before it reads any.
+
+`Masking.unit` says what is chosen together:
+
+    token   every token by itself
+    word    whole words: a word's pieces are hidden together (Cui et al. 2019)
+    span    runs of whole words, 3.8 on average and at most 10 (SpanBERT: Joshi et al. 2020); here the words of a sample
+            are parted into runs beforehand and runs are drawn, so that none overlap; one draw of 80/10/10 for a run
+
+Units are drawn in a random order until the count of the sample is reached; the last one is cut where it is reached, so
+that of the words of a sample at most one is hidden in part.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data_prep.draws import below, draw, fraction
+from data_prep.draws import draw_more, fraction
 
-_CHOICE, _ACTION, _REPLACEMENT = range(3)
 _POSITION_BITS = 16  # room for the position in a sample beside its score in one uint64
+_SCORE_BITS = 24  # of a unit's score that are compared with the limit below
+_RUN_ENDS = 0.26  # chance that a run ends after a word: 3.8 words on average
+_LONGEST_RUN = 10  # words
 
 
 class Masking(NamedTuple):
@@ -21,6 +33,7 @@ class Masking(NamedTuple):
     rate: float = 0.15  # share of a sample's tokens that are predicted
     mask: float = 0.8  # share of these that become [MASK]
     random: float = 0.1  # share of these that become a random token; the rest stay as they are
+    unit: Literal["token", "word", "span"] = "token"  # what is chosen together; all but token need `continues`
 
 
 def mask_counts(lengths: np.ndarray, specials: np.ndarray, rate: float) -> np.ndarray:
@@ -36,36 +49,87 @@ def mask_tokens(
     mask_id: int,
     vocab_size: int,
     masking: Masking = Masking(),  # noqa: B008 - immutable
+    continues: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Corrupt samples that lie end to end.
 
-    ids [T] int64, is_special [T] bool, lengths [N], keys [N] uint64 (one a sample).
+    ids [T] int64, is_special [T] bool, lengths [N], keys [N] uint64 (one a sample), continues [V] bool: entries of the
+    vocabulary that go on with the word before them (Store.continues).
     Returns the corrupted ids [T], the rows [M] to predict in ascending order, and their true ids [M].
     """
-    stops = np.cumsum(lengths)
-    starts = stops - lengths
+    starts = np.cumsum(lengths) - lengths
     sample = np.repeat(np.arange(len(lengths)), lengths)
     position = np.arange(len(ids)) - starts[sample]
-    token_keys = draw(keys[sample], position)
+    token_keys = draw_more(keys[sample], position)
+    unit = None if masking.unit == "token" else _units(ids, is_special, token_keys, masking, continues)
 
-    # The tokens with the smallest scores of a sample are masked. Sample, score and position share one integer, so that
-    # one plain sort, several times faster than argsort, ranks all samples.
-    sample_bits = max(int(len(lengths) - 1).bit_length(), 1)
-    score = draw(token_keys, _CHOICE) >> np.uint64(sample_bits + _POSITION_BITS + 1)
-    score |= is_special.astype(np.uint64) << np.uint64(63 - sample_bits - _POSITION_BITS)
-    order = sample.astype(np.uint64) << np.uint64(64 - sample_bits) if len(lengths) > 1 else np.zeros(1, np.uint64)
-    order = order | (score << np.uint64(_POSITION_BITS)) | position.astype(np.uint64)
-    order.sort()
-    specials = np.add.reduceat(is_special, starts, dtype=np.int64)
-    chosen = position < mask_counts(lengths, specials, masking.rate)[sample]
-    rows = (order[chosen] & np.uint64((1 << _POSITION_BITS) - 1)).astype(np.int64) + starts[sample[chosen]]
+    counts = mask_counts(lengths, np.add.reduceat(is_special, starts, dtype=np.int64), masking.rate)
+    rows = _smallest(token_keys if unit is None else token_keys[unit], is_special, sample, position, starts, counts)
     rows.sort()
 
     labels = ids[rows]
-    action = fraction(draw(token_keys[rows], _ACTION))
-    replacement = below(draw(token_keys[rows], _REPLACEMENT), vocab_size)
+    bits = draw_more(token_keys[rows], 0)
+    chance = fraction(bits if unit is None or masking.unit == "word" else draw_more(token_keys[unit[rows]], 1))
+    replacement = ((bits & np.uint64(0xFFFFFFFF)) * np.uint64(vocab_size) >> np.uint64(32)).astype(np.int64)
     corrupted = ids.copy()
     corrupted[rows] = np.where(
-        action < masking.mask, mask_id, np.where(action < masking.mask + masking.random, replacement, labels)
+        chance < masking.mask, mask_id, np.where(chance < masking.mask + masking.random, replacement, labels)
     )
     return corrupted, rows, labels
+
+
+def _smallest(
+    scores: np.ndarray,
+    is_special: np.ndarray,
+    sample: np.ndarray,
+    position: np.ndarray,
+    starts: np.ndarray,
+    counts: np.ndarray,
+) -> np.ndarray:
+    """Rows of the `counts` [N] tokens of each sample with the smallest scores, in no particular order.
+
+    Sample, score and position share one integer, so that one plain sort ranks all samples; and only tokens that can be
+    among the smallest are sorted: those below a limit that hardly any sample needs to exceed. A sample that does is
+    sorted whole.
+    """
+    sizes = np.diff(starts, append=len(scores))
+    share = counts / sizes
+    limit = np.minimum(share + 5 * np.sqrt(share / sizes), 1) * (1 << _SCORE_BITS)
+    below = (scores >> np.uint64(64 - _SCORE_BITS)) < limit.astype(np.uint64)[sample]
+    below &= ~is_special
+    too_few = np.bincount(sample[below], minlength=len(counts)) < counts
+    if too_few.any():
+        below |= too_few[sample] & ~is_special
+    found = np.flatnonzero(below)
+    owner = sample[found]
+
+    # The bits of the score that do not fit decide nothing: equal scores are ranked by position.
+    sample_bits = max(int(len(counts) - 1).bit_length(), 1)
+    order = owner.astype(np.uint64) << np.uint64(64 - sample_bits)
+    order |= (scores[found] >> np.uint64(sample_bits + _POSITION_BITS)) << np.uint64(_POSITION_BITS)
+    order |= position[found].view(np.uint64)
+    order.sort()
+    candidates = np.bincount(owner, minlength=len(counts))
+    rank = np.arange(len(found)) - np.repeat(np.cumsum(candidates) - candidates, candidates)
+    chosen = rank < counts[owner]  # `owner` ascends as `order` does
+    return (order[chosen] & np.uint64((1 << _POSITION_BITS) - 1)).view(np.int64) + starts[owner[chosen]]
+
+
+def _units(
+    ids: np.ndarray, is_special: np.ndarray, token_keys: np.ndarray, masking: Masking, continues: np.ndarray | None
+) -> np.ndarray:
+    """The row [T] of the token with which each token's word or run begins."""
+    if continues is None:
+        raise ValueError(f"masking by {masking.unit} needs to know which entries of the vocabulary continue a word")
+    begins = ~continues[ids] | is_special
+    begins[1:] |= is_special[:-1]
+    begins[0] = True
+    if masking.unit == "span":
+        words = np.flatnonzero(begins)
+        run_ends = fraction(draw_more(token_keys[words], 2)) < _RUN_ENDS
+        new = np.roll(run_ends, 1) | is_special[words] | np.roll(is_special[words], 1)
+        new[0] = True
+        place = np.arange(len(words)) - np.maximum.accumulate(np.where(new, np.arange(len(words)), 0))
+        begins = np.zeros_like(begins)
+        begins[words[new | (place % _LONGEST_RUN == 0)]] = True
+    return np.maximum.accumulate(np.where(begins, np.arange(len(ids)), 0))

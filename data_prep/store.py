@@ -125,7 +125,8 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
     if starts[-1] != len(raw):
         raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run data_prep/shard.py again")
     spans = zip(starts[:-1], sizes, dtypes, strict=True)
-    return Sections(*(raw[start : start + size].view(dtype) for start, size, dtype in spans))
+    plain = np.asarray(raw)  # the same memory; slices of a memmap cost ten times as much to make
+    return Sections(*(plain[start : start + size].view(dtype) for start, size, dtype in spans))
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,22 @@ class Store:
     def special_ids(self) -> dict[str, int]:
         """Ids by name: pad, unk, cls, sep, mask."""
         return self.manifest["vocab"]["special_ids"]
+
+    @cached_property
+    def continues(self) -> np.ndarray:
+        """[V] bool: entries of the vocabulary that go on with the word before them; punctuation never does."""
+        model = json.loads((self.folder / "vocab/tokenizer.json").read_text("utf-8"))["model"]
+        entries = model["vocab"]
+        if isinstance(entries, list):  # of SentencePiece: [entry, score] by id
+            entries = {entry: number for number, (entry, _) in enumerate(entries)}
+        going_on = np.zeros(self.vocab_size, bool)
+        for entry, number in entries.items():
+            if model["type"] == "WordPiece":
+                going_on[number] = entry.startswith(model["continuing_subword_prefix"])
+            else:
+                going_on[number] = not entry.startswith("▁") and any(map(str.isalnum, entry))
+        going_on[list(self.special_ids.values())] = False
+        return going_on
 
     @cached_property
     def token_starts(self) -> np.ndarray:

@@ -119,8 +119,9 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
     order = np.argsort(-(picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]), kind="stable")
     picked = Picked(*(column[order] for column in picked))
     ids, token_types, is_special, lengths = assemble(stores, picked)
+    continues = None if masking.unit == "token" else stores[0].continues
     input_ids, masked_rows, labels = mask_tokens(
-        ids, is_special, lengths, picked.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking
+        ids, is_special, lengths, picked.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking, continues
     )
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     kept_rows = np.sort(np.concatenate([cu_seqlens[:-1], masked_rows]))

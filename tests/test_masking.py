@@ -6,6 +6,7 @@ from data_prep.masking import Masking, mask_counts, mask_tokens
 from tests.reference.masking import masked_sample
 
 MASK, VOCAB = 4, 50
+CONTINUES = np.arange(VOCAB) >= 25  # entries that go on with a word
 
 
 def samples(lengths: list[int], seed: int = 0):
@@ -18,15 +19,26 @@ def samples(lengths: list[int], seed: int = 0):
     return ids, special, np.array(lengths), draw(9, np.arange(len(lengths)))
 
 
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
 @pytest.mark.parametrize("rate", [0.15, 0.4])
-def test_masking_equals_the_naive_reference(rate):
-    ids, special, lengths, keys = samples([3, 4, 128, 17, 64, 128, 5])
-    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(rate=rate))
+def test_masking_equals_the_naive_reference(rate, unit):
+    ids, special, lengths, keys = samples([3, 4, 128, 17, 64, 128, 5, 512, 9, 300])
+    masking = Masking(rate=rate, unit=unit)
+    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, masking, CONTINUES)
     expected_ids: list[int] = []
     expected_rows: list[int] = []
     for start, length, key in zip(np.cumsum(lengths) - lengths, lengths, keys, strict=True):
         span = slice(start, start + length)
-        new, chosen = masked_sample(ids[span].tolist(), special[span].tolist(), int(key), MASK, VOCAB, rate)
+        new, chosen = masked_sample(
+            ids[span].tolist(),
+            special[span].tolist(),
+            int(key),
+            MASK,
+            VOCAB,
+            rate,
+            unit,
+            set(np.flatnonzero(CONTINUES)),
+        )
         expected_ids += new
         expected_rows += [start + position for position in chosen]
     assert corrupted.tolist() == expected_ids
@@ -61,3 +73,35 @@ def test_a_sample_is_masked_the_same_in_any_company():
     assert together[40:90].tolist() == alone.tolist()
     other_key = mask_tokens(ids[40:90], special[40:90], lengths[1:2], keys[:1], MASK, VOCAB)[0]
     assert alone.tolist() != other_key.tolist()
+
+
+def test_whole_words_are_masked_together():
+    ids, special, lengths, keys = samples([128] * 50)
+    _, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="word"), CONTINUES)
+    assert (np.bincount(rows // 128) == mask_counts(lengths, np.full(50, 2), 0.15)).all()
+    hidden = np.zeros(len(ids), bool)
+    hidden[rows] = True
+    begins = np.flatnonzero(~CONTINUES[ids] | special | np.roll(special, 1))
+    parts = [hidden[start:stop] for start, stop in zip(begins, [*begins[1:], len(ids)], strict=True)]
+    in_part = [part.any() and not part.all() for part in parts]
+    assert sum(in_part) <= 50  # at most one word of a sample is cut
+    assert all(part[0] for part in parts if part.any())  # and it keeps its end, not its beginning
+
+
+def test_spans_are_runs_of_words_of_some_length():
+    ids, special, lengths, keys = samples([512] * 100)
+    none = np.zeros(VOCAB, bool)  # every token is a word
+    corrupted, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="span"), none)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    assert 3.5 < np.mean([len(run) for run in runs]) < 5  # two drawn runs may touch
+    fates = [
+        {"mask" if corrupted[row] == MASK else "kept" if corrupted[row] == ids[row] else "random" for row in run}
+        for run in runs
+        if len(run) < 4
+    ]
+    assert np.mean([len(fate) == 1 for fate in fates]) > 0.8
+
+
+def test_words_need_to_know_the_vocabulary():
+    with pytest.raises(ValueError, match="masking by word needs to know"):
+        mask_tokens(*samples([8]), MASK, VOCAB, Masking(unit="word"))

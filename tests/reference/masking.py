@@ -1,24 +1,71 @@
-"""BERT's masking (Devlin et al. 2019, section 3.1), one token at a time, with the draws of data_prep/masking.py."""
+"""Masking one token at a time, with the draws of data_prep/masking.py: BERT's (Devlin et al. 2019, section 3.1), by
+whole words, and by runs of words."""
 
-from data_prep.draws import below, draw, fraction
+import numpy as np
+
+from data_prep.draws import draw_more
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
+def _more(key: int, part: int) -> int:
+    return int(draw_more(np.array([key], np.uint64), part)[0])
+
+
+def _chance(bits: int) -> float:
+    return (bits >> 11) * 2.0**-53
+
+
+def units_of(ids: list[int], is_special: list[bool], key: int, unit: str, continues: set[int]) -> list[list[int]]:
+    """Positions that are chosen together."""
+    words: list[list[int]] = []
+    for position, token in enumerate(ids):
+        if is_special[position]:
+            words.append([])  # a border
+        elif unit != "token" and token in continues and words[-1]:
+            words[-1].append(position)
+        else:
+            words.append([position])
+    if unit != "span":
+        return [word for word in words if word]
+    runs: list[list[int]] = []
+    size = 0  # words in the last run; 0: a new one begins
+    for word in words:
+        if not word:
+            size = 0
+            continue
+        if size:
+            runs[-1] += word
+        else:
+            runs.append(list(word))
+        size = (size + 1) % 10
+        if _chance(_more(_more(key, word[0]), 2)) < 0.26:
+            size = 0
+    return runs
+
+
 def masked_sample(
-    ids: list[int], is_special: list[bool], key: int, mask_id: int, vocab_size: int, rate: float
+    ids: list[int],
+    is_special: list[bool],
+    key: int,
+    mask_id: int,
+    vocab_size: int,
+    rate: float,
+    unit: str = "token",
+    continues: set[int] = frozenset(),  # type: ignore[assignment]
 ) -> tuple[list[int], list[int]]:
     """The corrupted ids and the positions to predict."""
-    candidates = [position for position, special in enumerate(is_special) if not special]
-    count = min(max(round(len(ids) * rate), 1), len(candidates))
-    scores = {position: int(draw(int(draw(key, position)[0]), 0)[0]) for position in candidates}
-    chosen = sorted(sorted(candidates, key=lambda position: scores[position])[:count])
+    units = units_of(ids, is_special, key, unit, continues)
+    count = min(max(round(len(ids) * rate), 1), len(ids) - sum(is_special))
+    drawn = [position for members in sorted(units, key=lambda members: _more(key, members[0])) for position in members]
+    begins = {position: members[0] for members in units for position in members}
+    chosen = sorted(drawn[:count])
     corrupted = list(ids)
     for position in chosen:
-        token_key = int(draw(key, position)[0])
-        action = float(fraction(draw(token_key, 1))[0])
+        bits = _more(_more(key, position), 0)
+        action = _chance(_more(_more(key, begins[position]), 1) if unit == "span" else bits)
         if action < MASK_SHARE:
             corrupted[position] = mask_id
         elif action < MASK_SHARE + RANDOM_SHARE:
-            corrupted[position] = int(below(draw(token_key, 2), vocab_size)[0])
+            corrupted[position] = (bits & 0xFFFFFFFF) * vocab_size >> 32
     return corrupted, chosen
