@@ -22,7 +22,7 @@ VOCAB = 90  # no multiple of 64
 @pytest.fixture
 def batch(tmp_path: Path) -> Batch:
     store = store_of(tmp_path, random_documents(30, vocab_size=VOCAB), vocab_size=VOCAB)
-    epoch = Mixture([store], [1.0], 48, "nsp", 0).epoch(0)
+    epoch = Mixture([store], [1.0], 48, "nsp", 2).epoch(0)
     return make_batch((store,), epoch.look_up(np.arange(10)), Masking())
 
 
