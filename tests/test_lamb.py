@@ -39,6 +39,10 @@ def undecayed(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def reference(store) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return reference_weights(store)
+
+
+def reference_weights(store: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Final and first weights of plain torch training with the float64 optimizer."""
     opened = Store.open(store)
     model = build("bert-tiny", None, opened.vocab_size, dropout=0.0, seed=0, needs_nsp=True)

@@ -1,0 +1,88 @@
+"""kill -9 at random moments of training and saving: does every run end with the weights of an undisturbed one?
+
+    python benchmarks/faults.py --points 50
+
+Each point starts two ranks, kills one of them or both at a random moment, starts them again from what is on disk, and
+compares the last checkpoint with the undisturbed run's, byte for byte. One JSON line; ends with 1 if a point failed.
+"""
+
+import json
+import random
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import tests.conftest  # noqa: F401 - one thread, on the CPU; before torch
+from benchmarks.machine import machine
+from data_prep.cli import parse, say
+from pretrain.checkpoint import folder_of, present
+from pretrain.train import train
+from tests.ranks import run_ranks, start_ranks
+from tests.stores import random_documents, store_of
+from tests.test_checkpoint import contents
+from tests.test_faults import STEPS, config, steps_done
+
+
+@dataclass(frozen=True)
+class FaultsConfig:
+    """How many times."""
+
+    points: int = 50
+    """kills"""
+    seed: int = 0
+    """of the moments and the victims"""
+
+
+def main(settings: FaultsConfig) -> None:
+    draw = random.Random(settings.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = store_of(folder / "store", random_documents(40), held_out={3, 17}).folder
+        started = time.monotonic()
+        run_ranks(2, train, config(store, folder / "undisturbed", save_every=2))
+        duration = time.monotonic() - started
+        expected = contents(folder_of(folder / "undisturbed", STEPS))
+        outcomes = [strike(store, folder / f"run-{point}", duration, draw) for point in range(settings.points)]
+        equal = [contents(folder_of(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
+    result = {
+        "name": "faults",
+        "figures": {
+            "points": settings.points,
+            "bit_equal": sum(equal),
+            "killed_before_the_first_checkpoint": sum(outcome["checkpoints"] == 0 for outcome in outcomes),
+            "killed_while_saving": sum(outcome["staged"] for outcome in outcomes),
+            "steps_at_the_kill": sorted(outcome["steps"] for outcome in outcomes),
+        },
+        "ratio": sum(equal) / settings.points,
+    }
+    print(json.dumps(result | machine("torch", "deepspeed")))
+    sys.exit(0 if all(equal) else 1)
+
+
+def strike(store: Path, run: Path, duration: float, draw: random.Random) -> dict[str, int]:
+    """Train, kill, train again; what was there at the kill."""
+    ranks = start_ranks(2, train, config(store, run, save_every=2))
+    time.sleep(draw.uniform(0.2, 1.0) * duration)
+    victims = draw.choice([[0], [1], [0, 1]])
+    for victim in victims:
+        ranks[victim][0].kill()
+    time.sleep(draw.uniform(0, 0.2))  # what a launcher takes to notice
+    for process, _ in ranks:
+        process.kill()
+        process.join()
+    found = {
+        "steps": steps_done(run),
+        "checkpoints": len(present(run)),
+        "staged": len(list((run / "checkpoints").glob("*.partial*"))),
+    }
+    say(f"{run.name}: killed {victims} after step {found['steps']}, {found['checkpoints']} checkpoints")
+    run_ranks(2, train, config(store, run, save_every=2))
+    return found
+
+
+if __name__ == "__main__":
+    main(parse(FaultsConfig, __doc__))
