@@ -1,241 +1,27 @@
-"""Which sentences make which sample: the sample index of an epoch and its order, as pure functions.
+"""The samples of an epoch in training order, over one store or several with weights.
 
-    store -> Sentences -> build(...) -> samples [N] of one pass over the store
-    stores, weights    -> Mixture.epoch(e) -> Epoch.look_up(positions): the samples of an epoch in training order
-    samples            -> assemble(...) -> [CLS] A [SEP] B [SEP] as token ids, end to end without padding
-
-A sample is numbers only (SAMPLE): where A and B lie and the label. The rules are those of BERT's reference
-(google-research/bert, create_pretraining_data.py): sentences fill A and B up to seq_len - 3 tokens; half of the time B
-is replaced by sentences of another document and the unused true continuation goes back into the stream; one sample in
-ten is short; what is too long loses tokens at its longer side. Three departures, recorded in docs/design.md: a random B
-starts at a sentence drawn uniformly from all other documents (not: a document, then a sentence), so that short
-documents are not over-represented; the tokens cut from the front are a uniform share of those cut; and a document of
-more than CHAIN samples is taken in parts, across whose borders no sample goes: otherwise the index of an epoch would
-wait for the walk along the longest document.
+    stores, weights -> Mixture.epoch(e) -> Epoch.look_up(positions): the samples of an epoch in training order
+    samples         -> assemble(...) -> [CLS] A [SEP] B [SEP] as token ids, end to end without padding
 
 Weights are passes: a store of weight 2.5 enters an epoch two and a half times, each pass with pairs and masks of its
-own; the half that one epoch leaves is what the next one begins with.
+own; the half that one epoch leaves is what the next one begins with. A pass is index.py's `build`, made once a node:
+index_cache.py keeps it on disk for all ranks and for a run that continues.
 """
 
 import math
+import threading
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.draws import below, draw, draw_more, permute
+from data_prep.draws import draw, permute
+from data_prep.index import SAMPLE, VERSION, Objective, Sentences, build
+from data_prep.index_cache import cached
 from data_prep.store import HELD_OUT, Store
 
-Objective = Literal["nsp", "sop", "mlm"]
-SHORT_SAMPLES = 0.1  # share of samples that aim at a random, shorter length (BERT's short_seq_prob)
-SAMPLE = np.dtype(
-    [
-        ("a_start", "<i8"),  # number of A's first token in its store
-        ("b_start", "<i8"),
-        ("a_length", "<u2"),  # tokens
-        ("b_length", "<u2"),  # 0: the sample has no B
-        ("label", "u1"),  # 1 if B is random (nsp) or A and B are swapped (sop)
-    ]
-)
-CHAIN = 128  # samples: a longer document is walked along in parts of so many, all at once
-BLOCK = 1 << 14  # chains, or samples, that are worked on together
-_OTHER, _FRONT, _ORDER, _STORE = range(4)  # what is drawn, as the last part of a key
-
-
-class Sentences(NamedTuple):
-    """The training (or the held-out) sentences of a store. S sentences, D documents, numbered among themselves."""
-
-    token_starts: np.ndarray  # [S] int64, number of each sentence's first token in the store
-    ends: np.ndarray  # [S + 1] int64, tokens before each sentence, counting these sentences only
-    documents: np.ndarray  # [D + 1] int64, first sentence of each document
-
-    @classmethod
-    def of(cls, store: Store, held_out: bool = False) -> "Sentences":
-        """Select the sentences of documents that are (or are not) held out."""
-        lengths = np.concatenate([shard.sentence_lengths for shard in store.shards]).astype(np.int64)
-        counts = np.concatenate([shard.document_sentences for shard in store.shards]).astype(np.int64)
-        flags = np.concatenate([shard.document_flags for shard in store.shards])
-        chosen = (flags & HELD_OUT > 0) == held_out
-        sentences = np.repeat(chosen, counts)
-        starts = np.cumsum(lengths) - lengths
-        return cls(
-            starts[sentences],
-            np.concatenate([[0], np.cumsum(lengths[sentences])]),
-            np.concatenate([[0], np.cumsum(counts[chosen])]),
-        )
-
-
-class _Chains(NamedTuple):
-    """Documents, long ones in parts, from each of which samples are taken one after another."""
-
-    document: np.ndarray  # [C] int64, to which each belongs
-    first: np.ndarray  # [C] int64, its first sentence
-    stop: np.ndarray  # [C] int64
-
-    @classmethod
-    def of(cls, sentences: Sentences, tokens: int) -> "_Chains":
-        """Part every document anew wherever another `tokens` of it have been passed."""
-        _, ends, documents = sentences
-        passed = (ends[:-1] - np.repeat(ends[documents[:-1]], np.diff(documents))) // tokens
-        begins = passed[1:] != passed[:-1]
-        begins[documents[1:-1] - 1] = True
-        first = np.concatenate([[0], np.flatnonzero(begins) + 1])
-        stop = np.concatenate([first[1:], [len(passed)]])
-        return cls(np.searchsorted(documents, first, side="right") - 1, first, stop)
-
-
-class _Cuts(NamedTuple):
-    """Where samples begin, are parted and end, as sentence numbers. N samples."""
-
-    chain: np.ndarray  # [N] int64
-    key: np.ndarray  # [N] uint64
-    first: np.ndarray  # [N] int64
-    split: np.ndarray  # [N] int64, first sentence of the true B
-    last: np.ndarray  # [N] int64, after the true B
-    target: np.ndarray  # [N] int64, tokens aimed at
-    label: np.ndarray  # [N] bool
-
-
-def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
-    """The samples [N] (SAMPLE) of one pass over the sentences: every sentence is used, none twice but as a random B.
-
-    Raises
-    ------
-    InputError: where nsp has no second document to draw a random B from.
-    """
-    if objective == "nsp" and len(sentences.documents) == 2:
-        raise InputError("next-sentence pairs need two documents or more; add text, or use --objective sop or mlm")
-    if not len(sentences.token_starts):
-        return np.zeros(0, SAMPLE)
-    chains = _Chains.of(sentences, CHAIN * seq_len)
-    document_ends = np.repeat(sentences.documents[1:], np.diff(sentences.documents)) if objective == "nsp" else None
-    room = seq_len - (2 if objective == "mlm" else 3)
-    parts = [np.zeros(0, SAMPLE)]
-    for begin in range(0, len(chains.first), BLOCK):  # in blocks, so that what is worked on stays in the cache
-        chosen = np.arange(begin, min(begin + BLOCK, len(chains.first)))
-        if objective == "mlm":
-            parts.append(_full_sentences(sentences, chains, chosen, room))
-            continue
-        cuts = _cut(sentences, chains, chosen, room, objective, draw(seed, pass_number, chosen))
-        for start in range(0, len(cuts.key), BLOCK):
-            some = _Cuts(*(column[start : start + BLOCK] for column in cuts))
-            parts.append(_pairs(sentences, chains.document[some.chain], some, room, document_ends))
-    return np.concatenate(parts)
-
-
-def _cut(
-    sentences: Sentences, chains: _Chains, chain: np.ndarray, room: int, objective: Objective, chain_key: np.ndarray
-) -> _Cuts:
-    """Walk along all chains at once, a sample of each a round. Only what decides where the next sample begins is done
-    here: a round is a dozen calls on short arrays, so every call counts. One draw of 64 bits serves the whole round:
-    15 bits say whether the sample is short, 1 is the label, 24 make the length aimed at, 24 the split."""
-    first, stop = chains.first[chain], chains.stop[chain]
-    rounds: list[tuple[np.ndarray, ...]] = []
-    while len(chain):
-        key = draw_more(chain_key, len(rounds))
-        bits = key.view(np.int64)
-        short = (bits & 0x7FFF) < round(SHORT_SAMPLES * 0x8000)
-        target = np.where(short, 2 + (((bits >> 16 & 0xFFFFFF) * (room - 1)) >> 24), room)
-        last = _reach(sentences.ends, first, target, stop)
-        count = last - first
-        split = first + 1 + (((key >> np.uint64(40)).view(np.int64) * np.maximum(count - 1, 1)) >> 24)
-        label = (bits & 0x8000) > 0
-        if objective == "nsp":
-            label |= count == 1
-            following = np.where(label, split, last)  # the unused true continuation goes back into the stream
-        else:
-            label &= count > 1
-            following = last
-        rounds.append((chain, key, first, split, last, target, label))
-        going_on = np.flatnonzero(following < stop)
-        if len(going_on) < len(chain):
-            chain, chain_key, stop, following = (a[going_on] for a in (chain, chain_key, stop, following))
-        first = following
-    return _Cuts(*(np.concatenate(column) for column in zip(*rounds, strict=True)))
-
-
-def _pairs(
-    sentences: Sentences, document: np.ndarray, cuts: _Cuts, room: int, document_ends: np.ndarray | None
-) -> np.ndarray:
-    """Samples out of cuts: the random Bs (for nsp, with `document_ends`) or the swaps (for sop), and the truncation."""
-    starts, ends, documents = sentences
-    split, label = cuts.split, cuts.label
-    a_length = ends[split] - ends[cuts.first]
-    b_first, b_last = split.copy(), cuts.last.copy()
-    if document_ends is not None:
-        rows = np.flatnonzero(label)
-        other = _other_sentence(documents, document[rows], draw_more(cuts.key[rows], _OTHER))
-        b_first[rows] = other
-        b_last[rows] = _reach(ends, other, (cuts.target - a_length)[rows], document_ends[other])
-    b_length = ends[b_last] - ends[b_first]
-    a_kept, b_kept = _truncate(a_length, b_length, room)
-    front = draw_more(cuts.key, _FRONT)
-    a_start = starts[cuts.first] + _share(front >> np.uint64(32), a_length - a_kept)
-    b_start = starts[np.minimum(b_first, len(starts) - 1)] + _share(front & np.uint64(0xFFFFFFFF), b_length - b_kept)
-    if document_ends is None:
-        a_start, b_start = np.where(label, b_start, a_start), np.where(label, a_start, b_start)
-        a_kept, b_kept = np.where(label, b_kept, a_kept), np.where(label, a_kept, b_kept)
-    return _pack(a_start, a_kept, b_start, b_kept, label)
-
-
-def _full_sentences(sentences: Sentences, chains: _Chains, chain: np.ndarray, room: int) -> np.ndarray:
-    """Whole sentences that fit, without a B; a sentence that alone is too long is cut."""
-    starts, ends, _ = sentences
-    first, stop = chains.first[chain], chains.stop[chain]
-    parts = []
-    while len(first):
-        last = np.maximum(_reach(ends, first, np.full_like(first, room + 1), stop + 1) - 1, first + 1)
-        length = np.minimum(ends[last] - ends[first], room)
-        nothing = np.zeros_like(length)
-        parts.append(_pack(starts[first], length, starts[first], nothing, nothing))
-        going_on = last < stop
-        first, stop = last[going_on], stop[going_on]
-    return np.concatenate(parts)
-
-
-def _reach(ends: np.ndarray, first: np.ndarray, tokens: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Sentence after the one with which `tokens` are reached from `first` on; at least one, none from `stop` on.
-
-    By halving steps from `first`: a sentence has a token or more, so the end is near, and in memory too. A search
-    through all sentences takes five times as long.
-    """
-    goal, last = ends[first] + tokens, first
-    step = 1 << max(int(np.max(tokens, initial=1)).bit_length() - 1, 0)
-    while step:
-        further = np.minimum(last + step, stop - 1)
-        last = np.where(ends[further] < goal, further, last)
-        step >>= 1
-    return last + 1
-
-
-def _other_sentence(documents: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """A sentence drawn uniformly from all documents but `document`: draw among the others, skip over its own."""
-    own_first, own_stop = documents[document], documents[document + 1]
-    drawn = below(bits, documents[-1] - (own_stop - own_first))
-    return np.where(drawn < own_first, drawn, drawn + (own_stop - own_first))
-
-
-def _share(bits: np.ndarray, excess: np.ndarray) -> np.ndarray:
-    """Of `excess` tokens that must go, how many go from the front: uniform in 0 .. excess, from 32 bits."""
-    return ((bits * (excess + 1).view(np.uint64)) >> np.uint64(32)).view(np.int64)
-
-
-def _truncate(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths after taking tokens one by one from the longer side (from B at a tie) until both fit into `room`."""
-    excess = np.maximum(a + b - room, 0)
-    only_longer = excess <= np.abs(a - b)
-    a_kept = np.where(only_longer, np.where(a > b, a - excess, a), (room + 1) // 2)
-    b_kept = np.where(only_longer, np.where(a > b, b, b - excess), room // 2)
-    fits = excess == 0
-    return np.where(fits, a, a_kept), np.where(fits, b, b_kept)
-
-
-def _pack(*columns: np.ndarray) -> np.ndarray:
-    samples = np.empty(len(columns[0]), SAMPLE)
-    for name, column in zip(("a_start", "a_length", "b_start", "b_length", "label"), columns, strict=True):
-        samples[name] = column
-    return samples
+_ORDER, _STORE = 2, 3  # what is drawn, as the last part of a key
 
 
 class Picked(NamedTuple):
@@ -296,10 +82,11 @@ class Mixture:
         held_out: bool = False,
     ):
         self.stores, self.weights = tuple(stores), tuple(weights)
-        self.seq_len, self.objective, self.seed = seq_len, objective, seed
-        self._sentences = [Sentences.of(store, held_out) for store in stores]
+        self.seq_len, self.objective, self.seed, self.held_out = seq_len, objective, seed, held_out
         self._passes: dict[tuple[int, int], np.ndarray] = {}
-        if not any(len(sentences.token_starts) for sentences in self._sentences):
+        self._ahead: threading.Thread | None = None
+        flags = np.concatenate([shard.document_flags for store in stores for shard in store.shards])
+        if not ((flags & HELD_OUT > 0) == held_out).any():
             kind = "held-out" if held_out else "training"
             raise InputError(f"{', '.join(str(store.folder) for store in self.stores)}: no {kind} text")
 
@@ -310,6 +97,9 @@ class Mixture:
         ------
         InputError: where nsp has only one document.
         """
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
         parts = []
         for store, weight in enumerate(self.weights):
             begin, end = number * weight, (number + 1) * weight
@@ -322,11 +112,32 @@ class Mixture:
         self._passes = {key: self._passes[key] for key in {(part.store, part.pass_number) for part in parts}}
         return Epoch(tuple(parts), sum(part.size for part in parts), self.seed, number)
 
+    def build_ahead(self, number: int) -> None:
+        """Begin to make what `epoch(number)` will need, in a thread."""
+        if self._ahead is None:
+            self._ahead = threading.Thread(target=self._build_passes, args=(number,), daemon=True, name="index")
+            self._ahead.start()
+
+    def _build_passes(self, number: int) -> None:
+        for store, weight in enumerate(self.weights):
+            for pass_number in range(int(number * weight), math.ceil((number + 1) * weight)):
+                self._samples(store, pass_number)
+
     def _samples(self, store: int, pass_number: int) -> np.ndarray:
         key = (store, pass_number)
         if key not in self._passes:
-            sentences = self._sentences[store]
-            self._passes[key] = build(sentences, self.seq_len, self.objective, self.seed, pass_number)
+            settings = (self.held_out, self.seq_len, self.objective, self.seed, VERSION)
+            self._passes[key] = cached(
+                (self.stores[store].identity, *settings),
+                pass_number,
+                lambda: build(
+                    Sentences.of(self.stores[store], self.held_out),
+                    self.seq_len,
+                    self.objective,
+                    self.seed,
+                    pass_number,
+                ),
+            )
         return self._passes[key]
 
 

@@ -59,6 +59,7 @@ class SampleStream:
     def __init__(self, mixture: Mixture, position: Position):
         self.mixture, self.position = mixture, position
         self._epoch: Epoch = mixture.epoch(position.epoch)
+        mixture.build_ahead(position.epoch + 1)
         self._window: Picked | None = None
         self._window_start = 0
 
@@ -76,6 +77,7 @@ class SampleStream:
         if sample >= self._epoch.size:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
+            self.mixture.build_ahead(epoch + 1)
         if self._window is None or sample - self._window_start >= len(self._window.samples):
             stop = min(sample + WINDOW, self._epoch.size)
             self._window, self._window_start = self._epoch.look_up(np.arange(sample, stop)), sample

@@ -1,5 +1,6 @@
 """Token stores that fit in a test: documents of sentences of token ids, written as data_prep/shard.py would."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ def entries_of(vocab_size: int) -> list[str]:
 
 
 def store_of(
-    folder: Path, documents: Documents, vocab_size: int = 64, held_out: set[int] = frozenset(), shards: int = 1
-) -> Store:  # type: ignore[assignment]
+    folder: Path, documents: Documents, vocab_size: int = 64, held_out: Collection[int] = (), shards: int = 1
+) -> Store:
     """Write a finished store; `held_out` are numbers of documents."""
     (folder / "vocab").mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder / "vocab", entries_of(vocab_size), cased=False)

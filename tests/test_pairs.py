@@ -3,9 +3,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data_prep import pairs
+from data_prep import index
 from data_prep.cli import InputError
-from data_prep.pairs import Mixture, Picked, Sentences, assemble, build
+from data_prep.index import Sentences, build
+from data_prep.pairs import Mixture, Picked, assemble
 from tests.reference.pairs import nsp_samples
 from tests.stores import random_documents, store_of
 
@@ -25,8 +26,8 @@ def as_tokens(store, samples) -> list[tuple]:
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("chain", [1, 3, 128])
 def test_pairs_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shards, chain):
-    monkeypatch.setattr(pairs, "CHAIN", chain)
-    monkeypatch.setattr(pairs, "BLOCK", 9)
+    monkeypatch.setattr(index, "CHAIN", chain)
+    monkeypatch.setattr(index, "BLOCK", 9)
     documents = random_documents(30)
     store = store_of(tmp_path, documents, shards=shards)
     found = as_tokens(store, build(Sentences.of(store), seq_len, "nsp", seed=5, pass_number=2))

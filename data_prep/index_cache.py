@@ -1,0 +1,97 @@
+"""An array that takes a while to make, made once a node and memory-mapped by every process there.
+
+    samples = cached((store identity, settings...), pass_number, make)
+
+    $ZEROBERT_CACHE, or zerobert-UID in the folder for temporary files
+      index-KEY-000003.npy         pass 3 of what KEY, a hash of the settings, stands for; written whole
+      index-KEY-000003.npy.lock    held by the process that makes it, while the others wait
+
+The folder is the node's own: a file that another machine removes would take the map away under a run. Small arrays are
+not worth a file and are returned as they are; so are all where there is no folder to write to. Two passes before the
+newest one are kept for whoever lags behind.
+"""
+
+import fcntl
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.cli import say
+from data_prep.files import write_whole
+
+WORTH = 4 << 20  # bytes; a smaller array is made in a few milliseconds
+KEPT = 2  # passes before the newest one
+
+
+def cached(settings: tuple[Any, ...], number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` returns, from the cache where it is there; `settings` and `number` say all that it depends on."""
+    folder = _folder()
+    if folder is None:
+        return make()
+    key = hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
+    path = folder / f"index-{key}-{number:06d}.npy"
+    try:
+        if (found := _load(path)) is not None:
+            return found
+        with _locked(path):
+            if (found := _load(path)) is not None:  # made while we waited
+                return found
+            made = make()
+            if made.nbytes < WORTH:
+                return made
+            _save(path, made)
+            _forget(folder, key, number)
+            return made if (found := _load(path)) is None else found
+    except OSError as error:  # a full disk must not stop a run that can do without
+        say(f"warning: the index is not kept in {folder} ({error})")
+        return make()
+
+
+def _folder() -> Path | None:
+    """Where files go: a folder of this user, which nobody else may write to."""
+    given = os.environ.get("ZEROBERT_CACHE")
+    folder = Path(given) if given else Path(tempfile.gettempdir()) / f"zerobert-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    theirs = status.st_uid != os.getuid() or status.st_mode & 0o022
+    return None if not given and theirs else folder
+
+
+def _load(path: Path) -> np.ndarray | None:
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (FileNotFoundError, ValueError, EOFError):  # not there, or torn by a power cut: it is made again
+        return None
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    write_whole(path, [header.getvalue(), np.ascontiguousarray(array).view(np.uint8).data], sync=False)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _forget(folder: Path, key: str, newest: int) -> None:
+    for path in folder.glob(f"index-{key}-*.npy*"):
+        with suppress(ValueError, FileNotFoundError):
+            if int(path.name.split("-")[2][:6]) < newest - KEPT:
+                path.unlink()
