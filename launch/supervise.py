@@ -63,7 +63,7 @@ class Supervisor:
 
     def _wait_for_orphans(self) -> list[int]:
         """Exit codes of what the launcher left behind. Ranks that lose their launcher save and end by themselves."""
-        codes = []
+        codes: list[int] = []
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -29,9 +29,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadlin
             process.join()
 
 
-def start_ranks(
-    world: int, function: Callable[..., Any], *arguments: Any
-) -> list[tuple[multiprocessing.process.BaseProcess, Connection]]:
+def start_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[tuple[Any, Connection]]:
     """The ranks and the pipes on which they answer, for tests that do something to them."""
     port = free_port()
     context = multiprocessing.get_context("fork")

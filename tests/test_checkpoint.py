@@ -160,7 +160,7 @@ def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_p
                 raise OSError(28, "No space left on device")
             safetensors_torch.save_file(tensors, path)
 
-        saver.save_file = refuse
+        saver.save_file = refuse  # type: ignore[assignment]
         try:
             train(settings)
         except OSError as error:

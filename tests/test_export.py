@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,11 @@ def exported(trained, tmp_path_factory) -> Path:
     return out
 
 
+def loading(model_class: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A model, and what transformers reports of loading it."""
+    return model_class.from_pretrained(folder, output_loading_info=True)
+
+
 def test_weights_are_the_checkpoint_s_without_the_padding(trained, exported):
     manifest = read_manifest(folder_of(trained, 4))
     weights = read_weights(folder_of(trained, 4), manifest["parameters"])
@@ -70,7 +76,7 @@ def test_the_folder_is_complete_and_loads_silently(exported, capfd):
         "provenance.json",
     } <= names
     capfd.readouterr()
-    model, report = BertForPreTraining.from_pretrained(exported, output_loading_info=True)
+    model, report = loading(BertForPreTraining, exported)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(exported)) == VOCAB
     assert json.loads((exported / "provenance.json").read_text())["step"] == 4
@@ -89,7 +95,7 @@ def test_other_heads(trained, tmp_path, head):
     provenance = json.loads((tmp_path / "hf/provenance.json").read_text())
     assert provenance["largest_difference"] < export.TOLERANCE
     if head == "mlm":
-        _, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "hf", output_loading_info=True)
+        _, report = loading(AutoModelForMaskedLM, tmp_path / "hf")
         assert not report["missing_keys"]
         assert not report["unexpected_keys"]
 

@@ -59,6 +59,7 @@ def reference_weights(store: Path) -> tuple[dict[str, torch.Tensor], dict[str, t
         (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for name, parameter in parameters.items():
+            assert parameter.grad is not None
             optimizers[name].update(parameter.grad.numpy(), LR * lr_multiplier("linear", step, WARMUP, STEPS))
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(optimizers[name].weight))
