@@ -66,7 +66,10 @@ def optimizer_of(
     """An optimizer over a model's parameters, and the tensors that it updates."""
     model = build(config.model, None, config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    slices, masters, members, groups = [], [], [], []
+    slices: list[Slice] = []
+    masters: list[torch.Tensor] = []
+    members: list[list[str]] = []
+    groups: list[dict] = []
     for group in parameter_groups(model, 0.01):
         buckets = [group["params"]] if config.flat else [[parameter] for parameter in group["params"]]
         tensors = []
