@@ -8,11 +8,12 @@
               auto:  decided for each file from its beginning, and said
     .jsonl    one object a line, the text in the field `--column`
     .parquet  one document a row, the text in the column `--column`
+    datasets  of Hugging Face, one document a row likewise (datasets_reader.py)
 
 each plain, or with .gz or .zst appended (not parquet, which is compressed inside). Folders are searched recursively, in
 sorted order, without following links. A plain file can be read in byte ranges, a parquet file in row ranges: every
 document belongs to exactly one range, wherever the ranges are cut. Oddities that cost no text worth keeping are
-counted, not refused: `counts` gets `invalid_utf8`, `long_lines` and `cut_documents`.
+counted, not refused: `counts` gets `invalid_utf8`, `nul_characters`, `long_lines` and `cut_documents`.
 """
 
 import glob
@@ -30,6 +31,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
+from data_prep import datasets_reader
 from data_prep.cli import InputError, say
 from data_prep.sentences import looks_like_lines
 
@@ -53,14 +55,16 @@ class Source(NamedTuple):
 
     path: Path
     name: str  # as written into the manifest: relative to the folder named on the command line, with its last part
-    kind: str  # txt, jsonl, parquet
+    kind: str  # txt, jsonl, parquet, dataset
     packing: str  # "", gz, zst
     bytes: int  # on disk
     layout: str  # lines or prose for txt, else ""
 
 
-def find_sources(arguments: Iterable[str], txt: str = "auto") -> list[Source]:
-    """The files that paths, folders and globs name, in an order that depends on names only.
+def find_sources(
+    arguments: Iterable[str], txt: str = "auto", datasets: Iterable[str] = (), strict: bool = False
+) -> list[Source]:
+    """The files that paths, folders and globs name, in an order that depends on names only, then Hugging Face datasets.
 
     Raises
     ------
@@ -71,6 +75,11 @@ def find_sources(arguments: Iterable[str], txt: str = "auto") -> list[Source]:
         for path, name in _expand(argument):
             found.setdefault(path.resolve(), name)
     sources = [_source(path, name, txt) for path, name in found.items()]
+    if strict and (empty := [source.name for source in sources if not source.bytes]):
+        raise InputError(f"empty files, which --strict refuses: {', '.join(empty[:5])}")
+    for name in datasets:
+        path, bytes_on_disk = datasets_reader.find(name)
+        sources.append(Source(path, name.rstrip("/").rsplit("/", 1)[-1], "dataset", "", bytes_on_disk, ""))
     if not any(source.bytes for source in sources):
         raise InputError(f"the corpus is empty: {', '.join(source.name for source in sources[:5])} hold no bytes")
     if txt == "auto":
@@ -110,7 +119,7 @@ def _source(path: Path, name: str, txt: str) -> Source:
 
 
 def _sniff_layout(source: Source) -> str:
-    with _open(source) as stream:
+    with open_unpacked(source) as stream:
         beginning = _guarded(source, lambda: stream.read(SNIFF)).decode("utf-8", "replace").replace("\r\n", "\n")
     lines = beginning.split("\n")
     return "lines" if looks_like_lines(lines[:-1] if len(lines) > 1 else lines) else "prose"
@@ -135,7 +144,11 @@ def read_documents(
     InputError: unreadable, damaged, not JSON, without the field or column.
     """
     end = stop if stop is not None else 1 << 62
-    if source.kind == "parquet":
+    if source.kind == "dataset":
+        documents: Iterator[Document] = (
+            Document(*found) for found in datasets_reader.read(source.path, source.name, column, start, end)
+        )
+    elif source.kind == "parquet":
         documents = _read_parquet(source, column, start, end)
     elif source.kind == "jsonl":
         documents = _read_jsonl(source, column, start, end, counts)
@@ -146,12 +159,14 @@ def read_documents(
 
 
 def count_rows(source: Source, column: str) -> tuple[int, int]:
-    """Rows of a parquet file and bytes of its text, from its footer.
+    """Rows of a parquet file or dataset and bytes of its text, from its footer.
 
     Raises
     ------
     InputError: not a parquet file, no such column, or not a column of text.
     """
+    if source.kind == "dataset":
+        return datasets_reader.size(source.path, source.name, column)
     file = _open_parquet(source, column)
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     number = file.schema_arrow.get_field_index(column)
@@ -165,6 +180,8 @@ def _clean(document: Document, counts: Counter[str]) -> Document:
     text = document.text
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\0" in text:  # the tokenizer drops it
+        counts["nul_characters"] += text.count("\0")
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer takes
@@ -306,7 +323,7 @@ def _open_parquet(source: Source, column: str) -> Any:
 
 def _lines(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
     """Lines that begin at or after byte `start` of the unpacked text, with their places, in pieces of MAX_LINE."""
-    with _open(source) as stream:
+    with open_unpacked(source) as stream:
         place, read_line = max(0, start - 1), partial(stream.readline, MAX_LINE)
         if place:
             stream.seek(place)
@@ -355,7 +372,8 @@ class _Zst(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`; 0 at the end of the last frame, EOFError where the file ends within one."""
         while not self.unpacked:
-            self.packed = self.packed or self.file.read(1 << 16)
+            # Little at a time: what it unpacks to is in memory at once, and it may be 32,768 times as much.
+            self.packed = self.packed or self.file.read(1 << 11)
             if not self.packed:
                 if self.frame is not None:
                     raise EOFError("the file ends before the end-of-stream marker was reached")
@@ -375,7 +393,13 @@ class _Zst(io.RawIOBase):
         super().close()
 
 
-def _open(source: Source) -> BinaryIO:
+def open_unpacked(source: Source) -> BinaryIO:
+    """A file's bytes, unpacked on the way.
+
+    Raises
+    ------
+    InputError: it cannot be read.
+    """
     try:
         if source.packing == "gz":
             return gzip.open(source.path, "rb")  # type: ignore[return-value]

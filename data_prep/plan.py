@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.cleaning import Cleaner
 from data_prep.cli import InputError
 from data_prep.corpus import Document, Source, count_rows, read_documents
 from data_prep.files import write_json
@@ -53,8 +54,8 @@ class Plan(NamedTuple):
     shard_text: int  # bytes of text aimed at in a shard
 
 
-def make_plan(sources: list[Source], column: str, shard_bytes: int) -> Plan:
-    """Cut a corpus into units of at most about `shard_bytes` bytes of text.
+def make_plan(sources: list[Source], column: str, shard_bytes: int, first_unit: int = 0) -> Plan:
+    """Cut a corpus into units of at most about `shard_bytes` bytes of text, numbered from `first_unit` on.
 
     Raises
     ------
@@ -69,11 +70,11 @@ def make_plan(sources: list[Source], column: str, shard_bytes: int) -> Plan:
     def close() -> None:
         nonlocal open_segments, open_bytes
         if open_segments:
-            units.append(Unit(len(units), tuple(open_segments), open_bytes))
+            units.append(Unit(first_unit + len(units), tuple(open_segments), open_bytes))
         open_segments, open_bytes = [], 0
 
-    for number, (source, (length, text)) in enumerate(zip(sources, sizes, strict=True)):
-        parts = 1 if source.packing else max(1, -(-text // aim))
+    for number, (length, text) in enumerate(sizes):
+        parts = 1 if length == 1 << 62 else max(1, -(-text // aim))
         for part in range(parts if length else 0):
             if open_bytes + text // parts > aim:
                 close()
@@ -87,19 +88,20 @@ def _size(source: Source, column: str) -> tuple[int, int]:
     """Length in the units of a segment, and bytes of text."""
     if not source.bytes:
         return 0, 0
-    if source.kind == "parquet":
+    if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)
     return (1 << 62, source.bytes * PACKED) if source.packing else (source.bytes, source.bytes)
 
 
 def unit_documents(
-    unit: Unit, sources: list[Source], column: str, counts: Counter[str]
+    unit: Unit, sources: list[Source], column: str, counts: dict[int, Counter[str]], clean: Cleaner | None = None
 ) -> Iterator[tuple[int, Document]]:
-    """(source number, document) of a unit, in order."""
+    """(source number, document) of a unit, in order, cleaned; `counts` gets what was counted, by source."""
     for segment in unit.segments:
-        source = sources[segment.source]
-        for document in read_documents(source, column, counts, segment.start, segment.stop):
-            yield segment.source, document
+        seen = counts.setdefault(segment.source, Counter())
+        for document in read_documents(sources[segment.source], column, seen, segment.start, segment.stop):
+            if clean is None or (document := clean(document, seen)) is not None:  # type: ignore[assignment]
+                yield segment.source, document
 
 
 def unit_name(unit: Unit, sources: list[Source]) -> str:
@@ -118,7 +120,7 @@ class Records:
         self.store = store
         self.folder = store / "parts"
 
-    def begin(self, content: dict[str, Any]) -> bool:
+    def begin(self, content: dict[str, Any], appending: bool = False) -> bool:
         """Note what is being made; returns whether a run that made the same was interrupted here.
 
         Raises
@@ -129,7 +131,7 @@ class Records:
         if path.exists():
             differing(json.loads(path.read_text("utf-8")), content, self.store, "is being made")
             return True
-        if self.store.exists() and (not self.store.is_dir() or not set(_names(self.store)) <= {"parts"}):
+        if not appending and self.store.exists() and not (self.store.is_dir() and set(_names(self.store)) <= {"parts"}):
             raise InputError(f"{self.store} exists and is not a token store; it stays as it is; give another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
@@ -152,9 +154,12 @@ class Records:
         """Note that a shard is whole."""
         write_json(self.folder / f"{unit.number:05d}-{piece:03d}.json", record, sync=False)
 
-    def add_unit(self, unit: Unit, shards: int, counts: Counter[str]) -> None:
-        """Note that a unit is done."""
-        record = {"shards": shards, "counts": dict(sorted(counts.items()))}
+    def add_unit(self, unit: Unit, shards: int, counts: dict[int, Counter[str]]) -> None:
+        """Note that a unit is done, and what was counted in which source."""
+        record = {
+            "shards": shards,
+            "counts": {str(source): dict(sorted(found.items())) for source, found in counts.items()},
+        }
         write_json(self.folder / f"{unit.number:05d}.json", record, sync=False)
 
     def _is_whole(self, entry: dict[str, Any]) -> bool:

@@ -9,13 +9,15 @@ there finishes. `run_local` hands items to processes as they become free, and fa
 a missing part is never passed over.
 """
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 from data_prep.cli import InputError
@@ -57,6 +59,48 @@ def rank_and_world(environment: Mapping[str, str] = os.environ) -> Place:
 def part_of(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
     """This rank's share. Every item belongs to exactly one rank, whatever starts the ranks."""
     return items[rank::world]
+
+
+@contextmanager
+def only_writer(folder: Path, place: Place) -> Iterator[None]:
+    """Hold a folder for the ranks of one job: a process of another job, or a second one of the same rank, is refused.
+
+    A lock is held by a file for each rank, and by the process alone: not by its children, which may outlive it.
+
+    Raises
+    ------
+    InputError: somebody else is writing there.
+    """
+    mine = folder / f"writer-{place.rank}-of-{place.world}"
+    descriptor = os.open(mine, os.O_RDWR | os.O_CREAT)
+    try:
+        others = [path for path in folder.glob("writer-*") if not path.name.endswith(f"-of-{place.world}")]
+        if not _lock(descriptor) or any(map(_is_locked, others)):
+            raise InputError(f"{folder.parent} is being written by another process; wait for it or give another --out")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks: nobody can tell
+        return True
+    return True
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def local_workers(place: Place) -> int:

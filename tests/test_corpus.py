@@ -73,7 +73,7 @@ def test_every_document_belongs_to_one_range(tmp_path, monkeypatch, kind, aim):
     sources = find_sources([str(path)])
     plan = make_plan(sources, "text", aim)
     assert len(plan.units) > 2
-    found = [document for unit in plan.units for _, document in unit_documents(unit, sources, "text", Counter())]
+    found = [document for unit in plan.units for _, document in unit_documents(unit, sources, "text", {})]
     if kind == "prose":  # a long document may be parted between paragraphs
         whole = [p for d in read_documents(sources[0], "text", Counter()) for p in d.text.split("\n\n")]
         assert [p for d in found for p in d.text.split("\n\n")] == whole
@@ -106,7 +106,7 @@ def test_broken_text_is_replaced_and_counted(tmp_path):
     write(tmp_path / "b.jsonl", b'{"text": "half a \\ud83d pair"}\n{"text": null}\n\n{"text": " "}\n')
     found = read(tmp_path, txt="lines", counts=counts)
     assert found == [["Good line.", "Bad \ufffd line."], ["Next \x00 one."], ["half a \ufffd pair"]]
-    assert counts == {"invalid_utf8": 2, "empty_documents": 2}
+    assert counts == {"invalid_utf8": 2, "empty_documents": 2, "nul_characters": 1}
 
 
 def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):

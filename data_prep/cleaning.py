@@ -1,0 +1,200 @@
+"""What is done to documents before they are cut into sentences, where it is asked for; everything is counted.
+
+    clean = Cleaner(Cleaning(ftfy=True, min_chars=200, exclude=grams, drop=drops))
+    document = clean(document, counts)        # None: left out
+
+    mended_texts          changed by ftfy: mojibake, HTML entities, odd line ends
+    control_characters    taken out, with NUL among them
+    dropped_lines         on the drop list of data_prep/dedup.py: seen before
+    dropped_documents     on the drop list: exact or near copies of an earlier one
+    short_documents       of fewer characters than asked for
+    excluded_documents    share a run of 8 words with a file of --exclude: test sets stay out of training
+
+A document's fate depends on itself and the settings only, so that stores do not depend on who reads what. Copies are
+found by a pass of its own over the whole corpus (dedup.py), whose list is a setting here.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.cli import InputError
+from data_prep.corpus import Document, Source, find_sources, open_unpacked, read_documents
+from data_prep.files import sha256_of
+
+GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
+COUNTS = (
+    *("mended_texts", "control_characters", "dropped_lines", "dropped_documents", "short_documents"),
+    "excluded_documents",
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is to be done."""
+
+    ftfy: bool = False
+    control: bool = False
+    min_chars: int = 0
+    exclude: frozenset[int] = frozenset()  # hashes of runs of words
+    drop_documents: frozenset[int] = frozenset()  # hashes of identities
+    drop_lines: frozenset[int] = frozenset()  # hashes of texts of lines
+
+
+class Cleaner:
+    """Applies a Cleaning to documents.
+
+    Raises
+    ------
+    InputError: ftfy is asked for and not installed.
+    """
+
+    def __init__(self, cleaning: Cleaning):
+        self.cleaning = cleaning
+        self._mend = _ftfy() if cleaning.ftfy else None
+
+    def __call__(self, document: Document, counts: Counter[str]) -> Document | None:
+        """The document as it shall be, or None."""
+        wanted, text = self.cleaning, document.text
+        if wanted.drop_documents and identity_of(document) in wanted.drop_documents:
+            counts["dropped_documents"] += 1
+            return None
+        if self._mend is not None and (mended := self._mend(text)) != text:
+            counts["mended_texts"] += 1
+            text = mended
+        if wanted.control:
+            text, removed = _CONTROL.subn("", text)
+            counts["control_characters"] += removed
+        if wanted.drop_lines:
+            text = self._without_lines(text, counts)
+        if len(text) < wanted.min_chars or not text or text.isspace():
+            counts["short_documents"] += 1
+            return None
+        if wanted.exclude and not wanted.exclude.isdisjoint(grams_of(text)):
+            counts["excluded_documents"] += 1
+            return None
+        return document if text is document.text else document._replace(text=text)
+
+    def _without_lines(self, text: str, counts: Counter[str]) -> str:
+        lines = text.split("\n")
+        kept = [line for line in lines if not line.strip() or hash_of(line.strip()) not in self.cleaning.drop_lines]
+        counts["dropped_lines"] += len(lines) - len(kept)
+        return text if len(kept) == len(lines) else "\n".join(kept)
+
+
+def _ftfy() -> Any:
+    try:
+        import ftfy
+    except ImportError as error:
+        raise InputError("--ftfy needs the package ftfy: pip install 'zerobert[text]'") from error
+    # Only what is broken: quotes and dashes stay as they are, since the models that others trained have seen them too.
+    config = ftfy.TextFixerConfig(uncurl_quotes=False, explain=False, normalization=None, max_decode_length=1 << 24)
+    return lambda text: ftfy.fix_text(text, config)
+
+
+def hash_of(text: str) -> int:
+    """64 bits that stand for a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+_hash_of_word = lru_cache(maxsize=1 << 17)(hash_of)
+
+
+def identity_of(document: Document) -> int:
+    """64 bits that stand for a document's place in its source: two copies differ."""
+    return hash_of(document.id)
+
+
+def grams_of(text: str) -> Iterable[int]:
+    """Hashes of all runs of GRAM words, in lower case and without punctuation. Python's own hash of a tuple of strings
+    differs from process to process; this one does not."""
+    words = np.array([_hash_of_word(word) for word in _WORD.findall(text.lower())], np.uint64)
+    if len(words) < GRAM:
+        return ()
+    mixed = np.zeros(len(words) - GRAM + 1, np.uint64)
+    for place in range(GRAM):
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + words[place : len(mixed) + place]
+    return mixed.tolist()
+
+
+def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
+    """Runs of words in files that must not be trained on: .txt, .jsonl (every field that is text), .tsv.
+
+    Raises
+    ------
+    InputError: a file that cannot be read.
+    """
+    found: set[int] = set()
+    for path in paths:
+        for text in _texts_of(path):
+            found.update(grams_of(text))
+    return frozenset(found)
+
+
+def _texts_of(path: Path) -> Iterable[str]:
+    if path.suffix == ".tsv":
+        try:
+            for line in path.read_text("utf-8", "replace").splitlines()[1:]:
+                yield from line.split("\t")
+        except OSError as error:
+            raise InputError(f"--exclude {path} cannot be read: {error.strerror}") from error
+        return
+    for source in find_sources([str(path)], "prose"):
+        if source.kind == "jsonl":
+            yield from _fields_of(source)
+        else:
+            yield from (document.text for document in read_documents(source, "text", Counter()))
+
+
+def _fields_of(source: Source) -> Iterable[str]:
+    with open_unpacked(source) as file:
+        for line in file:
+            content = json.loads(line) if line.strip() else {}
+            for value in content.values() if isinstance(content, dict) else ():
+                if isinstance(value, str):
+                    yield value
+                elif isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+                    yield " ".join(value)
+
+
+def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
+    """Documents and lines to leave out, from a file that data_prep/dedup.py wrote.
+
+    Raises
+    ------
+    InputError: no such file, or not of that kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return frozenset(content["documents"].tolist()), frozenset(content["lines"].tolist())
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--drop {path} is not a list of data_prep/dedup.py ({error})") from error
+
+
+def settings_of(
+    ftfy: bool, control: bool, min_chars: int, exclude: Iterable[Path], drop: Path | None
+) -> dict[str, Any]:
+    """What decides about documents, as the manifest says it; only what is asked for."""
+    named: dict[str, Any] = {}
+    if ftfy:
+        named["ftfy"] = importlib.metadata.version("ftfy")
+    if control:
+        named["control"] = True
+    if min_chars:
+        named["min_chars"] = min_chars
+    if files := sorted(exclude):
+        named["exclude"] = [sha256_of(path) for path in files]
+    if drop is not None:
+        named["drop"] = sha256_of(drop)
+    return named

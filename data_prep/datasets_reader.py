@@ -1,0 +1,133 @@
+"""Hugging Face datasets as sources of documents: one a row, the text in the column `--column`.
+
+    a folder written by Dataset.save_to_disk      read in row ranges, so that several workers share it
+    a name on the Hub, or a folder of data files  streamed by one worker from its beginning to its end
+
+NAME may end in @CONFIG, and all splits but those called test or validation count unless NAME ends in :SPLIT, as in
+"wikimedia/wikipedia@20231101.en:train". Nothing is executed: `datasets` no longer runs a dataset's own code.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import InputError
+
+STREAMED = 1 << 28  # bytes of text that a stream is taken for when work is divided: nobody knows
+_NO_TRAINING = ("test", "validation", "valid", "dev")
+
+
+def find(name: str) -> tuple[Path, int]:
+    """Where a dataset lies, as `read` wants it, and its bytes on disk (1 where they are not known).
+
+    Raises
+    ------
+    InputError: no such folder.
+    """
+    path, _, _ = _parts(name)
+    if path.is_dir():
+        return Path(name), max(1, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))
+    if path.is_absolute() or name.startswith("."):
+        raise InputError(f"--dataset {name}: no such folder")
+    return Path(name), 1
+
+
+def size(path: Path, name: str, column: str) -> tuple[int, int]:
+    """Rows, or a number that is more than enough, and bytes of text, which may be a guess.
+
+    Raises
+    ------
+    InputError: no dataset, no such column.
+    """
+    saved = _saved(str(path), column)
+    if saved is None:
+        return 1 << 62, STREAMED
+    return sum(map(len, saved)), sum(part.data.nbytes for part in saved)
+
+
+def read(path: Path, name: str, column: str, start: int, stop: int) -> Iterator[tuple[str, str]]:
+    """(identity, text) of the rows [start, stop).
+
+    Raises
+    ------
+    InputError: no dataset, no such column, a text that is none.
+    """
+    saved = _saved(str(path), column)
+    row = 0
+    if saved is None:
+        for content in _streamed(str(path), column):
+            yield f"{name}:{row}", _text(content, column, name, row)
+            row += 1
+        return
+    for part in saved:
+        first, last = max(start - row, 0), min(stop - row, len(part))
+        for at in range(first, last, 64):
+            for offset, text in enumerate(part[at : min(at + 64, last)][column], row + at):
+                yield f"{name}:{offset}", _text({column: text}, column, name, offset)
+        row += len(part)
+
+
+def is_streamed(path: Path) -> bool:
+    """Whether a dataset can only be read from its beginning."""
+    folder, _, _ = _parts(str(path))
+    return not any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json"))
+
+
+def _parts(name: str) -> tuple[Path, str | None, str | None]:
+    """Path or name, configuration, split."""
+    path, _, split = name.partition(":")
+    path, _, config = path.partition("@")
+    return Path(path), config or None, split or None
+
+
+def _saved(name: str, column: str) -> list[Any] | None:
+    """The splits of a dataset that was saved to disk; None for one that has to be streamed."""
+    if is_streamed(Path(name)):
+        return None
+    import datasets
+
+    path, _, split = _parts(name)
+    try:
+        found = datasets.load_from_disk(str(path))
+    except Exception as error:  # datasets raises what it likes
+        raise InputError(f"--dataset {name} cannot be loaded ({error})") from error
+    parts = _chosen(found, split, name) if isinstance(found, datasets.DatasetDict) else [found]
+    for part in parts:
+        _check_column(part.column_names, column, name)
+    return [part.select_columns([column]) for part in parts]
+
+
+def _streamed(name: str, column: str) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    path, config, split = _parts(name)
+    try:
+        found = datasets.load_dataset(str(path), config, streaming=True)
+        for part in _chosen(found, split, name):
+            if part.column_names is not None:
+                _check_column(part.column_names, column, name)
+            yield from part
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"--dataset {name} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _chosen(found: Any, split: str | None, name: str) -> list[Any]:
+    if split is not None:
+        if split not in found:
+            raise InputError(f"--dataset {name} has no split {split!r}, only {sorted(found)}")
+        return [found[split]]
+    return [found[key] for key in found if key.split("-")[0].split("_")[0] not in _NO_TRAINING]
+
+
+def _check_column(names: list[str], column: str, name: str) -> None:
+    if column not in names:
+        raise InputError(f"--dataset {name} has no column {column!r}, only {sorted(names)}; see --column")
+
+
+def _text(content: dict[str, Any], column: str, name: str, row: int) -> str:
+    text = content.get(column)
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"--dataset {name}, row {row}: column {column!r} is not text but {str(text)[:80]!r}")
+    return text or ""
