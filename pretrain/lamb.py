@@ -99,13 +99,13 @@ class Lamb(torch.optim.Optimizer):
                     continue  # DeepSpeed calls step() with zero gradients while it starts (#5104): not a step
                 self._update(master, layout, group)
 
-    def trust_ratios(self) -> dict[str, Tensor]:
-        """The newest trust ratio of every adapted parameter, the same on all ranks."""
+    def trust_ratios(self) -> dict[str, float]:
+        """The newest trust ratio of every adapted parameter, the same on all ranks; waits for the device."""
         return {
             name: ratio
             for layout in self._layouts.values()
             if layout.number in self._ratios
-            for name, ratio in zip(layout.members, self._ratios[layout.number], strict=True)
+            for name, ratio in zip(layout.members, self._ratios[layout.number].tolist(), strict=True)
         }
 
     def _update(self, master: Tensor, layout: _Layout, group: dict[str, Any]) -> None:

@@ -12,8 +12,11 @@ tokens only) as a share of the peak: the published one of a known GPU, the measu
 
 import json
 import math
+import re
+import statistics
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,10 @@ def peak_flops(device: torch.device) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 class Meter:
@@ -162,6 +169,19 @@ class Meter:
             f"accuracy {line['mlm_acc']:.3f}), nsp accuracy {line['nsp_acc']:.3f}"
         )
         return line
+
+    def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:
+        """Write LAMB's trust ratios: least, median and largest, of all parameters and by layer."""
+        by_layer: dict[str, list[float]] = defaultdict(list)
+        for name, ratio in ratios.items():
+            match = re.search(r"layer\.\d+|embeddings", name)
+            by_layer[match[0] if match else "heads"].append(ratio)
+        summary = {layer: _spread(values) for layer, values in by_layer.items()}
+        line = {"kind": "trust", "step": step, "ratios": _spread(list(ratios.values())), "by_layer": summary}
+        self._record(line, step, None)
+        if self.board is not None:
+            for layer, spread in summary.items():
+                self.board.add_scalars(f"trust_ratio/{layer}", spread, step)
 
     def event(self, step: int, event: str, **details: Any) -> None:
         """Write that something happened: resume, save, skip, stop."""

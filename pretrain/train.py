@@ -30,12 +30,15 @@ from pretrain.data import Evaluation, SampleStream, feed, prefetch
 from pretrain.ds_config import resolve
 from pretrain.engine import apply_step, check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.guard import STOPPED, DivergedError, Guard
+from pretrain.lamb import Lamb
 from pretrain.meter import Meter
 from pretrain.model import MAX_POSITIONS, Losses, build, identity_of
 from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder
 from pretrain.saver import Saver
 from pretrain.schedule import lr_multiplier
 from pretrain.together import OtherRankFailed, agreed
+
+TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
 
 
 class Run(NamedTuple):
@@ -49,6 +52,7 @@ class Run(NamedTuple):
     meter: Meter
     saver: Saver
     guard: Guard
+    lamb: Lamb | None  # the optimizer, where it has trust ratios to look at
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,7 +122,8 @@ def train(config: TrainConfig) -> RunState:
         ending.callback(saver.close)
         guard = Guard(config.hang_timeout, config.stop_at(time.time()), config.max_skips)
         ending.callback(guard.close)
-        return loop(Run(config, settings, engine, mixture, held_out, meter, saver, guard), state)
+        lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
+        return loop(Run(config, settings, engine, mixture, held_out, meter, saver, guard, lamb), state)
 
 
 def loop(run: Run, state: RunState) -> RunState:
@@ -146,6 +151,8 @@ def loop(run: Run, state: RunState) -> RunState:
             meter.add_step(counts)
             if state.step % config.log_every == 0 or last:
                 meter.write(state.step, state.samples, state.tokens, lr, grad_norm())
+            if run.lamb is not None and (state.step % (TRUST_EVERY * config.log_every) == 0 or last):
+                meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
             if run.held_out is not None and (last or is_due(config.eval_every, state.step)):
                 held_out_loss = evaluate(run, run.held_out, state.step)["mlm_loss"]
         else:

@@ -76,7 +76,7 @@ def finish_and_compare(store: Path, run: Path, undisturbed: Path) -> None:
     assert contents(folder_of(run, STEPS)) == contents(folder_of(undisturbed, STEPS))
 
 
-@pytest.mark.parametrize("victims", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("victims", [[1], *(pytest.param(v, marks=pytest.mark.slow) for v in ([0], [0, 1]))])
 def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
     run = tmp_path / "run"
     ranks = start_ranks(2, train, config(store, run))
@@ -92,7 +92,7 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
     finish_and_compare(store, run, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
     run = tmp_path / "run"
     ranks = start_ranks(2, train, config(store, run, save_every=0))
@@ -107,6 +107,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, 
     finish_and_compare(store, run, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_time_limit_stops_and_saves(store, tmp_path):
     state = run_ranks(2, train, config(store, tmp_path / "run", steps=100_000, time_limit=61.5, stop_before=60.0))[0]
     assert events(tmp_path / "run", "stop")[0]["reason"] == "time is up"
@@ -125,6 +126,7 @@ def train_with_stderr(settings: TrainConfig, path: Path) -> None:
     train(settings)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path):
     run = tmp_path / "run"
     ranks = start_ranks(2, train_with_stderr, config(store, run, hang_timeout=3.0), run)
@@ -153,6 +155,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
     run = small_disk / "run"
     with pytest.raises(RuntimeError, match=r"No space left|failed; its message says why"):
@@ -229,7 +232,12 @@ def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("precision", "zero"), [("fp32", 0), ("fp32", 1), ("fp32", 3), ("bf16", 1), ("bf16", 2), ("bf16", 3)]
+    ("precision", "zero"),
+    [
+        ("fp32", 0),
+        ("bf16", 1),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in [("fp32", 1), ("fp32", 3), ("bf16", 2), ("bf16", 3)]),
+    ],
 )
 def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero):
     settings = config(store, tmp_path / "run", steps=5, precision=precision, zero=zero, save_every=0)
@@ -257,6 +265,7 @@ def train_in_fp16(settings: TrainConfig) -> Any:
     return train(settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 3])
 def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_path, zero):
     ds_config = {

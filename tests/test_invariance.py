@@ -64,9 +64,12 @@ def plain(
     return final, weights(folder_of(folder / "run", 1))
 
 
+CUTS = [(2, 1, 3), (2, 3, 3)]
+MORE_CUTS = [(1, 1, 12), (1, 3, 4), (2, 0, 6), (2, 2, 2), (3, 1, 4), (3, 3, 2)]
+
+
 @pytest.mark.parametrize(
-    ("world", "zero", "micro_batch"),
-    [(1, 1, 12), (1, 3, 4), (2, 0, 6), (2, 1, 3), (2, 2, 2), (2, 3, 3), (3, 1, 4), (3, 3, 2)],
+    ("world", "zero", "micro_batch"), [*CUTS, *(pytest.param(*cut, marks=pytest.mark.slow) for cut in MORE_CUTS)]
 )
 def test_weights_do_not_depend_on_how_a_step_is_cut(plain, store, tmp_path, world, zero, micro_batch):
     expected, start = plain

@@ -75,8 +75,12 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**settings | changes)
 
 
-CUTS = [(1, 0, 12), (1, 2, 4), (2, 1, 3), (2, 3, 6), (3, 3, 2), (4, 1, 3)]
+CUTS = [(2, 1, 3), (3, 3, 2)]
 MORE_CUTS = [
+    (1, 0, 12),
+    (1, 2, 4),
+    (2, 3, 6),
+    (4, 1, 3),
     (1, 1, 12),
     (1, 3, 12),
     (2, 0, 6),
@@ -129,7 +133,10 @@ def train_naively(settings: TrainConfig) -> None:
     train(settings)
 
 
-@pytest.mark.parametrize(("zero", "wrong"), [(0, False), (1, True), (3, True)])
+@pytest.mark.parametrize(
+    ("zero", "wrong"),
+    [pytest.param(0, False, marks=pytest.mark.slow), (1, True), pytest.param(3, True, marks=pytest.mark.slow)],
+)
 def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_path, zero, wrong):
     """The test above can fail, and does for the LAMB that everybody writes, even on one rank."""
     final, start = reference
@@ -138,7 +145,7 @@ def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_
     assert (error > 1e-2) if wrong else (error < 1e-5)
 
 
-@pytest.mark.parametrize("sub_group_size", [5_000, 1_000_000_000])
+@pytest.mark.parametrize("sub_group_size", [5_000, pytest.param(1_000_000_000, marks=pytest.mark.slow)])
 def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
     final, start = reference
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": sub_group_size}}))
@@ -146,6 +153,7 @@ def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
     assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
+@pytest.mark.slow
 def test_save_and_resume(reference, store, tmp_path):
     final, start = reference
     run_ranks(2, train, config(store, tmp_path / "run", zero=3, save_every=5, schedule="linear"))
@@ -191,7 +199,7 @@ def test_variants_equal_the_reference(variant, monkeypatch):
             ratios[name] = references[name].update(parameter.grad.numpy(), 0.01)
         optimizer.step()
         for name, ratio in optimizer.trust_ratios().items():
-            assert ratio.item() == pytest.approx(ratios[name], rel=1e-4)
+            assert ratio == pytest.approx(ratios[name], rel=1e-4)
     for name, parameter in parameters.items():
         np.testing.assert_allclose(parameter.detach().numpy(), references[name].weight, rtol=2e-5, atol=2e-6)
     adapted = set(shapes) if VARIANTS[variant]["adapt_undecayed"] else {"a.weight", "b.weight"}
@@ -214,6 +222,6 @@ def test_a_zero_weight_or_a_zero_step_has_ratio_one():
         parameters["still.weight"].zero_()
     parameters["zero.weight"].grad, parameters["still.weight"].grad = torch.ones(3), torch.zeros(3)
     optimizer.step()
-    assert [ratio.item() for ratio in optimizer.trust_ratios().values()] == [1.0, 1.0]
+    assert list(optimizer.trust_ratios().values()) == [1.0, 1.0]
     assert parameters["zero.weight"].detach().numpy() == pytest.approx(-0.01, rel=1e-4)
     assert not parameters["still.weight"].any()

@@ -76,7 +76,7 @@ def test_config_json_has_all_that_repeats_the_run(finished, store):
     assert "held out, step 6" in (finished / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("world", "zero"), [(1, 0), (3, 3)])
+@pytest.mark.parametrize(("world", "zero"), [(1, 0), pytest.param(3, 3, marks=pytest.mark.slow)])
 def test_losses_and_evaluation_do_not_depend_on_ranks(finished, store, tmp_path, world, zero):
     run_ranks(world, train, config(store, tmp_path / "run", dropout=0.0, zero=zero))
     for kind, keys in (("train", ("loss", "mlm_acc", "grad_norm", "tokens")), ("eval", ("mlm_loss", "nsp_acc"))):
@@ -84,6 +84,7 @@ def test_losses_and_evaluation_do_not_depend_on_ranks(finished, store, tmp_path,
             assert [found[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(finished, store, tmp_path):
     run_ranks(2, train, config(store, tmp_path / "again", dropout=0.0))
     run_ranks(2, train, config(store, tmp_path / "other", dropout=0.0, seed=1))
@@ -100,8 +101,9 @@ def test_continuing_a_finished_run_changes_nothing(finished, store):
     assert lines_of(finished, "train") == before
 
 
-@pytest.mark.parametrize("objective", ["sop", "mlm"])
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize(
+    ("objective", "zero"), [("mlm", 3), *(pytest.param(*x, marks=pytest.mark.slow) for x in [("mlm", 1), ("sop", 3)])]
+)
 def test_other_objectives_train(store, tmp_path, objective, zero):
     run_ranks(2, train, config(store, tmp_path / "run", objective=objective, zero=zero))
     last = lines_of(tmp_path / "run", "train")[-1]
@@ -114,7 +116,7 @@ def test_several_stores_with_weights(store, tmp_path):
     assert lines_of(tmp_path / "run", "train")[-1]["step"] == 6
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [1, *(pytest.param(zero, marks=pytest.mark.slow) for zero in (2, 3))])
 def test_bf16_trains(store, tmp_path, zero):
     run_ranks(2, train, config(store, tmp_path / "run", precision="bf16", zero=zero))
     assert 0 < lines_of(tmp_path / "run", "train")[-1]["mlm_loss"] < 6
