@@ -2,15 +2,17 @@
 
     python -m pretrain.export RUN OUT                        the newest whole checkpoint of a run
     python -m pretrain.export RUN/checkpoints/step-0001000 OUT --head mlm
+    python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
+    python -m pretrain.export HF_FOLDER OUT --head encoder
 
     OUT/config.json, model.safetensors      what transformers loads
     OUT/tokenizer.json, ...                 the tokenizer that the store was made with
     OUT/README.md, provenance.json          model card; which run, step, data and settings it comes from
 
 The folder is written aside, loaded again with transformers, and its outputs on real and random tokens are compared
-with those of the trainer's own model and weights; only then does it get its name. DeepSpeed is not needed. A folder
-holds exactly one head's weights, since transformers reports what it does not use: `pretraining` (both heads), `mlm`,
-`encoder`.
+with those of the trainer's own model and weights; only then does it get its name. DeepSpeed is not needed, and nothing
+is unpickled but what deepspeed_format.py allows. A folder holds exactly one head's weights, since transformers reports
+what it does not use: `pretraining` (both heads), `mlm`, `encoder`.
 """
 
 from data_prep.cli import InputError, print_json, run, say  # first: it finds the project's packages
@@ -20,21 +22,20 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from torch import Tensor
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
 from data_prep.files import write_folder, write_json
 from data_prep.store import TOKENIZER_FILES
 from pretrain import hf_folder
 from pretrain.attention import Layout
-from pretrain.checkpoint import Identity, newest_whole, read_manifest, read_weights
 from pretrain.model import Batch, encode, from_weights, unpadded
+from pretrain.sources import Source, find_source
 
 HEADS: dict[str, type[PreTrainedModel]] = {
     "pretraining": BertForPreTraining,
@@ -54,94 +55,76 @@ class ExportConfig:
     """What to convert and where to."""
 
     source: tyro.conf.Positional[Path]
-    """a run folder, or one checkpoint of it"""
+    """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
     out: tyro.conf.Positional[Path]
     """Hugging Face folder to write; an existing one is replaced"""
     head: Literal["pretraining", "mlm", "encoder"] = "pretraining"
     """which head's weights the folder holds beside the encoder's"""
+    config: Path | None = None
+    """Hugging Face folder or config.json that says which BERT a DeepSpeed checkpoint holds"""
+    vocab: Path | None = None
+    """its tokenizer's folder; left out: the folder of --config"""
     json: bool = False
     """print one JSON object"""
 
 
-class Source(NamedTuple):
-    """A checkpoint and what its run says about it."""
-
-    checkpoint: Path
-    run: Path
-    manifest: dict[str, Any]
-    identity: Identity
-    record: dict[str, Any]  # the run's config.json
-
-
 def main(config: ExportConfig) -> None:
     """Convert, compare, then put into place."""
-    source = find_source(config.source)
+    source = find_source(config.source, config.config, config.vocab)
     if config.out.exists() and not (config.out / "config.json").is_file() and any(config.out.iterdir()):
         raise InputError(f"{config.out} exists and is no Hugging Face folder; choose another place")
-    step = source.manifest["step"]
-    say(f"exporting {source.checkpoint} (step {step})")
-    weights = read_weights(source.checkpoint, source.manifest["parameters"])
-    ours = from_weights(source.identity.model, weights)
+    say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
 
     def fill(folder: Path) -> None:
-        write_model(folder, source, config.head, weights)
+        write_model(folder, source, config.head)
         write_card(folder, source, config.head)
-        difference = largest_difference(folder, config.head, ours, source.identity.vocab_size)
+        difference = largest_difference(folder, config.head, trained_model(source), source.identity.vocab_size)
         write_json(folder / "provenance.json", provenance(source, config.head, difference))
 
     write_folder(config.out, fill)
     result = json.loads((config.out / "provenance.json").read_text())
-    parameters = sum(tensor.numel() for tensor in weights.values())
     say(
-        f"{config.out}: {config.head}, {parameters:,} parameters, {source.identity.vocab_size} vocabulary entries; "
-        f"largest difference to the trainer's outputs {result['largest_difference']:.1e}"
+        f"{config.out}: {config.head}, {result['parameters']:,} parameters, {source.identity.vocab_size} vocabulary "
+        f"entries; largest difference to the trainer's outputs {result['largest_difference']:.1e}"
     )
     if config.json:
-        print_json({"out": str(config.out), "step": step, "largest_difference": result["largest_difference"]})
+        print_json({"out": str(config.out), "step": source.step, "largest_difference": result["largest_difference"]})
 
 
-def find_source(path: Path) -> Source:
-    """The checkpoint that `path` means.
-
-    Raises
-    ------
-    InputError: neither a run with a whole checkpoint nor a whole checkpoint.
-    """
-    if not path.is_dir():
-        raise InputError(f"{path} does not exist; give a run folder or a checkpoint folder")
-    checkpoint = path if (path / "manifest.json").is_file() else newest_whole(path)
-    if checkpoint is None:
-        raise InputError(f"{path} is neither a run folder with checkpoints nor a checkpoint")
-    manifest = read_manifest(checkpoint)
-    run_folder = checkpoint.resolve().parent.parent
-    if not (run_folder / "config.json").is_file():
-        raise InputError(f"{checkpoint} does not lie in a run folder ({run_folder}/config.json is missing)")
-    record = json.loads((run_folder / "config.json").read_text())
-    return Source(checkpoint, run_folder, manifest, Identity(**manifest["identity"]), record)
-
-
-def write_model(folder: Path, source: Source, head: str, weights: dict[str, Tensor]) -> None:
+def write_model(folder: Path, source: Source, head: str) -> None:
     """config.json, model.safetensors and the tokenizer, with the vocabulary's true size."""
     identity = source.identity
     config = BertConfig(**identity.model | {"vocab_size": identity.vocab_size})
-    model = HEADS[head](config)
+    has_pooler = "bert.pooler.dense.weight" in source.weights  # what was trained without sentence pairs has none
+    model = HEADS[head](config) if head != "encoder" else BertModel(config, add_pooling_layer=has_pooler)
     # A bare BertModel names its tensors without the prefix of the others.
     prefix = "" if head != "encoder" else "bert."
     state = {
         name.removeprefix(prefix): unpadded(name, weight, identity.vocab_size)
-        for name, weight in weights.items()
+        for name, weight in source.weights.items()
         if name.startswith(prefix)
     }
     wanted = dict(model.named_parameters()).keys()
     if missing := wanted - state.keys():
-        raise InputError(f"{source.checkpoint} lacks {', '.join(sorted(missing))}")
+        raise InputError(
+            f"{source.origin} lacks {', '.join(sorted(missing))}, which --head {head} needs; choose another head"
+        )
     # strict=False: tied copies (the decoder) are no parameters of their own; the logits are compared afterwards.
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
     with hf_folder.quiet():
         model.save_pretrained(folder)
     for name in TOKENIZER_FILES:
-        if (source.run / "vocab" / name).is_file():
-            shutil.copy(source.run / "vocab" / name, folder / name)
+        if (source.tokenizer / name).is_file():
+            shutil.copy(source.tokenizer / name, folder / name)
+
+
+def trained_model(source: Source) -> BertForPreTraining:
+    """The trainer's own model with the source's weights; a head that the source lacks, and nobody looks at, is 0."""
+    identity = source.identity.model
+    with torch.device("meta"):
+        parameters = dict(BertForPreTraining(BertConfig(**identity)).named_parameters())
+    absent = {name: torch.zeros(weight.shape) for name, weight in parameters.items() if name not in source.weights}
+    return from_weights(identity, source.weights | absent)
 
 
 def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_size: int) -> float:
@@ -149,11 +132,12 @@ def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_
 
     Raises
     ------
+    InputError: the tokenizer does not fit the model.
     RuntimeError: above TOLERANCE; the folder is not the trained model.
     """
     with hf_folder.quiet():
         theirs = HEADS[head].from_pretrained(folder).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = hf_folder.load_tokenizer(folder)
     longest = min(theirs.config.max_position_embeddings, 128)
     texts = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
     random_ids = np.random.default_rng(0).integers(0, vocab_size, size=longest).tolist()
@@ -194,23 +178,18 @@ def _batch_of(sequences: list[list[int]]) -> Batch:
 
 def provenance(source: Source, head: str, difference: float) -> dict[str, Any]:
     """Where the folder comes from."""
-    return {
-        "run": str(source.run),
-        "step": source.manifest["step"],
+    return source.record | {
+        "step": source.step,
         "head": head,
+        "parameters": sum(tensor.numel() for tensor in source.weights.values()),
         "vocab_sha256": source.identity.vocab_sha256,
-        "stores": source.record["stores"],
-        "train": source.record["train"],
-        "deepspeed": source.record["deepspeed"],
-        "versions": source.record["versions"],
-        "git": source.record["git"],
         "largest_difference": difference,
     }
 
 
 def write_card(folder: Path, source: Source, head: str) -> None:
     """README.md with the metadata that model hubs read."""
-    train, evaluation = source.record["train"], last_evaluation(source)
+    evaluation = source.evaluation
     results = []
     if evaluation is not None:
         results = [
@@ -221,22 +200,18 @@ def write_card(folder: Path, source: Source, head: str) -> None:
                 ("accuracy", round(evaluation["mlm_acc"], 4)),
             )
         ]
-    name = train["model"] or Path(train["init_from"]).name
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag="feature-extraction" if head == "encoder" else "fill-mask",
         tags=["bert", "zerobert"],
-        model_name=name,
+        model_name=source.name,
         eval_results=results or None,
     )
+    model = source.identity.model
     lines = [
         f"---\n{card.to_yaml()}\n---",
-        f"# {name}, pretrained on {', '.join(Path(store['folder']).name for store in source.record['stores'])}",
-        f"A BERT of {source.identity.model['num_hidden_layers']} layers and hidden size "
-        f"{source.identity.model['hidden_size']}, pretrained with zerobert: masked language modelling"
-        + ("" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})")
-        + f", {source.manifest['step']:,} steps of {source.record['deepspeed']['train_batch_size']:,} samples of "
-        f"{train['seq_len']} tokens.",
+        f"# {source.title}",
+        f"A BERT of {model['num_hidden_layers']} layers and hidden size {model['hidden_size']}, {source.story}",
     ]
     if evaluation is not None:
         lines.append(
@@ -247,16 +222,6 @@ def write_card(folder: Path, source: Source, head: str) -> None:
     lines.append("`provenance.json` has the settings, versions and the identity of the data.")
     (folder / "README.md").write_text("\n\n".join(lines) + "\n")
     ModelCard.load(folder / "README.md")  # the metadata parse
-
-
-def last_evaluation(source: Source) -> dict[str, Any] | None:
-    """The newest held-out evaluation up to the exported step."""
-    try:
-        lines = [json.loads(line) for line in (source.run / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
-        return None
-    found = [line for line in lines if line["kind"] == "eval" and line["step"] <= source.manifest["step"]]
-    return found[-1] if found else None
 
 
 if __name__ == "__main__":

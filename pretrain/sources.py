@@ -1,0 +1,245 @@
+"""What export converts: weights under transformers' names, with what they mean and where they come from.
+
+    find_source(path, config, vocab) -> Source
+
+    a run folder, or a checkpoint of one     says everything itself
+    a DeepSpeed checkpoint folder            of any trainer around a transformers BERT. It holds weights only, so
+                                             --config and --vocab say the rest, unless the files lie beside them
+    a Hugging Face folder                    for another head
+
+The names of others are matched strictly. A wrapper's prefix (`module.`, `model.`, ...) is removed where it leads to the
+embeddings; then every name must be one of BertForPreTraining, in its shape, and the encoder must be whole. A decoder
+that repeats the embedding is dropped; another one is refused, since an exported folder could not say so.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.cli import InputError
+from data_prep.store import tokenizer_sha256
+from pretrain import deepspeed_format
+from pretrain.checkpoint import Identity, newest_whole, read_manifest, read_weights
+from pretrain.model import identity_of
+
+NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
+EMBEDDING = "embeddings.word_embeddings.weight"
+COPIES = {
+    "cls.predictions.decoder.weight": f"bert.{EMBEDDING}",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # of older versions: 0, 1, 2, ...
+OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's time
+
+
+class Source(NamedTuple):
+    """A model, wherever it was trained."""
+
+    origin: Path  # the folder that was read
+    step: int | None
+    weights: dict[str, Tensor]  # as BertForPreTraining names them, fp32; a head may be absent
+    identity: Identity
+    tokenizer: Path
+    name: str
+    title: str  # of the model card
+    story: str  # how it was trained, after "A BERT of 12 layers and hidden size 768, "
+    evaluation: dict[str, Any] | None  # the last one up to `step`, as metrics.jsonl has it
+    record: dict[str, Any]  # for provenance.json
+
+
+def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
+    """The model that `path` means.
+
+    Raises
+    ------
+    InputError: nothing that can be converted, not whole, or not the model that `config` says.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; give a run folder or a checkpoint folder")
+    checkpoint = path if (path / "manifest.json").is_file() else newest_whole(path)
+    if checkpoint is not None:
+        if config is not None or vocab is not None:
+            raise InputError(f"{path} says what it is itself; leave out --config and --vocab")
+        return _from_run(checkpoint)
+    if tag := deepspeed_format.find_tag(path):
+        return _from_deepspeed(tag, config, vocab)
+    if (path / "config.json").is_file():
+        return _from_hf(path, config or path, vocab or path)
+    raise InputError(
+        f"{path} is neither a run folder with checkpoints nor a checkpoint, of ours or of DeepSpeed, "
+        "nor a Hugging Face folder"
+    )
+
+
+def _from_run(checkpoint: Path) -> Source:
+    manifest = read_manifest(checkpoint)
+    run = checkpoint.resolve().parent.parent
+    if not (run / "config.json").is_file():
+        raise InputError(f"{checkpoint} does not lie in a run folder ({run}/config.json is missing)")
+    record = json.loads((run / "config.json").read_text())
+    train, step, identity = record["train"], manifest["step"], Identity(**manifest["identity"])
+    name = train["model"] or Path(train["init_from"]).name
+    objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
+    story = (
+        f"pretrained with zerobert: masked language modelling{objective}, {step:,} steps of "
+        f"{record['deepspeed']['train_batch_size']:,} samples of {train['seq_len']} tokens."
+    )
+    return Source(
+        checkpoint,
+        step,
+        read_weights(checkpoint, manifest["parameters"]),
+        identity,
+        run / "vocab",
+        name,
+        f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}",
+        story,
+        _last_evaluation(run, step),
+        {"run": str(run)} | {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")},
+    )
+
+
+def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Source:
+    # transformers' Trainer puts config.json and the tokenizer beside `latest`.
+    beside = [folder for folder in (tag, tag.parent) if (folder / "config.json").is_file()]
+    config = config or next(iter(beside), None)
+    if config is None:
+        raise InputError(
+            f"{tag} holds weights only; say of which model: --config FOLDER_OR_config.json, and --vocab FOLDER"
+        )
+    folder = config if config.is_dir() else config.parent
+    read = deepspeed_format.read(tag)
+    record = {"checkpoint": str(tag.resolve()), "zero_stage": read.stage, "ranks": read.ranks, "versions": {}}
+    record["versions"] = {"deepspeed": read.version}
+    story = f"converted with zerobert from a DeepSpeed checkpoint (ZeRO stage {read.stage}, {read.step:,} steps)."
+    return _foreign(tag, read.weights, config, vocab or folder, read.step, story, record)
+
+
+def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = {"model.safetensors"}
+        if index.is_file():
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        weights = {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise InputError(f"{folder} has no whole model.safetensors (pickled weights are not read): {error}") from error
+    record: dict[str, Any] = {"folder": str(folder.resolve())}
+    if (folder / "provenance.json").is_file():
+        record["provenance"] = json.loads((folder / "provenance.json").read_text())
+    return _foreign(folder, weights, config, vocab, None, "converted with zerobert.", record)
+
+
+def _foreign(
+    origin: Path,
+    weights: Mapping[str, Tensor],
+    config: Path,
+    vocab: Path,
+    step: int | None,
+    story: str,
+    record: dict[str, Any],
+) -> Source:
+    """A model that others have trained; `config` says what its weights mean."""
+    if not (vocab / "tokenizer.json").is_file():
+        raise InputError(f"{vocab} has no tokenizer.json; give the folder of {origin}'s tokenizer with --vocab")
+    meaning = read_config(config)
+    named = matched(origin, weights, meaning)
+    rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
+    identity = Identity(identity_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size)
+    record |= {"config": str(config.resolve()), "vocab": str(vocab.resolve())}
+    name = origin.resolve().name
+    return Source(origin, step, named, identity, vocab, name, name, story, None, record)
+
+
+def read_config(path: Path) -> BertConfig:
+    """The configuration of a BERT, from a Hugging Face folder or a file such as config.json.
+
+    Raises
+    ------
+    InputError: missing, damaged, or of another architecture.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text())
+        missing = [key for key in NEEDED if key not in content]
+        kind = content.get("model_type", "bert")
+        meaning = BertConfig.from_dict(content) if not missing and kind == "bert" else None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read as a model configuration: {error}") from error
+    if meaning is None or meaning.is_decoder:
+        what = f"lacks {', '.join(missing)}" if missing else f"is of a {kind!r} model"
+        raise InputError(f"{path} {what}; only post-LayerNorm BERT encoders are converted")
+    return meaning
+
+
+def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
+    """`weights` in fp32 under BertForPreTraining's names.
+
+    Raises
+    ------
+    InputError: names left over or missing, another shape than `config` says, a decoder of its own.
+    """
+    found, left = _without_prefix(origin, weights)
+    for copy, original in COPIES.items():
+        if copy in found:
+            tensor = found.pop(copy)
+            if not torch.equal(tensor, found.setdefault(original, tensor)):
+                raise InputError(f"{origin}: {copy} differs from {original}; a model with untied ones is not converted")
+    with torch.device("meta"):
+        shapes = {name: weight.shape for name, weight in BertForPreTraining(config).named_parameters()}
+    left += sorted(found.keys() - shapes.keys())
+    if left:
+        raise InputError(f"{origin} holds weights that BERT has not: {_some(left)}")
+    # A head that is missing is missed by whoever wants it; a pooler belongs to the sentence-pair head.
+    encoder = {name for name in shapes if name.startswith("bert.") and not name.startswith("bert.pooler.")}
+    if missing := sorted(encoder - found.keys()):
+        raise InputError(f"{origin} lacks {_some(missing)}")
+    rows = len(found[f"bert.{EMBEDDING}"])
+    for name, tensor in found.items():
+        wanted = shapes[name]
+        if name in COPIES.values() and rows > config.vocab_size:
+            wanted = torch.Size([rows, *wanted[1:]])  # entries that pad the vocabulary are cut off in export
+        if tensor.shape != wanted:
+            raise InputError(f"{origin}: {name} is {list(tensor.shape)}, the configuration says {list(wanted)}")
+    return {name: found[name].float() for name in shapes if name in found}
+
+
+def _without_prefix(origin: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights without the common prefix before BertForPreTraining's names, and the names without that prefix."""
+    anchors = [name for name in weights if name == EMBEDDING or name.endswith(f".{EMBEDDING}")]
+    if len(anchors) != 1:
+        raise InputError(f"{origin} holds {len(anchors)} tensors called ...{EMBEDDING}, not one: {_some(anchors)}")
+    lead = anchors[0].removesuffix(EMBEDDING)
+    whole = f".{lead}".endswith(".bert.")  # else a bare encoder
+    prefix = lead.removesuffix("bert.") if whole else lead
+    found, left = {}, []
+    for name, tensor in weights.items():
+        if name.endswith(BUFFERS):
+            continue
+        if not name.startswith(prefix):
+            left.append(name)
+            continue
+        inner = name.removeprefix(prefix) if whole else f"bert.{name.removeprefix(prefix)}"
+        end = ".".join(inner.rsplit(".", 2)[-2:])
+        found[inner.removesuffix(end) + OLD_ENDS.get(end, end)] = tensor
+    return found, sorted(left)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _last_evaluation(run: Path, step: int) -> dict[str, Any] | None:
+    """The newest held-out evaluation of a run up to a step."""
+    try:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return None
+    found = [line for line in lines if line["kind"] == "eval" and line["step"] <= step]
+    return found[-1] if found else None
