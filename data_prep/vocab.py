@@ -2,6 +2,7 @@
 
     python data_prep/vocab.py --corpus wiki/ news.jsonl.gz --out vocab
     python data_prep/vocab.py --corpus wiki/ --size 8192 --cased --out vocab
+    python data_prep/vocab.py --corpus wiki-zh/ wiki-th/ --model unigram --out vocab
     python data_prep/vocab.py --from_vocab bert-base-uncased-vocab.txt --out vocab
 
     vocab/tokenizer.json          the fast tokenizer: what data_prep/shard.py encodes with
@@ -31,10 +32,12 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
+from data_prep import sentencepieces
 from data_prep.corpus import Source, find_sources, read_documents
 from data_prep.files import write_folder, write_json
+from data_prep.sentencepieces import SPECIAL
+from data_prep.sentences import splitter
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MULTIPLE = 64
 
 
@@ -51,7 +54,7 @@ class VocabConfig:
     size: int = 30528
     """entries, rounded up to a multiple of 64"""
     model: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
-    """kind of vocabulary"""
+    """kind of vocabulary; unigram and bpe are SentencePiece's"""
     cased: bool = False
     """keep case and accents"""
     min_frequency: int = 2
@@ -66,8 +69,8 @@ class VocabConfig:
             raise InputError("give either --corpus PATH... to train a vocabulary or --from_vocab VOCAB.txt to wrap one")
         if self.size < 256:
             raise InputError(f"--size {self.size} is too small for a vocabulary; give 256 or more")
-        if self.model != "wordpiece":
-            raise InputError(f"--model {self.model} is not there yet; --model wordpiece is")
+        if self.from_vocab and self.model != "wordpiece":
+            raise InputError(f"--from_vocab wraps a WordPiece vocabulary, not --model {self.model}")
         if self.out.exists() and not (self.out.is_dir() and _is_ours(self.out)):
             raise InputError(f"{self.out} exists and is not a tokenizer folder; it stays; give another --out")
 
@@ -92,6 +95,9 @@ def main(config: VocabConfig) -> None:
         if size != config.size:
             say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
         sources = find_sources(config.corpus, config.txt)
+        if config.model != "wordpiece":
+            make_sentencepieces(sources, config, size)
+            return
         entries = train_wordpiece(sources, config, size)
         origin = f"{len(sources)} source{'s' if len(sources) > 1 else ''}"
         if len(entries) < size:
@@ -99,6 +105,25 @@ def main(config: VocabConfig) -> None:
     write_folder(config.out, lambda folder: write_tokenizer(folder, entries, config.cased))
     case = "cased" if config.cased else "uncased"
     say(f"{config.out}: {len(entries):,} entries, {case} WordPiece, from {origin}")
+
+
+def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -> None:
+    """Train a SentencePiece vocabulary and write its folder.
+
+    Raises
+    ------
+    InputError: the corpus holds no text, or too little of it.
+    """
+    assert config.model != "wordpiece"
+    split = splitter("en")  # only so that no text is too long for the trainer
+    batches = _batches(sources, config, "pieces")
+    tokenizer = sentencepieces.train(
+        (sentence for batch in batches for text in batch for sentence in split(text)), config.model, size, config.cased
+    )
+    finish_tokenizer(tokenizer)
+    write_folder(config.out, lambda folder: sentencepieces.write(folder, tokenizer))
+    case = "cased" if config.cased else "uncased"
+    say(f"{config.out}: {tokenizer.get_vocab_size():,} entries, {case} {config.model}, from {len(sources)} sources")
 
 
 def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> list[str]:
@@ -222,16 +247,21 @@ def bert_tokenizer(ids: dict[str, int], cased: bool) -> Tokenizer:
     return tokenizer
 
 
-def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:
-    """Write the files of a tokenizer folder into `folder`; `entries` in the order of their ids."""
-    ids = {entry: number for number, entry in enumerate(entries)}
-    tokenizer = bert_tokenizer(ids, cased)
+def finish_tokenizer(tokenizer: Tokenizer) -> None:
+    """Make a tokenizer put BERT's special tokens around one text or two."""
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0",
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
+
+
+def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:
+    """Write the files of a tokenizer folder into `folder`; `entries` in the order of their ids."""
+    ids = {entry: number for number, entry in enumerate(entries)}
+    tokenizer = bert_tokenizer(ids, cased)
+    finish_tokenizer(tokenizer)
     (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))
     (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8")
     # By hand: transformers rebuilds BertTokenizer from these values, ignoring the normalizer in tokenizer.json, and

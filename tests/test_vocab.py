@@ -3,11 +3,13 @@
 import json
 from functools import partial
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from data_prep.cli import InputError, parse
-from data_prep.encode import HARD
+from data_prep.encode import HARD, Encoder
+from data_prep.store import Store
 from data_prep.vocab import SPECIAL, VocabConfig, main, read_vocab
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
 
@@ -120,3 +122,40 @@ def test_as_a_command_it_ends_with_the_codes_of_the_interface(corpus, tmp_path):
     wrong = run_script("vocab", "--corpus", tmp_path / "gone", "--out", tmp_path / "w")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert run_script("vocab", "--sise", "256").returncode == 2
+
+
+@pytest.mark.parametrize("cased", [False, True])
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_becomes_one_tokenizer_for_all(corpus, tmp_path, kind, cased):
+    from transformers import AutoTokenizer
+
+    folder = train(corpus, tmp_path / "vocab", "--size", "256", "--model", kind, *(["--cased"] if cased else []))
+    encoder, theirs = Encoder.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert encoder.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
+    assert (theirs.model_max_length, len(theirs), theirs.mask_token_id) == (512, encoder.size, 4)
+    ours = encoder.encode(list(HARD))
+    for text, ids in zip(HARD, np.split(ours.ids, np.cumsum(ours.lengths)[:-1]), strict=True):
+        found = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert (ids.tolist(), not {0, 2, 3, 4} & set(found)) == (found, True), text
+    pair = theirs("Nobody walked.", "The river.")
+    first = theirs("Nobody walked.")["input_ids"]
+    assert pair["token_type_ids"] == [0] * len(first) + [1] * (len(pair["input_ids"]) - len(first))
+    assert theirs.decode(first, skip_special_tokens=True) == ("Nobody walked." if cased else "nobody walked.")
+
+
+def test_sentencepiece_gives_the_same_bytes_every_time(corpus, tmp_path):
+    for name in ("a", "b"):
+        done = run_script("vocab", "--corpus", corpus, "--out", tmp_path / name, "--size", "256", "--model", "unigram")
+        assert done.returncode == 0, done.stderr
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+def test_a_store_made_with_sentencepiece_knows_its_words(corpus, tmp_path):
+    folder = train(corpus, tmp_path / "vocab", "--size", "256", "--model", "unigram")
+    done = run_script("shard", "--corpus", corpus, "--vocab", folder, "--out", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
+    store = Store.open(tmp_path / "store")
+    entry = Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token
+    assert not store.continues[:5].any()
+    for number in range(5, store.vocab_size):
+        assert store.continues[number] == (entry(number)[0] != "▁" and any(map(str.isalnum, entry(number))))

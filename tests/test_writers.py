@@ -48,7 +48,7 @@ def made(corpus, vocab, tmp_path_factory):
 @pytest.mark.skipif(not MPIRUN.exists(), reason="no MPI runtime: pip install 'zerobert[mpi]'")
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_mpirun_makes_the_same_bytes(made, corpus, vocab, tmp_path, ranks):
-    command = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable]
+    command: list[str | Path] = [MPIRUN, "--allow-run-as-root", "--oversubscribe", "-n", str(ranks), sys.executable]
     arguments = options(corpus, vocab, tmp_path / "store")
     done = subprocess.run(
         [*command, ROOT / "data_prep/shard.py", *arguments], capture_output=True, text=True, timeout=300
