@@ -76,13 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ------
     InputError: naming what is damaged.
     """
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); the checkpoint is not whole") from error
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{folder} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+    manifest = _parse_manifest(folder)
     for name, entry in manifest["files"].items():
         file = folder / name
         if not file.is_file():
@@ -91,6 +85,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise InputError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}")
         if sha256_of(file) != entry["sha256"]:
             raise InputError(f"{file} is damaged: its sha256 is not the manifest's")
+    return manifest
+
+
+def _parse_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); the checkpoint is not whole") from error
+    if manifest.get("format") != FORMAT:
+        raise InputError(f"{folder} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
     return manifest
 
 
@@ -163,14 +168,16 @@ def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor
 
 
 def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) -> RunState:
-    """Put a checkpoint into a fresh engine; collective.
+    """Put a checkpoint that read_manifest() has found whole into a fresh engine; collective.
+
+    Each rank reads the slices that it needs, and no more.
 
     Raises
     ------
-    InputError: damaged, or of another model or tokenizer.
+    InputError: of another model or tokenizer.
     """
     with agreed(f"checkpoint {folder}"):
-        manifest = read_manifest(folder)
+        manifest = _parse_manifest(folder)
         _check_identity(folder, manifest, identity, partition)
         content = json.loads((folder / "state.json").read_text())
         pieces = stored_pieces(folder)

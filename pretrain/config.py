@@ -84,6 +84,8 @@ class TrainConfig:
     """seconds before the time limit at which the run saves and stops"""
     max_skips: int = 20
     """steps in a row that may be skipped for gradients that are not finite"""
+    allow_untested_deepspeed: bool = False
+    """go on with another DeepSpeed than the pinned one, whose private handles may differ"""
     dry_run: bool = False
     """check everything, print the plan, train nothing"""
 

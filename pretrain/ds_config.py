@@ -138,8 +138,14 @@ def resolve(path: Path, flags: Flags, world_size: int, default_precision: str) -
     content["optimizer"] = _resolve_optimizer(settings, flags)
     content["gradient_clipping"] = settings.choose("gradient_clipping", "--clip", flags.clip, 1.0)
     content["zero_allow_untested_optimizer"] = True  # our optimizers are not on DeepSpeed's list
+    content.setdefault("zero_force_ds_cpu_optimizer", False)  # nor are they DeepSpeed's, when it offloads
     content.setdefault("steps_per_print", 10**9)  # the console is meter.py's
     _refuse_auto(path, "", content)
+    if content["zero_optimization"].get("round_robin_gradients"):
+        raise InputError(
+            f"{path}: zero_optimization.round_robin_gradients scatters parameters over the ranks in an order that "
+            "checkpoints and LAMB do not follow; remove it"
+        )
     stage = content["zero_optimization"]["stage"]
     if stage not in (0, 1, 2, 3):
         raise InputError(f"{path}: ZeRO stage {stage!r}; choose 0, 1, 2 or 3")

@@ -55,7 +55,9 @@ def join_ranks() -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
 
-def start_engine(model: BertForPreTraining, settings: dict[str, Any]) -> tuple[Any, Partition]:
+def start_engine(
+    model: BertForPreTraining, settings: dict[str, Any], allow_untested: bool = False
+) -> tuple[Any, Partition]:
     """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
     optimizer = make_optimizer(model, settings["optimizer"])
     engine, *_ = deepspeed.initialize(
@@ -63,7 +65,7 @@ def start_engine(model: BertForPreTraining, settings: dict[str, Any]) -> tuple[A
         optimizer=optimizer,
         config={key: value for key, value in settings.items() if key != "optimizer"},
     )
-    partition = bind(engine, model)
+    partition = bind(engine, model, allow_untested)
     if isinstance(optimizer, Lamb):
         optimizer.bind(partition)
     return engine, partition

@@ -71,16 +71,17 @@ class Partition(NamedTuple):
             self.zero.update_lp_params()
 
 
-def bind(engine: Any, model: nn.Module) -> Partition:
+def bind(engine: Any, model: nn.Module, allow_untested: bool = False) -> Partition:
     """Find every slice of this rank. Collective: all ranks call it.
 
     Raises
     ------
     RuntimeError: another DeepSpeed, a setting that is not supported, or slices that do not cover the parameters.
     """
-    if deepspeed.__version__ != TESTED_DEEPSPEED:
+    if deepspeed.__version__ != TESTED_DEEPSPEED and not allow_untested:
         raise RuntimeError(
-            f"DeepSpeed {deepspeed.__version__} is not the tested {TESTED_DEEPSPEED}; run launch/setup.sh"
+            f"DeepSpeed {deepspeed.__version__} is not the tested {TESTED_DEEPSPEED}; run "
+            "launch/setup.sh, or try it with --allow_untested_deepspeed (the slices are checked at start)"
         )
     stage = engine.zero_optimization_stage()
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -1,5 +1,6 @@
 """Ranks that agree: all go on, or all raise, or all stop. Host tensors only, so nothing waits for a GPU."""
 
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -22,6 +23,13 @@ def largest(value: int, group: dist.ProcessGroup) -> int:
     tensor = torch.tensor([value])
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group)
     return int(tensor.item())
+
+
+def told_by_first(path: Path | None) -> Path | None:
+    """What the first rank has, on all ranks."""
+    told = [None if path is None else str(path)]
+    dist.broadcast_object_list(told, src=0, group=host_group())
+    return None if told[0] is None else Path(told[0])
 
 
 class OtherRankFailed(OSError):  # noqa: N818 - says what happened, not what is wrong here

@@ -36,7 +36,7 @@ from pretrain.model import MAX_POSITIONS, Losses, build, identity_of
 from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder
 from pretrain.saver import Saver
 from pretrain.schedule import lr_multiplier
-from pretrain.together import OtherRankFailed, agreed
+from pretrain.together import OtherRankFailed, agreed, told_by_first
 
 TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
 
@@ -97,18 +97,21 @@ def train(config: TrainConfig) -> RunState:
     check_lengths(config, model.config)
     weights = [weight for _, weight in config.weighted_stores]
     mixture = Mixture(stores, weights, config.seq_len, config.objective, config.seed)
-    resumed_from = find_checkpoint(config)
     if config.dry_run:
-        print_json({"settings": settings, "parameters": model.num_parameters(), "resume": str(resumed_from or "")})
+        resume = str(find_checkpoint(config) or "")
+        print_json({"settings": settings, "parameters": model.num_parameters(), "resume": resume})
         return RunState()
 
     join_ranks()
     with ExitStack() as ending:
+        resumed_from = None
         with agreed(f"run folder {config.out}"):
             if dist.get_rank() == 0:
+                resumed_from = find_checkpoint(config)  # one rank reads all of it for its checksums
                 ending.enter_context(RunLock(config.out))
                 prepare_folder(config, settings, stores)
-        engine, partition = start_engine(model, settings)
+        resumed_from = told_by_first(resumed_from)
+        engine, partition = start_engine(model, settings, config.allow_untested_deepspeed)
         identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
         state = RunState()
         if resumed_from is not None:

@@ -154,6 +154,16 @@ def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_offloaded_to_the_host(reference, store, tmp_path, zero):
+    final, start = reference
+    ds_config = {"zero_optimization": {"stage": zero, "offload_optimizer": {"device": "cpu"}}}
+    (tmp_path / "ds.json").write_text(json.dumps(ds_config))
+    run_ranks(2, train, config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
+    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+
+
+@pytest.mark.slow
 def test_save_and_resume(reference, store, tmp_path):
     final, start = reference
     run_ranks(2, train, config(store, tmp_path / "run", zero=3, save_every=5, schedule="linear"))
