@@ -1,0 +1,309 @@
+"""What a run folder tells of its run, read once for a report.
+
+    RUN/config.json                   what was asked for      -> .config
+    RUN/metrics.jsonl                 what happened           -> .series(), .events, .summary()
+    RUN/checkpoints/*/manifest.json   shapes of parameters, where a checkpoint is there
+    the stores named by config.json   sizes and unigram entropy, where they still lie there
+
+A run that crashed wrote steps after its last checkpoint, which the resumed run does again. Such a lost stretch counts
+once: a resume takes back what was measured after it. A line that a crash cut short is left out; a line glued to its
+remains, as the next process appends, is saved.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from data_prep.cli import ROOT, InputError
+from data_prep.store import Store
+
+Axis = Literal["step", "tokens", "hours"]
+CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
+ALIVE = 120.0  # seconds since the last heartbeat of lock.json after which a run is no longer believed to train
+MERGED = ("save", "skip")  # events of which an unbroken sequence is one row
+
+
+@dataclass
+class Event:
+    """Something that happened, or several of the same kind in a row."""
+
+    first: int
+    step: int
+    name: str
+    details: dict[str, Any]
+    count: int = 1
+    lost: bool = False  # it lies in a stretch that was done again
+
+
+@dataclass
+class History:
+    """One run. `train`, `evals` and `trusts` hold lines of metrics.jsonl, by ascending step, each step once."""
+
+    folder: Path
+    label: str
+    config: dict[str, Any]
+    train: list[dict[str, Any]] = field(default_factory=list)
+    evals: list[dict[str, Any]] = field(default_factory=list)
+    trusts: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    clock: float = 0.0  # seconds that the processes of this run have logged, lost stretches included
+    lost_seconds: float = 0.0
+
+    @classmethod
+    def read(cls, folder: Path, label: str = "") -> "History":
+        """Read a run folder.
+
+        Raises
+        ------
+        InputError: not a run folder, damaged settings, or no metrics yet.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist; give the --out of a pretraining run")
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} is not a run folder (no config.json); give the --out of a pretraining run")
+        try:
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            config["train"]["data"]  # what every run has
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder / 'config.json'} is damaged ({error!r}); the report needs it") from error
+        history = cls(folder, label or folder.name, config)
+        history._read_metrics(folder / "metrics.jsonl")
+        if not history.train:
+            raise InputError(f"{folder / 'metrics.jsonl'} has no training step yet; wait for the first --log_every")
+        return history
+
+    def _read_metrics(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist: the run has not begun to train")
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+        damaged = 0
+        offset = 0.0  # of the clock, at the start of the process that wrote the line
+        for number, text in enumerate(lines, 1):
+            line = _parsed(text)
+            if not (line and _is_whole(text)):
+                damaged += number < len(lines)
+                if number == len(lines):
+                    self.notes.append("The last line of metrics.jsonl is cut short: the run crashed, or is writing.")
+            if line and line["kind"] == "train" and self.clock > offset + line.get("seconds", math.inf):
+                offset = self.clock  # a process counts its seconds from zero
+            if line:
+                self._take(line, offset)
+        self.events = _merged(self.events)
+        if damaged:
+            self.notes.append(f"{damaged} line{'s' * (damaged > 1)} of metrics.jsonl cut short by a crash.")
+
+    def _take(self, line: dict[str, Any], offset: float) -> None:
+        kind, step = line["kind"], line["step"]
+        if kind == "event":
+            self._happened(Event(step, step, line["event"], _without(line, "kind", "step", "event")))
+        elif kind == "train":
+            if self.train and step <= self.train[-1]["step"]:
+                self._take_back(step - 1)
+            self.clock = offset + line.get("seconds", 0.0)
+            self.train.append(line | {"clock": self.clock})
+        elif kind in ("eval", "trust"):
+            lines = self.evals if kind == "eval" else self.trusts
+            if lines and lines[-1]["step"] == step:  # the parts of one evaluation may come in several lines
+                line = lines.pop() | line
+            lines.append(line)
+
+    def _happened(self, event: Event) -> None:
+        if event.name in ("resume", "rollback"):
+            self._take_back(event.step, event.details)
+        self.events.append(event)
+
+    def _take_back(self, step: int, details: dict[str, Any] | None = None) -> None:
+        """Forget what was measured after `step`: it is done again."""
+        lost = [line for line in self.train if line["step"] > step]
+        self.train, self.evals, self.trusts = (
+            [line for line in lines if line["step"] <= step] for lines in (self.train, self.evals, self.trusts)
+        )
+        for event in self.events:
+            event.lost = event.lost or (event.step > step and event.name not in ("resume", "rollback"))
+        if lost:
+            seconds = lost[-1]["clock"] - (self.train[-1]["clock"] if self.train else 0.0)
+            self.lost_seconds += seconds
+            if details is not None:
+                details["done again"] = f"steps {step + 1:,} to {lost[-1]['step']:,}, {seconds:,.0f} s of work"
+
+    def series(self, kind: Literal["train", "evals", "trusts"], *path: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of one number, where it is there and finite: series("trusts", "ratios", "median")."""
+        found = [(line["step"], _at(line, path)) for line in getattr(self, kind)]
+        pairs = [(step, value) for step, value in found if value is not None and math.isfinite(value)]
+        return np.array([step for step, _ in pairs], int), np.array([value for _, value in pairs], float)
+
+    def along(self, axis: Axis, steps: np.ndarray) -> np.ndarray:
+        """Where steps lie on an axis."""
+        if axis == "step" or not len(steps):
+            return steps.astype(float)
+        known = [0, *(line["step"] for line in self.train)]
+        name, unit = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
+        return np.interp(steps, known, [0.0, *(line[name] / unit for line in self.train)])
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps that were asked for."""
+        return self.config["train"].get("steps")
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether sentence pairs were an objective."""
+        return self.config["train"].get("objective", "nsp") != "mlm"
+
+    @property
+    def status(self) -> str:
+        """finished, training, stopped, or unfinished (crashed, or still training: nothing says which)."""
+        if self.steps and self.train[-1]["step"] >= self.steps:
+            return "finished"
+        try:
+            beat = json.loads((self.folder / "lock.json").read_text())["heartbeat"]
+        except (OSError, ValueError, KeyError):
+            beat = 0.0
+        if time.time() - beat < ALIVE:
+            return "training"
+        return "stopped" if any(event.name == "stop" for event in self.events[-2:]) else "unfinished"
+
+    @cached_property
+    def stores(self) -> list[tuple[Store, float]]:
+        """The stores of the run and their passes an epoch, where all still lie there unchanged; else none."""
+        weights = [_weight(entry) for entry in self.config["train"]["data"]]
+        try:
+            recorded = [(entry["folder"], entry["identity"]) for entry in self.config["stores"]]
+            found = [(_open(folder), identity) for folder, identity in recorded]
+        except (InputError, OSError, KeyError, TypeError):
+            return []
+        if any(store.identity != identity for store, identity in found) or len(weights) != len(found):
+            return []
+        return [(store, weight) for (store, _), weight in zip(found, weights, strict=True)]
+
+    @cached_property
+    def unigram_entropy(self) -> float | None:
+        """Loss in nats of a guess that knows nothing but how frequent tokens are; None where not cheap to say."""
+        stores = self.stores
+        if not stores or sum(len(shard.tokens) for store, _ in stores for shard in store.shards) > CHEAP:
+            return None
+        uses = np.zeros(stores[0][0].vocab_size)
+        for store, weight in stores:
+            for shard in store.shards:
+                uses += weight * np.bincount(shard.tokens, minlength=len(uses))
+        share = uses[uses > 0] / max(uses.sum(), 1)
+        return float(-(share * np.log(share)).sum())
+
+    @cached_property
+    def checkpoint(self) -> dict[str, Any]:
+        """The manifest of the newest checkpoint that can be read; empty without one."""
+        for path in sorted(self.folder.glob("checkpoints/step-*/manifest.json"), reverse=True):
+            try:
+                return json.loads(path.read_text())
+            except (OSError, ValueError):
+                continue
+        return {}
+
+    @property
+    def parameters(self) -> int | None:
+        """Of the model; known once there is a checkpoint."""
+        shapes = self.checkpoint.get("parameters", {})
+        return self.config.get("parameters") or sum(math.prod(shape) for shape in shapes.values()) or None
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers that one asks for first; held out where there was an evaluation, else of the last interval."""
+        last, held_out = self.train[-1], [line for line in self.evals if "mlm_loss" in line]
+        scored = held_out[-1] if held_out else last
+        numbers = {
+            "run": str(self.folder),
+            "label": self.label,
+            "status": self.status,
+            "step": last["step"],
+            "steps": self.steps,
+            "held_out": bool(held_out),
+            "scored_at": scored["step"],
+            **{name: scored.get(name) for name in ("mlm_loss", "mlm_acc", "nsp_loss", "nsp_acc")},
+            "perplexity": math.exp(min(scored["mlm_loss"], 700)),
+            "tokens": last.get("tokens"),
+            "seconds": self.clock,
+            "lost_seconds": self.lost_seconds,
+            **{name: self._median(name) for name in ("tokens_per_s", "mfu", "padding_saved")},
+            "parameters": self.parameters,
+            "skipped": sum(event.count for event in self.events if event.name == "skip"),
+            "resumed": sum(event.name == "resume" for event in self.events),
+        }
+        if not self.has_pairs:
+            numbers |= {"nsp_loss": None, "nsp_acc": None}
+        # JSON has no infinity: what is no number is left open.
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
+
+    def _median(self, name: str) -> float | None:
+        values = self.series("train", name)[1]
+        return float(np.median(values)) if len(values) else None
+
+
+def read_all(folders: tuple[Path, ...]) -> list[History]:
+    """Read run folders; labels are as short as they can be and still differ."""
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise InputError("a run is named twice; give each run folder once")
+    longest = max(len(path.parts) for path in paths)
+    # A folder called "run" says nothing without the one above it.
+    least = 2 if any(path.name == "run" for path in paths) else 1
+    for depth in range(least, longest + 1):
+        labels = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            break
+    return [History.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
+
+
+def _merged(events: list[Event]) -> list[Event]:
+    """One event for an unbroken sequence of saves, or of skips, with the details of the last."""
+    merged: list[Event] = []
+    for event in events:
+        before = merged[-1] if merged else None
+        if before and event.name in MERGED and (event.name, event.lost) == (before.name, before.lost):
+            before.step, before.details, before.count = event.step, event.details, before.count + 1
+        else:
+            merged.append(event)
+    return merged
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A line of metrics; of a cut line and the one glued to it, the latter."""
+    for part in (text, text[max(text.rfind('{"kind"'), 0) :]):
+        try:
+            line = json.loads(part)
+            if line["kind"] in ("train", "eval", "event", "trust") and isinstance(line["step"], int):
+                return line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _is_whole(text: str) -> bool:
+    return text.count('{"kind"') == 1
+
+
+def _at(line: Any, path: tuple[str, ...]) -> float | None:
+    for name in path:
+        line = line.get(name) if isinstance(line, dict) else None
+    return float(line) if isinstance(line, int | float) else None
+
+
+def _without(line: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in names}
+
+
+def _weight(entry: str) -> float:
+    try:
+        return float(entry.rpartition(":")[2])
+    except ValueError:
+        return 1.0
+
+
+def _open(folder: str) -> Store:
+    """A store named relative to where the run was started: here, or the root of the project."""
+    return Store.open(folder if Path(folder).is_dir() else ROOT / folder)
