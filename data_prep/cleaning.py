@@ -99,7 +99,14 @@ def _ftfy() -> Any:
     except ImportError as error:
         raise InputError("--ftfy needs the package ftfy: pip install 'zerobert[text]'") from error
     # Only what is broken: quotes and dashes stay as they are, since the models that others trained have seen them too.
-    config = ftfy.TextFixerConfig(uncurl_quotes=False, explain=False, normalization=None, max_decode_length=1 << 24)
+    config = ftfy.TextFixerConfig(
+        uncurl_quotes=False,
+        fix_latin_ligatures=False,
+        fix_character_width=False,
+        explain=False,
+        normalization=None,
+        max_decode_length=1 << 24,
+    )
     return lambda text: ftfy.fix_text(text, config)
 
 
@@ -178,7 +185,7 @@ def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
     try:
         with np.load(path, allow_pickle=False) as content:
             return frozenset(content["documents"].tolist()), frozenset(content["lines"].tolist())
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"--drop {path} is not a list of data_prep/dedup.py ({error})") from error
 
 

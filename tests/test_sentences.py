@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from data_prep.cli import InputError
 from data_prep.sentences import looks_like_lines, splitter
 
 CASES = {
@@ -83,3 +84,12 @@ def test_lines_are_told_from_prose():
     assert not looks_like_lines(["A paragraph. It has two.", "", "Another. It has two, too."])
     assert not looks_like_lines(["wrapped text that", "goes on here and", "ends there. Now"])
     assert not looks_like_lines(["", " "])
+
+
+def test_other_splitters():
+    text = "Mr. Pym left\nthe house. Nobody saw him!\n\n  Next one.  "
+    assert splitter("en", "lines")(text) == ["Mr. Pym left", "the house. Nobody saw him!", "Next one."]
+    pytest.importorskip("punkt")
+    assert splitter("en", "punkt")(text) == ["Mr. Pym left the house.", "Nobody saw him!", "Next one."]
+    with pytest.raises(InputError, match="--sentences punkt knows no 'zh', only cs, da, de"):
+        splitter("zh", "punkt")

@@ -1,0 +1,201 @@
+"""Find copies in a corpus: a pass of its own over all of it, whose result, a drop list, is a setting of shard.py.
+
+    python data_prep/dedup.py --corpus wiki/ news.jsonl.gz --out drops.npz
+    python data_prep/shard.py --corpus wiki/ news.jsonl.gz --vocab vocab --out stores/all --drop drops.npz
+
+    exact documents   the same text but for case and white space
+    near documents    at least --similar of the runs of 5 words in common: MinHash signatures (package rensa) in bands
+    lines             the same line in --line_copies documents or more: menus, licences, addresses
+
+The first of several copies, in the order of the corpus, stays. A list is two arrays of 64-bit hashes: of the identities
+of documents ("source:place", hence the same --shard_mb as shard.py), and of lines. It does not depend on --workers.
+Memory: 8 bytes a document and 4 x --permutations for near copies; 8 bytes a line.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+
+# isort: split
+import io
+
+import numpy as np
+
+from data_prep.cleaning import hash_of, identity_of
+from data_prep.corpus import Source, find_sources
+from data_prep.files import write_whole
+from data_prep.plan import Unit, make_plan, unit_documents, unit_name
+from data_prep.progress import Progress
+from data_prep.ranks import Place, local_workers, run_local
+
+SHINGLE = 5  # words
+SEED = 1
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """What counts as a copy."""
+
+    out: Path
+    """the drop list to write"""
+    corpus: tuple[str, ...] = ()
+    """files, folders or globs, as for shard.py"""
+    dataset: tuple[str, ...] = ()
+    """Hugging Face datasets, as for shard.py"""
+    similar: float = 0.8
+    """share of their runs of words that near copies have in common; 1: exact copies only"""
+    line_copies: int = 0
+    """drop lines that occur in so many documents or more; 0: keep them"""
+    permutations: int = 128
+    """length of a signature: more find near copies more surely"""
+    workers: int = 0
+    """processes; 0: one a core"""
+    shard_mb: float = 64
+    """as for shard.py: it decides where long texts are cut"""
+    txt: Literal["auto", "lines", "prose"] = "auto"
+    """layout of .txt"""
+    column: str = "text"
+    """field of .jsonl, column of .parquet"""
+    json: bool = False
+    """print the counts as one JSON object"""
+
+    def __post_init__(self) -> None:
+        if not 0.3 <= self.similar <= 1:
+            raise InputError(f"--similar {self.similar}: give a share from 0.3 to 1")
+        if not self.corpus and not self.dataset:
+            raise InputError("nothing to read: give --corpus PATH... or --dataset NAME_OR_FOLDER...")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of the documents of a unit, in their order. D documents."""
+
+    identities: np.ndarray  # [D] uint64
+    texts: np.ndarray  # [D] uint64, hash of the text
+    signatures: np.ndarray  # [D, P] uint32, or [D, 0]
+    lines: np.ndarray  # [L] uint64, hashes of lines, once a document
+
+
+def main(config: DedupConfig) -> None:
+    """Write the list."""
+    sources = find_sources(config.corpus, config.txt, config.dataset)
+    plan = make_plan(sources, config.column, int(config.shard_mb * 1e6))
+    seen: dict[int, Seen] = {}
+    with Progress(sum(unit.text_bytes for unit in plan.units)) as progress:
+        for number, found in run_local(
+            lambda unit, report: look_at(config, sources, unit, report),
+            plan.units,
+            config.workers or local_workers(Place(0, 1)),
+            name=lambda unit: unit_name(unit, sources),
+            report=lambda size: progress.add(size, 0),
+        ):
+            seen[number] = found
+    everything = [seen[unit.number] for unit in plan.units]
+    identities, texts = (
+        np.concatenate([getattr(part, name) for part in everything]) for name in ("identities", "texts")
+    )
+    exact = exact_copies(texts)
+    near = np.zeros(len(texts), bool)
+    if config.similar < 1:
+        left = np.flatnonzero(~exact)
+        near[left] = near_copies(np.concatenate([part.signatures for part in everything])[left], config.similar)
+    lines = frequent(np.concatenate([part.lines for part in everything]), config.line_copies)
+    content = io.BytesIO()
+    np.savez(content, documents=np.sort(identities[exact | near]), lines=lines)
+    write_whole(config.out, [content.getvalue()])
+    report = {"documents": len(texts), "exact": int(exact.sum()), "near": int(near.sum()), "lines": len(lines)}
+    if config.json:
+        print_json(report)
+    say("{}: of {documents:,} documents {exact:,} exact and {near:,} near copies".format(config.out, **report))
+
+
+def look_at(config: DedupConfig, sources: list[Source], unit: Unit, report: Callable[[int], None]) -> tuple[int, Seen]:
+    """Hash the documents of a unit."""
+    identities, texts, shingles, lines = [], [], [], []
+    signatures = [np.zeros((0, config.permutations if config.similar < 1 else 0), np.uint32)]
+    for _, document in unit_documents(unit, sources, config.column, {}):
+        words = _WORD.findall(document.text.lower())
+        identities.append(identity_of(document))
+        texts.append(hash_of(" ".join(words)) if words else hash_of(document.text))
+        if config.line_copies:
+            lines += [hash_of(line) for line in {raw.strip() for raw in document.text.split("\n")} if line]
+        if config.similar < 1:
+            shingles.append([" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))])
+            if len(shingles) == 64:
+                signatures.append(_sign(shingles, config.permutations))
+                shingles = []
+        report(len(document.text))
+    if shingles:
+        signatures.append(_sign(shingles, config.permutations))
+    hashes = [np.array(column, np.uint64) for column in (identities, texts, lines)]
+    return unit.number, Seen(hashes[0], hashes[1], np.concatenate(signatures), hashes[2])
+
+
+def _sign(shingles: list[list[str]], permutations: int) -> np.ndarray:
+    try:
+        from rensa import RMinHash
+    except ImportError as error:
+        raise InputError("near copies need the package rensa: pip install 'zerobert[text]', or --similar 1") from error
+    signed: list[Any] = RMinHash.digests_from_token_sets(shingles, num_perm=permutations, seed=SEED)
+    return np.array(signed, np.uint32)
+
+
+def exact_copies(texts: np.ndarray) -> np.ndarray:
+    """[D] bool: has the text of an earlier document."""
+    copies = np.ones(len(texts), bool)
+    copies[np.unique(texts, return_index=True)[1]] = False
+    return copies
+
+
+def near_copies(signatures: np.ndarray, similar: float) -> np.ndarray:
+    """[D] bool: resembles an earlier document that stays, or one that resembles it.
+
+    Documents that agree in all of a band of their signatures are compared with the first of them, in full: what comes
+    out does not depend on luck with the bands beyond what they fail to bring together.
+    """
+    count, permutations = signatures.shape
+    root = np.arange(count)
+    for band in np.array_split(np.arange(permutations), permutations // rows_of(permutations, similar)):
+        key = np.ascontiguousarray(signatures[:, band]).view(np.dtype((np.void, 4 * len(band)))).ravel()
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        earlier = first[inverse]
+        rows = np.flatnonzero(earlier < np.arange(count))
+        alike = (signatures[rows] == signatures[earlier[rows]]).mean(1) >= similar if len(rows) else np.zeros(0, bool)
+        for row, other in zip(rows[alike].tolist(), earlier[rows[alike]].tolist(), strict=True):
+            a, b = _root(root, row), _root(root, other)
+            root[max(a, b)] = min(a, b)
+    return np.array([_root(root, row) != row for row in range(count)], bool)
+
+
+def rows_of(permutations: int, similar: float) -> int:
+    """Rows of a band such that documents at the threshold meet in some band with a chance of 95 % or more."""
+    fitting = [r for r in range(2, 17) if 1 - (1 - similar**r) ** (permutations // r) >= 0.95]
+    return max(fitting, default=2)
+
+
+def _root(root: np.ndarray, row: int) -> int:
+    while root[row] != row:
+        root[row] = root[root[row]]
+        row = int(root[row])
+    return row
+
+
+def frequent(lines: np.ndarray, least: int) -> np.ndarray:
+    """Hashes that occur `least` times or more, sorted; none where `least` is 0."""
+    if not least:
+        return np.zeros(0, np.uint64)
+    found, counts = np.unique(lines, return_counts=True)
+    return found[counts >= least]
+
+
+if __name__ == "__main__":
+    run(main, DedupConfig, __doc__)
