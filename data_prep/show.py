@@ -2,6 +2,8 @@
 
     python data_prep/show.py stores/wiki                       # statistics and a few samples
     python data_prep/show.py stores/wiki --samples 20 --seq_len 512
+    python data_prep/show.py stores/wiki --unit span           # what whole words or spans look like when masked
+    python data_prep/show.py stores/wiki --picture lengths.png
     python data_prep/show.py stores/wiki --verify              # read every byte, compare with the checksums
     python data_prep/show.py stores/wiki --json                # one JSON object
 
@@ -25,7 +27,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
-from data_prep.masking import mask_tokens
+from data_prep.index import Objective, Sentences
+from data_prep.manifest import ODDITIES
+from data_prep.masking import Masking, mask_tokens
 from data_prep.pairs import Mixture, assemble
 from data_prep.store import HELD_OUT, Store
 
@@ -46,10 +50,14 @@ class ShowConfig:
     """samples to decode"""
     seq_len: int = 128
     """tokens in a sample, [CLS] and [SEP] included"""
-    objective: Literal["nsp", "sop", "mlm"] = "nsp"
+    objective: Objective = "nsp"
     """how samples are made"""
+    unit: Literal["token", "word", "span"] = "token"
+    """what is masked together"""
     seed: int = 0
     """of pairs and masks"""
+    picture: Path | None = None
+    """write histograms of lengths to this .png, .svg or .pdf"""
     json: bool = False
     """print one JSON object instead"""
 
@@ -78,6 +86,8 @@ def main(config: ShowConfig) -> None:
         print_statistics(store, found)
         if config.samples and not damaged:
             print_samples(store, config)
+    if config.picture:
+        draw_lengths(store, config.picture)
     if damaged:
         sys.exit("\n".join(["error: the store is damaged; remove it and run data_prep/shard.py again", *damaged]))
     if config.verify:
@@ -148,9 +158,11 @@ def print_statistics(store: Store, found: dict[str, Any]) -> None:
     print(f"  {'unknown tokens':24}{100 * found['unknown_rate']:>14.4f} %")
     print(f"  {'unigram entropy':24}{found['unigram_entropy_nats']:>11.3f} nats")
     print(f"  {'entries used':24}{found['vocab_used']:>16,}  of {found['vocab_size']:,}")
-    for name in ("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "long_lines"):
-        if found[name]:
+    for name in ODDITIES:
+        if found.get(name):
             print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
+    for path, odd in list(store.manifest.get("oddities", {}).items())[:SOURCES]:
+        print(f"    in {path}: " + ", ".join(f"{name} {count:,}" for name, count in odd.items()))
     print("  settings: " + ", ".join(f"{name} {value}" for name, value in found["settings"].items()))
     print("\nsources                                               documents   held out         tokens")
     for source in found["sources"][:SOURCES]:
@@ -176,13 +188,18 @@ def print_samples(store: Store, config: ShowConfig) -> None:
     picked = epoch.look_up(np.arange(min(config.samples, epoch.size)))
     ids, types, is_special, lengths = assemble((store,), picked)
     mask_id = store.special_ids["mask"]
-    corrupted, rows, labels = mask_tokens(ids, is_special, lengths, picked.key, mask_id, store.vocab_size)
-    truth = dict(zip(rows.tolist(), labels.tolist(), strict=True))
-    decode = Tokenizer.from_file(str(store.folder / "vocab/tokenizer.json")).id_to_token
-    colour = sys.stdout.isatty()
-    print(
-        f"\n{epoch.size:,} samples of {config.seq_len} tokens an epoch ({config.objective}); the first {len(lengths)}:"
+    continues = None if config.unit == "token" else store.continues
+    corrupted, rows, labels = mask_tokens(
+        ids, is_special, lengths, picked.key, mask_id, store.vocab_size, Masking(unit=config.unit), continues
     )
+    truth = dict(zip(rows.tolist(), labels.tolist(), strict=True))
+    tokenizer = Tokenizer.from_file(str(store.folder / "vocab/tokenizer.json"))
+    decode, spaced = tokenizer.id_to_token, tokenizer.token_to_id("▁") is not None  # SentencePiece marks spaces
+    colour = sys.stdout.isatty()
+    print(f"\n{epoch.size:,} samples of {config.seq_len} tokens an epoch ({config.objective})")
+    for name, share in uses_of(store, epoch.parts[0].samples, config.objective).items():
+        print(f"  {name:52}{100 * share:>8.2f} %")
+    print(f"the first {len(lengths)}, masked by {config.unit}:")
     if colour:
         print("  ".join(_paint(name, name) for name in COLOURS))
     stops = np.cumsum(lengths).tolist()
@@ -201,19 +218,74 @@ def print_samples(store: Store, config: ShowConfig) -> None:
                 bool(is_special[row]),
                 int(types[row]),
                 colour,
+                spaced,
             )
             for row in range(start, stop)
         )
         print(_join(words))
 
 
+def uses_of(store: Store, samples: np.ndarray, objective: Objective) -> dict[str, float]:
+    """What a pass over the training sentences uses of them, and what its samples are like. Shares."""
+    sentences = Sentences.of(store)
+    change = np.zeros(
+        int(store.token_starts[-1]) + 1, np.int64
+    )  # of the number of samples a token is in, at each token
+    true_b = samples["label"] == 0 if objective == "nsp" else np.ones(len(samples), bool)
+    for start, length, rows in (("a_start", "a_length", slice(None)), ("b_start", "b_length", true_b)):
+        begins, lengths = samples[start][rows], samples[length][rows].astype(np.int64)
+        np.add.at(change, begins[lengths > 0], 1)
+        np.add.at(change, (begins + lengths)[lengths > 0], -1)
+    used = np.concatenate([[0], np.cumsum(np.cumsum(change[:-1]) > 0)])
+    ends = sentences.token_starts + np.diff(sentences.ends)
+    seen = used[ends] - used[sentences.token_starts]
+    full = samples["a_length"].astype(np.int64) + samples["b_length"]
+    shares = {
+        "sentences used in their place, in whole or in part": float((seen > 0).mean()),
+        "tokens used in their place": float(seen.sum() / sentences.ends[-1]),
+        "samples of full length": float((full >= full.max()).mean()),
+    }
+    return shares | ({} if objective == "mlm" else {"samples with label 1": float((samples["label"] == 1).mean())})
+
+
+def draw_lengths(store: Store, path: Path) -> None:
+    """Histograms of the lengths of sentences and documents, as a picture."""
+    import matplotlib  # inside: it takes longer to import than all the rest to run
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for axis, what, lengths in (
+        (axes[0], "sentences", sentence_lengths(store)),
+        (axes[1], "documents", document_lengths(store)),
+    ):
+        edges = np.unique(np.round(np.geomspace(1, max(2, int(lengths.max())) + 1, 60)))
+        axis.hist(lengths, edges, color="#3b6ea5")
+        axis.axvline(float(np.median(lengths)), color="#c04040", label=f"median {int(np.median(lengths)):,}")
+        axis.set(xscale="log", xlabel="tokens", ylabel=what, title=f"{len(lengths):,} {what}")
+        axis.legend()
+    figure.suptitle(f"{store.folder.name}: lengths in tokens")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+    say(f"{path}: histograms of lengths")
+
+
 def _word(
-    decode: Any, row: int, shown: int, true: int | None, mask_id: int, special: bool, segment: int, colour: bool
+    decode: Any,
+    row: int,
+    shown: int,
+    true: int | None,
+    mask_id: int,
+    special: bool,
+    segment: int,
+    colour: bool,
+    spaced: bool,
 ) -> tuple[str, bool]:
     """A token as text, and whether it continues the word before it."""
     was = decode(shown if true is None else true) or "?"
-    joins = was.startswith("##")
-    was = was.removeprefix("##")
+    joins = was.startswith("##") or (spaced and not special and not was.startswith("▁"))
+    was = was.removeprefix("##").removeprefix("▁")
     if true is None:
         return (_paint("special" if special else "ab"[segment], was) if colour else was), joins
     kind = "mask" if shown == mask_id else "kept" if shown == true else "random"

@@ -12,6 +12,7 @@ Inside a store every token has one number: its place in the shards laid end to e
 import hashlib
 import importlib.metadata
 import json
+import re
 import struct
 import tomllib
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ HEADER = struct.Struct("<8sII32sQQQ56x")  # magic, format, bytes a token, tokeni
 ALIGNMENT = 8  # bytes; every section starts at a multiple of it
 HELD_OUT = 1  # bit of document_flags
 MAX_SENTENCE = 65_535  # tokens; lengths are uint16
+# Pieces of SentencePiece that go on with a word: with letters, without the mark of a space; but in scripts that put no
+# spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese) every piece is a word.
+_INSIDE = re.compile(
+    r"^(?!▁)(?!.*[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]).*\w"
+)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -197,7 +203,7 @@ class Store:
             if model["type"] == "WordPiece":
                 going_on[number] = entry.startswith(model["continuing_subword_prefix"])
             else:
-                going_on[number] = not entry.startswith("▁") and any(map(str.isalnum, entry))
+                going_on[number] = _INSIDE.search(entry) is not None
         going_on[list(self.special_ids.values())] = False
         return going_on
 

@@ -75,3 +75,14 @@ def test_what_is_no_store_is_named(tmp_path):
     done = run_script("show", tmp_path)
     assert (done.returncode, "has no manifest.json" in done.stderr) == (2, True)
     assert run_script("show", tmp_path / "gone").returncode == 2
+
+
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_it_shows_words_and_spans_and_what_an_epoch_uses(store, tmp_path, unit):
+    done = run_script("show", store, "--unit", unit, "--picture", tmp_path / "lengths.png")
+    assert done.returncode == 0, done.stderr
+    assert f"masked by {unit}:" in done.stdout
+    shares = {name: float(share) for name, share in re.findall(r"  (\w[^\n]+?)  +([\d.]+) %", done.stdout)}
+    assert shares["sentences used in their place, in whole or in part"] > 80
+    assert 40 < shares["samples with label 1"] < 100
+    assert (tmp_path / "lengths.png").read_bytes()[:4] == b"\x89PNG"
