@@ -3,7 +3,7 @@
 import json
 import math
 import re
-import subprocess
+import runpy
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import InputError
 from pretrain.report.__main__ import ReportConfig, main
 from pretrain.report.drawing import running_mean
 from pretrain.report.history import History, read_all
@@ -193,8 +193,10 @@ def test_trust_memory_and_sources_are_shown_where_there(tmp_path):
 
 
 def test_two_runs_are_laid_over_each_other_and_compared(tmp_path, capsys):
-    good = run_folder(tmp_path / "a/run", [train(10), train(20), held_out(20, 3.0)], steps=20)
-    bad = run_folder(tmp_path / "b/run", [train(10), train(20, mfu=0.5), held_out(20, 4.0)], steps=30, seed=1)
+    sources = [{"wiki": {"mlm_loss": loss}} for loss in (2.0, 5.0)]
+    good = run_folder(tmp_path / "a/run", [train(10), train(20), held_out(20, 3.0, by_source=sources[0])], steps=20)
+    lines = [train(10), train(20, mfu=0.5), held_out(20, 4.0, by_source=sources[1])]
+    bad = run_folder(tmp_path / "b/run", lines, steps=30, seed=1)
     page = report(tmp_path / "out", good, bad, by="tokens", json=True)
     assert page.series("mlm_loss", "a/run, held out")["values"] == [3.0]
     assert page.series("mlm_loss", "b/run, held out")["values"] == [4.0]
@@ -202,6 +204,7 @@ def test_two_runs_are_laid_over_each_other_and_compared(tmp_path, capsys):
     rows = {name: cells for name, *cells in page.tables["results"]}
     assert rows[""] == ["a/run", "b/run"]
     assert rows["Masked-word loss"] == ["3.000", "4.000"]
+    assert rows["Loss on wiki"] == ["2.000", "5.000"]
     assert re.findall(r'<td class="best">(.*?)</td>', page.source)[0] == "3.000"
     settings = [row for row in page.tables["settings"] if row[0]]
     assert settings[:2] == [["Steps", "20", "30"], ["Seed", "0", "1"]], "differences come first"
@@ -282,10 +285,14 @@ def test_a_run_named_twice_is_refused(tmp_path):
         read_all((folder, Path(f"{folder}/../run")))
 
 
-def test_the_command_prints_where_the_page_is(resumed, tmp_path):
-    command = [sys.executable, "-m", "pretrain.report", str(resumed), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/out/index.html\n"), done.stderr
+@pytest.mark.parametrize(("name", "code", "said"), [("resumed", 0, "out/index.html\n"), ("nowhere", 2, "")])
+def test_the_command(resumed, tmp_path, monkeypatch, capsys, name, code, said):
+    monkeypatch.setattr(sys, "argv", ["report", str(resumed.with_name(name)), "--out", str(tmp_path / "out")])
+    monkeypatch.delitem(sys.modules, "pretrain.report.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("pretrain.report", run_name="__main__")
+    assert ended.value.code == code
+    assert capsys.readouterr().out.endswith(said)
 
 
 def test_a_running_mean_keeps_lines_straight():

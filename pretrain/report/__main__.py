@@ -109,7 +109,7 @@ def page_of(histories: list[History], charts: list[Chart], axis: Axis) -> str:
         numbers=numbers,
         lead=lead_of(histories[0]),
         tiles=tiles_of(histories[0], numbers[0]),
-        results=results_of(numbers),
+        results=results_of(numbers) + by_source(histories),
         settings=settings_of(histories),
         sources=sources_of(histories[0]) if len(histories) == 1 else [],
         charts=list(zip(charts, drawings, strict=True)),
@@ -133,9 +133,9 @@ def data_of(histories: list[History], charts: list[Chart], axis: Axis) -> dict[s
                 {
                     "label": line.label,
                     "steps": line.steps.tolist(),
-                    "x": [_short(x) for x in histories[line.run].along(axis, line.steps)],
                     "values": [_short(value) for value in line.values],
                 }
+                | ({"x": [_short(x) for x in histories[line.run].along(axis, line.steps)]} if axis != "step" else {})
                 for line in chart.lines
             ],
         }
@@ -204,6 +204,7 @@ RESULTS: tuple[tuple[str, str, Unit, int], ...] = (
     ("Pair accuracy", "nsp_acc", "share", 1),
     ("Tokens a second", "tokens_per_s", "count", 1),
     ("MFU", "mfu", "share", 1),
+    ("Memory, GB a rank", "memory_gb", "plain", -1),
     ("Tokens", "tokens", "count", 0),
 )
 
@@ -220,6 +221,17 @@ def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
             best = as_text(max(known, key=lambda value: sign * value), unit)
             rows.append(Row(name, cells, best if sign and len(set(cells)) > 1 else ""))
     rows.append(Row("Time", [duration(run["seconds"]) for run in numbers]))
+    return rows
+
+
+def by_source(histories: list[History]) -> list[Row]:
+    """The held-out loss of several runs on each source."""
+    each = [{row["name"]: row["mlm_loss"] for row in sources_of(history)} for history in histories]
+    rows = []
+    for name in sorted({name for losses in each for name in losses}):
+        cells = [as_text(losses.get(name), "nats") for losses in each]
+        best = as_text(min(losses[name] for losses in each if name in losses), "nats")
+        rows.append(Row(f"Loss on {name}", cells, best if len(set(cells)) > 1 else ""))
     return rows
 
 

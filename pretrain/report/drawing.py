@@ -70,7 +70,8 @@ def as_png(chart: Chart, histories: list[History], axis: Axis) -> bytes:
         if len(chart.lines) > 1:
             axes.legend(frameon=False, fontsize=9.5, labelcolor=LIGHT["muted"])
         out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+        faster = {"compress_level": 3}  # a fifth larger, and half of the time was spent on it
+        figure.savefig(out, format="png", dpi=144, facecolor="white", metadata={"Software": None}, pil_kwargs=faster)
     return out.getvalue()
 
 
@@ -83,7 +84,9 @@ def _figure(
     _set_up(axes, chart, axis)
     for line in chart.lines:
         _draw_line(axes, line, histories[line.run].along(axis, line.steps), len(histories) > 1)
-    _set_limits(axes, chart)
+    # The same place is the same step on all charts, also where one ends earlier.
+    end = max(history.along(axis, np.array([history.train[-1]["step"]]))[0] for history in histories)
+    _set_limits(axes, chart, end)
     if chart.name == "mlm_loss":
         _leave_out_the_fall(axes, chart, [histories[line.run].along(axis, line.steps) for line in chart.lines])
     for value, what in chart.marks:
@@ -125,11 +128,9 @@ def _draw_line(axes: Axes, line: Line, places: np.ndarray, several: bool) -> Non
     axes.plot(places, line.values, color=colour, label=line.label, **style)
 
 
-def _set_limits(axes: Axes, chart: Chart) -> None:
-    """From zero on the x axis; a log axis shows at least 1, 2, 5 of its decades, so that it can be read."""
-    axes.margins(x=0)
-    _, right = axes.get_xlim()
-    axes.set_xlim(0, right * 1.015)
+def _set_limits(axes: Axes, chart: Chart, end: float) -> None:
+    """From zero to the end of the longest run; a log axis of few decades is labelled at 1, 2, 5 of each."""
+    axes.set_xlim(0, end * 1.015)
     low, high = axes.get_ylim()
     if chart.is_log:
         subs = (1.0,) if high / low > 300 else (1.0, 2.0, 5.0)

@@ -230,6 +230,7 @@ class History:
             "seconds": self.clock,
             "lost_seconds": self.lost_seconds,
             **{name: self._median(name) for name in ("tokens_per_s", "mfu", "padding_saved")},
+            "memory_gb": max(self.series("train", "memory_gb")[1].tolist(), default=None),
             "parameters": self.parameters,
             "skipped": sum(event.count for event in self.events if event.name == "skip"),
             "resumed": sum(event.name == "resume" for event in self.events),
