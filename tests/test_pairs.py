@@ -7,6 +7,7 @@ from data_prep import index
 from data_prep.cli import InputError
 from data_prep.index import Sentences, build
 from data_prep.pairs import Mixture, Picked, assemble
+from data_prep.store import Store
 from tests.reference.pairs import nsp_samples
 from tests.stores import random_documents, store_of
 
@@ -92,6 +93,25 @@ def test_held_out_documents_are_never_trained_on(tmp_path):
         found = as_tokens(store, build(Sentences.of(store, held_out), 32, "nsp", 0, 0))
         assert {a[0] - 10 for a, _, _ in found} == expected
         assert {b[0] - 10 for _, b, _ in found} <= expected
+
+
+def test_numbers_beyond_32_bits_hold(tmp_path):
+    """A stand-in for a store of 2^33 tokens: the same sentences, far out."""
+    store = store_of(tmp_path, random_documents(30))
+    near, far = Sentences.of(store), 1 << 33
+    there = near._replace(token_starts=near.token_starts + far)
+    for objective in ("nsp", "sop", "mlm"):
+        expected = build(near, 32, objective, 0, 0)
+        found = build(there, 32, objective, 0, 0)
+        assert (found["a_start"] == expected["a_start"] + far).all()
+        assert (found["a_length"] == expected["a_length"]).all()
+    shards = (store.shards[0]._replace(tokens=np.broadcast_to(np.uint16(7), far)), store.shards[0])
+    long = Store(store.folder, store.manifest, store.identity, shards)
+    assert long.token_starts[-1] > 1 << 33
+    assert long.read_spans(np.array([far - 2, far + 3]), np.array([2, 4])).tolist() == [
+        *[7, 7],
+        *store.shards[0].tokens[3:7].tolist(),
+    ]
 
 
 def test_one_document_is_no_corpus_for_nsp(tmp_path):
