@@ -145,6 +145,7 @@ def _leave_out_the_fall(axes: Axes, chart: Chart, places: list[np.ndarray]) -> N
     begin = 0.05 * axes.get_xlim()[1]
     later = [line.values[at > begin] for line, at in zip(chart.lines, places, strict=True)]
     tops = [values.max() for values in later if len(values)] + [value for value, _ in chart.marks]
+    tops += [line.values[-1] for line in chart.lines]  # a short run beside a long one stays in sight
     if tops and max(tops) - low < 0.7 * (high - low):
         axes.set_ylim(low, max(tops) + 0.06 * (max(tops) - low))
 
