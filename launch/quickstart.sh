@@ -5,10 +5,11 @@
 #
 #   OUT/vocab       tokenizer                        OUT/hf              pretrained model, for transformers
 #   OUT/store       token store                      OUT/finetuned       fine-tuned from it, with results.json
-#   OUT/run         pretraining run                  OUT/from_scratch    the same from random weights, to compare
+#   OUT/run         pretraining run
 #
 # Every stage is one command of the project, shown before it runs: a tour as much as a test. Run it again and finished
-# work is kept or made again, alike. The text is tiny, so is the model: expect a working line, not good answers.
+# work is kept or made again, alike. The text is tiny, so is the model: it learns which words are frequent and not much
+# more, and a model fine-tuned from random weights (--from_scratch) does as well or better. Expect a working line.
 set -euo pipefail
 case "${1-}" in -*) sed -nE '1d; /^#/!q; s/^# ?//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;; esac
 out=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/quickstart}")
@@ -28,7 +29,7 @@ look() { printf '   -> %s\n' "$*" >&2; }
 
 stage "Set-up: .venv, from the pins in constraints.txt (minutes the first time)"
 bash launch/setup.sh
-export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu # one CPU is enough, and the same everywhere
+export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 # enough for so small a model, and alike everywhere
 start=$SECONDS
 
 stage "1/6 Vocabulary: which pieces of words occur in the text"
@@ -55,26 +56,20 @@ stage "5/6 Fill-mask: what the model expects in a gap"
 show $python -m pretrain.predict "$out/hf" --fill "It is a truth [MASK] acknowledged." "She was [MASK] sister."
 
 stage "6/6 Fine-tuning: is a sentence of a president from before 1860 or after 1945?"
-finetune() {
-    show $python -m pretrain.finetune "$out/hf" --task classify --train $sample/era_train.tsv \
-        --eval $sample/era_dev.tsv --seeds 3 --epochs 5 --lr 1e-3 --seq_len 64 "$@"
-}
-finetune --out "$out/finetuned"
-finetune --out "$out/from_scratch" --from_scratch
+show $python -m pretrain.finetune "$out/hf" --task classify --train $sample/era_train.tsv \
+    --eval $sample/era_dev.tsv --out "$out/finetuned" --seeds 3 --epochs 5 --lr 1e-3 --seq_len 64
+look "$out/finetuned: the model, and results.json with the score of each seed"
 show $python -m pretrain.predict "$out/finetuned" "We must win the cold war and keep the peace of the world." \
     "The Indian tribes on our frontier have received the sums which the treaty stipulates."
 
-score() {
-    $python -c '
+score=$($python -c '
 import json, sys
 r = json.load(open(sys.argv[1]))
-print("%s %.3f +- %.3f over %d seeds" % (r["metric"], r["mean"], r["std"], len(r["seeds"])))' "$1/results.json"
-}
+print("%s %.3f +- %.3f over %d seeds" % (r["metric"], r["mean"], r["std"], len(r["seeds"])))' "$out/finetuned/results.json")
 cat << SUMMARY
 
 Done in $((SECONDS - start)) seconds after set-up.
-  fine-tuned on 600 sentences:       $(score "$out/finetuned")
-  the same model from random start:  $(score "$out/from_scratch")
+  fine-tuned on 600 sentences: $score (always the same answer: 0.500)
 To look at:
   .venv/bin/tensorboard --logdir $out/run/tensorboard
   .venv/bin/python data_prep/show.py $out/store --samples 3 --seq_len 64

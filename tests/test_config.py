@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import InputError, parse
+from pretrain.config import TrainConfig
+
+
+def from_line(line: str) -> TrainConfig:
+    return parse(TrainConfig, None, line.split())
+
+
+BASE = "--data a b:2.5 --out run --model bert-tiny"
+
+
+def test_stores_carry_weights():
+    assert from_line(BASE).weighted_stores == [(Path("a"), 1.0), (Path("b"), 2.5)]
+
+
+def test_a_folder_with_a_colon_in_its_name_is_no_weight(tmp_path):
+    (tmp_path / "store:2").mkdir()
+    config = from_line(f"--data {tmp_path}/store:2 {tmp_path}/store:2:3 --out run --model bert-tiny")
+    assert config.weighted_stores == [(tmp_path / "store:2", 1.0), (tmp_path / "store:2", 3.0)]
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "heavy", "inf", "nan", ""])
+def test_a_weight_is_a_number_above_0(weight):
+    with pytest.raises(InputError, match="weight"):
+        _ = from_line(f"--data a:{weight} --out run --model bert-tiny").weighted_stores
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [("0.1", 100), ("0", 0), ("25", 25), ("0.2843", 284)])
+def test_warmup_is_steps_or_a_share(warmup, steps):
+    assert from_line(f"{BASE} --steps 1000 --warmup {warmup}").warmup_steps == steps
+
+
+def test_the_json_s_flags_are_passed_on_untouched():
+    config = from_line(f"{BASE} --global_batch 64 --zero 3 --deepspeed_config x.json")
+    assert config.flags._asdict() == {
+        "global_batch": 64, "micro_batch": None, "lr": None, "weight_decay": None, "clip": None, "precision": None,
+        "zero": 3, "optimizer": None,
+    }  # fmt: skip
+    assert config.ds_config == Path("x.json")
+
+
+def test_everything_is_recorded_as_json():
+    import json
+
+    assert json.loads(json.dumps(from_line(BASE).record()))["data"] == ["a", "b:2.5"]
+
+
+def test_a_misspelt_option_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        from_line(f"{BASE} --warm_up 3")
+    assert end.value.code == 2
+    assert "--warmup" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--steps 0", "--seq_len 4", "--warmup 10000", "--dropout 1", "--log_every 0", "--keep -1", "--max_skips 0"],
+)
+def test_wrong_values_are_refused_by_name(wrong):
+    with pytest.raises(InputError, match=wrong.split()[0]):
+        from_line(f"{BASE} {wrong}")

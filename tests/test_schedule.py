@@ -1,0 +1,33 @@
+import pytest
+
+from pretrain.schedule import lr_multiplier
+
+TOTAL, WARMUP = 100, 10
+SCHEDULES = ["linear", "poly", "cosine", "constant", "wsd"]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rises_to_the_peak_and_spends_no_step_at_zero(schedule):
+    values = [lr_multiplier(schedule, step, WARMUP, TOTAL) for step in range(TOTAL)]
+    assert values[:WARMUP] == pytest.approx([(step + 1) / (WARMUP + 1) for step in range(WARMUP)])
+    assert values[WARMUP] == max(values) == 1.0
+    assert min(values) > 0
+    assert all(a >= b for a, b in zip(values[WARMUP:], values[WARMUP + 1 :], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "halfway", "end"),
+    [("linear", 0.5, 0.0), ("poly", 0.5**0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0), ("wsd", 1.0, 0.0)],
+)
+def test_values_by_hand(schedule, halfway, end):
+    assert lr_multiplier(schedule, WARMUP + (TOTAL - WARMUP) // 2, WARMUP, TOTAL) == pytest.approx(halfway)
+    assert lr_multiplier(schedule, TOTAL, WARMUP, TOTAL) == pytest.approx(end, abs=1e-12)
+
+
+def test_wsd_falls_over_the_last_fifth():
+    assert lr_multiplier("wsd", 80, WARMUP, TOTAL) == 1.0
+    assert lr_multiplier("wsd", 90, WARMUP, TOTAL) == pytest.approx(0.5)
+
+
+def test_without_a_warmup_the_first_step_is_the_peak():
+    assert lr_multiplier("linear", 0, 0, TOTAL) == 1.0
