@@ -2,10 +2,10 @@
 
     stores, Position -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
 
-A step takes the next `global_batch` samples of the stream; epochs follow one another without a gap. Micro-batch m of
-rank r holds samples (m * world + r) * micro_batch onwards of the step, so the union over ranks and micro-batches, and
-with the losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each
-rank counts the whole step from the index alone. Position is all that resume needs, at any world size.
+A step takes the next `global_batch` samples of the stream; epochs follow one another without a gap. They are dealt to
+the micro-batches of all ranks by length (`deal`), so that every rank has as much to do; the union over ranks and
+micro-batches, and with the losses normalised by the counts of the whole step also the gradient, do not depend on how a
+step is cut. Each rank counts the whole step from the index alone. Position is all that resume needs, at any world size.
 """
 
 import queue
@@ -95,9 +95,19 @@ def feed(
     while True:
         picked = stream.take(global_batch)
         counts = _count(picked, masking, seq_len, stream.position)
-        for start in range(rank * micro_batch, global_batch, world * micro_batch):
-            share = Picked(*(column[start : start + micro_batch] for column in picked))
+        hands = deal(picked, global_batch // micro_batch)
+        for hand in hands[rank::world]:
+            share = Picked(*(column[hand] for column in picked))
             yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts)
+
+
+def deal(picked: Picked, count: int) -> np.ndarray:
+    """Numbers of samples [count, N / count] of equal hands, each with as many tokens as the others, nearly: the longest
+    sample to the first hand, the next one to the second, and after the last hand back again."""
+    lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]
+    rounds = np.argsort(-lengths, kind="stable").reshape(-1, count)
+    rounds[1::2] = rounds[1::2, ::-1]
+    return rounds.T
 
 
 def _count(picked: Picked, masking: Masking, seq_len: int, end: Position) -> StepCounts:

@@ -9,7 +9,7 @@ import torch
 from data_prep.masking import Masking
 from data_prep.pairs import Mixture
 from data_prep.store import Store
-from pretrain.data import Evaluation, MicroBatch, Position, SampleStream, feed, prefetch
+from pretrain.data import Evaluation, MicroBatch, Position, SampleStream, deal, feed, prefetch
 from pretrain.model import IGNORED, Batch
 from tests.stores import random_documents, store_of
 
@@ -63,6 +63,19 @@ def test_samples_of_a_step_do_not_depend_on_ranks_and_micro_batches(store, world
     steps = 12  # more than one epoch
     assert mixture(store).epoch(0).size < steps * GLOBAL
     assert step_samples(store, steps, world, micro) == step_samples(store, steps, 1, GLOBAL)
+
+
+def test_every_rank_has_as_much_to_do(tmp_path):
+    long = store_of(tmp_path, random_documents(400, seed=8, longest=30))
+    for seq_len in (64, 512):
+        picked = SampleStream(Mixture([long], [1.0], seq_len, "nsp", 0), Position()).take(256)
+        lengths = picked.samples["a_length"].astype(int) + picked.samples["b_length"] + 3
+        hands = deal(picked, 8)
+        assert sorted(hands.ravel()) == list(range(256))
+        tokens = np.array([lengths[hand].sum() for hand in hands])
+        assert tokens.max() / tokens.mean() < 1.02
+        plain = lengths.reshape(8, -1).sum(1)
+        assert tokens.max() - tokens.min() < (plain.max() - plain.min()) / 2
 
 
 def test_any_position_continues_the_stream(store):
