@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from data_prep.cli import ROOT, InputError
+from data_prep.masking import Masking
 from data_prep.pairs import Objective
 from pretrain.ds_config import Flags
 from pretrain.schedule import Schedule
@@ -60,6 +61,12 @@ class TrainConfig:
     """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
     objective: Objective = "nsp"
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
+    mask_unit: Literal["token", "word", "span"] = "token"
+    """what is masked together: tokens (BERT), whole words, or runs of words (SpanBERT)"""
+    mask_rate: float = 0.15
+    """share of the tokens to predict; evaluation always has 0.15, by tokens"""
+    mask_split: tuple[float, float] = (0.8, 0.1)
+    """shares of these that become [MASK], and a random token; the rest stay"""
     schedule: Schedule = "linear"
     """learning rate after the warm-up"""
     warmup: float = 0.1
@@ -121,6 +128,10 @@ class TrainConfig:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
         if self.log_every < 1:
             raise InputError(f"--log_every {self.log_every} must be 1 or more")
+        if not 0 < self.mask_rate < 1:
+            raise InputError(f"--mask_rate {self.mask_rate} must lie in (0, 1)")
+        if min(self.mask_split) < 0 or sum(self.mask_split) > 1:
+            raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
         if self.max_skips < 1:
             raise InputError(f"--max_skips {self.max_skips} must be 1 or more")
         for name in ("eval_every", "eval_samples", "save_every", "keep", "seed", "hang_timeout", "time_limit"):
@@ -131,6 +142,11 @@ class TrainConfig:
     def warmup_steps(self) -> int:
         """Optimizer steps of the warm-up."""
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+
+    @property
+    def masking(self) -> Masking:
+        """How training samples are masked."""
+        return Masking(self.mask_rate, *self.mask_split, unit=self.mask_unit)
 
     @property
     def flags(self) -> Flags:

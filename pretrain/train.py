@@ -20,7 +20,6 @@ from transformers import BertConfig
 
 from data_prep.cli import InputError, parse, print_json
 from data_prep.draws import draw
-from data_prep.masking import Masking
 from data_prep.pairs import Mixture
 from data_prep.store import Store
 from pretrain import checkpoint
@@ -200,7 +199,7 @@ def this_ranks_batches(run: Run, state: RunState) -> Any:
     return prefetch(
         feed(
             SampleStream(run.mixture, state.position),
-            Masking(),
+            run.config.masking,
             settings["train_batch_size"],
             settings["train_micro_batch_size_per_gpu"],
             dist.get_rank(),

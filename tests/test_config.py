@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import InputError, parse
+from data_prep.masking import Masking
 from pretrain.config import TrainConfig
 
 
@@ -56,9 +57,25 @@ def test_a_misspelt_option_ends_with_2(capsys):
     assert "--warmup" in capsys.readouterr().err
 
 
+def test_masking_is_an_option():
+    config = from_line(f"{BASE} --mask_unit word --mask_rate 0.4 --mask_split 1 0")
+    assert config.masking == Masking(0.4, 1.0, 0.0, "word")
+    assert from_line(BASE).masking == Masking()
+
+
 @pytest.mark.parametrize(
     "wrong",
-    ["--steps 0", "--seq_len 4", "--warmup 10000", "--dropout 1", "--log_every 0", "--keep -1", "--max_skips 0"],
+    [
+        "--steps 0",
+        "--seq_len 4",
+        "--warmup 10000",
+        "--dropout 1",
+        "--log_every 0",
+        "--keep -1",
+        "--max_skips 0",
+        "--mask_rate 1",
+        "--mask_split 0.8 0.3",
+    ],
 )
 def test_wrong_values_are_refused_by_name(wrong):
     with pytest.raises(InputError, match=wrong.split()[0]):

@@ -110,6 +110,13 @@ def test_other_objectives_train(store, tmp_path, objective, zero):
     assert (last["nsp_loss"] == 0) == (objective == "mlm")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_other_masks_train(store, tmp_path, unit):
+    run_ranks(2, train, config(store, tmp_path / "run", mask_unit=unit, mask_rate=0.3))
+    assert 0 < lines_of(tmp_path / "run", "train")[-1]["mlm_loss"] < 6
+
+
 def test_several_stores_with_weights(store, tmp_path):
     other = store_of(tmp_path / "other", random_documents(30, seed=9), held_out={1}).folder
     run_ranks(1, train, config(store, tmp_path / "run", data=(str(store), f"{other}:2.5")))
