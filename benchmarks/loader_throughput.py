@@ -32,7 +32,7 @@ from data_prep.index import Sentences, build
 from data_prep.masking import Masking
 from data_prep.pairs import Mixture, assemble
 from data_prep.store import Store
-from pretrain.data import Position, SampleStream, feed
+from pretrain.data import Position, SampleStream, deal, feed
 
 FIXED = 200  # batches measured at once
 
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         os.environ["ZEROBERT_CACHE"] = cache
         for unit in ("token", "word", "span"):
             result[f"{unit}_samples_s"] = round(loader_rate(config, store, Masking(unit=unit)))
-        result |= resume_seconds(config, store)
+        result |= resume_seconds(config, store) | imbalance(config, store)
     result["collator_samples_s"] = round(collator_rate(config, store))
     result["ratio"] = round(result["token_samples_s"] / result["collator_samples_s"], 1)
     print_json(result | machine("numpy", "torch", "transformers"))
@@ -114,6 +114,22 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
         found[name] = round(time.perf_counter() - start, 3)
         stream.mixture.epoch(8)  # waits for what is built ahead
     return found
+
+
+def imbalance(config: Config, store: Store) -> dict[str, float]:
+    """How many more tokens than the average the fullest of 8 ranks has in a step: dealt, or as samples come."""
+    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), Position())
+    dealt: list[float] = []
+    plain: list[float] = []
+    for _ in range(50):
+        picked = stream.take(config.batch)
+        lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"] + 3
+        for found, sums in (
+            (dealt, np.array([lengths[hand].sum() for hand in deal(picked, 8)])),
+            (plain, lengths.reshape(8, -1).sum(1)),
+        ):
+            found.append(float(sums.max() / sums.mean()) - 1)
+    return {"imbalance_percent": round(100 * max(dealt), 3), "imbalance_undealt_percent": round(100 * max(plain), 2)}
 
 
 def collator_rate(config: Config, store: Store) -> float:

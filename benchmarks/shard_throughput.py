@@ -53,6 +53,8 @@ class Config:
     """MB of text for one worker"""
     large_mb: float = 94
     """MB of text for one worker against two; 0: leave it out"""
+    memory_mb: float = 0
+    """MB of text, by repetition, for the peak memory of one worker on a large corpus; 0: leave it out"""
     rounds: int = 2
     """runs of each; the best counts"""
 
@@ -71,6 +73,9 @@ def main(config: Config) -> None:
             one, two = (best(config, large, "--workers", str(workers)) for workers in (1, 2))
             result["large"] = {"mb": round(large[1] / 1e6, 1), "one_worker": one, "two_workers": two}
             result["two_workers_ratio"] = round(two["wall_mb_s"] / one["wall_mb_s"], 2)
+        if config.memory_mb:
+            huge = write_corpus(config, Path(folder) / "huge.jsonl", config.memory_mb)
+            result["memory"] = {"mb": round(huge[1] / 1e6, 1)} | once(config, huge, ("--workers", "1"))
     print_json(result | machine("numpy", "tokenizers", "nanotoken"))
 
 

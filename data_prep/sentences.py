@@ -144,7 +144,8 @@ def _split_paragraph(text: str, rules: Rules, special_words: dict[str, bool], se
     comparisons in line put most of it together again. Half of the time of a fast encoder is spent here."""
     *parts, rest = _STOP.split(text)
     before, body = len(sentences), ""
-    for piece, stop, following in zip(parts[0::3], parts[1::3], parts[2::3], strict=True):
+    in_turn = iter(parts)
+    for piece, stop, following in zip(in_turn, in_turn, in_turn, strict=True):
         body = body + piece if body else piece
         if following is None:  # no space after the stop: 3.14, example.org, Chinese, the end of the paragraph
             if stop[0] not in _WIDE and not (stop[0] in ".!?" and body[-1:] >= _CJK):
