@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import zstandard
 
+from data_prep.cli import InputError, parse
+from data_prep.shard import ShardConfig, main
 from data_prep.store import Store
-from tests.corpora import ROOT, as_jsonl, files_of, run_script, texts, tiny_vocab, write, write_parquet
+from tests.corpora import ROOT, as_jsonl, files_of, texts, tiny_vocab, write, write_parquet
 
 GOOD = texts(40, seed=1)
 MB = 1 << 20
@@ -23,12 +26,21 @@ def vocab(tmp_path_factory):
     return tiny_vocab(tmp_path_factory.mktemp("vocab") / "v")
 
 
-def shard(folder, vocab, out, *more, **options):
-    return run_script("shard", "--corpus", folder, "--vocab", vocab, "--out", out, "--workers", "2", *more, **options)
+class Done(NamedTuple):
+    returncode: int
+    stderr: str
 
 
-def tokens_of(store):
-    return sum(len(part.tokens) for part in Store.open(store).shards)
+def shard(folder, vocab, out, *more, workers=1) -> Done:
+    """What the command says and how it ends; in this process, which is quicker."""
+    arguments = ("--corpus", folder, "--vocab", vocab, "--out", out, "--workers", workers, *more)
+    try:
+        main(parse(ShardConfig, None, [str(argument) for argument in arguments]))
+    except InputError as error:
+        return Done(2, f"error: {error}")
+    except SystemExit as end:
+        return Done(1, str(end.code))
+    return Done(0, "")
 
 
 @pytest.fixture
@@ -89,14 +101,14 @@ def test_a_byte_order_mark_and_an_empty_file_change_nothing(good, vocab, tmp_pat
 def test_what_cannot_be_mended_is_refused_and_named(good, vocab, tmp_path, name, content, message, strict):
     write(good / name, content)
     done = shard(good, vocab, tmp_path / "store", *strict)
-    assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
 def test_a_file_cut_short_is_refused_and_the_shards_of_others_stay(good, vocab, tmp_path):
     whole = write(good / "z.jsonl.gz", as_jsonl(texts(3000, seed=5))).read_bytes()
     (good / "z.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     options = ("--shard_mb", "0.05")
-    done = shard(good, vocab, tmp_path / "store", *options)
+    done = shard(good, vocab, tmp_path / "store", *options, workers=2)
     assert (done.returncode, "z.jsonl.gz is damaged or cut short" in done.stderr) == (2, True)
     assert (tmp_path / "store/shard-00000-000.bin").exists()
     assert not (tmp_path / "store/manifest.json").exists()
@@ -145,8 +157,7 @@ def test_an_output_that_cannot_be_written_is_named(good, vocab, tmp_path):
     for out in (tmp_path / "file/store", Path("/proc/store")):
         done = shard(good, vocab, out)
         assert done.returncode in (1, 2)
-        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-        assert "Traceback" not in done.stderr
+        assert done.stderr.startswith("error: ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
@@ -159,7 +170,6 @@ def test_a_full_disk_ends_it_and_more_room_lets_it_go_on(good, vocab, tmp_path):
     try:
         done = shard(good, vocab, disk / "store", "--shard_mb", "0.1")
         assert (done.returncode, "No space left on device" in done.stderr) == (1, True), done.stderr
-        assert "Traceback" not in done.stderr
         assert not (disk / "store/manifest.json").exists()
         subprocess.run(["mount", "-o", "remount,size=50m", disk], check=True)
         done = shard(good, vocab, disk / "store", "--shard_mb", "0.1")
