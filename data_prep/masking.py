@@ -58,13 +58,12 @@ def mask_tokens(
     Returns the corrupted ids [T], the rows [M] to predict in ascending order, and their true ids [M].
     """
     starts = np.cumsum(lengths) - lengths
-    sample = np.repeat(np.arange(len(lengths)), lengths)
-    position = np.arange(len(ids)) - starts[sample]
-    token_keys = draw_more(keys[sample], position)
+    position = np.arange(len(ids)) - np.repeat(starts, lengths)
+    token_keys = draw_more(np.repeat(keys, lengths), position)
     unit = None if masking.unit == "token" else _units(ids, is_special, token_keys, masking, continues)
 
     counts = mask_counts(lengths, np.add.reduceat(is_special, starts, dtype=np.int64), masking.rate)
-    rows = _smallest(token_keys if unit is None else token_keys[unit], is_special, sample, position, starts, counts)
+    rows = _smallest(token_keys if unit is None else token_keys[unit], is_special, position, lengths, counts)
     rows.sort()
 
     labels = ids[rows]
@@ -79,12 +78,7 @@ def mask_tokens(
 
 
 def _smallest(
-    scores: np.ndarray,
-    is_special: np.ndarray,
-    sample: np.ndarray,
-    position: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
+    scores: np.ndarray, is_special: np.ndarray, position: np.ndarray, lengths: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
     """Rows of the `counts` [N] tokens of each sample with the smallest scores, in no particular order.
 
@@ -92,16 +86,17 @@ def _smallest(
     among the smallest are sorted: those below a limit that hardly any sample needs to exceed. A sample that does is
     sorted whole.
     """
-    sizes = np.diff(starts, append=len(scores))
-    share = counts / sizes
-    limit = np.minimum(share + 5 * np.sqrt(share / sizes), 1) * (1 << _SCORE_BITS)
-    below = (scores >> np.uint64(64 - _SCORE_BITS)) < limit.astype(np.uint64)[sample]
+    share = counts / lengths
+    limit = np.minimum(share + 3 * np.sqrt(share / lengths), 1) * (1 << _SCORE_BITS)
+    below = (scores >> np.uint64(64 - _SCORE_BITS)) < np.repeat(limit.astype(np.uint64), lengths)
     below &= ~is_special
-    too_few = np.bincount(sample[below], minlength=len(counts)) < counts
-    if too_few.any():
-        below |= too_few[sample] & ~is_special
+    starts = np.cumsum(lengths) - lengths
+    candidates = np.add.reduceat(below, starts, dtype=np.int64)
+    if (too_few := candidates < counts).any():
+        below |= np.repeat(too_few, lengths) & ~is_special
+        candidates = np.add.reduceat(below, starts, dtype=np.int64)
     found = np.flatnonzero(below)
-    owner = sample[found]
+    owner = np.repeat(np.arange(len(counts)), candidates)
 
     # The bits of the score that do not fit decide nothing: equal scores are ranked by position.
     sample_bits = max(int(len(counts) - 1).bit_length(), 1)
@@ -109,9 +104,8 @@ def _smallest(
     order |= (scores[found] >> np.uint64(sample_bits + _POSITION_BITS)) << np.uint64(_POSITION_BITS)
     order |= position[found].view(np.uint64)
     order.sort()
-    candidates = np.bincount(owner, minlength=len(counts))
     rank = np.arange(len(found)) - np.repeat(np.cumsum(candidates) - candidates, candidates)
-    chosen = rank < counts[owner]  # `owner` ascends as `order` does
+    chosen = rank < np.repeat(counts, candidates)  # `owner` ascends as `order` does
     return (order[chosen] & np.uint64((1 << _POSITION_BITS) - 1)).view(np.int64) + starts[owner[chosen]]
 
 

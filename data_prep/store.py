@@ -214,14 +214,11 @@ class Store:
 
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one document."""
-        out = np.empty(int(lengths.sum()), self.shards[0].tokens.dtype)
         shards = np.searchsorted(self.token_starts, starts, side="right") - 1
-        local = (starts - self.token_starts[shards]).tolist()
-        place = 0
-        for shard, start, length in zip(shards.tolist(), local, lengths.tolist(), strict=True):
-            out[place : place + length] = self.shards[shard].tokens[start : start + length]
-            place += length
-        return out
+        begins = starts - self.token_starts[shards]
+        spans = zip(shards.tolist(), begins.tolist(), (begins + lengths).tolist(), strict=True)
+        found = [self.shards[shard].tokens[begin:end] for shard, begin, end in spans]
+        return np.concatenate(found) if found else np.zeros(0, self.shards[0].tokens.dtype)
 
     def verify(self) -> list[str]:
         """Read every byte and compare with the manifest's checksums. Returns one line for each damaged file."""
