@@ -101,9 +101,9 @@ def read(folder: Path) -> DeepSpeedCheckpoint:
     model = _load(model_files[0])
     if not optimizer_files and model.get("param_shapes") is not None:
         raise InputError(f"{folder} has no *_optim_states.pt, which hold the fp32 weights: it is not whole")
-    optimizers = {rank: _load(path)["optimizer_state_dict"] for rank, path in optimizer_files.items()}
-    stage, ranks = _layout(folder, optimizers)
     try:
+        optimizers = {rank: _load(path)["optimizer_state_dict"] for rank, path in optimizer_files.items()}
+        stage, ranks = _layout(folder, optimizers)
         if stage == 3:
             models = {0: model} | {rank: _load(path) for rank, path in model_files.items() if rank}
             _check_ranks(folder, "model_states", models, ranks)
@@ -198,6 +198,14 @@ def _layout(folder: Path, optimizers: dict[int, Any]) -> tuple[int, int]:
     return stage, ranks
 
 
+def _groups(model: dict[str, Any], optimizers: dict[int, Any], stage: int) -> Iterator[tuple[int, Any, list[Tensor]]]:
+    """Number, shapes by name, and each rank's flat weights of every group."""
+    shapes = model["param_shapes"] or []
+    flats = [optimizer[FLAT[stage]] for optimizer in optimizers.values()]
+    for number, (group, *parts) in enumerate(zip(shapes, *flats, strict=True)):
+        yield number, group, [part.detach() for part in parts]
+
+
 def _check_ranks(folder: Path, what: str, found: dict[int, Any], ranks: int) -> None:
     if missing := sorted(set(range(ranks)) - found.keys()):
         raise InputError(f"{folder}: the {what}.pt of rank {missing[0]} is missing ({len(found)} of {ranks} are there)")
@@ -214,8 +222,7 @@ def _windows(folder: Path, model: dict[str, Any], optimizers: dict[int, Any]) ->
         say(f"{folder}: a 16-bit run without ZeRO; its weights are read as the 16-bit numbers that they are")
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in module.items()}
     first = optimizers.get(0, {})
-    for number, shapes in enumerate(model["param_shapes"] or []):
-        windows = [optimizer[FLAT[1]][number].detach() for optimizer in optimizers.values()]
+    for number, shapes, windows in _groups(model, optimizers, 1):
         paddings = (first.get("param_alignment_paddings") or {number: [0] * len(shapes)})[number]
         needed = sum(map(math.prod, shapes.values())) + sum(paddings)
         # What may stand behind the last parameter fills its windows to a multiple of this.
@@ -225,7 +232,14 @@ def _windows(folder: Path, model: dict[str, Any], optimizers: dict[int, Any]) ->
         for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
             weights[name] = flat[start : start + math.prod(shape)].view(shape)
             start += math.prod(shape) + padding
+            _check_cast(folder, name, weights[name], module.get(name))
     return weights
+
+
+def _check_cast(folder: Path, name: str, master: Tensor, cast: Tensor | None) -> None:
+    """The module's own copy is rounded; but another step's, another parameter's, or another run's lies further off."""
+    if cast is not None and not torch.allclose(master, cast.float(), rtol=1e-2, atol=1e-3, equal_nan=True):
+        raise InputError(f"{folder}: the fp32 weights of {name} are not the module's; files of two saves are mixed")
 
 
 def _pieces(folder: Path, models: dict[int, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
@@ -237,8 +251,7 @@ def _pieces(folder: Path, models: dict[int, Any], optimizers: dict[int, Any]) ->
         pieces = [models[rank]["frozen_param_fragments"][name] for rank in range(ranks)]
         _check_total(folder, name, ranks * -(-math.prod(shape) // ranks), sum(map(len, pieces)))
         weights[name] = _joined(pieces, shape)
-    for number, shapes in enumerate(model["param_shapes"]):
-        flats = [optimizers[rank][FLAT[3]][number].detach() for rank in range(ranks)]
+    for number, shapes, flats in _groups(model, optimizers, 3):
         lengths = {name: -(-math.prod(shape) // ranks) for name, shape in shapes.items()}
         for flat in flats:
             _check_total(folder, number, sum(lengths.values()), len(flat))
@@ -257,5 +270,5 @@ def _check_total(folder: Path, what: int | str, needed: int, found: int, unit: i
     if needed != found:
         part = f"group {what}" if isinstance(what, int) else what
         raise InputError(
-            f"{folder}: {part} has {needed * unit:,} elements by its shapes, the files hold {found * unit:,}"
+            f"{folder}: {part} needs {needed * unit:,} elements for its shapes, the files hold {found * unit:,}"
         )
