@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from data_prep.cli import InputError, say
-from data_prep.fast_paths import Ids, Nanotoken, Pieces, is_bert
+from data_prep.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
 from data_prep.store import token_dtype
 
 EncodeWith = Literal["auto", "nanotoken", "pieces", "tokenizers"]
@@ -108,7 +108,7 @@ class Encoder:
         return False
 
 
-def _fast_paths(tokenizer: Tokenizer, dtype: np.dtype, wanted: EncodeWith) -> list[Nanotoken | Pieces]:
+def _fast_paths(tokenizer: Tokenizer, dtype: np.dtype, wanted: EncodeWith) -> list[Nanotoken | Pieces | Chunks]:
     """What may encode for this tokenizer beside the reference, the fastest first.
 
     Raises
@@ -116,15 +116,17 @@ def _fast_paths(tokenizer: Tokenizer, dtype: np.dtype, wanted: EncodeWith) -> li
     InputError: what is wanted cannot be had.
     """
     state = json.loads(tokenizer.to_str())
-    paths: list[Nanotoken | Pieces] = []
+    paths: list[Nanotoken | Pieces | Chunks] = []
     if wanted in ("auto", "nanotoken") and is_bert(state):
         with suppress(ImportError, ValueError):
             paths.append(Nanotoken(state, dtype))
     if wanted in ("auto", "pieces") and is_bert(state):
         paths.append(Pieces(state, dtype, tokenizer))
+    if wanted in ("auto", "pieces") and is_sentencepiece(state):
+        paths.append(Chunks(dtype, tokenizer))
     if wanted in ("nanotoken", "pieces") and not paths:
         raise InputError(
-            f"--encode_with {wanted}: not installed (pip install 'zerobert[fast]') or not BERT's WordPiece"
+            f"--encode_with {wanted}: not installed (pip install 'zerobert[fast]') or not for this kind of tokenizer"
         )
     return paths
 

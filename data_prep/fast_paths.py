@@ -1,11 +1,12 @@
-"""Two faster ways to the ids of BERT's WordPiece than `tokenizers` itself. encode.py checks them against it.
+"""Faster ways to the ids of a tokenizer than `tokenizers` itself. encode.py checks them against it.
 
     Nanotoken   the package nanotoken (extra [fast]): WordPiece and nothing else, compiled. Young, hence optional.
     Pieces      no package: BERT's normalizer and pre-tokenizer never join what an ASCII space, a punctuation mark or a
                 Chinese character parts, so a text's ids are the ids of these pieces end to end, and most pieces of a
                 text occurred before. A dictionary remembers them.
+    Chunks      the same for our SentencePiece vocabularies, whose pieces end where an ASCII space is.
 
-Both take the state of a tokenizer (its JSON) and give `Ids`. A literal "[MASK]" in a text is text to both.
+All take the state of a tokenizer (its JSON) and give `Ids`. A literal "[MASK]" in a text is text to all.
 """
 # ruff: noqa: RUF001
 
@@ -45,6 +46,49 @@ def is_bert(state: dict[str, Any]) -> bool:
         and state["model"]["type"] == "WordPiece"
         and all(token["special"] for token in state["added_tokens"])  # another would be found inside words
     )
+
+
+def is_sentencepiece(state: dict[str, Any]) -> bool:
+    """Whether a tokenizer is one of sentencepieces.py, so that an ASCII space always parts its pieces."""
+    normalizer, pre_tokenizer = state["normalizer"] or {}, state["pre_tokenizer"] or {}
+    steps = [step["type"] for step in normalizer.get("normalizers", ())]
+    cuts = pre_tokenizer.get("pretokenizers", ())
+    return (
+        steps == ["Precompiled", "Replace", "Strip"]
+        and [cut["type"] for cut in cuts] == ["Metaspace", "Split"]
+        and cuts[0]["prepend_scheme"] == "always"
+        and cuts[0]["split"]
+        and all(token["special"] for token in state["added_tokens"])
+    )
+
+
+class Chunks(dict[str, bytes]):
+    """Ids by what stands between ASCII spaces; what is missing is encoded by `tokenizers`."""
+
+    name = "the cache of chunks"
+
+    def __init__(self, dtype: np.dtype, tokenizer: Tokenizer):
+        super().__init__()
+        self.tokenizer, self.dtype = tokenizer, dtype
+
+    def encode(self, sentences: list[str]) -> Ids:
+        """The ids of sentences."""
+        return _joined(self, sentences, self.dtype)
+
+    def __missing__(self, chunk: str) -> bytes:
+        ids = array(self.dtype.char, self.tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
+        if len(chunk) <= CACHE_LENGTH:
+            if len(self) >= CACHE_ENTRIES:
+                self.clear()
+            self[chunk] = ids
+        return ids
+
+
+def _joined(ids_of: dict[str, bytes], sentences: list[str], dtype: np.dtype) -> Ids:
+    look_up = ids_of.__getitem__
+    found = [b"".join(map(look_up, sentence.split(" "))) for sentence in sentences]
+    lengths = np.fromiter(map(len, found), np.int64, len(found)) // dtype.itemsize
+    return Ids(np.frombuffer(b"".join(found), dtype), lengths)
 
 
 class Nanotoken:
@@ -98,10 +142,7 @@ class Pieces(dict[str, bytes]):
 
     def encode(self, sentences: list[str]) -> Ids:
         """The ids of sentences."""
-        look_up = self.__getitem__
-        found = [b"".join(map(look_up, sentence.split(" "))) for sentence in sentences]
-        lengths = np.fromiter(map(len, found), np.int64, len(found)) // self.dtype.itemsize
-        return Ids(np.frombuffer(b"".join(found), self.dtype), lengths)
+        return _joined(self, sentences, self.dtype)
 
     def __missing__(self, chunk: str) -> bytes:
         pieces = PIECES.findall(chunk)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data_prep import fast_paths
+from data_prep import fast_paths, sentencepieces
 from data_prep.cli import InputError
 from data_prep.encode import HARD, Encoder
-from data_prep.vocab import SPECIAL
-from tests.corpora import tiny_vocab, write
+from data_prep.vocab import SPECIAL, finish_tokenizer
+from tests.corpora import texts, tiny_vocab, write
 
 VERY_HARD = (
     *HARD,
@@ -199,3 +199,15 @@ def test_a_folder_that_will_not_do_is_named(tmp_path):
     write(vocab / "tokenizer_config.json", config.replace('"[MASK]"', '"<mask>"'))
     with pytest.raises(InputError, match="lacks <mask>"):
         Encoder.load(vocab)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_by_chunks_equals_the_reference(tmp_path, kind):
+    words = [" ".join(sentence) for sentence in texts(300, seed=2)]
+    tokenizer = sentencepieces.train(words, kind, 256, cased=False)
+    finish_tokenizer(tokenizer)
+    sentencepieces.write(tmp_path, tokenizer)
+    encoder = Encoder.load(tmp_path)
+    assert encoder.path == "the cache of chunks"
+    hard = [*VERY_HARD, *random_texts(4000), *words]
+    assert ids_of(encoder, hard) == reference(encoder, hard)
