@@ -30,6 +30,7 @@ from pretrain.checkpoint import Identity, newest_whole, read_manifest, read_weig
 from pretrain.model import identity_of
 
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
+HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the last to be refused
 EMBEDDING = "embeddings.word_embeddings.weight"
 COPIES = {
     "cls.predictions.decoder.weight": f"bert.{EMBEDDING}",
@@ -70,7 +71,7 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
         return _from_run(checkpoint)
     if tag := deepspeed_format.find_tag(path):
         return _from_deepspeed(tag, config, vocab)
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() and any((path / name).is_file() for name in HF_WEIGHTS):
         return _from_hf(path, config or path, vocab or path)
     raise InputError(
         f"{path} is neither a run folder with checkpoints nor a checkpoint, of ours or of DeepSpeed, "

@@ -418,6 +418,11 @@ def test_what_a_checkpoint_cannot_say_is_asked_for(folder, start, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "roberta", "vocab_size": 26}')
     with pytest.raises(InputError, match="only post-LayerNorm BERT"):
         main(ExportConfig(folder, tmp_path / "hf", config=tmp_path, vocab=start))
+    with pytest.raises(InputError, match="neither a run folder with checkpoints"):  # config.json alone is no model
+        main(ExportConfig(tmp_path, tmp_path / "hf"))
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(InputError, match="pickled weights are not read"):
+        main(ExportConfig(tmp_path, tmp_path / "hf", vocab=start))
 
 
 def changed(weights: dict[str, torch.Tensor], **changes: Any) -> dict[str, torch.Tensor]:
