@@ -17,25 +17,20 @@ counted, not refused: `counts` gets `invalid_utf8`, `nul_characters`, `long_line
 """
 
 import glob
-import gzip
-import io
 import json
 import os
 import re
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import zstandard
-
-from data_prep import datasets_reader
+from data_prep import datasets_reader, unpack
 from data_prep.cli import InputError, say
 from data_prep.sentences import looks_like_lines
+from data_prep.unpack import Source, decode, guarded, lines_of, open_unpacked
 
-MAX_LINE = 16 << 20  # bytes; a longer line of .txt is cut, of .jsonl left out
 MAX_DOCUMENT = 4 << 20  # characters; a longer document is cut into several
 SNIFF = 1 << 18  # bytes looked at to tell lines from prose
 
@@ -48,17 +43,6 @@ class Document(NamedTuple):
     id: str  # "name of the source:place", the place being a byte or a row
     text: str
     lines: bool = False  # every line is a sentence already
-
-
-class Source(NamedTuple):
-    """A file of the corpus."""
-
-    path: Path
-    name: str  # as written into the manifest: relative to the folder named on the command line, with its last part
-    kind: str  # txt, jsonl, parquet, dataset
-    packing: str  # "", gz, zst
-    bytes: int  # on disk
-    layout: str  # lines or prose for txt, else ""
 
 
 def find_sources(
@@ -120,7 +104,7 @@ def _source(path: Path, name: str, txt: str) -> Source:
 
 def _sniff_layout(source: Source) -> str:
     with open_unpacked(source) as stream:
-        beginning = _guarded(source, lambda: stream.read(SNIFF)).decode("utf-8", "replace").replace("\r\n", "\n")
+        beginning = guarded(source, lambda: stream.read(SNIFF)).decode("utf-8", "replace").replace("\r\n", "\n")
     lines = beginning.split("\n")
     return "lines" if looks_like_lines(lines[:-1] if len(lines) > 1 else lines) else "prose"
 
@@ -235,7 +219,7 @@ def _blocks(source: Source, start: int, stop: int, counts: Counter[str]) -> Iter
     blank_lines, last_blank = 0, (-1 if start == 0 else None)
     block: list[str] = []
     first = size = 0
-    for place, line in _lines(source, start, counts):
+    for place, line in lines_of(source, start, counts):
         if not line.strip():
             if block:
                 yield first, blank_lines, "\n".join(block)
@@ -253,7 +237,7 @@ def _blocks(source: Source, start: int, stop: int, counts: Counter[str]) -> Iter
             counts["cut_documents"] += 1
             block, blank_lines, size = [], 0, 0
         first = first if block else place
-        block.append(_decode(line, counts).rstrip("\r\n"))
+        block.append(decode(line, counts).rstrip("\r\n"))
         size += len(line)
     if block:
         yield first, blank_lines, "\n".join(block)
@@ -261,13 +245,13 @@ def _blocks(source: Source, start: int, stop: int, counts: Counter[str]) -> Iter
 
 def _read_jsonl(source: Source, column: str, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:
     too_long = False
-    for place, line in _lines(source, start, counts):
-        continues, too_long = too_long, len(line) == MAX_LINE and not line.endswith(b"\n")
+    for place, line in lines_of(source, start, counts):
+        continues, too_long = too_long, len(line) == unpack.MAX_LINE and not line.endswith(b"\n")
         if place >= stop and not continues:
             return
         if continues or too_long or not line.strip():
             continue
-        yield Document(f"{source.name}:{place}", _field(source, place, _decode(line, counts), column))
+        yield Document(f"{source.name}:{place}", _field(source, place, decode(line, counts), column))
 
 
 def _field(source: Source, place: int, line: str, column: str) -> str:
@@ -287,7 +271,7 @@ def _field(source: Source, place: int, line: str, column: str) -> str:
 
 def _line_name(source: Source, place: int) -> str:
     """ "file, line 17", counted only now that somebody wants to know."""
-    number = 1 + sum(line.endswith(b"\n") for at, line in _lines(source, 0, Counter()) if at < place)
+    number = 1 + sum(line.endswith(b"\n") for at, line in lines_of(source, 0, Counter()) if at < place)
     return f"{source.path}, line {number}"
 
 
@@ -300,7 +284,7 @@ def _read_parquet(source: Source, column: str, start: int, stop: int) -> Iterato
             row += rows
             continue
         batches = file.iter_batches(batch_size=64, row_groups=[group], columns=[column], use_threads=False)
-        while batch := _guarded(source, partial(next, batches, None)):
+        while batch := guarded(source, partial(next, batches, None)):
             if row + len(batch) > start:
                 for at, text in enumerate(batch.column(0).to_pylist(), row):
                     if start <= at < stop:
@@ -311,7 +295,7 @@ def _read_parquet(source: Source, column: str, start: int, stop: int) -> Iterato
 def _open_parquet(source: Source, column: str) -> Any:
     import pyarrow.parquet  # inside: 60 MB of memory that only parquet needs
 
-    file = _guarded(source, lambda: pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20))
+    file = guarded(source, lambda: pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20))
     if column not in file.schema_arrow.names:
         raise InputError(f"{source.path} has no column {column!r}, only {file.schema_arrow.names}; see --column")
     kind = file.schema_arrow.field(column).type
@@ -319,92 +303,3 @@ def _open_parquet(source: Source, column: str) -> Any:
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise InputError(f"{source.path}: column {column!r} is of type {kind}, not text; see --column")
     return file
-
-
-def _lines(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin at or after byte `start` of the unpacked text, with their places, in pieces of MAX_LINE."""
-    with open_unpacked(source) as stream:
-        place, read_line = max(0, start - 1), partial(stream.readline, MAX_LINE)
-        if place:
-            stream.seek(place)
-            while skipped := _guarded(source, read_line):  # the rest of a line of the range before
-                place += len(skipped)
-                if skipped.endswith(b"\n"):
-                    break
-        while line := _guarded(source, read_line):
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                counts["long_lines"] += 1
-            yield place, line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
-            place += len(line)
-
-
-def _guarded(source: Source, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise InputError(f"{source.path} is damaged or cut short ({error}); fetch or pack it again") from error
-    except Exception as error:
-        if source.kind == "parquet":  # pyarrow raises what it likes, OSError and ValueError among it
-            raise InputError(f"{source.path} is not a whole parquet file ({error}); fetch it again") from error
-        raise
-
-
-def _decode(line: bytes, counts: Counter[str]) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        counts["invalid_utf8"] += 1
-        return line.decode("utf-8", "replace")
-
-
-class _Zst(io.RawIOBase):
-    """A .zst file unpacked frame by frame. zstandard's own reader takes a file cut short for one that ended."""
-
-    def __init__(self, path: Path):
-        self.file = open(path, "rb")  # noqa: SIM115
-        self.frame: Any = None
-        self.packed = self.unpacked = b""
-
-    def readable(self) -> bool:
-        """True, always."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`; 0 at the end of the last frame, EOFError where the file ends within one."""
-        while not self.unpacked:
-            # Little at a time: what it unpacks to is in memory at once, and it may be 32,768 times as much.
-            self.packed = self.packed or self.file.read(1 << 11)
-            if not self.packed:
-                if self.frame is not None:
-                    raise EOFError("the file ends before the end-of-stream marker was reached")
-                return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.unpacked = self.frame.decompress(self.packed)
-            self.packed = self.frame.unused_data if self.frame.eof else b""
-            self.frame = None if self.frame.eof else self.frame
-        size = min(len(buffer), len(self.unpacked))
-        buffer[:size] = self.unpacked[:size]
-        self.unpacked = self.unpacked[size:]
-        return size
-
-    def close(self) -> None:
-        """Close the file below too."""
-        self.file.close()
-        super().close()
-
-
-def open_unpacked(source: Source) -> BinaryIO:
-    """A file's bytes, unpacked on the way.
-
-    Raises
-    ------
-    InputError: it cannot be read.
-    """
-    try:
-        if source.packing == "gz":
-            return gzip.open(source.path, "rb")  # type: ignore[return-value]
-        if source.packing == "zst":
-            return io.BufferedReader(_Zst(source.path), 1 << 20)
-        return open(source.path, "rb", buffering=1 << 20)
-    except OSError as error:
-        raise InputError(f"{source.path} cannot be read: {error.strerror}") from error

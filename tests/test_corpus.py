@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import zstandard
 
-from data_prep import corpus
+from data_prep import corpus, unpack
 from data_prep.cli import InputError
 from data_prep.corpus import find_sources, read_documents
 from data_prep.plan import make_plan, unit_documents
@@ -110,7 +110,7 @@ def test_broken_text_is_replaced_and_counted(tmp_path):
 
 
 def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "MAX_LINE", 200)
+    monkeypatch.setattr(unpack, "MAX_LINE", 200)
     monkeypatch.setattr(corpus, "MAX_DOCUMENT", 100)
     counts: Counter[str] = Counter()
     long = json.dumps({"text": "x" * 300}) + "\n"

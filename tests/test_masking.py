@@ -103,5 +103,6 @@ def test_spans_are_runs_of_words_of_some_length():
 
 
 def test_words_need_to_know_the_vocabulary():
+    ids, special, lengths, keys = samples([8])
     with pytest.raises(ValueError, match="masking by word needs to know"):
-        mask_tokens(*samples([8]), MASK, VOCAB, Masking(unit="word"))
+        mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="word"))
