@@ -1,6 +1,6 @@
 """A file of the corpus as lines of bytes, unpacked on the way: memory does not grow with the file, nor with a line.
 
-    for place, line in lines_of(source, start, counts): ...    # from the first line that begins at byte `start` or later
+    for place, line in lines_of(source, start, counts): ...    # the lines that begin at byte `start` or later
 
 Plain files can be entered anywhere; .gz and .zst are read from their beginning. A line of more than MAX_LINE bytes
 comes in pieces. A file that is damaged or cut short is refused, however its packer would have it.
