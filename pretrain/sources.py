@@ -119,7 +119,9 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Sourc
     record = {"checkpoint": str(tag.resolve()), "zero_stage": read.stage, "ranks": read.ranks, "versions": {}}
     record["versions"] = {"deepspeed": read.version}
     story = f"converted with zerobert from a DeepSpeed checkpoint (ZeRO stage {read.stage}, {read.step:,} steps)."
-    return _foreign(tag, read.weights, config, vocab or folder, read.step, story, record)
+    found = _foreign(tag, read.weights, config, vocab or folder, read.step, story, record)
+    name = tag.resolve().parent.name  # a tag such as global_step100 names no model
+    return found._replace(name=name, title=name)
 
 
 def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
