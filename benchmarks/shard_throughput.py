@@ -64,7 +64,8 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory(prefix="zerobert-") as folder:
         small = write_corpus(config, Path(folder) / "small.jsonl", config.small_mb)
         result: dict[str, Any] = {"name": "shard_throughput", "small_mb": round(small[1] / 1e6, 1)}
-        result["hf_one_thread_mb_s"] = round(hf_rate(config, small[0]), 3)
+        rates = [hf_rate(config, small[0]) for _ in range(config.rounds)]
+        result["hf_one_thread_mb_s"] = round(max(rates), 3)
         for path in ("nanotoken", "pieces"):
             row = best(config, small, "--encode_with", path, "--workers", "1")
             result[path] = row | {"ratio": round(row["cpu_mb_s"] / result["hf_one_thread_mb_s"], 2)}
