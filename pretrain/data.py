@@ -136,8 +136,11 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
         ids, is_special, lengths, picked.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking, continues
     )
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    kept_rows = np.sort(np.concatenate([cu_seqlens[:-1], masked_rows]))
-    kept_before = np.searchsorted(kept_rows, cu_seqlens)
+    masked_before = np.searchsorted(masked_rows, cu_seqlens)
+    kept_before = masked_before + np.arange(len(cu_seqlens))  # of each sample its [CLS] and its masked rows
+    mlm_places = np.arange(len(masked_rows)) + np.repeat(np.arange(1, len(cu_seqlens)), np.diff(masked_before))
+    kept_rows = np.empty(kept_before[-1], np.int64)
+    kept_rows[kept_before[:-1]], kept_rows[mlm_places] = cu_seqlens[:-1], masked_rows
     positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
     nsp_labels = np.where(picked.samples["b_length"] > 0, picked.samples["label"].astype(np.int64), IGNORED)
     return Batch(
@@ -145,7 +148,7 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
         token_types=torch.from_numpy(token_types),
         positions=torch.from_numpy(positions),
         kept_rows=torch.from_numpy(kept_rows),
-        mlm_places=torch.from_numpy(np.searchsorted(kept_rows, masked_rows)),
+        mlm_places=torch.from_numpy(mlm_places),
         cls_places=torch.from_numpy(kept_before[:-1]),
         mlm_labels=torch.from_numpy(labels),
         nsp_labels=torch.from_numpy(nsp_labels),
