@@ -11,7 +11,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 DEADLINE = 240.0  # seconds
@@ -22,7 +22,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadlin
     ranks = start_ranks(world, function, *arguments)
     until = time.monotonic() + deadline
     try:
-        return [_result(connection, rank, until) for rank, (_, connection) in enumerate(ranks)]
+        return _results([connection for _, connection in ranks], until)
     finally:
         for process, _ in ranks:
             process.kill()
@@ -61,9 +61,21 @@ def _rank(connection: Connection, rank: int, world: int, port: int, function: Ca
     connection.recv()  # stay until all ranks are done: a rank that leaves early breaks the others' collectives
 
 
-def _result(connection: Connection, rank: int, until: float) -> Any:
-    if not connection.poll(max(until - time.monotonic(), 0)):
-        raise TimeoutError(f"rank {rank} has not answered in time")
+def _results(connections: list[Connection], until: float) -> list[Any]:
+    """What all ranks answer; the first failure ends the wait, since the others may hang for it."""
+    results: dict[int, Any] = {}
+    while len(results) < len(connections):
+        open_ones = [connection for rank, connection in enumerate(connections) if rank not in results]
+        ready = wait(open_ones, max(until - time.monotonic(), 0))
+        if not ready:
+            raise TimeoutError(f"{len(open_ones)} of {len(connections)} ranks have not answered in time")
+        for connection in ready:
+            rank = connections.index(connection)  # type: ignore[arg-type]
+            results[rank] = _result(connections[rank], rank)
+    return [results[rank] for rank in range(len(connections))]
+
+
+def _result(connection: Connection, rank: int) -> Any:
     try:
         well, value = connection.recv()
     except EOFError:
