@@ -192,8 +192,11 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
             raise InputError(f"{folder}: {error}") from error
     for master in partition.masters:
         partition.optimizer.state[master]["step"] = torch.tensor(float(state.step), device=master.device)
-    for field, value in content["loss_scaler"].items():
-        setattr(engine.optimizer.loss_scaler, field, value)
+    scaler, saved = getattr(engine.optimizer, "loss_scaler", None), content["loss_scaler"]
+    if set(saved) == set(SCALER_FIELDS) and all(hasattr(scaler, field) for field in SCALER_FIELDS):
+        # fp16 then and now; another precision has a constant scale, or none.
+        for field, value in saved.items():
+            setattr(scaler, field, value)
     engine.global_steps = state.step + state.skipped
     engine.global_samples = state.samples
     engine.skipped_steps = state.skipped
