@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pretrain.partition import Partition, Slice
 
-CPU_CHUNK = 1 << 18  # elements (1 MB): scratch, weights and moments of a chunk fit into the second-level cache
+CPU_CHUNK = 1 << 20  # elements (4 MB): scratch, weights, gradient and moments of a chunk fit into the last-level cache
 CUDA_CHUNK = 1 << 26
 
 # Published variants: defaults for what the JSON leaves open. All keep biases and LayerNorm out of weight decay.
