@@ -19,7 +19,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -52,14 +54,18 @@ class Supervisor:
         return code
 
     def _attempt(self) -> int:
-        # A session of its own: Ctrl-C reaches the ranks through us only, once.
-        launcher = subprocess.Popen(self.command, start_new_session=True)
-        try:
-            code = launcher.wait()
-            return _worst([_positive(code), *self._wait_for_orphans()])
-        finally:
-            for process in _descendants():
-                _send(process, signal.SIGKILL)
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = Path(folder) / "outcome"  # written by rank 0 where it ends well, on this host
+            # A session of its own: Ctrl-C reaches the ranks through us only, once.
+            launcher = subprocess.Popen(
+                self.command, start_new_session=True, env={**os.environ, "ZEROBERT_OUTCOME": str(outcome)}
+            )
+            try:
+                codes = [_positive(launcher.wait()), *self._wait_for_orphans()]
+            finally:
+                for process in _descendants():
+                    _send(process, signal.SIGKILL)
+            return int(outcome.read_text()) if outcome.exists() else _worst(codes)
 
     def _wait_for_orphans(self) -> list[int]:
         """Exit codes of what the launcher left behind. Ranks that lose their launcher save and end by themselves."""

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,11 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:  # the disk, of this rank
         print(f"error: {error}; checkpoints that were whole still are", file=sys.stderr, flush=True)
         sys.exit(1)
-    sys.exit(0 if state.step == config.steps or config.dry_run else STOPPED)
+    code = 0 if state.step == config.steps or config.dry_run else STOPPED
+    # For launch/supervise.py: the launcher in between loses exit codes when it is killed or told to end.
+    if os.environ.get("RANK", "0") == "0" and "ZEROBERT_OUTCOME" in os.environ:
+        Path(os.environ["ZEROBERT_OUTCOME"]).write_text(str(code))
+    sys.exit(code)
 
 
 def train(config: TrainConfig) -> RunState:
