@@ -28,9 +28,9 @@ import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.machine import machine
-from data_prep.index import Sentences, build
-from data_prep.masking import Masking
-from data_prep.pairs import Mixture, assemble
+from data_prep.samples.index import Sentences, build
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Mixture, assemble
 from data_prep.store import Store
 from pretrain.data import Position, SampleStream, deal, feed
 

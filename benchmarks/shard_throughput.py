@@ -35,8 +35,8 @@ from data_prep.cli import (
 from tokenizers import Tokenizer
 
 from benchmarks.machine import machine
-from data_prep.corpus import find_sources, read_documents
 from data_prep.store import Store
+from data_prep.text.corpus import find_sources, read_documents
 
 HF_MB = 6  # of the text that `tokenizers` encodes: its rate does not depend on how much
 

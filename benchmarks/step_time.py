@@ -25,8 +25,8 @@ from transformers import BertConfig, BertForPreTraining
 
 from benchmarks.machine import machine
 from data_prep.cli import parse
-from data_prep.draws import draw
-from data_prep.masking import mask_tokens
+from data_prep.samples.draws import draw
+from data_prep.samples.masking import mask_tokens
 from pretrain.attention import IMPLEMENTATION, Layout
 from pretrain.data import Position, StepCounts
 from pretrain.meter import peak_flops, step_flops

@@ -29,12 +29,12 @@ import io
 
 import numpy as np
 
-from data_prep.cleaning import hash_of, identity_of
-from data_prep.corpus import Source, find_sources
 from data_prep.files import write_whole
-from data_prep.plan import Unit, make_plan, unit_documents, unit_name
-from data_prep.progress import Progress
-from data_prep.ranks import Place, local_workers, run_local
+from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
+from data_prep.sharding.progress import Progress
+from data_prep.sharding.ranks import Place, local_workers, run_local
+from data_prep.text.cleaning import hash_of, identity_of
+from data_prep.text.corpus import Source, find_sources
 
 SHINGLE = 5  # words
 SEED = 1

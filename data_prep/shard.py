@@ -30,17 +30,17 @@ if not __package__:  # a plain script: data_prep/ itself is on the path, where i
 from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
-from data_prep import manifest
-from data_prep.builder import ShardBuilder
-from data_prep.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
-from data_prep.corpus import Source, find_sources
-from data_prep.encode import Encoder, EncodeWith
 from data_prep.files import sha256_of
-from data_prep.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
-from data_prep.progress import Progress
-from data_prep.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
-from data_prep.sentences import SplitBy, Splitter, splitter, version_of
+from data_prep.sharding import manifest
+from data_prep.sharding.builder import ShardBuilder
+from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
+from data_prep.sharding.progress import Progress
+from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
 from data_prep.store import tokenizer_sha256, write_shard
+from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
+from data_prep.text.corpus import Source, find_sources
+from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
+from data_prep.tokens.encode import Encoder, EncodeWith
 
 REPORT = 1 << 20  # bytes of text between two reports of a worker
 SAMPLE = 200  # sentences of the corpus in the self-check of the encoder

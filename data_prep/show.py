@@ -27,10 +27,10 @@ import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
-from data_prep.index import Objective, Sentences
-from data_prep.manifest import ODDITIES
-from data_prep.masking import Masking, mask_tokens
-from data_prep.pairs import Mixture, assemble
+from data_prep.samples.index import Objective, Sentences
+from data_prep.samples.masking import Masking, mask_tokens
+from data_prep.samples.pairs import Mixture, assemble
+from data_prep.sharding.manifest import ODDITIES
 from data_prep.store import HELD_OUT, Store
 
 BAR = 50  # characters of the longest bar of a histogram

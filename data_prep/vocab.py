@@ -32,11 +32,11 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 
-from data_prep import sentencepieces
-from data_prep.corpus import Source, find_sources, read_documents
 from data_prep.files import write_folder, write_json
-from data_prep.sentencepieces import SPECIAL
-from data_prep.sentences import splitter
+from data_prep.text.corpus import Source, find_sources, read_documents
+from data_prep.text.sentences import splitter
+from data_prep.tokens import sentencepieces
+from data_prep.tokens.sentencepieces import SPECIAL
 
 MULTIPLE = 64
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from data_prep.cli import ROOT, InputError
-from data_prep.masking import Masking
-from data_prep.pairs import Objective
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Objective
 from pretrain.ds_config import Flags
 from pretrain.schedule import Schedule
 

@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from data_prep.masking import Masking, mask_counts, mask_tokens
-from data_prep.pairs import Epoch, Mixture, Picked, assemble
+from data_prep.samples.masking import Masking, mask_counts, mask_tokens
+from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble
 from data_prep.store import Store
 from pretrain.attention import Layout
 from pretrain.model import IGNORED, Batch

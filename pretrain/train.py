@@ -20,8 +20,8 @@ import torch.distributed as dist
 from transformers import BertConfig
 
 from data_prep.cli import InputError, parse, print_json
-from data_prep.draws import draw
-from data_prep.pairs import Mixture
+from data_prep.samples.draws import draw
+from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState

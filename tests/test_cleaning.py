@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from data_prep import cleaning
-from data_prep.cleaning import Cleaner, Cleaning, excluded_grams, grams_of, hash_of, identity_of
 from data_prep.cli import InputError
-from data_prep.corpus import Document
 from data_prep.store import Store
+from data_prep.text import cleaning
+from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, grams_of, hash_of, identity_of
+from data_prep.text.corpus import Document
 from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
 
 LONG = "the quick brown fox walked slowly under the old stone bridge of Paris"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import InputError, parse
-from data_prep.masking import Masking
+from data_prep.samples.masking import Masking
 from pretrain.config import TrainConfig
 
 

@@ -10,11 +10,11 @@ from collections import Counter
 import pytest
 import zstandard
 
-from data_prep import corpus, unpack
 from data_prep.cli import InputError
-from data_prep.corpus import find_sources, read_documents
-from data_prep.plan import make_plan, unit_documents
-from data_prep.sentences import splitter
+from data_prep.sharding.plan import make_plan, unit_documents
+from data_prep.text import corpus, unpack
+from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.sentences import splitter
 from tests.corpora import as_jsonl, as_lines, as_prose, texts, write, write_parquet
 
 DOCUMENTS = texts(60)
@@ -63,7 +63,7 @@ def test_folders_and_globs_are_sorted_and_a_file_counts_once(tmp_path):
 @pytest.mark.parametrize("aim", [300, 1000, 7000])
 @pytest.mark.parametrize("kind", ["lines", "prose", "jsonl", "parquet"])
 def test_every_document_belongs_to_one_range(tmp_path, monkeypatch, kind, aim):
-    monkeypatch.setattr("data_prep.plan.LEAST_BYTES", 100)
+    monkeypatch.setattr("data_prep.sharding.plan.LEAST_BYTES", 100)
     if kind == "parquet":
         path = write_parquet(tmp_path / "a.parquet", DOCUMENTS)
     elif kind == "jsonl":

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.masking import Masking
-from data_prep.pairs import Mixture
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.data import Evaluation, MicroBatch, Position, SampleStream, deal, feed, prefetch
 from pretrain.model import IGNORED, Batch

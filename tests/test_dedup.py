@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from data_prep.cleaning import read_drop_list
 from data_prep.cli import InputError
 from data_prep.dedup import exact_copies, frequent, near_copies, rows_of
 from data_prep.store import Store
+from data_prep.text.cleaning import read_drop_list
 from tests.corpora import run_script, tiny_vocab, write
 
 pytest.importorskip("rensa")

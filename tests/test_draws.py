@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.draws import below, draw, fraction, permute
+from data_prep.samples.draws import below, draw, fraction, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 4097])

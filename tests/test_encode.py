@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from data_prep import fast_paths, sentencepieces
 from data_prep.cli import InputError
-from data_prep.encode import HARD, Encoder
+from data_prep.tokens import fast_paths, sentencepieces
+from data_prep.tokens.encode import HARD, Encoder
 from data_prep.vocab import SPECIAL, finish_tokenizer
 from tests.corpora import texts, tiny_vocab, write
 

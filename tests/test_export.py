@@ -16,11 +16,11 @@ from transformers import (
     BertTokenizer,
 )
 
+import pretrain.export.__main__ as export
 from data_prep.cli import InputError
-from pretrain import export
 from pretrain.checkpoint import folder_of, read_manifest, read_weights
 from pretrain.config import TrainConfig
-from pretrain.export import ExportConfig, main
+from pretrain.export.__main__ import ExportConfig, main
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of

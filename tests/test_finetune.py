@@ -13,9 +13,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForPreTraining, BertModel, pipeline
 
+import pretrain.finetune.__main__ as finetune
 from data_prep.cli import InputError, parse
-from pretrain import finetune, labelled, tasks
-from pretrain.finetune import RESULTS, FinetuneConfig, summary
+from pretrain.finetune import labelled, tasks
+from pretrain.finetune.__main__ import RESULTS, FinetuneConfig, summary
 from tests.tiny_hf import WORDS, tiny_bert, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

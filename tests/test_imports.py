@@ -23,11 +23,15 @@ PACKAGES = ("data_prep", "pretrain")
 FOLDERS = (*PACKAGES, "launch", "benchmarks", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
-FROM_DATA_PREP = {f"data_prep.{name}" for name in ("store", "pairs", "masking", "draws", "cli", "files")}
+FROM_DATA_PREP = {
+    f"data_prep.{name}" for name in ("store", "cli", "files", "samples.pairs", "samples.masking", "samples.draws")
+}
 NAMES_DEEPSPEED = {"pretrain.engine", "pretrain.partition"}
-STANDS_ALONE = {"pretrain.finetune", "pretrain.predict"}
+STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
 SHARED_HELPERS = {"data_prep.cli", "data_prep.files"}
-TRAINER = {f"pretrain.{name}" for name in ("train", "partition", "checkpoint", "model", "data", "config", "export")}
+TRAINER = {
+    f"pretrain.{name}" for name in ("train", "partition", "checkpoint", "model", "data", "config", "export.__main__")
+}
 
 
 class Import(NamedTuple):

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from data_prep import index_cache, pairs
-from data_prep.index_cache import cached
-from data_prep.pairs import Mixture
+from data_prep.samples import index_cache, pairs
+from data_prep.samples.index_cache import cached
+from data_prep.samples.pairs import Mixture
 from tests.stores import random_documents, store_of
 
 

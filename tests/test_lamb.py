@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.masking import Masking
-from data_prep.pairs import Mixture
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.checkpoint import folder_of
 from pretrain.config import TrainConfig

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_prep.draws import draw
-from data_prep.masking import Masking, mask_counts, mask_tokens
+from data_prep.samples.draws import draw
+from data_prep.samples.masking import Masking, mask_counts, mask_tokens
 from tests.reference.masking import masked_sample
 
 MASK, VOCAB = 4, 50

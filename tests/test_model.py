@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError
-from data_prep.masking import Masking
-from data_prep.pairs import Mixture
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Mixture
 from pretrain.attention import IMPLEMENTATION
 from pretrain.data import make_batch
 from pretrain.model import PADDING_BIAS, VOCAB_MULTIPLE, Batch, Pretrainer, build, parameter_groups

@@ -3,10 +3,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data_prep import index
 from data_prep.cli import InputError
-from data_prep.index import Sentences, build
-from data_prep.pairs import Mixture, Picked, assemble
+from data_prep.samples import index
+from data_prep.samples.index import Sentences, build
+from data_prep.samples.pairs import Mixture, Picked, assemble
 from data_prep.store import Store
 from tests.reference.pairs import nsp_samples
 from tests.stores import random_documents, store_of

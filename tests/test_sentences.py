@@ -6,7 +6,7 @@ import re
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.sentences import looks_like_lines, splitter
+from data_prep.text.sentences import looks_like_lines, splitter
 
 CASES = {
     "en": [

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.ranks import WorkFailed, part_of, rank_and_world, run_local
-from data_prep.sentences import splitter
+from data_prep.sharding.ranks import WorkFailed, part_of, rank_and_world, run_local
 from data_prep.store import HELD_OUT, Store
+from data_prep.text.sentences import splitter
 from tests.corpora import (
     ROOT,
     as_jsonl,

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep.cli import InputError, parse
-from data_prep.encode import HARD, Encoder
 from data_prep.store import Store
+from data_prep.tokens.encode import HARD, Encoder
 from data_prep.vocab import SPECIAL, VocabConfig, main, read_vocab
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.ranks import Place, only_writer
+from data_prep.sharding.ranks import Place, only_writer
 from data_prep.store import Store
 from tests.corpora import ROOT, as_jsonl, as_lines, files_of, run_script, texts, tiny_vocab, write, write_parquet
 

@@ -1,9 +1,9 @@
-"""Masking one token at a time, with the draws of data_prep/masking.py: BERT's (Devlin et al. 2019, section 3.1), by
-whole words, and by runs of words."""
+"""Masking one token at a time, with the draws of data_prep/samples/masking.py: BERT's (Devlin et al. 2019,
+section 3.1), by whole words, and by runs of words."""
 
 import numpy as np
 
-from data_prep.draws import draw_more
+from data_prep.samples.draws import draw_more
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 

@@ -1,11 +1,11 @@
 """BERT's sentence pairs, one document at a time, after create_instances_from_document of google-research/bert.
 
-The draws are those of data_prep/pairs.py (the same keys); everything done with them is written out plainly.
+The draws are those of data_prep/samples/pairs.py (the same keys); everything done with them is written out plainly.
 """
 
 import numpy as np
 
-from data_prep.draws import below, draw, draw_more
+from data_prep.samples.draws import below, draw, draw_more
 
 
 def _fraction_of(bits: int, width: int, bound: int) -> int:

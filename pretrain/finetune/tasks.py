@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from data_prep.cli import InputError, say
-from pretrain.labelled import Example, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.finetune.labelled import Example, read_numbers, read_pairs, read_tags, read_texts
 
 IGNORED = -100  # label of a position that counts for nothing; torch's cross entropy skips it
 

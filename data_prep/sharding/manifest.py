@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_prep import cleaning
 from data_prep.cli import InputError, say
-from data_prep.corpus import Source
-from data_prep.encode import Encoder
 from data_prep.files import write_folder, write_json
-from data_prep.plan import Records, Unit, differing
+from data_prep.sharding.plan import Records, Unit, differing
 from data_prep.store import FORMAT, TOKENIZER_FILES, project_version
+from data_prep.text import cleaning
+from data_prep.text.corpus import Source
+from data_prep.tokens.encode import Encoder
 
 ENDS = 1 << 16  # bytes from either end of a source that are hashed: enough to tell files of one size apart
 TOTALS = ("documents", "sentences", "tokens", "held_out_documents", "unknown", "text_bytes")

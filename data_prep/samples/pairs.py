@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.draws import draw, permute
-from data_prep.index import SAMPLE, VERSION, Objective, Sentences, build
-from data_prep.index_cache import cached
+from data_prep.samples.draws import draw, permute
+from data_prep.samples.index import SAMPLE, VERSION, Objective, Sentences, build
+from data_prep.samples.index_cache import cached
 from data_prep.store import HELD_OUT, Store
 
 _ORDER, _STORE = 2, 3  # what is drawn, as the last part of a key

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.corpus import Document, find_sources, read_documents
 from data_prep.files import sha256_of
-from data_prep.unpack import Source, open_unpacked
+from data_prep.text.corpus import Document, find_sources, read_documents
+from data_prep.text.unpack import Source, open_unpacked
 
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
 COUNTS = (

@@ -51,8 +51,8 @@ from transformers import (
 )
 
 from data_prep.files import write_folder, write_json
-from pretrain.labelled import Example
-from pretrain.tasks import TASKS, Task
+from pretrain.finetune.labelled import Example
+from pretrain.finetune.tasks import TASKS, Task
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01

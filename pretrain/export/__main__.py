@@ -34,8 +34,8 @@ from data_prep.files import write_folder, write_json
 from data_prep.store import TOKENIZER_FILES
 from pretrain import hf_folder
 from pretrain.attention import Layout
+from pretrain.export.sources import Source, find_source
 from pretrain.model import Batch, encode, from_weights, unpadded
-from pretrain.sources import Source, find_source
 
 HEADS: dict[str, type[PreTrainedModel]] = {
     "pretraining": BertForPreTraining,

@@ -26,10 +26,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep import datasets_reader, unpack
 from data_prep.cli import InputError, say
-from data_prep.sentences import looks_like_lines
-from data_prep.unpack import Source, decode, guarded, lines_of, open_unpacked
+from data_prep.text import datasets_reader, unpack
+from data_prep.text.sentences import looks_like_lines
+from data_prep.text.unpack import Source, decode, guarded, lines_of, open_unpacked
 
 MAX_DOCUMENT = 4 << 20  # characters; a longer document is cut into several
 SNIFF = 1 << 18  # bytes looked at to tell lines from prose

@@ -25,8 +25,8 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError
 from data_prep.store import tokenizer_sha256
-from pretrain import deepspeed_format
 from pretrain.checkpoint import Identity, newest_whole, read_manifest, read_weights
+from pretrain.export import deepspeed_format
 from pretrain.model import identity_of
 
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do

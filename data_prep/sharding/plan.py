@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.cleaning import Cleaner
 from data_prep.cli import InputError
-from data_prep.corpus import Document, Source, count_rows, read_documents
 from data_prep.files import write_json
 from data_prep.store import shard_name
+from data_prep.text.cleaning import Cleaner
+from data_prep.text.corpus import Document, Source, count_rows, read_documents
 
 PACKED = 4  # bytes of text in a byte of a packed file: a guess, for balance only
 LEAST_UNITS = 32  # a small corpus is cut finer than shards need be, so that several workers have work

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data_prep.draws import draw_more, fraction
+from data_prep.samples.draws import draw_more, fraction
 
 _POSITION_BITS = 16  # room for the position in a sample beside its score in one uint64
 _SCORE_BITS = 24  # of a unit's score that are compared with the limit below

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.draws import below, draw, draw_more
+from data_prep.samples.draws import below, draw, draw_more
 from data_prep.store import HELD_OUT, Store
 
 VERSION = 2  # counts changes of what `build` gives; part of the name of a cached index

@@ -14,8 +14,8 @@ from collections import Counter
 
 import numpy as np
 
-from data_prep.encode import Encoder
 from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections
+from data_prep.tokens.encode import Encoder
 
 BATCH = 1 << 20  # bytes of text encoded at once
 

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
 
 from data_prep.cli import InputError, say
-from data_prep.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
 from data_prep.store import token_dtype
+from data_prep.tokens.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
 
 EncodeWith = Literal["auto", "nanotoken", "pieces", "tokenizers"]
 ROLES = ("pad", "unk", "cls", "sep", "mask")
