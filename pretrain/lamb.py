@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.partition import Partition, Slice
+from pretrain.together import host_group
 
 CPU_CHUNK = 1 << 20  # elements (4 MB): scratch, weights, gradient and moments of a chunk fit into the last-level cache
 CUDA_CHUNK = 1 << 26
@@ -47,7 +48,8 @@ class _Layout(NamedTuple):
     members: list[str]  # parameters with a slice in this master on any rank, in the same order on all ranks
     slices: list[Slice]  # of this rank
     chunks: list[list[Slice]]  # the same, cut and batched for the first pass
-    rows: Tensor  # for each chunked slice, the row of its parameter among members
+    rows: Tensor  # for each slice, the row of its parameter among members; on the master's device
+    chunked_rows: Tensor  # for each chunked slice, the same
 
 
 class Lamb(torch.optim.Optimizer):
@@ -69,22 +71,27 @@ class Lamb(torch.optim.Optimizer):
         self.bias_correction, self.adapt_undecayed = bias_correction, adapt_undecayed
         self.min_ratio, self.max_ratio = min_ratio, max_ratio
         self.is_sharded = False
+        self._group: dist.ProcessGroup | None = None
         self._layouts: dict[int, _Layout] = {}  # by id of the master
         self._ratios: dict[int, Tensor] = {}  # newest trust ratios [members], by number of the master
         self._scratch: Tensor | None = None
 
     def bind(self, partition: Partition) -> None:
-        """Learn where the slices of every parameter lie. Until then step() does nothing."""
+        """Learn where the slices of every parameter lie. Until then step() does nothing. Collective where sharded."""
         self.is_sharded = partition.stage > 0
+        if self.is_sharded and not partition.masters[0].is_cuda:
+            self._group = host_group()  # masters offloaded from a GPU: NCCL takes no host tensors
         of_master: dict[int, list[Slice]] = defaultdict(list)
         for piece in partition.slices:
             of_master[piece.master].append(piece)
         for number, master in enumerate(partition.masters):
             members, slices = partition.members[number], of_master[number]
             chunks = _chunks(slices, CUDA_CHUNK if master.is_cuda else CPU_CHUNK)
-            row_of = {name: row for row, name in enumerate(members)}
-            rows = torch.tensor([row_of[piece.name] for chunk in chunks for piece in chunk], dtype=torch.int64)
-            self._layouts[id(master)] = _Layout(number, members, slices, chunks, rows.to(master.device))
+            rows, chunked_rows = (
+                torch.tensor([members.index(piece.name) for piece in pieces], dtype=torch.int64, device=master.device)
+                for pieces in (slices, [piece for chunk in chunks for piece in chunk])
+            )
+            self._layouts[id(master)] = _Layout(number, members, slices, chunks, rows, chunked_rows)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -118,21 +125,18 @@ class Lamb(torch.optim.Optimizer):
         weights, gradient = master.view(-1), master.grad.view(-1)  # type: ignore[union-attr]
         norms = [norm for chunk in layout.chunks for norm in self._directions(weights, gradient, state, chunk, group)]
         if not (group["weight_decay"] or self.adapt_undecayed):
-            _add(weights, gradient, layout.slices, [group["lr"]] * len(layout.slices))
+            torch._foreach_add_(_views(weights, layout.slices), _views(gradient, layout.slices), alpha=group["lr"])
             return
         squares = torch.zeros(len(layout.members), 2, dtype=torch.float64, device=master.device)
         if norms:
-            squares.index_add_(0, layout.rows, torch.stack(norms).double().view(-1, 2).square())
+            squares.index_add_(0, layout.chunked_rows, torch.stack(norms).double().view(-1, 2).square())
         if self.is_sharded:
-            dist.all_reduce(squares)
+            dist.all_reduce(squares, group=self._group)
         weight_norm, step_norm = squares.sqrt().unbind(1)
         ratio = (weight_norm / step_norm).clamp(self.min_ratio, self.max_ratio)
         ratio = torch.where((weight_norm > 0) & (step_norm > 0), ratio, 1.0)
         self._ratios[layout.number] = ratio
-        row_of = {name: row for row, name in enumerate(layout.members)}
-        own = ratio[torch.tensor([row_of[piece.name] for piece in layout.slices], dtype=torch.int64)] * group["lr"]
-        # On the CPU numbers cost nothing; on a GPU they stay there, so that the host does not wait.
-        _add(weights, gradient, layout.slices, list(own.float().unbind()) if master.is_cuda else own.tolist())
+        _add(weights, gradient, layout.slices, (ratio * group["lr"]).float().index_select(0, layout.rows))
 
     def _directions(
         self, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], chunk: list[Slice], group: dict[str, Any]
@@ -159,22 +163,22 @@ class Lamb(torch.optim.Optimizer):
     def _zeroed(self, size: int, like: Tensor) -> Tensor:
         if self._scratch is None or self._scratch.numel() < size or self._scratch.device != like.device:
             self._scratch = torch.empty(size, device=like.device)
-        return self._scratch[:size].zero_()
+        return self._scratch.narrow(0, 0, size).zero_()
 
 
 def _views(tensor: Tensor, slices: list[Slice]) -> list[Tensor]:
     flat = tensor.view(-1)
-    return [flat[piece.start : piece.start + piece.length] for piece in slices]
+    return [flat.narrow(0, piece.start, piece.length) for piece in slices]
 
 
-def _add(weights: Tensor, steps: Tensor, slices: list[Slice], rates: list[Any]) -> None:
-    """weights += rate * step, slice by slice; rates are numbers, or scalars on the device."""
+def _add(weights: Tensor, steps: Tensor, slices: list[Slice], rates: Tensor) -> None:
+    """weights += rate * step, slice by slice."""
     w, s = _views(weights, slices), _views(steps, slices)
-    if weights.is_cuda:
-        torch._foreach_mul_(s, rates)
-        torch._foreach_add_(w, s)
+    if weights.is_cuda:  # rates stay on the device, so that the host does not wait for them
+        for weight, step, own in zip(w, s, rates.unbind(), strict=True):
+            weight.addcmul_(step, own)
         return
-    for weight, step, rate in zip(w, s, rates, strict=True):
+    for weight, step, rate in zip(w, s, rates.tolist(), strict=True):
         weight.add_(step, alpha=rate)
 
 

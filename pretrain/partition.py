@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pretrain.together import host_group
+
 TESTED_DEEPSPEED = "0.19.8"
 
 
@@ -150,9 +152,7 @@ def _check_coverage(
         row[1] += piece.length * (piece.offset + (piece.length - 1) / 2)
         row[2 + piece.master] += 1
     if stage and dist.get_world_size() > 1:
-        on_device = found.to(masters[0].device)
-        dist.all_reduce(on_device)
-        found = on_device.cpu()
+        dist.all_reduce(found, group=host_group())
     for name, (length, index_sum, *_) in zip(names, found.tolist(), strict=True):
         count = math.prod(shapes[name])
         if (length, index_sum) != (count, count * (count - 1) / 2):

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
@@ -308,3 +311,30 @@ def test_a_zero_weight_or_a_zero_step_has_ratio_one():
     assert list(optimizer.trust_ratios().values()) == [1.0, 1.0]
     assert parameters["zero.weight"].detach().numpy() == pytest.approx(-0.01, rel=1e-4)
     assert not parameters["still.weight"].any()
+
+
+class DevicesSeen(TorchDispatchMode):
+    """Notes the devices of all tensors that go into operations and come out."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.devices |= {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_on_cuda_a_step_never_waits_for_the_device(variant):
+    """With tensors that have a device and no content, reading one (item, tolist) raises; host tensors are seen."""
+    with FakeTensorMode():
+        flat = torch.nn.Parameter(torch.empty(100, device="cuda"))
+        optimizer = Lamb([{"params": [flat], "weight_decay": 0.1}], lr=torch.pi, **VARIANTS[variant])
+        slices = [Slice("a.weight", 0, 0, 40, 0), Slice("b.weight", 0, 40, 50, 0)]
+        optimizer.bind(Partition(0, [flat], slices, {}, [["a.weight", "b.weight"]], optimizer, None))
+        flat.grad = torch.empty_like(flat)
+        with DevicesSeen() as seen:
+            optimizer.step()
+    assert seen.devices == {"cuda"}
