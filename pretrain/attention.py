@@ -1,6 +1,6 @@
 """Attention inside sequences of unequal length that lie end to end, without padding.
 
-    attend(q, k, v, queries, keys)      CPU: one sdpa a run of equal lengths; CUDA: torch's varlen_attn
+    attend(q, k, v, queries, keys)      16 bit on CUDA: torch's varlen_attn; else one sdpa a run of equal lengths
     IMPLEMENTATION                      the same as an attention of transformers: config._attn_implementation = it
 
 Dropout on attention weights is not offered: varlen_attn has none, and MosaicBERT trains as well without.
@@ -9,6 +9,7 @@ Dropout on attention weights is not offered: varlen_attn has none, and MosaicBER
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
@@ -22,22 +23,33 @@ class Layout(NamedTuple):
     """Lengths of B sequences that lie end to end; known on the host, so that no kernel has to wait for the device."""
 
     lengths: tuple[int, ...]  # B
+    longest: int
     cu_seqlens: Tensor  # [B + 1] int32, on the device of the tokens
+
+    @classmethod
+    def of(cls, bounds: np.ndarray) -> "Layout":
+        """From the B + 1 places where sequences begin and end."""
+        lengths = np.diff(bounds)
+        return cls(tuple(lengths.tolist()), int(lengths.max()), torch.from_numpy(bounds.astype(np.int32)))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Layout":
         """Copy to a device."""
-        return Layout(self.lengths, self.cu_seqlens.to(device, non_blocking=non_blocking))
+        return self._replace(cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(self.lengths)
+    def pin_memory(self) -> "Layout":
+        """Move into memory from which a GPU can copy while the host goes on."""
+        return self._replace(cu_seqlens=self.cu_seqlens.pin_memory())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, scale: float) -> Tensor:
     """softmax(q k' scale) v within each sequence. q [Tq, heads, d]; k, v [Tk, heads, d]; result [Tq, heads, d]."""
-    if q.is_cuda:
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):  # flash attention knows no other
         return varlen_attn(q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.longest, keys.longest, scale=scale)  # type: ignore[return-value]  # a tuple only with return_aux
+    return _run_by_run(q, k, v, queries, keys, scale)
+
+
+@torch.compiler.disable  # it would be compiled again for every list of lengths
+def _run_by_run(q: Tensor, k: Tensor, v: Tensor, queries: Layout, keys: Layout, scale: float) -> Tensor:
     runs = [
         (query, key, len(list(group)))
         for (query, key), group in groupby(zip(queries.lengths, keys.lengths, strict=True))

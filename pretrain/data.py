@@ -52,6 +52,10 @@ class MicroBatch(NamedTuple):
     batch: Batch
     step: StepCounts
 
+    def pin_memory(self) -> "MicroBatch":
+        """Move into memory from which a GPU can copy while the host goes on."""
+        return self._replace(batch=self.batch.pin_memory())
+
 
 class SampleStream:
     """The samples of a mixture one after another, epoch after epoch."""
@@ -152,13 +156,9 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
         cls_places=torch.from_numpy(kept_before[:-1]),
         mlm_labels=torch.from_numpy(labels),
         nsp_labels=torch.from_numpy(nsp_labels),
-        layout=_layout(cu_seqlens),
-        kept_layout=_layout(kept_before),
+        layout=Layout.of(cu_seqlens),
+        kept_layout=Layout.of(kept_before),
     )
-
-
-def _layout(cu_seqlens: np.ndarray) -> Layout:
-    return Layout(tuple(np.diff(cu_seqlens).tolist()), torch.from_numpy(cu_seqlens.astype(np.int32)))
 
 
 class Evaluation(NamedTuple):

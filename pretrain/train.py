@@ -26,13 +26,13 @@ from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState
 from pretrain.config import TrainConfig
-from pretrain.data import Evaluation, SampleStream, feed, prefetch
+from pretrain.data import Evaluation, MicroBatch, SampleStream, feed, prefetch
 from pretrain.ds_config import resolve
 from pretrain.engine import apply_step, check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.guard import STOPPED, DivergedError, Guard
 from pretrain.lamb import Lamb
 from pretrain.meter import Meter
-from pretrain.model import MAX_POSITIONS, Losses, build, identity_of
+from pretrain.model import MAX_POSITIONS, Losses, build, compile_layers, identity_of
 from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder
 from pretrain.saver import Saver
 from pretrain.schedule import lr_multiplier
@@ -99,6 +99,10 @@ def train(config: TrainConfig) -> RunState:
         config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, config.objective == "nsp"
     )
     check_lengths(config, model.config)
+    if config.compile:
+        if settings["zero_optimization"]["stage"] == 3:
+            raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
+        compile_layers(model)
     weights = [weight for _, weight in config.weighted_stores]
     mixture = Mixture(stores, weights, config.seq_len, config.objective, config.seed)
     if config.dry_run:
@@ -201,16 +205,17 @@ def one_step(run: Run, state: RunState, micro_batches: Any) -> tuple[Any, bool, 
 def this_ranks_batches(run: Run, state: RunState) -> Any:
     """The micro-batches of this rank from `state` on, made ahead."""
     settings = run.settings
-    return prefetch(
-        feed(
-            SampleStream(run.mixture, state.position),
-            run.config.masking,
-            settings["train_batch_size"],
-            settings["train_micro_batch_size_per_gpu"],
-            dist.get_rank(),
-            dist.get_world_size(),
-        )
+    micro_batches = feed(
+        SampleStream(run.mixture, state.position),
+        run.config.masking,
+        settings["train_batch_size"],
+        settings["train_micro_batch_size_per_gpu"],
+        dist.get_rank(),
+        dist.get_world_size(),
     )
+    if run.engine.device.type == "cuda":
+        micro_batches = map(MicroBatch.pin_memory, micro_batches)
+    return prefetch(micro_batches)
 
 
 def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:

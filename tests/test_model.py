@@ -13,7 +13,7 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from pretrain.attention import IMPLEMENTATION
 from pretrain.data import make_batch
-from pretrain.model import PADDING_BIAS, VOCAB_MULTIPLE, Batch, Pretrainer, build, parameter_groups
+from pretrain.model import PADDING_BIAS, VOCAB_MULTIPLE, Batch, Pretrainer, build, compile_layers, parameter_groups
 from tests.stores import random_documents, store_of
 
 VOCAB = 90  # no multiple of 64
@@ -174,3 +174,19 @@ class TestInitFrom:
         (tmp_path / "config.json").write_text(config.replace('"model_type": "bert"', '"model_type": "roberta"'))
         with pytest.raises(InputError, match="roberta"):
             build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_nothing(batch):
+    plain, fused = tiny_model(), tiny_model()
+    for model in (plain, fused):
+        model.set_attn_implementation(IMPLEMENTATION)
+    compile_layers(fused)
+    expected, found = Pretrainer(plain)(batch), Pretrainer(fused)(batch)
+    assert any(hasattr(layer, "_compiled_call_impl") for layer in fused.bert.encoder.layer)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    expected_gradients = gradients(plain, expected.mlm + expected.nsp)
+    for name, gradient in gradients(fused, found.mlm + found.nsp).items():
+        if not name.endswith("attention.self.key.bias"):
+            difference = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+            assert difference < 1e-5, name

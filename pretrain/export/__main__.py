@@ -168,7 +168,7 @@ def _batch_of(sequences: list[list[int]]) -> Batch:
     lengths = [len(ids) for ids in sequences]
     flat = torch.tensor([token for ids in sequences for token in ids])
     rows = torch.arange(len(flat))
-    layout = Layout(tuple(lengths), torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32))
+    layout = Layout.of(np.cumsum([0, *lengths]))
     nothing = torch.zeros(0, dtype=torch.int64)
     positions = torch.cat([torch.arange(length) for length in lengths])
     return Batch(

@@ -1,0 +1,168 @@
+"""What only a GPU can show: the kernels, the numbers, and that the host never waits inside a step. docs/gpu.md."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.cli import ROOT
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Mixture
+from pretrain.attention import IMPLEMENTATION, Layout, attend
+from pretrain.data import make_batch
+from pretrain.lamb import Lamb
+from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
+from pretrain.partition import Partition, Slice
+from tests.stores import random_documents, store_of
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LENGTHS = (100, 100, 37, 5, 1)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory) -> Batch:
+    store = store_of(tmp_path_factory.mktemp("store"), random_documents(60, vocab_size=128), vocab_size=128)
+    epoch = Mixture([store], [1.0], 64, "nsp", 2).epoch(0)
+    return make_batch((store,), epoch.look_up(np.arange(24)), Masking())
+
+
+def model(dtype: torch.dtype, device: str = "cuda", dropout: float = 0.0) -> BertForPreTraining:
+    config = BertConfig(
+        vocab_size=128, hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=256,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    made = BertForPreTraining(config)
+    made.set_attn_implementation(IMPLEMENTATION)
+    return made.to(device).to(dtype)  # type: ignore[arg-type]
+
+
+def losses_and_gradients(made: BertForPreTraining, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    losses = Pretrainer(made)(batch.to(made.device))
+    (losses.mlm + losses.nsp).backward()
+    gradients = {name: parameter.grad.double().cpu() for name, parameter in made.named_parameters()}  # type: ignore[union-attr]
+    return torch.stack(losses).double().cpu(), gradients
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double().cpu() - expected.double().cpu()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float32, 2e-6)])
+def test_attention_follows_float64(dtype, bound):
+    generator = torch.Generator().manual_seed(1)
+    total = sum(LENGTHS)
+    inputs = [torch.randn(total, 2, 64, generator=generator).to(dtype) for _ in range(3)]
+    weight = torch.randn(total, 2, 64, generator=generator).to(dtype)
+    bounds = np.cumsum([0, *LENGTHS])
+
+    def run(device: str, kind: torch.dtype) -> list[torch.Tensor]:
+        q, k, v = (x.to(device=device, dtype=kind).requires_grad_() for x in inputs)
+        layout = Layout.of(bounds).to(torch.device(device))
+        out = attend(q, k, v, layout, layout, 0.125)
+        out.backward(weight.to(device=device, dtype=kind))
+        return [out.detach(), q.grad, k.grad, v.grad]  # type: ignore[list-item]
+
+    for found, expected in zip(run("cuda", dtype), run("cpu", torch.float64), strict=True):
+        assert relative(found, expected) < bound
+
+
+def test_float32_equals_the_cpu(batch):
+    expected, expected_gradients = losses_and_gradients(model(torch.float32, "cpu"), batch)
+    found, gradients = losses_and_gradients(model(torch.float32), batch)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-5, atol=0)
+    for name, gradient in expected_gradients.items():
+        if not name.endswith("attention.self.key.bias"):  # truly 0
+            assert relative(gradients[name], gradient) < 1e-4, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_follows_float32(batch, dtype):
+    expected, expected_gradients = losses_and_gradients(model(torch.float32, "cpu"), batch)
+    found, gradients = losses_and_gradients(model(dtype), batch)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=2e-2, atol=0)
+    for name, gradient in expected_gradients.items():
+        if not name.endswith(("attention.self.key.bias", "seq_relationship.bias")):
+            assert relative(gradients[name], gradient) < 0.1, name
+
+
+def test_compiled_layers_follow_float32(batch):
+    made = model(torch.float32)
+    compile_layers(made)
+    expected, expected_gradients = losses_and_gradients(model(torch.float32, "cpu"), batch)
+    found, gradients = losses_and_gradients(made, batch)
+    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-5, atol=0)
+    for name, gradient in expected_gradients.items():
+        if not name.endswith("attention.self.key.bias"):
+            assert relative(gradients[name], gradient) < 1e-4, name
+
+
+def test_the_host_never_waits_inside_a_step(batch):
+    module = Pretrainer(model(torch.bfloat16, dropout=0.1)).train()
+    optimizer = torch.optim.AdamW(parameter_groups(module, 0.01), lr=1e-4, fused=True)
+
+    def step() -> None:
+        losses = module(batch.pin_memory().to(torch.device("cuda")))
+        (losses.mlm / 7 + losses.nsp / 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # kernels are loaded, the optimizer's state is made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def lamb_steps(device: str, steps: int = 4, quiet: bool = False) -> torch.Tensor:
+    """Weights after LAMB over two slices of one flat master, with the same gradients on any device."""
+    generator = torch.Generator().manual_seed(5)
+    start, *gradients = (torch.randn(50_000, generator=generator) for _ in range(steps + 1))
+    master = torch.nn.Parameter(start.to(device))
+    optimizer = Lamb([{"params": [master]}], lr=1e-2)
+    slices = [Slice("a", 0, 0, 30_000, 0), Slice("b", 0, 30_000, 20_000, 0)]
+    shapes = {"a": torch.Size([30_000]), "b": torch.Size([20_000])}
+    optimizer.bind(Partition(0, [master], slices, shapes, [["a", "b"]], optimizer, None))
+    for number, gradient in enumerate(gradients):
+        master.grad = gradient.to(device)
+        torch.cuda.set_sync_debug_mode("error" if quiet and number else "default")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return master.detach().cpu()
+
+
+def test_lamb_equals_the_cpu_and_never_waits():
+    torch.testing.assert_close(lamb_steps("cuda", quiet=True), lamb_steps("cpu"), rtol=1e-5, atol=1e-7)
+
+
+def trained(store: Path, out: Path, *flags: str) -> list[dict]:
+    """metrics.jsonl of a run of the trainer on one GPU."""
+    words = f"--data {store} --out {out} --model bert-tiny --seq_len 64 --steps 30 --lr 1e-3 --global_batch 32 "
+    words += "--micro_batch 8 --eval_every 0 --eval_samples 64 --save_every 15 --log_every 1 --seed 1"
+    command = [sys.executable, "-m", "pretrain.train", *words.split(), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("zero", ["1", "2", "3"])
+@pytest.mark.parametrize(("precision", "optimizer"), [("bf16", "lamb"), ("fp16", "adamw")])
+def test_the_trainer_learns_and_resumes(tmp_path, zero, precision, optimizer):
+    documents = random_documents(200, vocab_size=128)
+    store = store_of(tmp_path, documents, vocab_size=128, held_out=range(20)).folder
+    flags = ["--zero", zero, "--precision", precision, "--optimizer", optimizer, "--dropout", "0"]
+    lines = trained(store, tmp_path / "run", *flags)
+    losses = [line["mlm_loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.3
+    assert not [line for line in lines if line.get("event") == "skip"][3:], "no more than the scale's first steps"
+    resumed = trained(store, tmp_path / "again", *flags, "--resume", str(tmp_path / "run/checkpoints/step-0000015"))
+    assert resumed[-1]["mlm_loss"] == pytest.approx(lines[-1]["mlm_loss"], rel=1e-2)
