@@ -93,7 +93,7 @@ def _flat(ids, types, rows, labels, nsp, bounds) -> Batch:
     positions = np.arange(len(ids)) - np.repeat(bounds[:-1], np.diff(bounds))
     arrays = (ids, types, positions, kept, np.searchsorted(kept, rows), before[:-1], labels, nsp)
     layouts = (Layout.of(bounds), Layout.of(before))
-    return Batch(*(torch.from_numpy(array) for array in arrays), *layouts)  # type: ignore[arg-type]
+    return Batch(*(torch.from_numpy(array) for array in arrays), *layouts)  # type: ignore[arg-type,call-arg]
 
 
 def _padded(config, ids, types, rows, labels, nsp, lengths) -> dict[str, torch.Tensor]:
