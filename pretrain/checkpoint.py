@@ -1,5 +1,6 @@
 """Checkpoints: named slices of the fp32 weights and moments, whole or not there, readable without DeepSpeed.
 
+    RUN/checkpoints/latest                 the name of the last folder that was finished, a hint: readers verify
     RUN/checkpoints/step-0001000/
       rank-00000-of-00002.safetensors    "parameter|kind|offset" -> flat fp32; kind: master, exp_avg, exp_avg_sq
       state.json                         counters, position in the data, loss scaler
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.cli import InputError, say
-from data_prep.files import sha256_of
+from data_prep.files import sha256_of, write_whole
 from pretrain.data import Position
 from pretrain.together import agreed
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
     from pretrain.partition import Partition
 
 FORMAT = 1
+POINTER = "latest"
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -99,14 +101,27 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def point_to(folder: Path) -> None:
+    """Name a finished checkpoint in the pointer beside it."""
+    write_whole(folder.with_name(POINTER), [f"{folder.name}\n".encode()])
+
+
 def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint of a run that verifies, saying which were damaged; None where the run has none at all.
+    """The newest checkpoint of a run that verifies, saying which were damaged or lost; None for a run without any.
 
     Raises
     ------
-    InputError: the run has checkpoints and none of them verifies.
+    InputError: the run has, or had, checkpoints and none of them verifies.
     """
     folders = present(run)
+    pointer = run / "checkpoints" / POINTER
+    pointed = pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+    if pointed is not None and pointed not in [folder.name for folder in folders]:
+        if not folders:
+            raise InputError(
+                f"{pointer} names {pointed!r}, and no checkpoint is there; put it back, or remove the file to start anew"
+            )
+        say(f"passing over {pointer}: it names {pointed!r}, which is not there")
     for folder in folders:
         try:
             read_manifest(folder)

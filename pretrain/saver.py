@@ -5,9 +5,9 @@
     saver.wait()                            the newest checkpoint is on disk, or this raises
 
 A thread of each rank writes its slices into a folder aside; all ranks agree that theirs are whole and fsynced, then
-rank 0 writes the manifest and renames the folder. A crash at any moment leaves the earlier checkpoints and at most a
-`.partial` folder. A failed save raises at the next save, or at wait(). Kept are the newest few and the one with the
-best held-out loss. Costs 12 bytes a parameter of host memory, divided among the ranks.
+rank 0 writes the manifest, renames the folder and names it in the pointer. A crash at any moment leaves the earlier
+checkpoints and at most a `.partial` folder. A failed save raises at the next save, or at wait(). Kept are the newest
+few and the one with the best held-out loss. Costs 12 bytes a parameter of host memory, divided among the ranks.
 """
 
 import json
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json
-from pretrain.checkpoint import FORMAT, KINDS, SCALER_FIELDS, Identity, RunState, folder_of, present
+from pretrain.checkpoint import FORMAT, KINDS, SCALER_FIELDS, Identity, RunState, folder_of, point_to, present
 from pretrain.partition import Partition, Slice
 from pretrain.together import agreed, host_group
 
@@ -108,6 +108,7 @@ class Saver:
                     self._write_manifest(staged, step, held_out)
                     sync_tree(staged)
                     replace_folder(staged, target)
+                    point_to(target)
                     self._remove_old()
         except OSError:
             if self.rank == 0:

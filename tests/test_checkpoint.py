@@ -124,6 +124,27 @@ def test_a_checkpoint_without_manifest_is_not_whole(whole, tmp_path):
     assert newest_whole(run) == folder_of(run, 3)
 
 
+@pytest.mark.parametrize("pointer", ["step-0000009\n", "", "\xff\x00../..", "step-0000003\n"])
+def test_a_pointer_is_only_a_hint(whole, tmp_path, capsys, pointer):
+    """Lost, emptied, damaged, or stale as a crash between the two renames leaves it: the newest whole one is used."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    assert (run / "checkpoints/latest").read_text() == "step-0000006\n"
+    (run / "checkpoints/latest").write_bytes(pointer.encode("latin-1"))
+    assert newest_whole(run) == folder_of(run, STEPS)
+    assert ("which is not there" in capsys.readouterr().err) == (pointer != "step-0000003\n")
+    damage_flip(folder_of(run, STEPS) / "state.json")
+    assert newest_whole(run) == folder_of(run, 3)
+
+
+def test_a_run_whose_checkpoints_are_gone_never_starts_from_zero(store, whole, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "checkpoints/latest", run / "checkpoints/latest")
+    with pytest.raises(InputError, match=r"names 'step-0000006', and no checkpoint is there"):
+        find_checkpoint(config(store, run))
+
+
 def test_a_run_with_only_damaged_checkpoints_never_starts_from_zero(store, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
