@@ -119,7 +119,7 @@ def newest_whole(run: Path) -> Path | None:
     if pointed is not None and pointed not in [folder.name for folder in folders]:
         if not folders:
             raise InputError(
-                f"{pointer} names {pointed!r}, and no checkpoint is there; put it back, or remove the file to start anew"
+                f"{pointer} names {pointed!r}, and no checkpoint is there; put it back or remove the file to start anew"
             )
         say(f"passing over {pointer}: it names {pointed!r}, which is not there")
     for folder in folders:
