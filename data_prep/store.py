@@ -220,6 +220,18 @@ class Store:
         found = [self.shards[shard].tokens[begin:end] for shard, begin, end in spans]
         return np.concatenate(found) if found else np.zeros(0, self.shards[0].tokens.dtype)
 
+    def sources_at(self, tokens: np.ndarray) -> np.ndarray:
+        """The source [N] int64, as an index into manifest["sources"], of the documents with these tokens [N] int64."""
+        shards = np.searchsorted(self.token_starts, tokens, side="right") - 1
+        found = np.empty(len(tokens), np.int64)
+        for number in np.unique(shards):
+            shard, rows = self.shards[number], shards == number
+            sentences = np.cumsum(shard.document_sentences, dtype=np.int64)
+            ends = np.cumsum(shard.sentence_lengths, dtype=np.int64)[sentences - 1]
+            document = np.searchsorted(ends, tokens[rows] - self.token_starts[number], side="right")
+            found[rows] = shard.document_sources[document]
+        return found
+
     def verify(self) -> list[str]:
         """Read every byte and compare with the manifest's checksums. Returns one line for each damaged file."""
         damaged = []

@@ -130,9 +130,14 @@ def _count(picked: Picked, masking: Masking, seq_len: int, end: Position) -> Ste
     )
 
 
+def longest_first(picked: Picked) -> np.ndarray:
+    """The order [N] in which samples stand in a batch."""
+    return np.argsort(-(picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]), kind="stable")
+
+
 def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> Batch:
     """Read, assemble and mask samples; the longest first, so that attention meets equal lengths in one run."""
-    order = np.argsort(-(picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]), kind="stable")
+    order = longest_first(picked)
     picked = Picked(*(column[order] for column in picked))
     ids, token_types, is_special, lengths = assemble(stores, picked)
     continues = None if masking.unit == "token" else stores[0].continues
@@ -159,29 +164,6 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
         layout=Layout.of(cu_seqlens),
         kept_layout=Layout.of(kept_before),
     )
-
-
-class Evaluation(NamedTuple):
-    """A fixed set of held-out samples in fixed batches, dealt to ranks in turn; the same at any world size."""
-
-    batches: list[tuple[int, Batch]]  # this rank's, each with its number; every rank has as many
-    batch_count: int  # over all ranks; a batch of a higher number only keeps its rank in step with the others
-    masked: int  # tokens to predict, over all ranks
-    pairs: int  # samples with a sentence-pair label, over all ranks
-
-    @classmethod
-    def of(cls, mixture: Mixture, samples: int, batch_size: int, rank: int, world: int) -> "Evaluation":
-        """Choose up to `samples` of the mixture's first epoch."""
-        epoch = mixture.epoch(0)
-        picked = epoch.look_up(np.arange(min(samples, epoch.size)))
-        counts = _count(picked, Masking(), mixture.seq_len, Position())
-        count = -(-counts.samples // batch_size)
-        batches = []
-        for number in range(rank, -(-count // world) * world, world):
-            start = number % count * batch_size
-            share = Picked(*(column[start : start + batch_size] for column in picked))
-            batches.append((number, make_batch(mixture.stores, share, Masking())))
-        return cls(batches, count, counts.masked, counts.pairs)
 
 
 def prefetch(items: Iterator[Item], ahead: int = AHEAD) -> Iterator[Item]:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from transformers import BertConfig
 
 from pretrain.data import StepCounts
+from pretrain.evaluation import Source
 from pretrain.model import Losses
 
 # Dense 16-bit peak, FLOP/s (vendors' data sheets).
@@ -68,6 +69,26 @@ def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def _scores(sums: Tensor, source: Source) -> dict[str, float]:
+    """Means and shares, from the sums [4] over the samples of a source."""
+    mlm, nsp, mlm_correct, nsp_correct = sums.tolist()
+    masked, pairs = max(source.masked, 1), max(source.pairs, 1)
+    return {
+        "mlm_loss": mlm / masked,
+        "mlm_acc": mlm_correct / masked,
+        "perplexity": math.exp(min(mlm / masked, 700)),
+        "nsp_loss": nsp / pairs,
+        "nsp_acc": nsp_correct / pairs,
+    }
+
+
+def _scores_in_words(scores: dict[str, float]) -> str:
+    return (
+        f"mlm loss {scores['mlm_loss']:.4f} (perplexity {scores['perplexity']:.1f}, accuracy {scores['mlm_acc']:.3f}), "
+        f"nsp accuracy {scores['nsp_acc']:.3f}"
+    )
 
 
 class Meter:
@@ -162,24 +183,20 @@ class Meter:
         self._reset()
         return line
 
-    def write_evaluation(self, step: int, sums: Tensor, masked: int, pairs: int) -> dict[str, Any]:
-        """Write sums over the held-out samples: mlm loss, nsp loss, mlm correct, nsp correct."""
+    def write_evaluation(self, step: int, sums: Tensor, sources: list[Source]) -> dict[str, Any]:
+        """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source."""
         self._measure_peak()
-        mlm, nsp, mlm_correct, nsp_correct = sums.tolist()
-        line = {
-            "kind": "eval",
-            "step": step,
-            "mlm_loss": mlm / masked,
-            "mlm_acc": mlm_correct / masked,
-            "perplexity": math.exp(min(mlm / masked, 700)),
-            "nsp_loss": nsp / max(pairs, 1),
-            "nsp_acc": nsp_correct / max(pairs, 1),
-        }
+        whole = Source("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
+        line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        if len(sources) > 1:
+            line["by_source"] = {
+                source.name: _scores(sums[row], source) | {"samples": source.samples}
+                for row, source in enumerate(sources)
+            }
         self._record(line, step, "eval")
-        self.say(
-            f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
-            f"accuracy {line['mlm_acc']:.3f}), nsp accuracy {line['nsp_acc']:.3f}"
-        )
+        self.say(f"held out, step {step}: {_scores_in_words(line)}")
+        for name, scores in line.get("by_source", {}).items():
+            self.say(f"  {name}: {_scores_in_words(scores)}, {scores['samples']} samples")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:
@@ -214,7 +231,10 @@ class Meter:
         print(json.dumps(line), file=self.metrics, flush=True)
         if group is not None:
             for name, value in line.items():
-                if name not in ("kind", "step"):
+                if name == "by_source":
+                    for source, scores in value.items():
+                        self.board.add_scalar(f"{group}_by_source/{source}", scores["mlm_loss"], step)
+                elif name not in ("kind", "step"):
                     self.board.add_scalar(f"{group}/{name}", value, step)
             self.board.flush()
 

@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Sums over a micro-batch, float32 scalars; the caller divides by the counts of the whole step."""
+    """Sums over a micro-batch, float32 scalars, or over each of its samples [B]; the caller divides by counts."""
 
     mlm: Tensor  # nats
     nsp: Tensor  # nats
@@ -75,19 +75,37 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: Batch, by_sample: bool = False) -> Losses:
         kept = encode(self.model, batch)
         heads = self.model.cls
         logits = heads.predictions(kept[batch.mlm_places]).float()
         pooler: nn.Module = self.model.bert.pooler  # type: ignore[assignment]  # None only where it is left out
         pooled = pooler(kept[batch.cls_places, None])
         relation = heads.seq_relationship(pooled).float()
+        if by_sample:
+            return _by_sample(logits, relation, batch)
         return Losses(
             cross_entropy(logits, batch.mlm_labels, reduction="sum"),
             cross_entropy(relation, batch.nsp_labels, reduction="sum", ignore_index=IGNORED),
             (logits.detach().argmax(-1) == batch.mlm_labels).sum().float(),
             (relation.detach().argmax(-1) == batch.nsp_labels).sum().float(),
         )
+
+
+def _by_sample(logits: Tensor, relation: Tensor, batch: Batch) -> Losses:
+    """Losses of each sample [B], for evaluation by source."""
+    masked = torch.tensor(batch.kept_layout.lengths, device=logits.device) - 1  # the other kept row is [CLS]
+    sample = torch.arange(len(masked), device=logits.device).repeat_interleave(masked)  # [M]
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(len(masked), device=values.device).index_add_(0, sample, values.float())
+
+    return Losses(
+        summed(cross_entropy(logits, batch.mlm_labels, reduction="none")),
+        cross_entropy(relation, batch.nsp_labels, reduction="none", ignore_index=IGNORED),
+        summed(logits.argmax(-1) == batch.mlm_labels),
+        (relation.argmax(-1) == batch.nsp_labels).float(),
+    )
 
 
 def encode(model: BertForPreTraining, batch: Batch) -> Tensor:

@@ -26,9 +26,10 @@ from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState
 from pretrain.config import TrainConfig
-from pretrain.data import Evaluation, MicroBatch, SampleStream, feed, prefetch
+from pretrain.data import MicroBatch, SampleStream, feed, prefetch
 from pretrain.ds_config import resolve
 from pretrain.engine import apply_step, check_precision, default_precision, join_ranks, quiet, start_engine
+from pretrain.evaluation import Evaluation
 from pretrain.guard import STOPPED, DivergedError, Guard
 from pretrain.lamb import Lamb
 from pretrain.meter import Meter
@@ -219,20 +220,22 @@ def this_ranks_batches(run: Run, state: RunState) -> Any:
 
 
 def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
-    """Losses and accuracies on the held-out samples; sums in the order of batches, so no world size changes them."""
+    """Losses and accuracies on the held-out samples, by source; sums in the order of batches, so that no world size
+    changes them."""
     engine = run.engine
     run.meter.pause()
-    sums = torch.zeros(held_out.batch_count, len(Losses._fields), dtype=torch.float64, device=engine.device)
+    shape = (held_out.batch_count, len(held_out.sources), len(Losses._fields))
+    sums = torch.zeros(shape, dtype=torch.float64, device=engine.device)
     engine.eval()
     with torch.no_grad():
-        for number, batch in held_out.batches:
-            losses = engine(batch.to(engine.device))
+        for number, batch, source in held_out.batches:
+            losses = engine(batch.to(engine.device), by_sample=True)
             run.guard.beat()
             if number < held_out.batch_count:
-                sums[number] = torch.stack(losses)
+                sums[number].index_add_(0, source.to(engine.device), torch.stack(losses, 1).double())
     engine.train()
     dist.all_reduce(sums)
-    line = run.meter.write_evaluation(step, sums.sum(0), held_out.masked, held_out.pairs)
+    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources)
     run.meter.unpause()
     return line
 

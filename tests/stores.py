@@ -1,6 +1,6 @@
 """Token stores that fit in a test: documents of sentences of token ids, written as data_prep/shard.py would."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,14 @@ def entries_of(vocab_size: int) -> list[str]:
 
 
 def store_of(
-    folder: Path, documents: Documents, vocab_size: int = 64, held_out: Collection[int] = (), shards: int = 1
+    folder: Path,
+    documents: Documents,
+    vocab_size: int = 64,
+    held_out: Collection[int] = (),
+    shards: int = 1,
+    sources: Sequence[str] = (),
 ) -> Store:
-    """Write a finished store; `held_out` are numbers of documents."""
+    """Write a finished store; `held_out` are numbers of documents, which come from the `sources` in turn."""
     (folder / "vocab").mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder / "vocab", entries_of(vocab_size), cased=False)
     sha256 = tokenizer_sha256(folder / "vocab")
@@ -32,7 +37,7 @@ def store_of(
             np.array([token for sentence in sentences for token in sentence], token_dtype(vocab_size)),
             np.array([len(sentence) for sentence in sentences]),
             np.array([len(document) for document in chosen]),
-            np.zeros(len(chosen)),
+            part % max(len(sources), 1),
             np.array([HELD_OUT if row in held_out else 0 for row in part]),
         )
         path = folder / shard_name(number)
@@ -42,7 +47,7 @@ def store_of(
     manifest = {
         "format": 1,
         "vocab": {"sha256": sha256, "size": vocab_size, "special_ids": special_ids},
-        "sources": [],
+        "sources": [{"path": path} for path in sources],
         "shards": entries,
         "counts": {"documents": len(documents), "held_out_documents": len(held_out)},
     }

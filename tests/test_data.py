@@ -9,7 +9,7 @@ import torch
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.data import Evaluation, MicroBatch, Position, SampleStream, deal, feed, prefetch
+from pretrain.data import MicroBatch, Position, SampleStream, deal, feed, prefetch
 from pretrain.model import IGNORED, Batch
 from tests.stores import random_documents, store_of
 
@@ -114,22 +114,6 @@ def test_without_pairs_nothing_has_a_pair_label(store):
     assert item.step.pairs == 0
     assert (item.batch.nsp_labels == IGNORED).all()
     assert not item.batch.token_types.any()
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_holds_each_sample_once_at_any_world_size(store, world):
-    held_out = mixture(store, held_out=True)
-    sets = [Evaluation.of(held_out, 10, 4, rank, world) for rank in range(world)]
-    assert len({len(evaluation.batches) for evaluation in sets}) == 1, "ranks must run as many batches under ZeRO-3"
-    found = {
-        number: samples_of(batch)
-        for evaluation in sets
-        for number, batch in evaluation.batches
-        if number < evaluation.batch_count
-    }
-    alone = Evaluation.of(held_out, 10, 4, 0, 1)
-    assert found == {number: samples_of(batch) for number, batch in alone.batches}
-    assert alone.masked == sum(len(batch.mlm_labels) for _, batch in alone.batches)
 
 
 class TestPrefetch:

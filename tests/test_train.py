@@ -24,7 +24,8 @@ TRAIN_KEYS = (
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    return store_of(tmp_path_factory.mktemp("store"), random_documents(60), held_out={3, 17, 30}).folder
+    folder, sources = tmp_path_factory.mktemp("store"), ("c/wiki-0.txt", "c/laws.txt", "c/wiki-1.txt")
+    return store_of(folder, random_documents(60), held_out={3, 16, 31}, sources=sources).folder
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -58,6 +59,16 @@ def test_metrics_hold_what_scripts_rely_on(finished):
     assert {"mlm_loss", "mlm_acc", "perplexity", "nsp_acc"} <= evaluations[0].keys()
 
 
+def test_evaluation_is_also_by_source(finished):
+    line = lines_of(finished, "eval")[-1]
+    assert set(line["by_source"]) == {"laws", "wiki"}
+    for name in ("mlm_loss", "mlm_acc", "nsp_acc", "samples"):
+        values = [scores[name] for scores in line["by_source"].values()]
+        assert name == "samples" or min(values) <= line[name] <= max(values), name
+    assert sum(scores["samples"] for scores in line["by_source"].values()) > 8
+    assert "  laws: mlm loss" in (finished / "log.txt").read_text()
+
+
 def test_tensorboard_holds_the_same_numbers(finished):
     events = EventAccumulator(str(finished / "tensorboard"))
     events.Reload()
@@ -82,6 +93,8 @@ def test_losses_and_evaluation_do_not_depend_on_ranks(finished, store, tmp_path,
     for kind, keys in (("train", ("loss", "mlm_acc", "grad_norm", "tokens")), ("eval", ("mlm_loss", "nsp_acc"))):
         for found, expected in zip(lines_of(tmp_path / "run", kind), lines_of(finished, kind), strict=True):
             assert [found[key] for key in keys] == pytest.approx([expected[key] for key in keys], rel=1e-4)
+            for source, scores in expected.get("by_source", {}).items():
+                assert found["by_source"][source] == pytest.approx(scores, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,121 @@
+"""Held-out evaluation: fixed samples in fixed batches, scored by the source that they come from.
+
+    Evaluation.of(mixture, ...) on every rank  ->  its batches through the model, by sample  ->  sums by source
+
+What a source is: with several stores in --data, each store. With one, its files, as data_prep/shard.py recorded them,
+under the part of their path that tells them apart: numbers at the end of a name are dropped (books-00.jsonl.gz and
+books-01.jsonl.gz are `books`), and where that leaves more than MAX_SOURCES, the folders they lie in. Where even those
+are more, the store is one source. A pair counts for the source of its first segment.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import PurePath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep.samples.masking import Masking, mask_counts
+from data_prep.samples.pairs import Mixture, Picked
+from data_prep.store import Store
+from pretrain.data import longest_first, make_batch
+from pretrain.model import Batch
+
+MAX_SOURCES = 12  # names that a person reads; more would be a thicket
+_NUMBER = re.compile(r"([-_.]?\d+([-_]of[-_]\d+)?)+$")  # of one file among many: -00, _12, -00003-of-00041
+
+
+class Source(NamedTuple):
+    """What of the evaluation set comes from one source, over all ranks."""
+
+    name: str
+    samples: int
+    masked: int  # tokens to predict
+    pairs: int  # samples with a sentence-pair label
+
+
+class Evaluation(NamedTuple):
+    """A fixed set of held-out samples in fixed batches, dealt to ranks in turn; the same at any world size."""
+
+    # This rank's batches, each with its number, and the source [B] of each of its samples. Every rank has as many.
+    batches: list[tuple[int, Batch, Tensor]]
+    batch_count: int  # over all ranks; a batch of a higher number only keeps its rank in step with the others
+    sources: list[Source]
+
+    @classmethod
+    def of(cls, mixture: Mixture, samples: int, batch_size: int, rank: int, world: int) -> "Evaluation":
+        """Choose up to `samples` of the mixture's first epoch."""
+        epoch = mixture.epoch(0)
+        picked = epoch.look_up(np.arange(min(samples, epoch.size)))
+        names, owners = sources_of(mixture.stores, picked)
+        count = -(-len(owners) // batch_size)
+        batches = []
+        for number in range(rank, -(-count // world) * world, world):
+            start = number % count * batch_size
+            share = Picked(*(column[start : start + batch_size] for column in picked))
+            order = longest_first(share)
+            share, owner = Picked(*(column[order] for column in share)), owners[start : start + batch_size][order]
+            batches.append((number, make_batch(mixture.stores, share, Masking()), torch.from_numpy(owner)))
+        return cls(batches, count, _counts(names, owners, picked))
+
+
+def _counts(names: list[str], owners: np.ndarray, picked: Picked) -> list[Source]:
+    a, b = picked.samples["a_length"].astype(np.int64), picked.samples["b_length"].astype(np.int64)
+    specials = np.where(b > 0, 3, 2)
+    masked = mask_counts(a + b + specials, specials, Masking().rate)
+    columns = [np.bincount(owners, column, len(names)) for column in (np.ones_like(a), masked, b > 0)]
+    return [Source(name, *map(int, numbers)) for name, *numbers in zip(names, *columns, strict=True)]
+
+
+def sources_of(stores: Sequence[Store], picked: Picked) -> tuple[list[str], np.ndarray]:
+    """Names of the sources [S] of these samples, and the source [N] int64 of each."""
+    if len(stores) > 1:
+        labels = store_names([store.folder for store in stores])
+        owners = picked.store
+    else:
+        paths = [source["path"] for source in stores[0].manifest["sources"]]
+        owners = stores[0].sources_at(picked.samples["a_start"]) if paths else np.zeros(len(picked.store), np.int64)
+        used = np.unique(owners)
+        groups = file_groups([paths[number] for number in used]) if paths else [""]
+        labels = [""] * (int(used.max()) + 1)
+        for number, group in zip(used, groups, strict=True):
+            labels[number] = group or stores[0].folder.resolve().name
+    names, numbers = np.unique([labels[owner] for owner in owners], return_inverse=True)
+    return names.tolist(), numbers.astype(np.int64)
+
+
+def store_names(folders: Sequence[PurePath]) -> list[str]:
+    """Short names for stores: the last parts of their paths that tell them apart; en/store and zh/store: en, zh."""
+    parts = _without_common_end([folder.parts for folder in folders])
+    longest = max(map(len, parts))
+    for depth in range(1, longest + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(set(parts)):
+            break
+    return names
+
+
+def file_groups(paths: Sequence[str]) -> list[str]:
+    """For each path the name of its group; at most MAX_SOURCES differ, and all are empty where they cannot be told."""
+    keys = [(*path.parts[:-1], _NUMBER.sub("", path.name.partition(".")[0])) for path in map(PurePath, paths)]
+    keys = [tuple(filter(None, key)) for key in keys]  # of 00.txt only the folder remains
+    keys = _without_common_end([key[_shared(keys) :] for key in keys])
+    for depth in range(max(map(len, keys)), 0, -1):
+        names = ["/".join(key[:depth]) for key in keys]
+        if len(set(names)) <= MAX_SOURCES:
+            return names
+    return [""] * len(paths)
+
+
+def _without_common_end(keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Keys without the parts at their end that all share; of equal keys the last part stays."""
+    shared = _shared([key[::-1] for key in keys])
+    return [key[: max(len(key) - shared, min(1, len(key)))] for key in keys]
+
+
+def _shared(keys: list[tuple[str, ...]]) -> int:
+    """How many parts at their beginning all keys have in common."""
+    return sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*keys, strict=False)))
