@@ -87,7 +87,7 @@ class Seen:
 
 def main(config: DedupConfig) -> None:
     """Write the list."""
-    sources = find_sources(config.corpus, config.txt, config.dataset)
+    sources = find_sources(config.corpus, config.txt, config.dataset, column=config.column)
     plan = make_plan(sources, config.column, int(config.shard_mb * 1e6))
     seen: dict[int, Seen] = {}
     with Progress(sum(unit.text_bytes for unit in plan.units)) as progress:

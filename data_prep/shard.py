@@ -55,13 +55,14 @@ class ShardConfig:
     out: Path
     """the store to write"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .bz2, .zst)"""
     dataset: tuple[str, ...] = ()
     """Hugging Face datasets: folders, or names as NAME[@CONFIG][:SPLIT], which are streamed"""
     append: bool = False
     """add sources to a finished store; its shards stay as they are"""
     strict: bool = False
-    """refuse what is otherwise mended or left out, and counted: wrong UTF-8, NUL, long lines, empty files"""
+    """refuse what is otherwise mended or left out, and counted: wrong UTF-8, NUL, long lines, lines that are not JSON,
+    damaged and empty files"""
     workers: int = 0
     """processes; 0: one a core, or one a rank under MPI or Slurm"""
     shard_mb: float = 64
@@ -139,7 +140,7 @@ def make_store(config: ShardConfig) -> None:
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes do it; threads would not survive the fork
     encoder, vocab_sha256 = Encoder.load(config.vocab, config.encode_with), tokenizer_sha256(config.vocab)
-    sources = find_sources(config.corpus, config.txt, config.dataset, config.strict)
+    sources = find_sources(config.corpus, config.txt, config.dataset, config.strict, config.column)
     identity = manifest.describe(encoder, vocab_sha256, settings(config), sources)
     base = manifest.to_append_to(config.out, identity) if config.append else None
     if base is not None:

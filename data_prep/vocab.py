@@ -48,7 +48,7 @@ class VocabConfig:
     out: Path
     """tokenizer folder to write; an existing one is replaced"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .bz2, .zst)"""
     from_vocab: Path | None = None
     """wrap this published WordPiece vocab.txt instead of training"""
     size: int = 30528
@@ -94,7 +94,7 @@ def main(config: VocabConfig) -> None:
         size = -(-config.size // MULTIPLE) * MULTIPLE
         if size != config.size:
             say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
-        sources = find_sources(config.corpus, config.txt)
+        sources = find_sources(config.corpus, config.txt, column=config.column)
         if config.model != "wordpiece":
             make_sentencepieces(sources, config, size)
             return

@@ -1,10 +1,12 @@
 """Small corpora in every format, a vocabulary that can spell them, and commands run as a user runs them."""
 
+import bz2
 import gzip
 import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -17,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS = (
     "the of and river stone walked slowly under old bridge Paris nobody quick brown fox über naïve 中文 2026".split()
 )
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
 
 
 def texts(count: int, seed: int = 0, sentences: int = 12) -> list[list[str]]:
@@ -52,7 +60,12 @@ def as_jsonl(documents: list[list[str]], column: str = "text") -> str:
 def write(path: Path, content: str | bytes) -> Path:
     """Write a text, packed as the name says."""
     raw = content.encode() if isinstance(content, str) else content
-    pack = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }
+    pack = packers.get(path.suffix, bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack(raw))
     return path

@@ -1,12 +1,21 @@
 """Every format gives the same documents; every document belongs to one range; what is broken is named or counted."""
 
+import bz2
 import gzip
 import itertools
 import json
 import os
 import random
+import re
+import string
+import zlib
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -31,7 +40,7 @@ def read(*arguments, txt="auto", column="text", counts=None):
     ]
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("packing", ["", ".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize(("name", "make"), [("a.txt", as_lines), ("b.txt", as_prose), ("c.jsonl", as_jsonl)])
 def test_every_format_and_packing_gives_the_same_documents(tmp_path, name, make, packing):
     assert read(write(tmp_path / (name + packing), make(DOCUMENTS))) == DOCUMENTS
@@ -127,11 +136,10 @@ def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": "one"}\n{"body": "two"}\n', r"a.jsonl, line 2 has no field 'text', only \['body'\]"),
-        ("a.jsonl", '{"text": "one"}\n{"text": \n', "a.jsonl, line 2 is not JSON"),
+        ("a.jsonl", '\n{"body": "two"}\n', r"a.jsonl, line 2 has no field 'text', only \['body'\]; see --column"),
+        ("a.jsonl", '{"text": \n', "a.jsonl, line 1 is not JSON"),
         ("a.jsonl", '["text"]\n', "a.jsonl, line 1 is not a JSON object"),
-        ("a.jsonl", '{"text": 5}\n', "field 'text' is not text but '5'"),
-        ("a.jsonl.gz", '{"text": "one"}\n{"body": "two"}\n', "a.jsonl.gz, line 2 has no field"),
+        ("a.jsonl.zst", '{"text": 5}\n', "has no text in field 'text' but '5'"),
         ("a.pdf", "%PDF", "a.pdf is of a kind we cannot read"),
         ("a.parquet", "PAR1 or not", "a.parquet is not a whole parquet file"),
         ("a.parquet.gz", "x", "a.parquet.gz is packed twice"),
@@ -142,7 +150,62 @@ def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
 def test_wrong_input_is_named(tmp_path, name, content, message):
     write(tmp_path / name, content)
     with pytest.raises(InputError, match=message):
-        read(tmp_path / name.split("/")[0])
+        make_plan(find_sources([str(tmp_path / name.split("/")[0])], column="text"), "text", 1000)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_what_is_not_packed_as_its_name_says_is_named(tmp_path, suffix):
+    (tmp_path / f"a.jsonl{suffix}").write_text(as_jsonl(DOCUMENTS))
+    with pytest.raises(InputError, match=rf"a\.jsonl\{suffix} is not a \{suffix} file"):
+        find_sources([str(tmp_path)])
+
+
+@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"body": "two"}', r"line 41 has no field 'text', only \['body'\]"),
+        ('{"text": ', "line 41 is not JSON"),
+        ("[" * 100_000, "line 41 is not JSON"),
+        ("7", "line 41 is not a JSON object"),
+        ('{"text": 5}', "line 41 has no text in field 'text' but '5'"),
+    ],
+)
+def test_bad_lines_are_left_out_counted_and_the_first_is_named(tmp_path, capsys, line, message, packing):
+    good = as_jsonl(DOCUMENTS).splitlines()
+    path = write(tmp_path / f"a.jsonl{packing}", "\n".join([*good[:40], line, *good[40:], line]) + "\n")
+    counts: Counter[str] = Counter()
+    assert read(path, counts=counts) == DOCUMENTS
+    assert counts == {"bad_lines": 2}
+    found = capsys.readouterr().err
+    assert re.search(message, found)
+    assert found.count("warning") == 1
+    if not packing:  # the line's number is that in the file, wherever a range begins
+        source, start = find_sources([str(path)])[0], len("\n".join(good[:20]).encode())
+        assert len(list(read_documents(source, "text", counts, start))) == 40
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_wrong_bytes_in_parquet_are_replaced(tmp_path):
+    texts = pyarrow.array([b"good", b"wrong \xff bytes", None], pyarrow.binary()).view(pyarrow.string())
+    for number, column in enumerate([texts, texts.dictionary_encode()]):
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / f"{number}.parquet")
+        counts: Counter[str] = Counter()
+        assert read(tmp_path / f"{number}.parquet", counts=counts) == [["good"], ["wrong \ufffd bytes"]]
+        assert counts == {"invalid_utf8": 1, "empty_documents": 1}
+
+
+def test_of_a_damaged_parquet_the_other_groups_of_rows_stay(tmp_path, capsys):
+    path = write_parquet(tmp_path / "a.parquet", DOCUMENTS, row_group=10)
+    group = pyarrow.parquet.ParquetFile(path).metadata.row_group(2).column(1)
+    raw = bytearray(path.read_bytes())
+    begin = group.dictionary_page_offset or group.data_page_offset
+    raw[begin : begin + group.total_compressed_size] = b"\xff" * group.total_compressed_size
+    path.write_bytes(raw)
+    counts: Counter[str] = Counter()
+    assert read(path, counts=counts) == DOCUMENTS[:20] + DOCUMENTS[30:]
+    assert counts == {"damaged_parts": 1}
+    assert "a.parquet is not a whole parquet file" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -155,19 +218,58 @@ def test_what_is_missing_is_named(tmp_path):
         read(path, column="id")
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
-def test_a_packed_file_cut_short_is_refused(tmp_path, pack):
-    noise = "".join(random.Random(0).choices("abcdefghij .\n", k=400_000)).encode()
-    suffix = ".gz" if pack is gzip.compress else ".zst"
-    (tmp_path / f"a.txt{suffix}").write_bytes(pack(noise)[:-1000])
-    with pytest.raises(InputError, match=f"a.txt{suffix} is damaged or cut short"):
-        read(tmp_path, txt="lines")
+PACKERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[], Any]]] = {
+    ".gz": (gzip.compress, lambda: zlib.decompressobj(31)),
+    ".bz2": (lambda raw: bz2.compress(raw, 1), bz2.BZ2Decompressor),
+    ".zst": (zstandard.ZstdCompressor(write_checksum=True).compress, zstandard.ZstdDecompressor().decompressobj),
+}
+
+
+def whole_lines_of(damaged: bytes, unpacker: Any) -> list[bytes]:
+    """What can be had of one packed part, byte by byte."""
+    found = bytearray()
+    with suppress(zlib.error, OSError, zstandard.ZstdError):
+        for number in range(len(damaged)):
+            found += unpacker.decompress(damaged[number : number + 1])
+    return bytes(found).splitlines(keepends=True)[: found.count(b"\n")]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "wrong byte", "checksum", "garbage behind", "a second part"])
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_of_a_damaged_packed_file_every_whole_line_is_read(tmp_path, capsys, suffix, damage):
+    pack, unpacker = PACKERS[suffix]
+    words = random.Random(0).choices(string.ascii_letters, k=900_000)
+    lines = [("".join(words[at : at + 90]) + "\n").encode() for at in range(0, len(words), 90)]
+    packed = pack(b"".join(lines))
+    middle = len(packed) * 2 // 3
+    expected, raw = lines, packed
+    if damage == "cut short":
+        raw = packed[:middle]
+        expected = whole_lines_of(raw, unpacker())
+    elif damage in ("wrong byte", "a second part"):
+        raw = packed[:middle] + bytes(64) + packed[middle + 64 :]
+        expected = whole_lines_of(raw, unpacker())
+    elif damage == "checksum":
+        raw = packed[:-6] + bytes([packed[-6] ^ 1]) + packed[-5:]
+        expected = whole_lines_of(raw, unpacker())
+    else:
+        raw = packed + b"garbage"
+    if damage == "a second part":
+        raw, expected = packed + raw, lines + expected
+    (tmp_path / f"a.txt{suffix}").write_bytes(raw)
+    source, counts = find_sources([str(tmp_path)], "lines")[0], Counter[str]()
+    assert [line for _, line in unpack.lines_of(source, 0, counts)] == expected
+    assert len(expected) > len(lines) // 3
+    assert counts == {"damaged_parts": 1}
+    assert f"a.txt{suffix} is damaged or cut short" in capsys.readouterr().err
 
 
 def test_several_packed_parts_in_one_file_are_one_text(tmp_path):
-    for suffix, pack in ((".gz", gzip.compress), (".zst", zstandard.ZstdCompressor().compress)):
+    padding = {".gz": bytes(5000)}  # as on tapes
+    for suffix, (pack, _) in PACKERS.items():
         (tmp_path / f"a.jsonl{suffix}").write_bytes(
             b"".join(pack(as_jsonl(part).encode()) for part in (DOCUMENTS[:30], DOCUMENTS[30:]))
+            + padding.get(suffix, b"")
         )
         assert read(tmp_path / f"a.jsonl{suffix}") == DOCUMENTS
 

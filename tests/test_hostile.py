@@ -60,6 +60,8 @@ LINE = json.dumps({"text": "The river walked."}) + "\n"
         ("bad.txt", "Nul \x00 and\x00.\n\nNext.\n", {"nul_characters": 2}, 2),
         ("bad.jsonl", json.dumps({"text": "a" * 17 * MB}) + "\n" + LINE, {"long_lines": 1}, 1),
         ("bad.jsonl.gz", json.dumps({"text": "half \ud83d pair"}) + "\n", {"invalid_utf8": 1}, 1),
+        ("bad.jsonl", LINE + '{"body": "x"}\n' + LINE, {"bad_lines": 1}, 2),
+        ("bad.jsonl.zst", LINE + "{not json\n" + "[" * 100_000 + "\n" + LINE, {"bad_lines": 2}, 2),
     ],
 )
 def test_what_can_be_mended_is_counted_by_source_or_refused(good, vocab, tmp_path, name, content, oddity, documents):
@@ -92,31 +94,51 @@ def test_a_byte_order_mark_and_an_empty_file_change_nothing(good, vocab, tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bad.jsonl", LINE + '{"body": "x"}\n', "bad.jsonl, line 2 has no field 'text'"),
-        ("bad.jsonl", LINE + "{not json\n", "bad.jsonl, line 2 is not JSON"),
+        ("bad.jsonl", '{"body": "x"}\n' + LINE, "bad.jsonl, line 1 has no field 'text', only ['body']; see --column"),
         ("bad.jsonl", "[" * 100_000 + "\n", "bad.jsonl, line 1 is not JSON"),
+        ("bad.jsonl.gz", b"", "bad.jsonl.gz is not a .gz file"),
         ("bad.parquet", b"PAR1" + bytes(100) + b"PAR1", "bad.parquet is not a whole parquet file"),
     ],
 )
 def test_what_cannot_be_mended_is_refused_and_named(good, vocab, tmp_path, name, content, message, strict):
-    write(good / name, content)
+    write(good / name, content) if content else (good / name).write_text(LINE)
     done = shard(good, vocab, tmp_path / "store", *strict)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
-def test_a_file_cut_short_is_refused_and_the_shards_of_others_stay(good, vocab, tmp_path):
-    whole = write(good / "z.jsonl.gz", as_jsonl(texts(3000, seed=5))).read_bytes()
-    (good / "z.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_of_a_file_cut_short_what_is_whole_is_kept_the_same_way_by_any_workers(good, vocab, tmp_path, capfd, suffix):
+    lines = as_jsonl(texts(3000, seed=5)).splitlines(keepends=True)
+    first, second = (write(tmp_path / f"part{suffix}", "".join(lines[at::2])).read_bytes() for at in (0, 1))
+    (good / f"z.jsonl{suffix}").write_bytes(first + second[: len(second) // 2])
     options = ("--shard_mb", "0.05")
-    done = shard(good, vocab, tmp_path / "store", *options, workers=2)
-    assert (done.returncode, "z.jsonl.gz is damaged or cut short" in done.stderr) == (2, True)
-    assert (tmp_path / "store/shard-00000-000.bin").exists()
-    assert not (tmp_path / "store/manifest.json").exists()
-    (good / "z.jsonl.gz").unlink()
-    assert shard(good, vocab, tmp_path / "without", *options).returncode == 0
-    write(good / "z.jsonl.gz", as_jsonl(texts(3000, seed=5)))  # fetched again, it is added to what is there
-    assert shard(good, vocab, tmp_path / "without", *options, "--append").returncode == 0
-    assert Store.open(tmp_path / "without").manifest["counts"]["documents"] == 3040
+    for workers in (1, 2):
+        assert shard(good, vocab, tmp_path / f"store{workers}", *options, workers=workers).returncode == 0
+    assert f"z.jsonl{suffix} is damaged or cut short" in capfd.readouterr().err
+    assert files_of(tmp_path / "store1") == files_of(tmp_path / "store2")
+    manifest = Store.open(tmp_path / "store1").manifest
+    assert manifest["oddities"] == {f"c/z.jsonl{suffix}": {"damaged_parts": 1}}
+    assert manifest["counts"]["documents"] >= 40 + 1500  # all of the first part; of .bz2 and .zst, blocks are lost
+    assert manifest["counts"]["documents"] < 40 + 3000
+    strict = shard(good, vocab, tmp_path / "strict", *options, "--strict")
+    assert (strict.returncode, f"z.jsonl{suffix}: damaged_parts 1, which --strict refuses" in strict.stderr) == (
+        2,
+        True,
+    )
+
+
+def test_a_file_is_added_once_it_is_fetched_again(good, vocab, tmp_path):
+    assert shard(good, vocab, tmp_path / "store").returncode == 0
+    write(good / "z.jsonl.gz", as_jsonl(texts(3000, seed=5)))
+    assert shard(good, vocab, tmp_path / "store", "--append").returncode == 0
+    assert Store.open(tmp_path / "store").manifest["counts"]["documents"] == 3040
+
+
+def test_a_damaged_file_of_tests_is_refused(good, vocab, tmp_path):
+    whole = write(tmp_path / "tests.jsonl.gz", as_jsonl(texts(300, seed=5))).read_bytes()
+    (tmp_path / "tests.jsonl.gz").write_bytes(whole[:-1000])
+    done = shard(good, vocab, tmp_path / "store", "--exclude", tmp_path / "tests.jsonl.gz")
+    assert (done.returncode, "tests.jsonl.gz is damaged or cut short" in done.stderr) == (2, True)
 
 
 def test_another_column_is_named(good, vocab, tmp_path):
@@ -158,6 +180,19 @@ def test_an_output_that_cannot_be_written_is_named(good, vocab, tmp_path):
         done = shard(good, vocab, out)
         assert done.returncode in (1, 2)
         assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_read_only_output_is_named(good, vocab, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", disk], capture_output=True).returncode:
+        pytest.skip("no mounting here")
+    try:
+        done = shard(good, vocab, disk / "store")
+        assert (done.returncode, "Read-only file system" in done.stderr) == (1, True), done.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")

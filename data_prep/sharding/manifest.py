@@ -30,9 +30,10 @@ ENDS = 1 << 16  # bytes from either end of a source that are hashed: enough to t
 TOTALS = ("documents", "sentences", "tokens", "held_out_documents", "unknown", "text_bytes")
 ODDITIES = (
     *("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "nul_characters", "long_lines"),
+    *("bad_lines", "damaged_parts"),
     *cleaning.COUNTS,
 )
-REFUSED = ("invalid_utf8", "nul_characters", "long_lines", "cut_documents")  # by --strict
+REFUSED = ("invalid_utf8", "nul_characters", "long_lines", "bad_lines", "damaged_parts", "cut_documents")  # by --strict
 
 
 def describe(

@@ -30,7 +30,7 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
 from data_prep.text.corpus import Document, find_sources, read_documents
-from data_prep.text.unpack import Source, open_unpacked
+from data_prep.text.unpack import Source, guarded, open_unpacked
 
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
 COUNTS = (
@@ -167,8 +167,11 @@ def _texts_of(path: Path) -> Iterable[str]:
 
 def _fields_of(source: Source) -> Iterable[str]:
     with open_unpacked(source) as file:
-        for line in file:
-            content = json.loads(line) if line.strip() else {}
+        while line := guarded(source, file.readline):
+            try:
+                content = json.loads(line) if line.strip() else {}
+            except ValueError as error:
+                raise InputError(f"--exclude {source.path} has a line that is not JSON: {line[:80]!r}") from error
             for value in content.values() if isinstance(content, dict) else ():
                 if isinstance(value, str):
                     yield value

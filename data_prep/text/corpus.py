@@ -10,10 +10,10 @@
     .parquet  one document a row, the text in the column `--column`
     datasets  of Hugging Face, one document a row likewise (datasets_reader.py)
 
-each plain, or with .gz or .zst appended (not parquet, which is compressed inside). Folders are searched recursively, in
-sorted order, without following links. A plain file can be read in byte ranges, a parquet file in row ranges: every
-document belongs to exactly one range, wherever the ranges are cut. Oddities that cost no text worth keeping are
-counted, not refused: `counts` gets `invalid_utf8`, `nul_characters`, `long_lines` and `cut_documents`.
+each plain, or with .gz, .bz2 or .zst appended (not parquet, which is compressed inside). Folders are searched
+recursively, in sorted order, without following links. A plain file can be read in byte ranges, a parquet file in row
+ranges: every document belongs to exactly one range, wherever the ranges are cut. What is odd is counted, not refused:
+`counts` gets `invalid_utf8`, `nul_characters`, `long_lines`, `bad_lines`, `damaged_parts` and `cut_documents`.
 """
 
 import glob
@@ -22,6 +22,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +30,17 @@ from typing import Any, NamedTuple
 from data_prep.cli import InputError, say
 from data_prep.text import datasets_reader, unpack
 from data_prep.text.sentences import looks_like_lines
-from data_prep.text.unpack import Source, decode, guarded, lines_of, open_unpacked
+from data_prep.text.unpack import DamagedError, Source, decode, guarded, lines_of, note_damage, open_unpacked
 
 MAX_DOCUMENT = 4 << 20  # characters; a longer document is cut into several
 SNIFF = 1 << 18  # bytes looked at to tell lines from prose
 
-_NAME = re.compile(r"\.(txt|jsonl|parquet)(?:\.(gz|zst))?$")
+_NAME = re.compile(r"\.(txt|jsonl|parquet)(?:\.(gz|bz2|zst))?$")
+_MAGIC: dict[str, tuple[bytes, ...]] = {
+    "gz": (b"\x1f\x8b",),
+    "bz2": (b"BZh",),
+    "zst": (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"),  # a frame; one to be skipped
+}
 
 
 class Document(NamedTuple):
@@ -46,13 +52,18 @@ class Document(NamedTuple):
 
 
 def find_sources(
-    arguments: Iterable[str], txt: str = "auto", datasets: Iterable[str] = (), strict: bool = False
+    arguments: Iterable[str],
+    txt: str = "auto",
+    datasets: Iterable[str] = (),
+    strict: bool = False,
+    column: str | None = None,
 ) -> list[Source]:
     """The files that paths, folders and globs name, in an order that depends on names only, then Hugging Face datasets.
 
     Raises
     ------
-    InputError: nothing there, a kind of file we cannot read, nothing but empty files.
+    InputError: nothing there, a kind of file we cannot read, nothing but empty files; a .jsonl whose first line has no
+    field `column`.
     """
     found: dict[Path, str] = {}  # a file named twice counts once
     for argument in arguments:
@@ -68,6 +79,9 @@ def find_sources(
         raise InputError(f"the corpus is empty: {', '.join(source.name for source in sources[:5])} hold no bytes")
     if txt == "auto":
         _say_layouts(sources)
+    for source in sources if column is not None else ():
+        if source.kind == "jsonl" and source.bytes:
+            _check_first_line(source, str(column))
     return sources
 
 
@@ -77,7 +91,7 @@ def _expand(argument: str) -> list[tuple[Path, str]]:
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if name[0] != "."]
         known = sorted(file for file in files if _NAME.search(file.name.lower()) and file.is_file())
         if not known:
-            raise InputError(f"{argument} holds no .txt, .jsonl or .parquet files (plain, .gz or .zst)")
+            raise InputError(f"{argument} holds no .txt, .jsonl or .parquet files (plain, .gz, .bz2 or .zst)")
         if len(known) < len(files):
             say(f"{argument}: {len(files) - len(known)} files of other kinds left out")
         return [(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in known]
@@ -92,20 +106,35 @@ def _expand(argument: str) -> list[tuple[Path, str]]:
 def _source(path: Path, name: str, txt: str) -> Source:
     match = _NAME.search(path.name.lower())
     if not match:
-        raise InputError(f"{path} is of a kind we cannot read; give .txt, .jsonl or .parquet, plain, .gz or .zst")
+        raise InputError(f"{path} is of a kind we cannot read; give .txt, .jsonl or .parquet, plain, .gz, .bz2 or .zst")
     kind, packing = match[1], match[2] or ""
     if kind == "parquet" and packing:
         raise InputError(f"{path} is packed twice: parquet is compressed inside; unpack it with gunzip or unzstd")
     source = Source(path, name, kind, packing, path.stat().st_size, "")
+    if packing and source.bytes:
+        _check_magic(source)
     if kind != "txt" or not source.bytes:
         return source
     return source._replace(layout=_sniff_layout(source) if txt == "auto" else txt)
 
 
+def _check_magic(source: Source) -> None:
+    with open_unpacked(source._replace(packing="")) as stream:
+        if not stream.read(4).startswith(_MAGIC[source.packing]):
+            raise InputError(f"{source.path} is not a .{source.packing} file; give it the name of what it is")
+
+
 def _sniff_layout(source: Source) -> str:
-    with open_unpacked(source) as stream:
-        beginning = guarded(source, lambda: stream.read(SNIFF)).decode("utf-8", "replace").replace("\r\n", "\n")
-    lines = beginning.split("\n")
+    beginning = b""
+    with open_unpacked(source) as stream, suppress(DamagedError):
+        while len(beginning) < SNIFF and (piece := guarded(source, partial(stream.read1, SNIFF))):  # type: ignore[attr-defined]
+            beginning += piece
+    return layout_of(beginning)
+
+
+def layout_of(beginning: bytes) -> str:
+    """Whether a text is made of lines or of prose, by its beginning."""
+    lines = beginning[:SNIFF].decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     return "lines" if looks_like_lines(lines[:-1] if len(lines) > 1 else lines) else "prose"
 
 
@@ -125,7 +154,7 @@ def read_documents(
 
     Raises
     ------
-    InputError: unreadable, damaged, not JSON, without the field or column.
+    InputError: unreadable, or without the column.
     """
     end = stop if stop is not None else 1 << 62
     if source.kind == "dataset":
@@ -133,11 +162,11 @@ def read_documents(
             Document(*found) for found in datasets_reader.read(source.path, source.name, column, start, end)
         )
     elif source.kind == "parquet":
-        documents = _read_parquet(source, column, start, end)
+        documents = _read_parquet(source, column, start, end, counts)
     elif source.kind == "jsonl":
-        documents = _read_jsonl(source, column, start, end, counts)
+        documents = _read_jsonl(source, lines_of(source, start, counts), column, start, end, counts)
     else:
-        documents = _read_txt(source, start, end, counts)
+        documents = _read_txt(source, lines_of(source, start, counts), start, end, counts)
     for document in documents:
         yield from _cut(_clean(document, counts), counts)
 
@@ -195,22 +224,25 @@ def _cut(document: Document, counts: Counter[str]) -> Iterator[Document]:
         begin = end
 
 
-def _read_txt(source: Source, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:
-    lines = source.layout == "lines"
+Lines = Iterator[tuple[int, bytes]]  # places and lines, as lines_of gives them
+
+
+def _read_txt(source: Source, lines: Lines, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:
+    in_lines = source.layout == "lines"
     parts: list[str] = []
     first = size = 0
-    for place, blank_lines, block in _blocks(source, start, stop, counts):
-        if parts and (lines or blank_lines > 1 or size > MAX_DOCUMENT // 2):
-            yield Document(f"{source.name}:{first}", "\n\n".join(parts), lines)
+    for place, blank_lines, block in _blocks(lines, start, stop, counts):
+        if parts and (in_lines or blank_lines > 1 or size > MAX_DOCUMENT // 2):
+            yield Document(f"{source.name}:{first}", "\n\n".join(parts), in_lines)
             parts, size = [], 0
         first = first if parts else place
         parts.append(block)
         size += len(block)
     if parts:
-        yield Document(f"{source.name}:{first}", "\n\n".join(parts), lines)
+        yield Document(f"{source.name}:{first}", "\n\n".join(parts), in_lines)
 
 
-def _blocks(source: Source, start: int, stop: int, counts: Counter[str]) -> Iterator[tuple[int, int, str]]:
+def _blocks(lines: Lines, start: int, stop: int, counts: Counter[str]) -> Iterator[tuple[int, int, str]]:
     """Runs of lines between blank lines: (place, blank lines before it, text).
 
     A block belongs to the range in which the last blank line before it begins; the first block to the first range.
@@ -219,7 +251,7 @@ def _blocks(source: Source, start: int, stop: int, counts: Counter[str]) -> Iter
     blank_lines, last_blank = 0, (-1 if start == 0 else None)
     block: list[str] = []
     first = size = 0
-    for place, line in lines_of(source, start, counts):
+    for place, line in lines:
         if not line.strip():
             if block:
                 yield first, blank_lines, "\n".join(block)
@@ -243,53 +275,101 @@ def _blocks(source: Source, start: int, stop: int, counts: Counter[str]) -> Iter
         yield first, blank_lines, "\n".join(block)
 
 
-def _read_jsonl(source: Source, column: str, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:
-    too_long = False
-    for place, line in lines_of(source, start, counts):
+class _BadLineError(Exception):
+    """What is wrong with a line of .jsonl."""
+
+
+def _read_jsonl(
+    source: Source, lines: Lines, column: str, start: int, stop: int, counts: Counter[str]
+) -> Iterator[Document]:
+    too_long = said = False
+    first, number = -1, 0
+    for place, line in lines:
+        first = place if first < 0 else first
+        number += not too_long
         continues, too_long = too_long, len(line) == unpack.MAX_LINE and not line.endswith(b"\n")
         if place >= stop and not continues:
             return
         if continues or too_long or not line.strip():
             continue
-        yield Document(f"{source.name}:{place}", _field(source, place, decode(line, counts), column))
+        try:
+            text = _field(decode(line, counts), column)
+        except _BadLineError as error:
+            counts["bad_lines"] += 1
+            if not said:
+                said = True
+                say(f"warning: {_line_name(source, first, number)} {error}; such lines are left out (--strict refuses)")
+            continue
+        yield Document(f"{source.name}:{place}", text)
 
 
-def _field(source: Source, place: int, line: str, column: str) -> str:
+def _field(line: str, column: str) -> str:
     try:
         content: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{_line_name(source, place)} is not JSON ({error}): {line[:80]!r}") from error
+        raise _BadLineError(f"is not JSON ({error}): {line[:80]!r}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{_line_name(source, place)} is not a JSON object: {line[:80]!r}")
+        raise _BadLineError(f"is not a JSON object: {line[:80]!r}")
     if column not in content:
-        raise InputError(f"{_line_name(source, place)} has no field {column!r}, only {sorted(content)}; see --column")
+        raise _BadLineError(f"has no field {column!r}, only {sorted(content)}; see --column")
     text = content[column]
     if text is not None and not isinstance(text, str):
-        raise InputError(f"{_line_name(source, place)}: field {column!r} is not text but {str(text)[:80]!r}")
+        raise _BadLineError(f"has no text in field {column!r} but {str(text)[:80]!r}")
     return text or ""
 
 
-def _line_name(source: Source, place: int) -> str:
-    """ "file, line 17", counted only now that somebody wants to know."""
-    number = 1 + sum(line.endswith(b"\n") for at, line in lines_of(source, 0, Counter()) if at < place)
+def _line_name(source: Source, first: int, number: int) -> str:
+    """The line `number` of those from byte `first` on, as "file, line 17"; counted only now that it is wanted."""
+    if first > 0:
+        with open(source.path, "rb") as file:
+            while first > 0 and (block := file.read(min(first, SNIFF))):
+                number += block.count(b"\n")
+                first -= len(block)
     return f"{source.path}, line {number}"
 
 
-def _read_parquet(source: Source, column: str, start: int, stop: int) -> Iterator[Document]:
+def _check_first_line(source: Source, column: str) -> None:
+    """Refuse a .jsonl whose first line has no such field: of a wrong --column, before hours are spent on it.
+
+    Raises
+    ------
+    InputError: naming the line.
+    """
+    for number, (_, line) in enumerate(lines_of(source, 0, Counter()), 1):
+        if line.strip():
+            if len(line) < unpack.MAX_LINE:
+                try:
+                    _field(line.decode("utf-8", "replace"), column)
+                except _BadLineError as error:
+                    raise InputError(f"{source.path}, line {number} {error}") from error
+            return
+
+
+def _read_parquet(source: Source, column: str, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:
     file = _open_parquet(source, column)
-    row = 0
+    next_group = 0
     for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if row >= stop or row + rows <= start:
-            row += rows
+        row, next_group = next_group, next_group + file.metadata.row_group(group).num_rows
+        if row >= stop or next_group <= start:
             continue
         batches = file.iter_batches(batch_size=64, row_groups=[group], columns=[column], use_threads=False)
-        while batch := guarded(source, partial(next, batches, None)):
-            if row + len(batch) > start:
-                for at, text in enumerate(batch.column(0).to_pylist(), row):
-                    if start <= at < stop:
-                        yield Document(f"{source.name}:{at}", text or "")
-            row += len(batch)
+        try:
+            while batch := guarded(source, partial(next, batches, None)):
+                if row + len(batch) > start:
+                    for at, text in enumerate(_texts_of(batch.column(0), counts), row):
+                        if start <= at < stop:
+                            yield Document(f"{source.name}:{at}", text or "")
+                row += len(batch)
+        except DamagedError as error:  # the next group of rows may be whole
+            note_damage(error, counts)
+
+
+def _texts_of(column: Any, counts: Counter[str]) -> list[str | None]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:  # nobody checks texts when parquet is written
+        plain = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
+        return [text if text is None else decode(text, counts) for text in plain.cast("large_binary").to_pylist()]
 
 
 def _open_parquet(source: Source, column: str) -> Any:

@@ -2,11 +2,12 @@
 
     for place, line in lines_of(source, start, counts): ...    # the lines that begin at byte `start` or later
 
-Plain files can be entered anywhere; .gz and .zst are read from their beginning. A line of more than MAX_LINE bytes
-comes in pieces. A file that is damaged or cut short is refused, however its packer would have it.
+Plain files can be entered anywhere; .gz, .bz2 and .zst are read from their beginning. A line of more than MAX_LINE
+bytes comes in pieces. Of a packed file that is damaged or cut short every line that is whole is read, then it is said
+and counted (`damaged_parts`), however its packer would have it.
 """
 
-import gzip
+import bz2
 import io
 import zlib
 from collections import Counter
@@ -17,9 +18,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, say
 
 MAX_LINE = 16 << 20  # bytes; a longer line of .txt is cut, of .jsonl left out
+PIECE = {"gz": 1 << 14, "bz2": 1 << 14, "zst": 1 << 11}  # packed bytes taken at once: .zst unpacks to 32,768 times that
+STEP = 1 << 16  # unpacked bytes made at once, from .gz and .bz2
 
 
 class Source(NamedTuple):
@@ -28,9 +31,13 @@ class Source(NamedTuple):
     path: Path
     name: str  # as written into the manifest: relative to the folder named on the command line, with its last part
     kind: str  # txt, jsonl, parquet, dataset
-    packing: str  # "", gz, zst
+    packing: str  # "", gz, bz2, zst
     bytes: int  # on disk
     layout: str  # lines or prose for txt, else ""
+
+
+class DamagedError(InputError):
+    """A file ends too early, or holds what its format does not allow."""
 
 
 def lines_of(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
@@ -43,11 +50,25 @@ def lines_of(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple
                 place += len(skipped)
                 if skipped.endswith(b"\n"):
                     break
-        while line := guarded(source, read_line):
+        while line := _unless_damaged(source, read_line, counts):
             if len(line) == MAX_LINE and not line.endswith(b"\n"):
                 counts["long_lines"] += 1
             yield place, line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
             place += len(line)
+
+
+def _unless_damaged(source: Source, read_line: Callable[[], bytes], counts: Counter[str]) -> bytes:
+    try:
+        return guarded(source, read_line)
+    except DamagedError as error:
+        note_damage(error, counts)
+        return b""
+
+
+def note_damage(error: DamagedError, counts: Counter[str]) -> None:
+    """Say and count that what follows in a source is lost; what came before it stays."""
+    counts["damaged_parts"] += 1
+    say(f"warning: {error}; what stands before the damage is read (--strict refuses)")
 
 
 def guarded(source: Source, read: Callable[[], Any]) -> Any:
@@ -55,15 +76,15 @@ def guarded(source: Source, read: Callable[[], Any]) -> Any:
 
     Raises
     ------
-    InputError: the file is damaged or cut short.
+    DamagedError: the file is damaged or cut short.
     """
     try:
         return read()
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise InputError(f"{source.path} is damaged or cut short ({error}); fetch or pack it again") from error
+    except (EOFError, *_ERRORS) as error:
+        raise DamagedError(f"{source.path} is damaged or cut short ({error}); fetch or pack it again") from error
     except Exception as error:
         if source.kind == "parquet":  # pyarrow raises what it likes, OSError and ValueError among it
-            raise InputError(f"{source.path} is not a whole parquet file ({error}); fetch it again") from error
+            raise DamagedError(f"{source.path} is not a whole parquet file ({error}); fetch it again") from error
         raise
 
 
@@ -76,40 +97,160 @@ def decode(line: bytes, counts: Counter[str]) -> str:
         return line.decode("utf-8", "replace")
 
 
-class _Zst(io.RawIOBase):
-    """A .zst file unpacked frame by frame. zstandard's own reader takes a file cut short for one that ended."""
+class _Bz2Error(Exception):
+    """What bz2 says by OSError, which disks say too."""
 
-    def __init__(self, path: Path):
-        self.file = open(path, "rb")  # noqa: SIM115
-        self.frame: Any = None
+
+_ERRORS = (zlib.error, zstandard.ZstdError, _Bz2Error)
+
+
+class _Gz:
+    """One member of a .gz file."""
+
+    def __init__(self) -> None:
+        self._unpacker = zlib.decompressobj(31)  # with gzip's header and checksum
+
+    def unpack(self, packed: bytes) -> tuple[bytes, bytes]:
+        """At most STEP bytes, and what of `packed` is still to be given."""
+        unpacked = self._unpacker.decompress(packed, STEP)
+        return unpacked, self._unpacker.unused_data if self.ended else self._unpacker.unconsumed_tail
+
+    @property
+    def ended(self) -> bool:
+        """Whether the member is whole."""
+        return self._unpacker.eof
+
+
+class _Bz2:
+    """One stream of a .bz2 file."""
+
+    def __init__(self) -> None:
+        self._unpacker = bz2.BZ2Decompressor()
+        self._asked_again = False  # for more of what the unpacker has taken already
+
+    def unpack(self, packed: bytes) -> tuple[bytes, bytes]:
+        """As of _Gz."""
+        try:
+            unpacked = self._unpacker.decompress(b"" if self._asked_again else packed, STEP)
+        except OSError as error:
+            raise _Bz2Error(error) from error
+        if self.ended:
+            return unpacked, self._unpacker.unused_data
+        self._asked_again = not self._unpacker.needs_input
+        return unpacked, packed if self._asked_again else b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream is whole."""
+        return self._unpacker.eof
+
+
+class _Zst:
+    """One frame of a .zst file. zstandard's own reader takes a file cut short for one that ended."""
+
+    def __init__(self) -> None:
+        self._unpacker = zstandard.ZstdDecompressor().decompressobj()
+
+    def unpack(self, packed: bytes) -> tuple[bytes, bytes]:
+        """As of _Gz, but all at once."""
+        unpacked = self._unpacker.decompress(packed)
+        return unpacked, self._unpacker.unused_data if self.ended else b""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the frame is whole."""
+        return self._unpacker.eof
+
+
+_FRAMES: dict[str, Callable[[], _Gz | _Bz2 | _Zst]] = {"gz": _Gz, "bz2": _Bz2, "zst": _Zst}
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file, frame by frame.
+
+    A frame that is damaged raises only once all that can be had of it is read: the piece of the file in which it broke
+    is unpacked again byte by byte, since an unpacker that fails drops what it had made of the piece before.
+    """
+
+    def __init__(self, path: Path, packing: str):
+        self.path, self.packing = path, packing
+        self.file: BinaryIO = open(path, "rb")  # noqa: SIM115
+        self.frame: _Gz | _Bz2 | _Zst | None = None
+        self.frame_start = 0  # where the frame begins in the file
         self.packed = self.unpacked = b""
+        self.piece_start = self.given = 0  # the last piece of the frame: where it begins, bytes it has given so far
+        self.error: Exception | None = None
 
     def readable(self) -> bool:
         """True, always."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`; 0 at the end of the last frame, EOFError where the file ends within one."""
+        """Fill `buffer`; 0 at the end of the last frame.
+
+        Raises
+        ------
+        EOFError: the file ends within a frame. One of _ERRORS: it is damaged.
+        """
         while not self.unpacked:
-            # Little at a time: what it unpacks to is in memory at once, and it may be 32,768 times as much.
-            self.packed = self.packed or self.file.read(1 << 11)
-            if not self.packed:
-                if self.frame is not None:
-                    raise EOFError("the file ends before the end-of-stream marker was reached")
+            if self.error is not None:
+                raise self.error
+            if not self.packed and not self._read_piece():
                 return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.unpacked = self.frame.decompress(self.packed)
-            self.packed = self.frame.unused_data if self.frame.eof else b""
-            self.frame = None if self.frame.eof else self.frame
+            try:
+                self._unpack()
+            except _ERRORS as error:
+                self.unpacked, self.error = self._salvage(), error
         size = min(len(buffer), len(self.unpacked))
         buffer[:size] = self.unpacked[:size]
         self.unpacked = self.unpacked[size:]
         return size
 
+    def _read_piece(self) -> bool:
+        self.piece_start, self.given = self.file.tell(), 0
+        self.packed = self.file.read(PIECE[self.packing])
+        if not self.packed and self.frame is not None:
+            raise EOFError("the file ends before the end-of-stream marker was reached")
+        return bool(self.packed)
+
+    def _unpack(self) -> None:
+        if self.frame is None:
+            if self.packing == "gz":  # gzip pads with zeros
+                self.packed = self.packed.lstrip(b"\0")
+            self.frame_start = self.piece_start = self.file.tell() - len(self.packed)
+            self.given = 0
+            if not self.packed:
+                return
+            self.frame = _FRAMES[self.packing]()
+        self.unpacked, self.packed = self.frame.unpack(self.packed)
+        self.given += len(self.unpacked)
+        if self.frame.ended:
+            self.frame = None
+
+    def _salvage(self) -> bytes:
+        """What the piece at which the frame broke gives before it breaks, less what it has given."""
+        frame, found = _FRAMES[self.packing](), bytearray()
+        with open(self.path, "rb") as file:
+            file.seek(self.frame_start)
+            while at := self.piece_start - file.tell():
+                _drain(frame, file.read(min(PIECE[self.packing], at)), bytearray())
+            try:
+                while byte := file.read(1):
+                    _drain(frame, byte, found)
+            except _ERRORS:
+                pass
+        return bytes(found[self.given :])
+
     def close(self) -> None:
         """Close the file below too."""
         self.file.close()
         super().close()
+
+
+def _drain(frame: _Gz | _Bz2 | _Zst, packed: bytes, into: bytearray) -> None:
+    while packed:
+        unpacked, packed = frame.unpack(packed)
+        into += unpacked
 
 
 def open_unpacked(source: Source) -> BinaryIO:
@@ -120,10 +261,8 @@ def open_unpacked(source: Source) -> BinaryIO:
     InputError: it cannot be read.
     """
     try:
-        if source.packing == "gz":
-            return gzip.open(source.path, "rb")  # type: ignore[return-value]
-        if source.packing == "zst":
-            return io.BufferedReader(_Zst(source.path), 1 << 20)
+        if source.packing:
+            return io.BufferedReader(_Unpacked(source.path, source.packing), 1 << 20)
         return open(source.path, "rb", buffering=1 << 20)
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
