@@ -91,6 +91,8 @@ class TrainConfig:
     """seconds before the time limit at which the run saves and stops"""
     max_skips: int = 20
     """steps in a row that may be skipped for gradients that are not finite"""
+    checkpoint_activations: bool = False
+    """keep only the inputs of layers and compute each again in the backward pass: less memory, a third more work"""
     compile: bool = False
     """fuse the arithmetic between matrix products with torch.compile: faster on a GPU, slower on a CPU; ZeRO 0 to 2"""
     allow_untested_deepspeed: bool = False

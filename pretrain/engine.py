@@ -56,12 +56,15 @@ def join_ranks() -> None:
 
 
 def start_engine(
-    model: BertForPreTraining, settings: dict[str, Any], allow_untested: bool = False
+    model: BertForPreTraining,
+    settings: dict[str, Any],
+    allow_untested: bool = False,
+    checkpoint_activations: bool = False,
 ) -> tuple[Any, Partition]:
     """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
     optimizer = make_optimizer(model, settings["optimizer"])
     engine, *_ = deepspeed.initialize(
-        model=Pretrainer(model),
+        model=Pretrainer(model, checkpoint_activations),
         optimizer=optimizer,
         config={key: value for key, value in settings.items() if key != "optimizer"},
     )

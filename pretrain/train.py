@@ -120,7 +120,9 @@ def train(config: TrainConfig) -> RunState:
                 ending.enter_context(RunLock(config.out))
                 prepare_folder(config, settings, stores)
         resumed_from = told_by_first(resumed_from)
-        engine, partition = start_engine(model, settings, config.allow_untested_deepspeed)
+        engine, partition = start_engine(
+            model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
+        )
         identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
         state = RunState()
         if resumed_from is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.bert.modeling_bert import BertLayer
 
 from pretrain.checkpoint import folder_of, read_parameter, stored_pieces
 from pretrain.config import TrainConfig
@@ -32,7 +33,8 @@ def run(store: Path, out: Path, world: int, zero: int, micro_batch: int, **chang
         data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, warmup=2, lr=1e-3, dropout=0.0,
         global_batch=12, micro_batch=micro_batch, zero=zero, clip=1.0, eval_samples=8, log_every=2,
     )  # fmt: skip
-    run_ranks(world, train, TrainConfig(**settings | changes))
+    calls = changes.pop("calls", [])
+    calls += run_ranks(world, train_counting_layers, TrainConfig(**settings | changes))
     return weights(folder_of(out, STEPS))
 
 
@@ -75,3 +77,28 @@ def test_weights_do_not_depend_on_how_a_step_is_cut(plain, store, tmp_path, worl
     expected, start = plain
     found = run(store, tmp_path / "run", world, zero, micro_batch)
     assert distance(found, expected, start) < 1e-5
+
+
+def train_counting_layers(config: TrainConfig) -> int:
+    """How often a layer was computed."""
+    calls = 0
+    forward = BertLayer.feed_forward_chunk
+
+    def counting(self: BertLayer, *inputs: Any) -> Any:
+        nonlocal calls
+        calls += self.training
+        return forward(self, *inputs)
+
+    BertLayer.feed_forward_chunk = counting  # type: ignore[method-assign]
+    train(config)
+    return calls
+
+
+@pytest.mark.parametrize("zero", [3, *(pytest.param(zero, marks=pytest.mark.slow) for zero in (0, 1, 2))])
+def test_checkpointed_activations_give_the_same_bits(store, tmp_path, zero):
+    common = dict(world=2, zero=zero, micro_batch=3, dropout=0.1)
+    plain = run(store, tmp_path / "plain", **common)
+    calls: list[int] = []
+    again = run(store, tmp_path / "again", **common, checkpoint_activations=True, calls=calls)
+    assert calls == [2 * 2 * 2 * STEPS] * 2, "2 layers, twice, for 2 micro-batches a step"
+    assert all(torch.equal(plain[name], again[name]) for name in plain)

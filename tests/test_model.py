@@ -81,6 +81,32 @@ def test_losses_and_gradients_equal_the_padded_forward(batch, implementation):
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
+def test_checkpointed_activations_change_nothing_but_what_is_kept(batch):
+    kept: dict[bool, int] = {}
+    found = {}
+    for recompute in (False, True):
+        model = tiny_model()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1
+        model.set_attn_implementation(IMPLEMENTATION)
+        torch.manual_seed(5)
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = Pretrainer(model, checkpoint_activations=recompute).train()(batch)
+        kept[recompute] = sum(sizes)
+        found[recompute] = (losses.mlm, losses.nsp, gradients(model, losses.mlm + losses.nsp))
+    assert kept[True] < kept[False] / 2
+    assert found[True][:2] == found[False][:2]
+    for name, gradient in found[False][2].items():
+        assert torch.equal(gradient, found[True][2][name]), name
+
+
 def test_accuracy_counts(batch):
     model = tiny_model()
     model.set_attn_implementation(IMPLEMENTATION)
