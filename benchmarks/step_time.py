@@ -109,11 +109,16 @@ def _padded(config, ids, types, rows, labels, nsp, lengths) -> dict[str, torch.T
     return {name: torch.from_numpy(array) for name, array in padded.items()}
 
 
-def main(config: BenchmarkConfig) -> None:
-    bert = BertConfig(
+def bert_config(config: BenchmarkConfig) -> BertConfig:
+    """The model that is measured."""
+    return BertConfig(
         vocab_size=config.vocab_size, num_hidden_layers=config.layers, hidden_size=config.hidden,
         num_attention_heads=config.hidden // 64, intermediate_size=4 * config.hidden, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
+
+
+def main(config: BenchmarkConfig) -> None:
+    bert = bert_config(config)
     samples = [Sample(config, number) for number in range(config.rounds + 2)]
     ours, theirs = our_step(bert, config.compile), their_step(bert)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
@@ -152,12 +157,14 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def our_step(config: BertConfig, compiled: bool) -> Callable[[Sample], None]:
+def our_step(
+    config: BertConfig, compiled: bool = False, checkpoint_activations: bool = False
+) -> Callable[[Sample], None]:
     """A step of ours: padding-free, logits at masked rows."""
     model = new_model(config, IMPLEMENTATION)
     if compiled:
         compile_layers(model)
-    module = Pretrainer(model).train()
+    module = Pretrainer(model, checkpoint_activations).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4, fused=True)
 
     def step(sample: Sample) -> None:

@@ -1,0 +1,110 @@
+"""Peak memory of a training step: ours, ours with --checkpoint_activations, and transformers' padded step.
+
+    python benchmarks/step_memory.py [--layers 6 --hidden 512 --vocab_size 30522 --seq_len 128 --batch 16]
+
+The steps and samples of step_time.py, each side in a fresh process. What counts is the peak in a step above what lies
+there between steps (weights and moments): activations, gradients, workspace. On a CPU it is the resident set, with
+malloc told to give back what is freed; on a GPU torch.cuda.max_memory_allocated. One JSON line; "ratio" is theirs over
+ours.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from benchmarks import step_time
+from benchmarks.machine import machine
+from benchmarks.step_time import DEVICE, DTYPE, Sample, bert_config, our_step, synchronize, their_step
+from data_prep.cli import parse
+
+Side = Literal["ours", "ours_checkpointed", "theirs"]
+SIDES: tuple[Side, ...] = ("ours", "ours_checkpointed", "theirs")
+PAGES_AT_ONCE = str(1 << 16)  # bytes above which malloc maps memory of its own, which goes back when it is freed
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(step_time.BenchmarkConfig):
+    """The model and the batches."""
+
+    rounds: int = 3
+    """steps of each side, of which the largest peak counts; one more goes before"""
+    side: Side | None = None
+    """measure this side, in this process"""
+
+
+def main(config: BenchmarkConfig) -> None:
+    peaks = {side: measured(side) for side in SIDES}
+    shape = {name: value for name, value in asdict(config).items() if name != "side"}
+    result = {
+        "name": "step_memory",
+        "figures": {f"{side}_mb": round(peak / 1e6, 1) for side, peak in peaks.items()},
+        "ratio": round(peaks["theirs"] / peaks["ours"], 2),
+        "ratio_checkpointed": round(peaks["theirs"] / peaks["ours_checkpointed"], 2),
+        "settings": {**shape, "threads": torch.get_num_threads(), "precision": str(DTYPE)},
+    }
+    print(json.dumps(result | machine("torch", "transformers")))
+
+
+def measured(side: Side) -> int:
+    """Peak in bytes, from a process of its own."""
+    command = [sys.executable, *sys.argv, "--side", side]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": PAGES_AT_ONCE, "MALLOC_TRIM_THRESHOLD_": PAGES_AT_ONCE}
+    return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def peak_of(config: BenchmarkConfig) -> int:
+    """Peak of one side in bytes, above what lies there between steps."""
+    bert = bert_config(config)
+    assert config.side is not None
+    step = (
+        their_step(bert)
+        if config.side == "theirs"
+        else our_step(bert, config.compile, checkpoint_activations=config.side == "ours_checkpointed")
+    )
+    peaks = []
+    for number in range(config.rounds + 1):
+        sample = Sample(config, number)
+        before = start_of_peak()
+        step(sample)
+        peaks.append(peak_since() - before)
+    return max(peaks[1:])  # the first made the moments
+
+
+def start_of_peak() -> int:
+    """Forget earlier peaks; bytes in use now."""
+    if DEVICE.type == "cuda":
+        synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    return status("VmRSS")
+
+
+def peak_since() -> int:
+    """The largest number of bytes in use since then."""
+    if DEVICE.type == "cuda":
+        synchronize()
+        return torch.cuda.max_memory_allocated()
+    return status("VmHWM")
+
+
+def status(name: str) -> int:
+    """A line of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    config = parse(BenchmarkConfig, __doc__)
+    if config.side is None:
+        main(config)
+    else:
+        print(peak_of(config))
