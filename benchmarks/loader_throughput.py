@@ -92,7 +92,7 @@ def index_rate(config: Config, store: Store) -> float:
 def loader_rate(config: Config, store: Store, masking: Masking) -> float:
     """Samples a second of `feed` on one rank."""
     stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), Position())
-    batches = feed(stream, masking, config.batch, config.batch, 0, 1)
+    batches = feed(stream, masking, lambda taken: config.batch, config.batch, 0, 1)
     next(batches)
 
     def measure() -> float:
@@ -110,7 +110,7 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
     for name in ("first_batch_new_index_s", "first_batch_cached_index_s"):
         start = time.perf_counter()
         stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 1), Position(7, 100_000))
-        next(feed(stream, Masking(), config.batch, config.batch, 0, 1))
+        next(feed(stream, Masking(), lambda taken: config.batch, config.batch, 0, 1))
         found[name] = round(time.perf_counter() - start, 3)
         stream.mixture.epoch(8)  # waits for what is built ahead
     return found

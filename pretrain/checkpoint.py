@@ -215,7 +215,6 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     engine.global_steps = state.step + state.skipped
     engine.global_samples = state.samples
     engine.skipped_steps = state.skipped
-    engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
     return state
 
 

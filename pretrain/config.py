@@ -15,6 +15,7 @@ from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Objective
 from pretrain.ds_config import Flags
+from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
 
 Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
@@ -55,6 +56,9 @@ class TrainConfig:
     """tokens of a sample, [CLS] and [SEP] included"""
     steps: int = 10_000
     """optimizer steps, not micro-batches"""
+    phase: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """a span of steps, in place of --steps; repeat it: --phase seq_len=128,steps=900,lr=1e-3 --phase
+    seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup; the rest is as without"""
     seed: int = 0
     """decides initial weights, samples, masks and dropout"""
     dropout: float = 0.1
@@ -71,6 +75,8 @@ class TrainConfig:
     """learning rate after the warm-up"""
     warmup: float = 0.1
     """rise of the learning rate: steps, or below 1 a share of --steps"""
+    batch_warmup: int = 0
+    """steps over which the batch grows from an eighth of --global_batch to all of it"""
     eval_every: int = 500
     """steps between evaluations on the held-out documents; 0: only at the end"""
     eval_samples: int = 1024
@@ -122,12 +128,7 @@ class TrainConfig:
             raise InputError("--data needs a token store; make one with data_prep/shard.py")
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
-        if self.steps < 1:
-            raise InputError(f"--steps {self.steps} must be 1 or more")
-        if self.seq_len < 8:
-            raise InputError(f"--seq_len {self.seq_len} has no room for two sentences; give 8 or more")
-        if not 0 <= self.warmup_steps < self.steps:
-            raise InputError(f"--warmup {self.warmup:g} must lie in [0, --steps {self.steps})")
+        _ = self.spans  # refuses values that make no sense
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
         if self.log_every < 1:
@@ -143,9 +144,15 @@ class TrainConfig:
                 raise InputError(f"--{name} {getattr(self, name)} must be 0 or more")
 
     @property
-    def warmup_steps(self) -> int:
-        """Optimizer steps of the warm-up."""
-        return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+    def spans(self) -> list[Span]:
+        """The phases as asked for; one where there is no --phase."""
+        whole = Span(self.seq_len, self.steps, self.warmup, self.schedule, self.batch_warmup)
+        return [parse_span(text, whole) for text in self.phase] or [check_span(whole)]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all phases."""
+        return sum(span.steps for span in self.spans)
 
     @property
     def masking(self) -> Masking:
@@ -174,7 +181,7 @@ class TrainConfig:
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON values, for config.json."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()} | {"steps": self.total_steps}
 
 
 def _weighted(entry: str) -> tuple[Path, float]:

@@ -2,7 +2,7 @@
 
     stores, Position -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
 
-A step takes the next `global_batch` samples of the stream; epochs follow one another without a gap. They are dealt to
+A step takes the next samples of the stream; epochs follow one another without a gap. They are dealt to
 the micro-batches of all ranks by length (`deal`), so that every rank has as much to do; the union over ranks and
 micro-batches, and with the losses normalised by the counts of the whole step also the gradient, do not depend on how a
 step is cut. Each rank counts the whole step from the index alone. Position is all that resume needs, at any world size.
@@ -10,7 +10,7 @@ step is cut. Each rank counts the whole step from the index alone. Position is a
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -32,6 +32,14 @@ class Position(NamedTuple):
 
     epoch: int = 0
     sample: int = 0
+    phase: int = 0  # of the run
+    taken: int = 0  # samples that this phase has had
+
+    def entering(self, phase: int, same_samples: bool) -> "Position":
+        """Where a phase goes on: where it was, else where the one before ended, else at the first of other samples."""
+        if phase == self.phase:
+            return self
+        return self._replace(phase=phase, taken=0) if same_samples else Position(phase=phase)
 
 
 class StepCounts(NamedTuple):
@@ -51,6 +59,7 @@ class MicroBatch(NamedTuple):
 
     batch: Batch
     step: StepCounts
+    is_last: bool  # of its step
 
     def pin_memory(self) -> "MicroBatch":
         """Move into memory from which a GPU can copy while the host goes on."""
@@ -77,7 +86,7 @@ class SampleStream:
         return Picked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _within_window(self, count: int) -> Picked:
-        epoch, sample = self.position
+        epoch, sample, phase, taken = self.position
         if sample >= self._epoch.size:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
@@ -87,22 +96,24 @@ class SampleStream:
             self._window, self._window_start = self._epoch.look_up(np.arange(sample, stop)), sample
         first = sample - self._window_start
         part = Picked(*(column[first : first + count] for column in self._window))
-        self.position = Position(epoch, sample + len(part.samples))
+        self.position = Position(epoch, sample + len(part.samples), phase, taken + len(part.samples))
         return part
 
 
 def feed(
-    stream: SampleStream, masking: Masking, global_batch: int, micro_batch: int, rank: int, world: int
+    stream: SampleStream, masking: Masking, batch_after: Callable[[int], int], micro_batch: int, rank: int, world: int
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches for ever: global_batch / (micro_batch * world) of them make a step."""
+    """This rank's micro-batches for ever. A step that begins after n samples of its phase has `batch_after(n)`, over
+    all ranks; a multiple of micro_batch * world."""
     seq_len = stream.mixture.seq_len
     while True:
-        picked = stream.take(global_batch)
+        picked = stream.take(batch_after(stream.position.taken))
         counts = _count(picked, masking, seq_len, stream.position)
-        hands = deal(picked, global_batch // micro_batch)
-        for hand in hands[rank::world]:
-            share = Picked(*(column[hand] for column in picked))
-            yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts)
+        hands = deal(picked, counts.samples // micro_batch)
+        *others, last = range(rank, len(hands), world)
+        for number in (*others, last):
+            share = Picked(*(column[hands[number]] for column in picked))
+            yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts, number == last)
 
 
 def deal(picked: Picked, count: int) -> np.ndarray:

@@ -87,6 +87,9 @@ class Flags(NamedTuple):
     optimizer: str | None = None
 
 
+NOTHING = Flags()
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and refuse names that neither DeepSpeed nor we know.
 
@@ -120,8 +123,12 @@ def _check_names(path: Path, prefix: str, found: Any, known: frozenset[str]) -> 
             raise InputError(f"{path}: unknown name {prefix}{key}; known: {', '.join(sorted(known))}")
 
 
-def resolve(path: Path, flags: Flags, world_size: int, default_precision: str) -> dict[str, Any]:
-    """The complete DeepSpeed settings of a run: no "auto", no absent batch size, optimizer, precision or stage.
+def resolve(
+    path: Path, flags: Flags, world_size: int, default_precision: str, phase: Flags = NOTHING
+) -> dict[str, Any]:
+    """The complete DeepSpeed settings of a phase: no "auto", no absent batch size, optimizer, precision or stage.
+
+    What the phase says (of batches and learning rate) goes before the JSON and the flags.
 
     Raises
     ------
@@ -130,6 +137,7 @@ def resolve(path: Path, flags: Flags, world_size: int, default_precision: str) -
     """
     content = read(path)
     settings = _Settings(path, content)
+    flags = _override(content, flags, phase)
     zero = content.get("zero_optimization", {})
     zero["stage"] = settings.choose("zero_optimization.stage", "--zero", flags.zero, 1)
     content["zero_optimization"] = {key: value for key, value in zero.items() if value != AUTO or key not in ZERO_AUTO}
@@ -160,6 +168,19 @@ def resolve(path: Path, flags: Flags, world_size: int, default_precision: str) -
 def precision_of(settings: dict[str, Any]) -> str:
     """fp32, bf16 or fp16, from resolved settings."""
     return next((name for name in ("bf16", "fp16") if settings[name]["enabled"]), "fp32")
+
+
+def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
+    """Write a phase's values into the JSON; the flags, without those."""
+    if phase.lr is not None:
+        content.setdefault("optimizer", {}).setdefault("params", {})["lr"] = phase.lr
+    if phase.global_batch is not None:
+        content["train_batch_size"] = phase.global_batch
+    if phase.micro_batch is not None:
+        content["train_micro_batch_size_per_gpu"] = phase.micro_batch
+    if phase.global_batch is not None or phase.micro_batch is not None:
+        content.pop("gradient_accumulation_steps", None)
+    return flags._replace(**{name: None for name, value in phase._asdict().items() if value is not None})
 
 
 class _Settings(NamedTuple):

@@ -1,6 +1,6 @@
 """DeepSpeed's engine around the model: ranks, optimizer, engine, and the step.
 
-    join_ranks()  ->  start_engine(model, settings)  ->  apply_step(engine)
+    join_ranks()  ->  start_engine(model, settings)  ->  backward(engine, loss, is_last), ...  ->  apply_step(engine)
 
 With partition.py the only file that knows DeepSpeed.
 """
@@ -90,6 +90,18 @@ def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch
         raise InputError(f"optimizer.params.variant {variant!r}; known: {', '.join(VARIANTS)}")
     given = {name: value for name, value in params.items() if value is not None}
     return Lamb(groups, **VARIANTS[variant] | given)
+
+
+def backward(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
+    """Add a micro-batch's gradients; after the last one of a step they are summed over ranks, and apply_step() is due.
+
+    DeepSpeed divides by the number of ranks.
+    """
+    # Told, not counted: a step may have another number of micro-batches than the one before.
+    engine.set_gradient_accumulation_boundary(is_last)
+    engine.backward(loss, scale_wrt_gas=False)
+    if not is_last:
+        engine.step()  # only counts
 
 
 def apply_step(engine: Any) -> tuple[bool, Callable[[], float]]:

@@ -1,10 +1,11 @@
-"""The learning rate as a pure function of the step."""
+"""Learning rate and batch size as pure functions of how far a phase is."""
 
 import math
 from typing import Literal
 
 Schedule = Literal["linear", "poly", "cosine", "constant", "wsd"]
 POLY_POWER = 0.5  # NVIDIA's and bing_bert's BERT recipes with LAMB
+BATCH_STAGES = 8  # equal stages in which a batch grows
 WSD_DECAY = 0.2  # share of the steps in which warmup-stable-decay falls (Hu et al. 2024: 10 to 20 %)
 
 
@@ -26,3 +27,18 @@ def lr_multiplier(schedule: Schedule, step: int, warmup: int, total: int) -> flo
     if schedule == "wsd":
         return min(1.0, max(0.0, total - step) / max(WSD_DECAY * total, 1))
     return 1.0
+
+
+def batch_size(taken: int, full: int, warmup: int) -> int:
+    """Samples of the step that begins after `taken` samples of the phase.
+
+    The batch grows from an eighth of `full` to all of it in eight equal stages over `warmup` steps, as in Megatron's
+    --rampup-batch-size. A function of samples, not of steps: a step skipped for an overflow changes nothing.
+    """
+    unit, left = full // BATCH_STAGES, taken
+    for stage in range(1, BATCH_STAGES):
+        steps = warmup * stage // BATCH_STAGES - warmup * (stage - 1) // BATCH_STAGES
+        if left < steps * stage * unit:
+            return stage * unit
+        left -= steps * stage * unit
+    return full

@@ -7,9 +7,11 @@ One process a rank. Leaves in RUN: config.json (everything needed to repeat the 
 tensorboard/, vocab/ and checkpoints/. The same command again continues from the newest whole checkpoint.
 """
 
+import itertools
 import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,17 +28,16 @@ from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState
 from pretrain.config import TrainConfig
-from pretrain.data import MicroBatch, SampleStream, feed, prefetch
-from pretrain.ds_config import resolve
-from pretrain.engine import apply_step, check_precision, default_precision, join_ranks, quiet, start_engine
+from pretrain.data import MicroBatch, SampleStream, StepCounts, feed, prefetch
+from pretrain.engine import apply_step, backward, check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.evaluation import Evaluation
 from pretrain.guard import STOPPED, DivergedError, Guard
 from pretrain.lamb import Lamb
 from pretrain.meter import Meter
 from pretrain.model import MAX_POSITIONS, Losses, build, compile_layers, identity_of
+from pretrain.phases import Phase, engine_settings, phases_of
 from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder
 from pretrain.saver import Saver
-from pretrain.schedule import lr_multiplier
 from pretrain.together import OtherRankFailed, agreed, told_by_first
 
 TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
@@ -46,10 +47,9 @@ class Run(NamedTuple):
     """What stays the same from the first step to the last."""
 
     config: TrainConfig
-    settings: dict[str, Any]  # the resolved DeepSpeed JSON
+    phases: list[Phase]
+    stores: list[Store]
     engine: Any
-    mixture: Mixture
-    held_out: Evaluation | None
     meter: Meter
     saver: Saver
     guard: Guard
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:  # the disk, of this rank
         print(f"error: {error}; checkpoints that were whole still are", file=sys.stderr, flush=True)
         sys.exit(1)
-    code = 0 if state.step == config.steps or config.dry_run else STOPPED
+    code = 0 if state.step == config.total_steps or config.dry_run else STOPPED
     # For launch/supervise.py: the launcher in between loses exit codes when it is killed or told to end.
     if os.environ.get("RANK", "0") == "0" and "ZEROBERT_OUTCOME" in os.environ:
         Path(os.environ["ZEROBERT_OUTCOME"]).write_text(str(code))
@@ -94,18 +94,19 @@ def train(config: TrainConfig) -> RunState:
     """
     quiet()
     stores = open_stores(config)
-    settings = resolve(config.ds_config, config.flags, int(os.environ.get("WORLD_SIZE", "1")), default_precision())
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
+    settings = engine_settings(phases)
     check_precision(settings)
     model = build(
         config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, config.objective == "nsp"
     )
-    check_lengths(config, model.config)
+    check_lengths(phases, model.config)
     if config.compile:
         if settings["zero_optimization"]["stage"] == 3:
             raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
         compile_layers(model)
-    weights = [weight for _, weight in config.weighted_stores]
-    mixture = Mixture(stores, weights, config.seq_len, config.objective, config.seed)
+    samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
     if config.dry_run:
         resume = str(find_checkpoint(config) or "")
         print_json({"settings": settings, "parameters": model.num_parameters(), "resume": resume})
@@ -127,28 +128,43 @@ def train(config: TrainConfig) -> RunState:
         state = RunState()
         if resumed_from is not None:
             state = checkpoint.load(resumed_from, partition, engine, identity)
-        meter = Meter(config.out, model.config, config.steps, state.step, engine.device)
+        meter = Meter(config.out, model.config, config.total_steps, state.step, engine.device)
         ending.callback(meter.close)
         if resumed_from is not None:
             meter.event(state.step, "resume", checkpoint=resumed_from.name)
-        held_out = held_out_samples(config, stores, settings["train_micro_batch_size_per_gpu"])
         saver = Saver(config.out, partition, engine, identity, settings, config.keep)
         ending.callback(saver.close)
         guard = Guard(config.hang_timeout, config.stop_at(time.time()), config.max_skips)
         ending.callback(guard.close)
         lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
-        return loop(Run(config, settings, engine, mixture, held_out, meter, saver, guard, lamb), state)
+        return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
 
 
 def loop(run: Run, state: RunState) -> RunState:
     """Train from `state` to the last step, or to a request to stop; every rank takes part in everything."""
+    for phase in run.phases:
+        if state.step >= phase.end:
+            continue
+        if state.position.phase != phase.number:
+            run.meter.event(state.step, "phase", number=phase.number + 1, of=len(run.phases), **phase.described())
+        before = run.phases[max(phase.number - 1, 0)]
+        position = state.position.entering(phase.number, before.span.seq_len == phase.span.seq_len)
+        state, stopped = train_phase(run, phase, state._replace(position=position))
+        if stopped:
+            break
+    run.saver.wait()
+    return state
+
+
+def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool]:
+    """Train to the end of a phase, or to a request to stop: the state then, and whether it was a request."""
     config, meter, guard = run.config, run.meter, run.guard
-    micro_batches = this_ranks_batches(run, state)
+    micro_batches = this_ranks_batches(run, phase, state)
+    held_out = held_out_samples(phase, config, run.stores)
     held_out_loss: float | None = None
-    while state.step < config.steps:
-        lr = run.settings["optimizer"]["params"]["lr"] * lr_multiplier(
-            config.schedule, state.step, config.warmup_steps, config.steps
-        )
+    reason = ""
+    while state.step < phase.end and not reason:
+        lr = phase.lr_at(state.step)
         for group in run.engine.optimizer.param_groups:
             group["lr"] = lr
         counts, happened, grad_norm = one_step(run, state, micro_batches)
@@ -159,7 +175,7 @@ def loop(run: Run, state: RunState) -> RunState:
             state.tokens + counts.tokens,
             counts.end,
         )
-        last = state.step == config.steps
+        last = state.step == phase.end
         if happened:
             guard.stepped()
             meter.add_step(counts)
@@ -167,8 +183,8 @@ def loop(run: Run, state: RunState) -> RunState:
                 meter.write(state.step, state.samples, state.tokens, lr, grad_norm())
             if run.lamb is not None and (state.step % (TRUST_EVERY * config.log_every) == 0 or last):
                 meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
-            if run.held_out is not None and (last or is_due(config.eval_every, state.step)):
-                held_out_loss = evaluate(run, run.held_out, state.step)["mlm_loss"]
+            if held_out is not None and (last or is_due(config.eval_every, state.step)):
+                held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
         else:
             meter.drop_step()
             scaler = getattr(run.engine.optimizer, "loss_scaler", None)
@@ -179,43 +195,39 @@ def loop(run: Run, state: RunState) -> RunState:
             meter.event(state.step, "stop", reason=reason)
         if (happened and (last or is_due(config.save_every, state.step))) or reason:
             save(run, state, held_out_loss)
-        if reason:
-            break
-    run.saver.wait()
-    return state
+    return state, bool(reason)
 
 
-def one_step(run: Run, state: RunState, micro_batches: Any) -> tuple[Any, bool, Any]:
+def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> tuple[StepCounts, bool, Any]:
     """All micro-batches of a step and the optimizer: its counts, whether it happened, its gradient's norm."""
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
-    accumulation = run.settings["gradient_accumulation_steps"]
-    for number in range(accumulation):
-        batch, counts = next(micro_batches)
+    for number in itertools.count():
+        batch, counts, is_last = next(micro_batches)
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
         torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
         losses: Losses = engine(batch.to(engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
-        engine.backward(loss * world, scale_wrt_gas=False)
+        backward(engine, loss * world, is_last)
         run.meter.add_losses(losses)
         run.guard.beat()
-        if number < accumulation - 1:
-            engine.step()  # only counts: DeepSpeed acts on the last micro-batch
+        if is_last:
+            break
     happened, grad_norm = apply_step(engine)
     return counts, happened, grad_norm
 
 
-def this_ranks_batches(run: Run, state: RunState) -> Any:
+def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
+    """What a phase trains on."""
+    weights = [weight for _, weight in config.weighted_stores]
+    return Mixture(stores, weights, phase.span.seq_len, config.objective, config.seed)
+
+
+def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[MicroBatch]:
     """The micro-batches of this rank from `state` on, made ahead."""
-    settings = run.settings
-    micro_batches = feed(
-        SampleStream(run.mixture, state.position),
-        run.config.masking,
-        settings["train_batch_size"],
-        settings["train_micro_batch_size_per_gpu"],
-        dist.get_rank(),
-        dist.get_world_size(),
-    )
+    stream = SampleStream(samples_of(phase, run.config, run.stores), state.position)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
     if run.engine.device.type == "cuda":
         micro_batches = map(MicroBatch.pin_memory, micro_batches)
     return prefetch(micro_batches)
@@ -262,21 +274,22 @@ def open_stores(config: TrainConfig) -> list[Store]:
     return opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
 
 
-def held_out_samples(config: TrainConfig, stores: list[Store], batch_size: int) -> Evaluation | None:
+def held_out_samples(phase: Phase, config: TrainConfig, stores: list[Store]) -> Evaluation | None:
     """The evaluation set; None where none is wanted, or no store holds out enough documents to make pairs of."""
     least = 2 if config.objective == "nsp" else 1
     evaluated = [store for store in stores if store.manifest["counts"]["held_out_documents"] >= least]
     if not config.eval_samples or not evaluated:
         return None
-    mixture = Mixture(evaluated, [1.0] * len(evaluated), config.seq_len, config.objective, seed=0, held_out=True)
-    return Evaluation.of(mixture, config.eval_samples, batch_size, dist.get_rank(), dist.get_world_size())
+    mixture = Mixture(evaluated, [1.0] * len(evaluated), phase.span.seq_len, config.objective, seed=0, held_out=True)
+    return Evaluation.of(mixture, config.eval_samples, phase.micro_batch, dist.get_rank(), dist.get_world_size())
 
 
-def check_lengths(config: TrainConfig, model: BertConfig) -> None:
+def check_lengths(phases: list[Phase], model: BertConfig) -> None:
     """Refuse samples that are longer than the model's positions."""
-    if config.seq_len > model.max_position_embeddings:
+    longest = max(phase.span.seq_len for phase in phases)
+    if longest > model.max_position_embeddings:
         raise InputError(
-            f"--seq_len {config.seq_len} is beyond the model's {model.max_position_embeddings} positions; "
+            f"--seq_len {longest} is beyond the model's {model.max_position_embeddings} positions; "
             f"give at most {model.max_position_embeddings} (presets: {MAX_POSITIONS})"
         )
 

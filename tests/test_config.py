@@ -32,7 +32,7 @@ def test_a_weight_is_a_number_above_0(weight):
 
 @pytest.mark.parametrize(("warmup", "steps"), [("0.1", 100), ("0", 0), ("25", 25), ("0.2843", 284)])
 def test_warmup_is_steps_or_a_share(warmup, steps):
-    assert from_line(f"{BASE} --steps 1000 --warmup {warmup}").warmup_steps == steps
+    assert from_line(f"{BASE} --steps 1000 --warmup {warmup}").spans[0].warmup_steps == steps
 
 
 def test_the_json_s_flags_are_passed_on_untouched():

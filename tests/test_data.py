@@ -51,7 +51,7 @@ def step_samples(store: Store, steps: int, world: int, micro: int, start: Positi
     """The samples of each step, over all ranks, sorted."""
     collected: list[list[tuple]] = [[] for _ in range(steps)]
     for rank in range(world):
-        items = feed(SampleStream(mixture(store), start), Masking(), GLOBAL, micro, rank, world)
+        items = feed(SampleStream(mixture(store), start), Masking(), lambda taken: GLOBAL, micro, rank, world)
         a_step = GLOBAL // (micro * world)
         for number, item in enumerate(islice(items, steps * a_step)):
             collected[number // a_step] += samples_of(item.batch)
@@ -79,7 +79,9 @@ def test_every_rank_has_as_much_to_do(tmp_path):
 
 
 def test_any_position_continues_the_stream(store):
-    items = list(islice(feed(SampleStream(mixture(store), Position()), Masking(), GLOBAL, GLOBAL, 0, 1), 9))
+    items = list(
+        islice(feed(SampleStream(mixture(store), Position()), Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), 9)
+    )
     whole = step_samples(store, 9, 1, GLOBAL)
     for step, item in enumerate(items[:-1]):
         assert step_samples(store, 1, 2, 3, item.step.end) == whole[step + 1 : step + 2]
@@ -90,15 +92,15 @@ def test_each_sample_is_seen_once_an_epoch(store):
     stream = SampleStream(mixture(store), Position())
     picked = stream.take(epoch.size)
     assert len(set(picked.key.tolist())) == epoch.size
-    assert stream.position == (0, epoch.size)
+    assert stream.position == Position(0, epoch.size, taken=epoch.size)
     assert stream.take(1).key[0] == mixture(store).epoch(1).look_up(np.array([0])).key[0]
-    assert stream.position == (1, 1)
+    assert stream.position == Position(1, 1, taken=epoch.size + 1)
 
 
 def test_counts_of_a_step_are_those_of_its_batches(store):
     items: list[MicroBatch] = []
     for rank in range(2):
-        items += islice(feed(SampleStream(mixture(store), Position()), Masking(), GLOBAL, 3, rank, 2), 2)
+        items += islice(feed(SampleStream(mixture(store), Position()), Masking(), lambda taken: GLOBAL, 3, rank, 2), 2)
     counts = items[0].step
     assert counts.samples == GLOBAL
     assert counts.masked == sum(len(item.batch.mlm_labels) for item in items)
@@ -110,7 +112,7 @@ def test_counts_of_a_step_are_those_of_its_batches(store):
 
 def test_without_pairs_nothing_has_a_pair_label(store):
     stream = SampleStream(mixture(store, objective="mlm"), Position())
-    item = next(feed(stream, Masking(), 4, 4, 0, 1))
+    item = next(feed(stream, Masking(), lambda taken: 4, 4, 0, 1))
     assert item.step.pairs == 0
     assert (item.batch.nsp_labels == IGNORED).all()
     assert not item.batch.token_types.any()
@@ -143,7 +145,7 @@ class TestPrefetch:
 
 
 def test_a_batch_moves_as_a_whole(store):
-    batch = next(feed(SampleStream(mixture(store), Position()), Masking(), 4, 4, 0, 1)).batch
+    batch = next(feed(SampleStream(mixture(store), Position()), Masking(), lambda taken: 4, 4, 0, 1)).batch
     moved = batch.to(torch.device("meta"))
     assert {field.device.type for field in moved[:8]} == {"meta"}
     assert moved.layout.cu_seqlens.device.type == "meta"

@@ -56,7 +56,9 @@ def reference_weights(store: Path) -> tuple[dict[str, torch.Tensor], dict[str, t
         for name, parameter in parameters.items()
     }
     stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), Position())
-    for step, (batch, counts) in enumerate(islice(feed(stream, Masking(), GLOBAL, GLOBAL, 0, 1), STEPS)):
+    for step, (batch, counts, _) in enumerate(
+        islice(feed(stream, Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), STEPS)
+    ):
         module.zero_grad()
         losses = module(batch)
         (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()

@@ -1,6 +1,6 @@
 import pytest
 
-from pretrain.schedule import lr_multiplier
+from pretrain.schedule import BATCH_STAGES, batch_size, lr_multiplier
 
 TOTAL, WARMUP = 100, 10
 SCHEDULES = ["linear", "poly", "cosine", "constant", "wsd"]
@@ -31,3 +31,18 @@ def test_wsd_falls_over_the_last_fifth():
 
 def test_without_a_warmup_the_first_step_is_the_peak():
     assert lr_multiplier("linear", 0, 0, TOTAL) == 1.0
+
+
+def test_a_batch_grows_in_equal_stages_and_stays():
+    full, warmup = 64, 20
+    sizes, taken = [], 0
+    for _ in range(30):
+        sizes.append(batch_size(taken, full, warmup))
+        taken += sizes[-1]
+    assert sizes == sorted(sizes)
+    assert sizes[warmup * (BATCH_STAGES - 1) // BATCH_STAGES :] == [full] * (30 - warmup * 7 // 8)
+    assert [sizes.count(8 * stage) for stage in range(1, BATCH_STAGES)] == [2, 3, 2, 3, 2, 3, 2]
+
+
+def test_without_a_batch_warmup_the_batch_is_whole_from_the_start():
+    assert batch_size(0, 64, 0) == 64

@@ -1,0 +1,151 @@
+"""The phases of a run: spans of steps with a sequence length, a batch and a learning rate of their own.
+
+    --phase seq_len=128,steps=7038,global_batch=65536,lr=6e-3,warmup=.2843 --phase seq_len=512,steps=1563,...
+
+    parse_span(text, defaults) -> Span          what one --phase says
+    phases_of(spans, ...)      -> [Phase, ...]  with the DeepSpeed settings of each; a run without --phase has one
+
+A phase begins its own schedule. It goes on in the data where the one before ended if it has the same sequence length;
+another length makes other samples, which begin at their first epoch.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from data_prep.cli import InputError
+from pretrain.ds_config import Flags, resolve
+from pretrain.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
+
+
+class Span(NamedTuple):
+    """A phase as the command line has it."""
+
+    seq_len: int  # tokens of a sample
+    steps: int
+    warmup: float  # steps, or below 1 a share of the steps
+    schedule: Schedule
+    batch_warmup: int  # steps over which the batch grows
+    flags: Flags = Flags()  # its own batch sizes and learning rate
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps in which the learning rate rises."""
+        return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+
+
+class Phase(NamedTuple):
+    """A phase as it is run."""
+
+    number: int
+    first: int  # steps of the run before it
+    span: Span
+    settings: dict[str, Any]  # the resolved DeepSpeed JSON
+
+    @property
+    def end(self) -> int:
+        """Steps of the run when it is done."""
+        return self.first + self.span.steps
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks, once the batch has grown."""
+        return self.settings["train_batch_size"]
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that a rank takes through the model at once."""
+        return self.settings["train_micro_batch_size_per_gpu"]
+
+    def described(self) -> dict[str, Any]:
+        """What a person wants to know of it."""
+        lr = self.settings["optimizer"]["params"]["lr"]
+        return {"seq_len": self.span.seq_len, "steps": self.span.steps, "global_batch": self.global_batch, "lr": lr}
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the step after `step` of the run."""
+        span = self.span
+        share = lr_multiplier(span.schedule, step - self.first, span.warmup_steps, span.steps)
+        return self.settings["optimizer"]["params"]["lr"] * share
+
+    def batch_after(self, taken: int) -> int:
+        """Samples of the step that begins after `taken` samples of this phase."""
+        return batch_size(taken, self.global_batch, self.span.batch_warmup)
+
+
+INTEGERS = ("seq_len", "steps", "global_batch", "micro_batch", "batch_warmup")
+NUMBERS = ("lr", "warmup")
+NAMES = (*INTEGERS, *NUMBERS, "schedule")
+
+
+def parse_span(text: str, defaults: Span) -> Span:
+    """One --phase: NAME=VALUE, comma, ...; `steps` must be among them, what else is missing is as in `defaults`.
+
+    Raises
+    ------
+    InputError: an unknown name, a value that is no number, or one that makes no sense.
+    """
+    values: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals or name not in NAMES or name in values:
+            raise InputError(f"--phase {text}: {part!r} is not one of {'=, '.join(NAMES)}=, each once")
+        values[name] = value if name == "schedule" else _number(text, name, value)
+    if "steps" not in values:
+        raise InputError(f"--phase {text} does not say how long it is: steps=N")
+    own = Flags(**{name: values.pop(name, None) for name in ("global_batch", "micro_batch", "lr")})
+    return check_span(defaults._replace(**values, flags=own), f"--phase {text}: ")
+
+
+def _number(text: str, name: str, value: str) -> int | float:
+    try:
+        return int(value) if name in INTEGERS else float(value)
+    except ValueError as error:
+        kind = "whole number" if name in INTEGERS else "number"
+        raise InputError(f"--phase {text}: {name} {value!r} is not a {kind}") from error
+
+
+def check_span(span: Span, option: str = "--") -> Span:
+    """The span itself, if its values make sense; `option` is what stands before a name in a message.
+
+    Raises
+    ------
+    InputError: naming the first value that does not.
+    """
+    if span.steps < 1:
+        raise InputError(f"{option}steps {span.steps} must be 1 or more")
+    if span.seq_len < 8:
+        raise InputError(f"{option}seq_len {span.seq_len} has no room for two sentences; give 8 or more")
+    if not 0 <= span.warmup_steps < span.steps:
+        raise InputError(f"{option}warmup {span.warmup:g} must lie in [0, steps {span.steps})")
+    if span.schedule not in get_args(Schedule):
+        raise InputError(f"{option}schedule {span.schedule!r}: choose one of {', '.join(get_args(Schedule))}")
+    if not 0 <= span.batch_warmup <= span.steps:
+        raise InputError(f"{option}batch_warmup {span.batch_warmup} must lie in [0, steps {span.steps}]")
+    return span
+
+
+def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int, default_precision: str) -> list[Phase]:
+    """The phases of a run with the DeepSpeed settings of each.
+
+    Raises
+    ------
+    InputError: as ds_config.resolve does; a growing batch whose eighth is not a multiple of ranks x micro-batch.
+    """
+    phases: list[Phase] = []
+    for span in spans:
+        settings = resolve(ds_config, flags, world_size, default_precision, span.flags)
+        first = phases[-1].end if phases else 0
+        phase = Phase(len(phases), first, span, settings)
+        if span.batch_warmup and phase.global_batch % (BATCH_STAGES * phase.micro_batch * world_size):
+            raise InputError(
+                f"a batch that grows in {BATCH_STAGES} stages to {phase.global_batch} samples needs a multiple of "
+                f"{BATCH_STAGES} x {world_size} ranks x micro-batch {phase.micro_batch}; change --global_batch or "
+                "--micro_batch"
+            )
+        phases.append(phase)
+    return phases
+
+
+def engine_settings(phases: list[Phase]) -> dict[str, Any]:
+    """What DeepSpeed is started with: the phase of most micro-batches a step; offloading makes its buffers for them."""
+    return max((phase.settings for phase in phases), key=lambda settings: settings["gradient_accumulation_steps"])
