@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data_prep.cli import InputError, say
 from data_prep.files import sha256_of, write_whole
-from pretrain.data import Position
+from pretrain.data import Position, StepCounts
 from pretrain.together import agreed
 
 if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
@@ -42,6 +42,25 @@ class RunState(NamedTuple):
     samples: int = 0
     tokens: int = 0
     position: Position = Position()
+    seconds: float = 0.0  # of training, where --hours measures the run
+    best_loss: float | None = None  # of the evaluations of this phase
+    worse: int = 0  # evaluations since
+
+    def after(self, counts: StepCounts, happened: bool, seconds: float) -> "RunState":
+        """The state after a step, or after the attempt at one."""
+        return self._replace(
+            step=self.step + happened,
+            skipped=self.skipped + (not happened),
+            samples=self.samples + counts.samples,
+            tokens=self.tokens + counts.tokens,
+            position=counts.end,
+            seconds=seconds,
+        )
+
+    def evaluated(self, loss: float) -> "RunState":
+        """The state after an evaluation."""
+        is_better = self.best_loss is None or loss < self.best_loss
+        return self._replace(best_loss=loss, worse=0) if is_better else self._replace(worse=self.worse + 1)
 
 
 class Identity(NamedTuple):
@@ -196,8 +215,8 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
         _check_identity(folder, manifest, identity, partition)
         content = json.loads((folder / "state.json").read_text())
         pieces = stored_pieces(folder)
-    position = Position(**content["position"])
-    state = RunState(content["step"], content["skipped"], content["samples"], content["tokens"], position)
+    counters = {name: content[name] for name in RunState._fields if name in content}
+    state = RunState(**counters | {"position": Position(**content["position"])})
     with partition.writing(), agreed(f"checkpoint {folder}"):
         try:
             for piece in partition.slices:

@@ -59,6 +59,10 @@ class TrainConfig:
     phase: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a span of steps, in place of --steps; repeat it: --phase seq_len=128,steps=900,lr=1e-3 --phase
     seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup; the rest is as without"""
+    hours: float = 0.0
+    """train for so long: the schedule follows the clock and --steps is only an upper limit; 0: by steps"""
+    patience: int = 0
+    """stop after so many evaluations in a row that were no better than the best; 0: never"""
     seed: int = 0
     """decides initial weights, samples, masks and dropout"""
     dropout: float = 0.1
@@ -139,7 +143,19 @@ class TrainConfig:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
         if self.max_skips < 1:
             raise InputError(f"--max_skips {self.max_skips} must be 1 or more")
-        for name in ("eval_every", "eval_samples", "save_every", "keep", "seed", "hang_timeout", "time_limit"):
+        if self.hours and (self.phase or self.warmup >= 1):
+            raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
+        for name in (
+            "hours",
+            "patience",
+            "eval_every",
+            "eval_samples",
+            "save_every",
+            "keep",
+            "seed",
+            "hang_timeout",
+            "time_limit",
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} {getattr(self, name)} must be 0 or more")
 

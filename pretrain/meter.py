@@ -147,8 +147,13 @@ class Meter:
             self.bar.write(message, file=sys.stderr)
             print(message, file=self.log, flush=True)
 
-    def write(self, step: int, samples: int, tokens: int, lr: float, grad_norm: float) -> dict[str, Any]:
-        """Close an interval that ends with `step`; collective. Returns what was written."""
+    def write(
+        self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
+    ) -> dict[str, Any]:
+        """Close an interval that ends with `step`; collective. Returns what was written.
+
+        `seconds_left` of a run that goes by the clock; else it is estimated from the steps that are left.
+        """
         mlm, nsp, mlm_correct, nsp_correct = self._over_ranks(self.sums).tolist()
         now = time.perf_counter()
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
@@ -171,7 +176,8 @@ class Meter:
             "seconds": now - self.started,
         }
         self._record(line, step, "train")
-        eta = (self.steps - step) * elapsed / max(step - self.last_step, 1)
+        by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
+        eta = by_steps if seconds_left is None else min(seconds_left, by_steps)
         self.say(
             f"step {step}/{self.steps}  loss {line['loss']:.4f} "
             f"(mlm {line['mlm_loss']:.4f}, nsp {line['nsp_loss']:.4f})  "

@@ -61,17 +61,21 @@ class Phase(NamedTuple):
         lr = self.settings["optimizer"]["params"]["lr"]
         return {"seq_len": self.span.seq_len, "steps": self.span.steps, "global_batch": self.global_batch, "lr": lr}
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of the step after `step` of the run."""
+    def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
+        """Learning rate of the step after `step` of the run; by the clock, where a share of its hours is given."""
         span = self.span
-        share = lr_multiplier(span.schedule, step - self.first, span.warmup_steps, span.steps)
-        return self.settings["optimizer"]["params"]["lr"] * share
+        if share_of_hours is None:
+            place = (step - self.first, span.warmup_steps, span.steps)
+        else:
+            place = (int(share_of_hours * CLOCK_STEPS), round(span.warmup * CLOCK_STEPS), CLOCK_STEPS)
+        return self.settings["optimizer"]["params"]["lr"] * lr_multiplier(span.schedule, *place)
 
     def batch_after(self, taken: int) -> int:
         """Samples of the step that begins after `taken` samples of this phase."""
         return batch_size(taken, self.global_batch, self.span.batch_warmup)
 
 
+CLOCK_STEPS = 1_000_000  # a schedule by the clock is one of so many steps
 INTEGERS = ("seq_len", "steps", "global_batch", "micro_batch", "batch_warmup")
 NUMBERS = ("lr", "warmup")
 NAMES = (*INTEGERS, *NUMBERS, "schedule")

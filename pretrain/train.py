@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState
+from pretrain.clock import Clock
 from pretrain.config import TrainConfig
 from pretrain.data import MicroBatch, SampleStream, StepCounts, feed, prefetch
 from pretrain.engine import apply_step, backward, check_precision, default_precision, join_ranks, quiet, start_engine
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     except OSError as error:  # the disk, of this rank
         print(f"error: {error}; checkpoints that were whole still are", file=sys.stderr, flush=True)
         sys.exit(1)
-    code = 0 if state.step == config.total_steps or config.dry_run else STOPPED
+    code = 0 if is_finished(config, state) or config.dry_run else STOPPED
     # For launch/supervise.py: the launcher in between loses exit codes when it is killed or told to end.
     if os.environ.get("RANK", "0") == "0" and "ZEROBERT_OUTCOME" in os.environ:
         Path(os.environ["ZEROBERT_OUTCOME"]).write_text(str(code))
@@ -143,13 +144,15 @@ def train(config: TrainConfig) -> RunState:
 def loop(run: Run, state: RunState) -> RunState:
     """Train from `state` to the last step, or to a request to stop; every rank takes part in everything."""
     for phase in run.phases:
-        if state.step >= phase.end:
+        if state.step >= phase.end or is_finished(run.config, state):
             continue
         if state.position.phase != phase.number:
             run.meter.event(state.step, "phase", number=phase.number + 1, of=len(run.phases), **phase.described())
         before = run.phases[max(phase.number - 1, 0)]
         position = state.position.entering(phase.number, before.span.seq_len == phase.span.seq_len)
-        state, stopped = train_phase(run, phase, state._replace(position=position))
+        if position != state.position:
+            state = state._replace(position=position, best_loss=None, worse=0)
+        state, stopped = train_phase(run, phase, state)
         if stopped:
             break
     run.saver.wait()
@@ -158,44 +161,63 @@ def loop(run: Run, state: RunState) -> RunState:
 
 def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool]:
     """Train to the end of a phase, or to a request to stop: the state then, and whether it was a request."""
-    config, meter, guard = run.config, run.meter, run.guard
+    config, guard = run.config, run.guard
     micro_batches = this_ranks_batches(run, phase, state)
     held_out = held_out_samples(phase, config, run.stores)
     held_out_loss: float | None = None
-    reason = ""
-    while state.step < phase.end and not reason:
-        lr = phase.lr_at(state.step)
+    clock = Clock(config.hours, state.seconds)
+    while True:
+        lr = phase.lr_at(state.step, clock.read())
         for group in run.engine.optimizer.param_groups:
             group["lr"] = lr
         counts, happened, grad_norm = one_step(run, state, micro_batches)
-        state = RunState(
-            state.step + happened,
-            state.skipped + (not happened),
-            state.samples + counts.samples,
-            state.tokens + counts.tokens,
-            counts.end,
-        )
-        last = state.step == phase.end
+        state = state.after(counts, happened, clock.seconds)
+        last = state.step == phase.end or is_finished(config, state)
         if happened:
-            guard.stepped()
-            meter.add_step(counts)
-            if state.step % config.log_every == 0 or last:
-                meter.write(state.step, state.samples, state.tokens, lr, grad_norm())
-            if run.lamb is not None and (state.step % (TRUST_EVERY * config.log_every) == 0 or last):
-                meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
+            log_step(run, state, counts, lr, grad_norm, last)
             if held_out is not None and (last or is_due(config.eval_every, state.step)):
                 held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
+                state = state.evaluated(held_out_loss)
+                last = last or is_finished(config, state)
         else:
-            meter.drop_step()
-            scaler = getattr(run.engine.optimizer, "loss_scaler", None)
-            meter.event(state.step, "skip", loss_scale=getattr(scaler, "cur_scale", 1.0))
-            guard.skipped(scaler)
+            skip_step(run, state)
         reason = guard.stop_reason()
-        if reason:
-            meter.event(state.step, "stop", reason=reason)
+        if last and state.step < phase.end:
+            run.meter.event(state.step, "stop", reason="the hours are over" if clock.is_over else "out of patience")
+        elif reason:
+            run.meter.event(state.step, "stop", reason=reason)
         if (happened and (last or is_due(config.save_every, state.step))) or reason:
             save(run, state, held_out_loss)
-    return state, bool(reason)
+        if last or reason:
+            return state, bool(reason)
+
+
+def is_finished(config: TrainConfig, state: RunState) -> bool:
+    """Whether the run has come to its end: its steps, its hours, or its patience."""
+    out_of_time = 0 < 3600 * config.hours <= state.seconds
+    out_of_patience = 0 < config.patience <= state.worse
+    return state.step >= config.total_steps or out_of_time or out_of_patience
+
+
+def log_step(
+    run: Run, state: RunState, counts: StepCounts, lr: float, grad_norm: Callable[[], float], last: bool
+) -> None:
+    """Count a step that happened, and write what is due."""
+    run.guard.stepped()
+    run.meter.add_step(counts)
+    if last or is_due(run.config.log_every, state.step):
+        left = 3600 * run.config.hours - state.seconds if run.config.hours else None
+        run.meter.write(state.step, state.samples, state.tokens, lr, grad_norm(), left)
+    if run.lamb is not None and (last or is_due(TRUST_EVERY * run.config.log_every, state.step)):
+        run.meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
+
+
+def skip_step(run: Run, state: RunState) -> None:
+    """Say that a step did not happen."""
+    run.meter.drop_step()
+    scaler = getattr(run.engine.optimizer, "loss_scaler", None)
+    run.meter.event(state.step, "skip", loss_scale=getattr(scaler, "cur_scale", 1.0))
+    run.guard.skipped(scaler)
 
 
 def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> tuple[StepCounts, bool, Any]:

@@ -67,6 +67,11 @@ def test_a_phase_goes_before_the_json(tmp_path):
     assert (other.number, other.first, other.end) == (1, 1000, 2000)
 
 
+def test_by_the_clock_the_schedule_follows_the_time():
+    phase, *_ = phases_of([WHOLE], ROOT / "ds_configs/auto.json", Flags(lr=1.0), 1, "fp32")
+    assert [phase.lr_at(7, share) for share in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.5, 1.0, 0.5, 0.0], abs=1e-4)
+
+
 def test_a_growing_batch_must_divide():
     spans = [WHOLE._replace(batch_warmup=10)]
     with pytest.raises(InputError, match="multiple of 8 x 2 ranks x micro-batch 4"):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_prep.cli import ROOT
+from data_prep.cli import ROOT, InputError
+from pretrain.checkpoint import folder_of
 from pretrain.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
@@ -192,3 +193,38 @@ def test_wrong_input_gets_one_clear_message_and_code_2(answers, name):
     assert code == 2
     assert WRONG[name][1] in message
     assert "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_hours_measure_the_run_and_its_schedule(store, tmp_path):
+    changes = {"hours": 2.5 / 3600, "steps": 10**6, "warmup": 0.1, "log_every": 1, "eval_every": 0, "lr": 1.0e-3}
+    stopped, *_ = run_ranks(2, train, config(store, tmp_path / "run", **changes))
+    lines = lines_of(tmp_path / "run", "train")
+    rates = [line["lr"] for line in lines]
+    assert stopped.seconds >= 2.5
+    assert rates[-1] < max(rates), "the schedule has come down with the time"
+    assert [line["reason"] for line in lines_of(tmp_path / "run", "event") if line["event"] == "stop"]
+    again, *_ = run_ranks(1, train, config(store, tmp_path / "run", **changes))
+    assert again.step == stopped.step, "finished: nothing is left to do"
+    longer, *_ = run_ranks(1, train, config(store, tmp_path / "run", **changes | {"hours": 3 / 3600}))
+    assert longer.step > stopped.step
+    assert longer.seconds >= 3, "the time before counts"
+
+
+def test_hours_go_with_one_phase_and_a_share_as_warmup(store, tmp_path):
+    with pytest.raises(InputError, match="--hours"):
+        config(store, tmp_path, hours=1.0, warmup=5)
+    with pytest.raises(InputError, match="--hours"):
+        config(store, tmp_path, hours=1.0, warmup=0.1, phase=("steps=5",))
+
+
+@pytest.mark.slow
+def test_a_run_that_gets_no_better_stops(store, tmp_path):
+    changes = {"patience": 2, "steps": 50, "eval_every": 2, "lr": 1e-12, "save_every": 0, "dropout": 0.0}
+    state, *_ = run_ranks(2, train, config(store, tmp_path / "run", **changes))
+    losses = [line["mlm_loss"] for line in lines_of(tmp_path / "run", "eval")]
+    assert state.step == 2 * len(losses) < 50
+    assert min(losses) == losses[-3]
+    assert folder_of(tmp_path / "run", state.step).is_dir()
+    again, *_ = run_ranks(2, train, config(store, tmp_path / "run", **changes))
+    assert again == state

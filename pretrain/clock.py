@@ -1,0 +1,29 @@
+"""Hours of training as the measure of a run: `--hours H` ends it, and its schedule, by the clock."""
+
+import time
+
+from pretrain.together import host_group, largest
+
+
+class Clock:
+    """Time spent in the training loop over all starts of a run, evaluation and saving included.
+
+    All ranks go by the latest of their clocks, so that they agree. Without `hours` it stands at 0.
+    """
+
+    def __init__(self, hours: float, seconds: float):
+        self.limit = 3600 * hours
+        self.seconds = seconds  # as all ranks have agreed
+        self._began = time.monotonic() - seconds
+
+    def read(self) -> float | None:
+        """Share of the hours that is spent, up to 1; None without a limit. Collective."""
+        if not self.limit:
+            return None
+        self.seconds = largest(int(1000 * (time.monotonic() - self._began)), host_group()) / 1000
+        return min(1.0, self.seconds / self.limit)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the hours are spent, as it was last read."""
+        return 0 < self.limit <= self.seconds
