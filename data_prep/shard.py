@@ -36,11 +36,12 @@ from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
-from data_prep.store import tokenizer_sha256, write_shard
+from data_prep.store import continuing_entries, tokenizer_sha256, write_shard
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
 from data_prep.text.corpus import Source, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
 from data_prep.tokens.encode import Encoder, EncodeWith
+from data_prep.tokens.words import WordBorders, WordsFrom, words_version
 
 REPORT = 1 << 20  # bytes of text between two reports of a worker
 SAMPLE = 200  # sentences of the corpus in the self-check of the encoder
@@ -79,6 +80,8 @@ class ShardConfig:
     """language whose abbreviations the sentence splitter knows: en, de, ru; any other code: common rules"""
     sentences: SplitBy = "rule"
     """what ends a sentence: our rules; Punkt (extra [text]; en, de, ru and 16 more); or every line is one"""
+    words: WordsFrom = "vocab"
+    """what a word is when whole words are masked: what the vocabulary says, or in Chinese jieba (extra [zh])"""
     ftfy: bool = False
     """mend mojibake and the like (extra [text])"""
     control: bool = False
@@ -113,6 +116,7 @@ class Job:
     plan: Plan
     records: Records
     clean: Cleaner | None
+    words: WordBorders | None
 
     @cached_property
     def split(self) -> Splitter:
@@ -153,7 +157,7 @@ def make_store(config: ShardConfig) -> None:
     plan = make_plan(sources, config.column, int(config.shard_mb * 1e6), first_unit)
     records, clean = Records(config.out), cleaner(config)
     first_source = len(base["sources"]) if base else 0
-    job = Job(config, sources, first_source, encoder, vocab_sha256, plan, records, clean)
+    job = Job(config, sources, first_source, encoder, vocab_sha256, plan, records, clean, word_borders(config, encoder))
     place = rank_and_world()
     times = {"modified": [source.path.stat().st_mtime_ns if source.path.exists() else 0 for source in sources]}
     continuing = records.begin(identity | times, base is not None)
@@ -169,8 +173,15 @@ def make_store(config: ShardConfig) -> None:
 def settings(config: ShardConfig) -> dict[str, Any]:
     """What decides the bytes beside corpus and vocabulary, as the manifest says it."""
     named = {name: getattr(config, name) for name in ("shard_mb", "holdout", "txt", "column", "lang")}
-    named |= version_of(config.sentences)
+    named |= version_of(config.sentences) | words_version(config.words)
     return named | settings_of(config.ftfy, config.control, config.min_chars, config.exclude, config.drop)
+
+
+def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
+    """What finds words, where it is not the vocabulary."""
+    if config.words == "vocab":
+        return None
+    return WordBorders(encoder.tokenizer, continuing_entries(config.vocab, encoder.size, encoder.special_ids.values()))
 
 
 def cleaner(config: ShardConfig) -> Cleaner | None:
@@ -218,7 +229,7 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
     shards = text_bytes = 0
     pending = next(documents, None)
     while pending is not None:
-        builder = None if job.records.shard(unit, shards) else ShardBuilder(job.encoder, job.config.holdout)
+        builder = None if job.records.shard(unit, shards) else ShardBuilder(job.encoder, job.config.holdout, job.words)
         size = reported = 0
         while pending is not None and size < limit:
             source, document = pending

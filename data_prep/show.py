@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from data_prep.samples.index import Objective, Sentences
-from data_prep.samples.masking import Masking, mask_tokens
-from data_prep.samples.pairs import Mixture, assemble
+from data_prep.samples.masking import Masking, Unit, mask_tokens
+from data_prep.samples.pairs import Mixture, assemble, continuing
 from data_prep.sharding.manifest import ODDITIES
 from data_prep.store import HELD_OUT, Store
 
@@ -52,7 +52,7 @@ class ShowConfig:
     """tokens in a sample, [CLS] and [SEP] included"""
     objective: Objective = "nsp"
     """how samples are made"""
-    unit: Literal["token", "word", "span"] = "token"
+    unit: Unit = "token"
     """what is masked together"""
     seed: int = 0
     """of pairs and masks"""
@@ -188,7 +188,7 @@ def print_samples(store: Store, config: ShowConfig) -> None:
     picked = epoch.look_up(np.arange(min(config.samples, epoch.size)))
     ids, types, is_special, lengths = assemble((store,), picked)
     mask_id = store.special_ids["mask"]
-    continues = None if config.unit == "token" else store.continues
+    continues = None if config.unit == "token" else continuing((store,), picked, ids, is_special)
     corrupted, rows, labels = mask_tokens(
         ids, is_special, lengths, picked.key, mask_id, store.vocab_size, Masking(unit=config.unit), continues
     )

@@ -15,7 +15,7 @@ import json
 import re
 import struct
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -28,6 +28,7 @@ from data_prep.cli import ROOT, InputError
 from data_prep.files import sha256_of, write_whole
 
 FORMAT = 1
+FORMAT_WITH_WORDS = 2  # the same and one array more in each shard
 MAGIC = b"ZBSTORE\0"
 HEADER = struct.Struct("<8sII32sQQQ56x")  # magic, format, bytes a token, tokenizer sha256, tokens, sentences, documents
 ALIGNMENT = 8  # bytes; every section starts at a multiple of it
@@ -49,6 +50,7 @@ class Sections(NamedTuple):
     document_sentences: np.ndarray  # [D] uint32, sentences
     document_sources: np.ndarray  # [D] uint32, index into manifest["sources"]
     document_flags: np.ndarray  # [D] uint8, HELD_OUT
+    continues: np.ndarray | None = None  # [ceil(T / 8)] uint8: bit i % 8 of byte i // 8: token i goes on with a word
 
 
 def project_version() -> str:
@@ -65,7 +67,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def _section_dtypes(token_bytes: int) -> tuple[np.dtype, ...]:
-    return tuple(np.dtype(kind) for kind in (f"<u{token_bytes}", "<u2", "<u4", "<u4", "u1"))
+    return tuple(np.dtype(kind) for kind in (f"<u{token_bytes}", "<u2", "<u4", "<u4", "u1", "u1"))
 
 
 def shard_name(unit: int, piece: int = 0) -> str:
@@ -95,11 +97,13 @@ def write_shard(path: Path, sections: Sections, vocab_sha256: str) -> None:
     assert int(sections.sentence_lengths.sum(dtype=np.int64)) == len(sections.tokens), "sentence lengths miss tokens"
     assert int(sections.document_sentences.sum(dtype=np.int64)) == len(sections.sentence_lengths)
     counts = (len(sections.tokens), len(sections.sentence_lengths), len(sections.document_sentences))
-    header = HEADER.pack(MAGIC, FORMAT, token_bytes, bytes.fromhex(vocab_sha256), *counts)
+    arrays = [array for array in sections if array is not None]
+    version = FORMAT if sections.continues is None else FORMAT_WITH_WORDS
+    header = HEADER.pack(MAGIC, version, token_bytes, bytes.fromhex(vocab_sha256), *counts)
 
     def chunks() -> Iterator[bytes | memoryview]:
         yield header
-        for array, dtype in zip(sections, _section_dtypes(token_bytes), strict=True):
+        for array, dtype in zip(arrays, _section_dtypes(token_bytes), strict=False):
             content = np.ascontiguousarray(array, dtype)
             yield content.view(np.uint8).data
             yield bytes(-content.nbytes % ALIGNMENT)
@@ -121,18 +125,41 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
     if len(raw) < HEADER.size or bytes(raw[:8]) != MAGIC:
         raise InputError(f"{path} is not a shard of a token store; run data_prep/shard.py again to mend the store")
     _, version, token_bytes, digest, tokens, sentences, documents = HEADER.unpack(bytes(raw[: HEADER.size]))
-    if version != FORMAT:
-        raise InputError(f"{path} has format {version}, this version reads {FORMAT}; make the store again")
+    check_format(path, version)
     if digest.hex() != vocab_sha256:
         raise InputError(f"{path} was made with tokenizer {digest.hex()[:12]}, not {vocab_sha256[:12]}")
     dtypes = _section_dtypes(token_bytes)
-    sizes = [n * d.itemsize for n, d in zip((tokens, sentences, documents, documents, documents), dtypes, strict=True)]
+    sizes = [n * d.itemsize for n, d in zip((tokens, sentences, documents, documents, documents), dtypes, strict=False)]
+    sizes += [-(-tokens // 8)] if version == FORMAT_WITH_WORDS else []
     starts = list(accumulate((size + -size % ALIGNMENT for size in sizes), initial=HEADER.size))
     if starts[-1] != len(raw):
         raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run data_prep/shard.py again")
-    spans = zip(starts[:-1], sizes, dtypes, strict=True)
+    spans = zip(starts[:-1], sizes, dtypes, strict=False)
     plain = np.asarray(raw)  # the same memory; slices of a memmap cost ten times as much to make
     return Sections(*(plain[start : start + size].view(dtype) for start, size, dtype in spans))
+
+
+def check_format(path: Path, version: int) -> None:
+    """Raise InputError where `path` has a format that this version does not read."""
+    if version not in (FORMAT, FORMAT_WITH_WORDS):
+        known = f"{FORMAT} and {FORMAT_WITH_WORDS}"
+        raise InputError(f"{path} has format {version}, this version reads {known}; make the store again")
+
+
+def continuing_entries(tokenizer_folder: Path, size: int, special_ids: Collection[int]) -> np.ndarray:
+    """[V] bool: entries of a vocabulary that go on with the word before them; punctuation never does."""
+    model = json.loads((tokenizer_folder / "tokenizer.json").read_text("utf-8"))["model"]
+    entries = model["vocab"]
+    if isinstance(entries, list):  # of SentencePiece: [entry, score] by id
+        entries = {entry: number for number, (entry, _) in enumerate(entries)}
+    going_on = np.zeros(size, bool)
+    for entry, number in entries.items():
+        if model["type"] == "WordPiece":
+            going_on[number] = entry.startswith(model["continuing_subword_prefix"])
+        else:
+            going_on[number] = _INSIDE.search(entry) is not None
+    going_on[list(special_ids)] = False
+    return going_on
 
 
 @dataclass(frozen=True)
@@ -166,8 +193,7 @@ class Store:
             version, made_with = manifest["format"], manifest["vocab"]["sha256"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{manifest_path} is damaged ({error!r}); make the store again") from error
-        if version != FORMAT:
-            raise InputError(f"{folder} has format {version}, this version reads {FORMAT}; make the store again")
+        check_format(folder, version)
         if vocab_sha256 is not None and made_with != vocab_sha256:
             raise InputError(
                 f"{folder} was made with tokenizer {made_with[:12]}, this run uses {vocab_sha256[:12]}; "
@@ -194,18 +220,7 @@ class Store:
     @cached_property
     def continues(self) -> np.ndarray:
         """[V] bool: entries of the vocabulary that go on with the word before them; punctuation never does."""
-        model = json.loads((self.folder / "vocab/tokenizer.json").read_text("utf-8"))["model"]
-        entries = model["vocab"]
-        if isinstance(entries, list):  # of SentencePiece: [entry, score] by id
-            entries = {entry: number for number, (entry, _) in enumerate(entries)}
-        going_on = np.zeros(self.vocab_size, bool)
-        for entry, number in entries.items():
-            if model["type"] == "WordPiece":
-                going_on[number] = entry.startswith(model["continuing_subword_prefix"])
-            else:
-                going_on[number] = _INSIDE.search(entry) is not None
-        going_on[list(self.special_ids.values())] = False
-        return going_on
+        return continuing_entries(self.folder / "vocab", self.vocab_size, self.special_ids.values())
 
     @cached_property
     def token_starts(self) -> np.ndarray:
@@ -230,6 +245,21 @@ class Store:
             ends = np.cumsum(shard.sentence_lengths, dtype=np.int64)[sentences - 1]
             document = np.searchsorted(ends, tokens[rows] - self.token_starts[number], side="right")
             found[rows] = shard.document_sources[document]
+        return found
+
+    def read_continues(self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """[T] bool: which tokens of many spans, whose ids `read_spans` gives, go on with the word before them: as the
+        shards say where a segmenter was at work, otherwise as the vocabulary says."""
+        if self.shards[0].continues is None:
+            return self.continues[ids]
+        places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(ids))
+        owner = np.searchsorted(self.token_starts, places, side="right") - 1
+        found = np.empty(len(ids), bool)
+        for number in np.unique(owner):
+            rows = owner == number
+            within, bits = places[rows] - self.token_starts[number], self.shards[number].continues
+            assert bits is not None, "a store's shards are of one format"
+            found[rows] = bits[within >> 3] >> (within & 7) & 1
         return found
 
     def verify(self) -> list[str]:

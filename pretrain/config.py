@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from data_prep.cli import ROOT, InputError
-from data_prep.samples.masking import Masking
+from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective
 from pretrain.ds_config import Flags
 from pretrain.phases import Span, check_span, parse_span
@@ -69,8 +69,8 @@ class TrainConfig:
     """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
     objective: Objective = "nsp"
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
-    mask_unit: Literal["token", "word", "span"] = "token"
-    """what is masked together: tokens (BERT), whole words, or runs of words (SpanBERT)"""
+    mask_unit: Unit = "token"
+    """what is masked together: tokens (BERT), whole words, runs of words (span: SpanBERT; ngram: MacBERT)"""
     mask_rate: float = 0.15
     """share of the tokens to predict; evaluation always has 0.15, by tokens"""
     mask_split: tuple[float, float] = (0.8, 0.1)

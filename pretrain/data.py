@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
-from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble
+from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing
 from data_prep.store import Store
 from pretrain.attention import Layout
 from pretrain.model import IGNORED, Batch
@@ -151,7 +151,7 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
     order = longest_first(picked)
     picked = Picked(*(column[order] for column in picked))
     ids, token_types, is_special, lengths = assemble(stores, picked)
-    continues = None if masking.unit == "token" else stores[0].continues
+    continues = None if masking.unit == "token" else continuing(stores, picked, ids, is_special)
     input_ids, masked_rows, labels = mask_tokens(
         ids, is_special, lengths, picked.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking, continues
     )

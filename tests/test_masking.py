@@ -3,7 +3,7 @@ import pytest
 
 from data_prep.samples.draws import draw
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
-from tests.reference.masking import masked_sample
+from tests.reference.masking import masked_sample, units_of
 
 MASK, VOCAB = 4, 50
 CONTINUES = np.arange(VOCAB) >= 25  # entries that go on with a word
@@ -19,12 +19,12 @@ def samples(lengths: list[int], seed: int = 0):
     return ids, special, np.array(lengths), draw(9, np.arange(len(lengths)))
 
 
-@pytest.mark.parametrize("unit", ["token", "word", "span"])
+@pytest.mark.parametrize("unit", ["token", "word", "span", "ngram"])
 @pytest.mark.parametrize("rate", [0.15, 0.4])
 def test_masking_equals_the_naive_reference(rate, unit):
     ids, special, lengths, keys = samples([3, 4, 128, 17, 64, 128, 5, 512, 9, 300])
     masking = Masking(rate=rate, unit=unit)
-    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, masking, CONTINUES)
+    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, masking, CONTINUES[ids])
     expected_ids: list[int] = []
     expected_rows: list[int] = []
     for start, length, key in zip(np.cumsum(lengths) - lengths, lengths, keys, strict=True):
@@ -37,7 +37,7 @@ def test_masking_equals_the_naive_reference(rate, unit):
             VOCAB,
             rate,
             unit,
-            set(np.flatnonzero(CONTINUES)),
+            CONTINUES[ids[span]].tolist(),
         )
         expected_ids += new
         expected_rows += [start + position for position in chosen]
@@ -77,7 +77,7 @@ def test_a_sample_is_masked_the_same_in_any_company():
 
 def test_whole_words_are_masked_together():
     ids, special, lengths, keys = samples([128] * 50)
-    _, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="word"), CONTINUES)
+    _, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="word"), CONTINUES[ids])
     assert (np.bincount(rows // 128) == mask_counts(lengths, np.full(50, 2), 0.15)).all()
     hidden = np.zeros(len(ids), bool)
     hidden[rows] = True
@@ -90,7 +90,7 @@ def test_whole_words_are_masked_together():
 
 def test_spans_are_runs_of_words_of_some_length():
     ids, special, lengths, keys = samples([512] * 100)
-    none = np.zeros(VOCAB, bool)  # every token is a word
+    none = np.zeros(len(ids), bool)  # every token is a word
     corrupted, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="span"), none)
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
     assert 3.5 < np.mean([len(run) for run in runs]) < 5  # two drawn runs may touch
@@ -100,6 +100,12 @@ def test_spans_are_runs_of_words_of_some_length():
         if len(run) < 4
     ]
     assert np.mean([len(fate) == 1 for fate in fates]) > 0.8
+
+
+def test_the_references_ngrams_have_the_lengths_of_macbert():
+    words = [len(run) for run in units_of([5] * 20_000, [False] * 20_000, 7, "ngram", [False] * 20_000)]
+    counts = np.bincount(words)
+    assert counts[1:] / counts.sum() == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.02)
 
 
 def test_words_need_to_know_the_vocabulary():

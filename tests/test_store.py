@@ -14,7 +14,10 @@ SHA = "ab" * 32
 DOCUMENTS = [[[10, 11, 12], [13]], [[20]], [[30, 31], [32], [33, 34]]]
 
 
-def sections(dtype="<u2"):
+WORDS = np.array([0b10010], np.uint8)  # tokens 1 and 4 go on with a word
+
+
+def sections(dtype="<u2", words=None):
     """Two documents: of two sentences, and of one."""
     return Sections(
         np.array([10, 11, 12, 13, 14], dtype),
@@ -22,6 +25,7 @@ def sections(dtype="<u2"):
         np.array([2, 1]),
         np.array([0, 70_000]),
         np.array([0, 1]),
+        words,
     )
 
 
@@ -42,13 +46,30 @@ def test_a_reader_of_format_md_alone_finds_everything(tmp_path, token_bytes):
     assert arrays == [[10, 11, 12, 13, 14], [2, 1, 2], [2, 1], [0, 70_000], [0, 1]]
 
 
-def test_what_is_written_is_read(tmp_path):
-    write_shard(tmp_path / "a", sections(), SHA)
-    for found, written in zip(read_shard(tmp_path / "a", SHA), sections(), strict=True):
+def test_a_reader_of_format_md_alone_finds_which_tokens_go_on_with_a_word(tmp_path):
+    path = tmp_path / "a"
+    write_shard(path, sections(words=WORDS), SHA)
+    with open(path, "rb") as file:
+        _, version, token_bytes, _, tokens, sentences, documents = struct.unpack("<8sII32sQQQ56x", file.read(128))
+        assert version == 2
+        for size in (tokens * token_bytes, sentences * 2, documents * 4, documents * 4, documents):
+            file.seek(size, 1)
+            file.seek(-file.tell() % 8, 1)
+        bits = np.fromfile(file, "u1", (tokens + 7) // 8)
+        file.seek(-file.tell() % 8, 1)
+        assert file.read() == b""
+    assert [int(bits[token // 8] >> token % 8 & 1) for token in range(tokens)] == [0, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("words", [None, WORDS])
+def test_what_is_written_is_read(tmp_path, words):
+    write_shard(tmp_path / "a", sections(words=words), SHA)
+    for found, written in zip(read_shard(tmp_path / "a", SHA), sections(words=words), strict=True):
         np.testing.assert_array_equal(found, written)
-    empty = Sections(*(np.zeros(0, array.dtype) for array in sections()))
-    write_shard(tmp_path / "b", empty, SHA)
-    assert [len(array) for array in read_shard(tmp_path / "b", SHA)] == [0] * 5
+    nothing = sections(words=words)._replace(**{name: np.zeros(0, "u1") for name in Sections._fields[:5]})
+    nothing = nothing._replace(tokens=np.zeros(0, "<u2"), continues=None if words is None else np.zeros(0, "u1"))
+    write_shard(tmp_path / "b", nothing, SHA)
+    assert [len(array) for array in read_shard(tmp_path / "b", SHA) if array is not None] == [0] * (6 - (words is None))
 
 
 def test_vocabularies_above_65536_take_four_bytes():
@@ -71,7 +92,8 @@ def test_tokens_have_one_number_over_all_shards(tmp_path, shards):
         (lambda raw: raw[:100], "is not a shard of a token store"),
         (lambda raw: b"", "cannot be read"),
         (lambda raw: b"X" + raw[1:], "is not a shard of a token store"),
-        (lambda raw: raw[:8] + b"\2" + raw[9:], "has format 2, this version reads 1"),
+        (lambda raw: raw[:8] + b"\2" + raw[9:], "has 176 bytes, its header says 184"),
+        (lambda raw: raw[:8] + b"\3" + raw[9:], "has format 3, this version reads 1 and 2"),
         (lambda raw: raw[:16] + b"\0" + raw[17:], "was made with tokenizer"),
     ],
 )

@@ -8,11 +8,13 @@ length and at least 1, as in google-research/bert, so that a step knows how many
 
     token   every token by itself
     word    whole words: a word's pieces are hidden together (Cui et al. 2019)
-    span    runs of whole words, 3.8 on average and at most 10 (SpanBERT: Joshi et al. 2020); here the words of a sample
-            are parted into runs beforehand and runs are drawn, so that none overlap; one draw of 80/10/10 for a run
+    span    runs of whole words, 3.8 on average and at most 10 (SpanBERT: Joshi et al. 2020)
+    ngram   runs of 1 to 4 whole words, in the proportion 4 : 3 : 2 : 1 (MacBERT: Cui et al. 2020; with [MASK], not with
+            MacBERT's similar words)
 
-Units are drawn in a random order until the count of the sample is reached; the last one is cut where it is reached, so
-that of the words of a sample at most one is hidden in part.
+Here the words of a sample are parted into runs beforehand and runs are drawn, so that none overlap; one draw of
+80/10/10 serves a run. Units are drawn in a random order until the count of the sample is reached; the last one is cut
+where it is reached, so that of the words of a sample at most one is hidden in part.
 """
 
 from typing import Literal, NamedTuple
@@ -23,8 +25,12 @@ from data_prep.samples.draws import draw_more, fraction
 
 _POSITION_BITS = 16  # room for the position in a sample beside its score in one uint64
 _SCORE_BITS = 24  # of a unit's score that are compared with the limit below
-_RUN_ENDS = 0.26  # chance that a run ends after a word: 3.8 words on average
-_LONGEST_RUN = 10  # words
+Unit = Literal["token", "word", "span", "ngram"]
+# The chance that a run ends after its first word, after its second, ... if it did not end before. It never falls.
+_RUN_ENDS: dict[Unit, tuple[float, ...]] = {
+    "span": (0.26,) * 9 + (1.0,),  # 3.8 words on average
+    "ngram": (4 / 10, 3 / 6, 2 / 3, 1.0),
+}
 
 
 class Masking(NamedTuple):
@@ -33,7 +39,7 @@ class Masking(NamedTuple):
     rate: float = 0.15  # share of a sample's tokens that are predicted
     mask: float = 0.8  # share of these that become [MASK]
     random: float = 0.1  # share of these that become a random token; the rest stay as they are
-    unit: Literal["token", "word", "span"] = "token"  # what is chosen together; all but token need `continues`
+    unit: Unit = "token"  # what is chosen together; all but token need `continues`
 
 
 def mask_counts(lengths: np.ndarray, specials: np.ndarray, rate: float) -> np.ndarray:
@@ -53,14 +59,14 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Corrupt samples that lie end to end.
 
-    ids [T] int64, is_special [T] bool, lengths [N], keys [N] uint64 (one a sample), continues [V] bool: entries of the
-    vocabulary that go on with the word before them (Store.continues).
+    ids [T] int64, is_special [T] bool, lengths [N], keys [N] uint64 (one a sample), continues [T] bool: tokens that go
+    on with the word before them (pairs.continuing).
     Returns the corrupted ids [T], the rows [M] to predict in ascending order, and their true ids [M].
     """
     starts = np.cumsum(lengths) - lengths
     position = np.arange(len(ids)) - np.repeat(starts, lengths)
     token_keys = draw_more(np.repeat(keys, lengths), position)
-    unit = None if masking.unit == "token" else _units(ids, is_special, token_keys, masking, continues)
+    unit = None if masking.unit == "token" else _units(is_special, token_keys, masking.unit, continues)
 
     counts = mask_counts(lengths, np.add.reduceat(is_special, starts, dtype=np.int64), masking.rate)
     rows = _smallest(token_keys if unit is None else token_keys[unit], is_special, position, lengths, counts)
@@ -109,21 +115,37 @@ def _smallest(
     return (order[chosen] & np.uint64((1 << _POSITION_BITS) - 1)).view(np.int64) + starts[owner[chosen]]
 
 
-def _units(
-    ids: np.ndarray, is_special: np.ndarray, token_keys: np.ndarray, masking: Masking, continues: np.ndarray | None
-) -> np.ndarray:
+def _units(is_special: np.ndarray, token_keys: np.ndarray, unit: Unit, continues: np.ndarray | None) -> np.ndarray:
     """The row [T] of the token with which each token's word or run begins."""
     if continues is None:
-        raise ValueError(f"masking by {masking.unit} needs to know which entries of the vocabulary continue a word")
-    begins = ~continues[ids] | is_special
+        raise ValueError(f"masking by {unit} needs to know which tokens continue a word")
+    begins = ~continues | is_special
     begins[1:] |= is_special[:-1]
     begins[0] = True
-    if masking.unit == "span":
+    if unit in _RUN_ENDS:
         words = np.flatnonzero(begins)
-        run_ends = fraction(draw_more(token_keys[words], 2)) < _RUN_ENDS
-        new = np.roll(run_ends, 1) | is_special[words] | np.roll(is_special[words], 1)
-        new[0] = True
-        place = np.arange(len(words)) - np.maximum.accumulate(np.where(new, np.arange(len(words)), 0))
+        chances = fraction(draw_more(token_keys[words], 2))
         begins = np.zeros_like(begins)
-        begins[words[new | (place % _LONGEST_RUN == 0)]] = True
-    return np.maximum.accumulate(np.where(begins, np.arange(len(ids)), 0))
+        begins[words[_run_begins(chances, is_special[words], _RUN_ENDS[unit])]] = True
+    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+
+
+def _run_begins(chances: np.ndarray, is_special: np.ndarray, ends: tuple[float, ...]) -> np.ndarray:
+    """[W] bool: which words begin a run. A run ends after its word number k where the word's chance is below ends[k].
+
+    Where it is below the smallest of them, a run ends whatever came before: between such words all stretches are walked
+    along at once.
+    """
+    begins = is_special.copy()
+    begins[1:] |= is_special[:-1] | (chances[:-1] < ends[0])
+    begins[0] = True
+    at = np.flatnonzero(begins)
+    stop = np.append(at[1:], len(begins)) - 1  # the last word of each stretch
+    limits, number = np.array(ends), np.zeros(len(at), np.int64)
+    while len(at := at[left := at < stop]):
+        stop, number = stop[left], number[left]
+        over = chances[at] < limits[number]
+        at = at + 1
+        begins[at[over]] = True
+        number = np.where(over, 0, number + 1)
+    return begins

@@ -10,7 +10,7 @@ index_cache.py keeps it on disk for all ranks and for a run that continues.
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,15 +157,31 @@ def assemble(stores: tuple[Store, ...], picked: Picked) -> tuple[np.ndarray, np.
     ids[stops - 1] = special["sep"]
     is_special = ids >= 0
 
-    spans = np.stack([picked.samples["a_start"], picked.samples["b_start"]], 1)
-    sizes = np.stack([a, b], 1)
-    body = np.flatnonzero(~is_special)
-    owner = np.repeat(picked.store, a + b)
-    for number in np.unique(picked.store):
-        rows = picked.store == number
-        ids[body[owner == number]] = stores[number].read_spans(spans[rows].ravel(), sizes[rows].ravel())
+    for store, places, begins, sizes in _spans(stores, picked, is_special):
+        ids[places] = store.read_spans(begins, sizes)
 
     in_b = np.zeros(len(ids) + 1, np.int64)
     in_b[starts + a + 2] += 1
     in_b[stops] -= 1
     return ids, np.cumsum(in_b[:-1]), is_special, lengths
+
+
+def continuing(stores: tuple[Store, ...], picked: Picked, ids: np.ndarray, is_special: np.ndarray) -> np.ndarray:
+    """[T] bool: which tokens of assembled samples go on with the word before them."""
+    found = np.zeros(len(ids), bool)
+    for store, places, starts, sizes in _spans(stores, picked, is_special):
+        found[places] = store.read_continues(ids[places], starts, sizes)
+    return found
+
+
+def _spans(
+    stores: tuple[Store, ...], picked: Picked, is_special: np.ndarray
+) -> Iterator[tuple[Store, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each store that is drawn from: where its tokens lie among the assembled, and its spans: starts and lengths."""
+    starts = np.stack([picked.samples["a_start"], picked.samples["b_start"]], 1)
+    sizes = np.stack([picked.samples["a_length"], picked.samples["b_length"]], 1).astype(np.int64)
+    body = np.flatnonzero(~is_special)
+    owner = np.repeat(picked.store, sizes.sum(1))
+    for number in np.unique(picked.store):
+        rows = picked.store == number
+        yield stores[number], body[owner == number], starts[rows].ravel(), sizes[rows].ravel()

@@ -1,6 +1,6 @@
 """One shard in the making: documents go in, arrays of a shard come out.
 
-    builder = ShardBuilder(encoder, holdout=0.01)
+    builder = ShardBuilder(encoder, holdout=0.01, words=None)
     builder.add(source, raw, sentences)         # for each document
     builder.sections()                          # -> store.Sections, to be written by store.write_shard
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections
 from data_prep.tokens.encode import Encoder
+from data_prep.tokens.words import WordBorders
 
 BATCH = 1 << 20  # bytes of text encoded at once
 
@@ -23,11 +24,12 @@ BATCH = 1 << 20  # bytes of text encoded at once
 class ShardBuilder:
     """Collects the documents of one shard."""
 
-    def __init__(self, encoder: Encoder, holdout: float):
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, holdout: float, words: WordBorders | None = None):
+        self.encoder, self.words = encoder, words
         self.threshold = int(holdout * 2**64)
         self.counts: Counter[str] = Counter()
         self._tokens = bytearray()
+        self._continues: list[np.ndarray] = [np.zeros(0, bool)]
         self._sentence_lengths = array("H")
         self._documents: list[tuple[int, int, int]] = []  # sentences, source, flags
         self._waiting: list[tuple[int, int, bool, int]] = []  # source, bytes, held out, sentences
@@ -47,6 +49,8 @@ class ShardBuilder:
     def _encode(self) -> None:
         encoded = self.encoder.encode(self._sentences)
         self._tokens += encoded.ids.data
+        if self.words is not None:
+            self._continues.append(self.words.continuing(self._sentences, encoded))
         lengths, sentences = self._cut(encoded.lengths, np.array([count for *_, count in self._waiting]))
         self._sentence_lengths.frombytes(lengths.astype(np.uint16).tobytes())
         for (source, size, held_out, _), count in zip(self._waiting, sentences.tolist(), strict=True):
@@ -86,4 +90,6 @@ class ShardBuilder:
         self.counts["unknown"] = int(np.count_nonzero(tokens == self.encoder.special_ids["unk"]))
         documents = np.array(self._documents, np.uint32).reshape(-1, 3)
         lengths = np.frombuffer(self._sentence_lengths, np.uint16)
-        return Sections(tokens, lengths, documents[:, 0], documents[:, 1], documents[:, 2].astype(np.uint8))
+        flags = documents[:, 2].astype(np.uint8)
+        words = np.packbits(np.concatenate(self._continues), bitorder="little") if self.words is not None else None
+        return Sections(tokens, lengths, documents[:, 0], documents[:, 1], flags, words)

@@ -21,7 +21,7 @@ from typing import Any
 from data_prep.cli import InputError, say
 from data_prep.files import write_folder, write_json
 from data_prep.sharding.plan import Records, Unit, differing
-from data_prep.store import FORMAT, TOKENIZER_FILES, project_version
+from data_prep.store import FORMAT, FORMAT_WITH_WORDS, TOKENIZER_FILES, project_version
 from data_prep.text import cleaning
 from data_prep.text.corpus import Source
 from data_prep.tokens.encode import Encoder
@@ -41,7 +41,7 @@ def describe(
 ) -> dict[str, Any]:
     """What a store is made from: the part of its manifest that is known beforehand. No clock, no host, no folder."""
     return {
-        "format": FORMAT,
+        "format": FORMAT_WITH_WORDS if "words" in settings else FORMAT,
         "zerobert": project_version(),
         "token_dtype": encoder.dtype.str,
         "vocab": {"sha256": vocab_sha256, "size": encoder.size, "special_ids": encoder.special_ids},

@@ -1,11 +1,16 @@
 """Masking one token at a time, with the draws of data_prep/samples/masking.py: BERT's (Devlin et al. 2019,
-section 3.1), by whole words, and by runs of words."""
+section 3.1), by whole words, and by runs of words (SpanBERT's, MacBERT's)."""
 
 import numpy as np
 
 from data_prep.samples.draws import draw_more
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
+LENGTHS = {1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}  # of MacBERT's n-grams
+ENDS = {  # the chance that a run of so many words has no further one
+    "span": lambda size: 1.0 if size == 10 else 0.26,
+    "ngram": lambda size: LENGTHS[size] / sum(share for length, share in LENGTHS.items() if length >= size),
+}
 
 
 def _more(key: int, part: int) -> int:
@@ -16,17 +21,17 @@ def _chance(bits: int) -> float:
     return (bits >> 11) * 2.0**-53
 
 
-def units_of(ids: list[int], is_special: list[bool], key: int, unit: str, continues: set[int]) -> list[list[int]]:
+def units_of(ids: list[int], is_special: list[bool], key: int, unit: str, continues: list[bool]) -> list[list[int]]:
     """Positions that are chosen together."""
     words: list[list[int]] = []
-    for position, token in enumerate(ids):
+    for position in range(len(ids)):
         if is_special[position]:
             words.append([])  # a border
-        elif unit != "token" and token in continues and words[-1]:
+        elif unit != "token" and continues[position] and words[-1]:
             words[-1].append(position)
         else:
             words.append([position])
-    if unit != "span":
+    if unit not in ENDS:
         return [word for word in words if word]
     runs: list[list[int]] = []
     size = 0  # words in the last run; 0: a new one begins
@@ -38,8 +43,8 @@ def units_of(ids: list[int], is_special: list[bool], key: int, unit: str, contin
             runs[-1] += word
         else:
             runs.append(list(word))
-        size = (size + 1) % 10
-        if _chance(_more(_more(key, word[0]), 2)) < 0.26:
+        size += 1
+        if _chance(_more(_more(key, word[0]), 2)) < ENDS[unit](size):
             size = 0
     return runs
 
@@ -52,7 +57,7 @@ def masked_sample(
     vocab_size: int,
     rate: float,
     unit: str = "token",
-    continues: set[int] = frozenset(),  # type: ignore[assignment]
+    continues: list[bool] = [],  # noqa: B006
 ) -> tuple[list[int], list[int]]:
     """The corrupted ids and the positions to predict."""
     units = units_of(ids, is_special, key, unit, continues)
@@ -63,7 +68,7 @@ def masked_sample(
     corrupted = list(ids)
     for position in chosen:
         bits = _more(_more(key, position), 0)
-        action = _chance(_more(_more(key, begins[position]), 1) if unit == "span" else bits)
+        action = _chance(_more(_more(key, begins[position]), 1) if unit in ENDS else bits)
         if action < MASK_SHARE:
             corrupted[position] = mask_id
         elif action < MASK_SHARE + RANDOM_SHARE:
