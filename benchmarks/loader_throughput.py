@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     result["index_samples_s"] = round(index_rate(config, store))
     with tempfile.TemporaryDirectory(prefix="zerobert-") as cache:
         os.environ["ZEROBERT_CACHE"] = cache
-        for unit in ("token", "word", "span"):
+        for unit in ("token", "word", "span", "ngram"):
             result[f"{unit}_samples_s"] = round(loader_rate(config, store, Masking(unit=unit)))
         result |= resume_seconds(config, store) | imbalance(config, store)
     result["collator_samples_s"] = round(collator_rate(config, store))

@@ -139,9 +139,11 @@ def _run_begins(chances: np.ndarray, is_special: np.ndarray, ends: tuple[float, 
     begins = is_special.copy()
     begins[1:] |= is_special[:-1] | (chances[:-1] < ends[0])
     begins[0] = True
-    at = np.flatnonzero(begins)
-    stop = np.append(at[1:], len(begins)) - 1  # the last word of each stretch
-    limits, number = np.array(ends), np.zeros(len(at), np.int64)
+    first = np.flatnonzero(begins)
+    stop = np.append(first[1:], len(begins)) - 1  # the last word of each stretch
+    limits = np.array(ends)
+    number = np.full(len(first), np.argmax(limits > ends[0]))  # no run of the stretch ends at an earlier word
+    at = first + number
     while len(at := at[left := at < stop]):
         stop, number = stop[left], number[left]
         over = chances[at] < limits[number]

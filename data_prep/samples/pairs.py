@@ -168,6 +168,8 @@ def assemble(stores: tuple[Store, ...], picked: Picked) -> tuple[np.ndarray, np.
 
 def continuing(stores: tuple[Store, ...], picked: Picked, ids: np.ndarray, is_special: np.ndarray) -> np.ndarray:
     """[T] bool: which tokens of assembled samples go on with the word before them."""
+    if all(store.shards[0].continues is None for store in stores):  # stores of a mixture have one vocabulary
+        return stores[0].continues[ids]
     found = np.zeros(len(ids), bool)
     for store, places, starts, sizes in _spans(stores, picked, is_special):
         found[places] = store.read_continues(ids[places], starts, sizes)
