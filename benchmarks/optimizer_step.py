@@ -1,9 +1,10 @@
 """The time of one optimizer step: LAMB over the partition map beside torch's fused AdamW, on the same parameters.
 
-    python benchmarks/optimizer_step.py [--model bert-small] [--rounds 20]
+    python benchmarks/optimizer_step.py [--model bert-small] [--rounds 20] [--accumulation 64]
 
 Both step in turn in one process, unsharded, on the CPU or the GPU that torch finds; the median of rounds counts. One
-JSON line; "ratio" is LAMB's time over AdamW's.
+JSON line; "ratio" is LAMB's time over AdamW's, "lamb_share" LAMB's part of a whole training step of `accumulation`
+micro-batches, of which the forward and backward pass of one is measured (fp32 on a CPU, bf16 on a GPU).
 """
 
 import json
@@ -17,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from benchmarks import step_time
 from benchmarks.machine import machine
 from data_prep.cli import parse
+from pretrain.attention import IMPLEMENTATION
 from pretrain.config import Preset
 from pretrain.lamb import Lamb
-from pretrain.model import build, parameter_groups
+from pretrain.model import Pretrainer, build, parameter_groups
 from pretrain.partition import Partition, Slice
 
 
@@ -37,6 +40,10 @@ class BenchmarkConfig:
     """steps of each optimizer"""
     flat: bool = True
     """one flat tensor a group, as ZeRO lays them, for both; else a tensor a parameter"""
+    accumulation: int = 64
+    """micro-batches of the training step that the optimizer's share is of; 0: do not measure it"""
+    micro_batch: int = 32
+    """samples of 128 tokens in each"""
 
 
 def main(config: BenchmarkConfig) -> None:
@@ -49,12 +56,18 @@ def main(config: BenchmarkConfig) -> None:
                 tensor.grad = torch.randn_like(tensor)
             times[name].append(timed(optimizer, device))
     medians = {name: statistics.median(values[2:]) for name, values in times.items()}
+    figures = {f"{name}_ms": round(1e3 * median, 2) for name, median in medians.items()}
+    if config.accumulation:
+        micro_batch = micro_batch_time(config)
+        figures["micro_batch_ms"] = round(1e3 * micro_batch, 1)
+        step = config.accumulation * micro_batch + medians["lamb"]
+        figures["lamb_share"] = round(medians["lamb"] / step, 5)
     result = {
         "name": "optimizer_step",
-        "figures": {f"{name}_ms": round(1e3 * median, 2) for name, median in medians.items()},
+        "figures": figures,
         "ratio": round(medians["lamb"] / medians["adamw"], 3),
         "parameters": sum(tensor.numel() for tensor in adamw[1]),
-        "settings": {"model": config.model, "flat": config.flat, "threads": torch.get_num_threads()},
+        "settings": {**config.__dict__, "threads": torch.get_num_threads()},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
     }
     print(json.dumps(result | machine("torch")))
@@ -89,6 +102,24 @@ def optimizer_of(
     shapes = {name: parameter.shape for parameter, name in names.items()}
     optimizer.bind(Partition(0, list(masters), slices, shapes, members, optimizer, None))
     return optimizer, list(masters)
+
+
+def micro_batch_time(config: BenchmarkConfig) -> float:
+    """Seconds of the forward and backward pass of one micro-batch; the best of three."""
+    bert = build(config.model, None, config.vocab_size, dropout=0.1, seed=0, needs_nsp=True).config
+    module = Pretrainer(step_time.new_model(bert, IMPLEMENTATION)).train()
+    sample = step_time.Sample(
+        step_time.BenchmarkConfig(vocab_size=config.vocab_size, batch=config.micro_batch), number=0
+    )
+    seconds = []
+    for _ in range(3):
+        step_time.synchronize()
+        start = time.perf_counter()
+        losses = module(sample.ours.to(step_time.DEVICE))
+        (losses.mlm / sample.masked + losses.nsp / sample.counts.pairs).backward()
+        step_time.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def timed(optimizer: torch.optim.Optimizer, device: torch.device) -> float:

@@ -272,7 +272,7 @@ def alone(shapes: dict[str, tuple[int, ...]], seed: int, **settings: Any) -> tup
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_equal_the_reference(variant, monkeypatch):
-    monkeypatch.setattr("pretrain.lamb.CPU_CHUNK", 100)  # so that tensors are cut, and small ones share a chunk
+    monkeypatch.setattr("pretrain.lamb.CHUNK", 100)  # so that tensors are cut, and small ones share a chunk
     shapes = {"a.weight": (30, 20), "b.weight": (7, 3), "c.bias": (50,), "d.LayerNorm.weight": (16,)}
     optimizer, parameters = alone(shapes, 1, **VARIANTS[variant])
     references = {
