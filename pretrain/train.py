@@ -99,9 +99,8 @@ def train(config: TrainConfig) -> RunState:
     phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
     settings = engine_settings(phases)
     check_precision(settings)
-    model = build(
-        config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, config.objective == "nsp"
-    )
+    needs_nsp, pad_id = config.objective == "nsp", stores[0].special_ids["pad"]
+    model = build(config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, needs_nsp, pad_id)
     check_lengths(phases, model.config)
     if config.compile:
         if settings["zero_optimization"]["stage"] == 3:
