@@ -45,7 +45,7 @@ def quiet() -> None:
 
 
 def join_ranks() -> None:
-    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A single process needs no launcher, and no port of its own."""
+    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A process alone needs no launcher and no set port."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
