@@ -26,6 +26,7 @@ from data_prep.files import write_folder, write_json
 from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
+from pretrain.phases import Phase
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 
@@ -49,11 +50,12 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     return Path(config.resume)
 
 
-def prepare_folder(config: TrainConfig, settings: dict[str, Any], stores: list[Store]) -> None:
+def prepare_folder(config: TrainConfig, phases: list[Phase], settings: dict[str, Any], stores: list[Store]) -> None:
     """Write what is needed to repeat the run, and the tokenizer that export will need."""
     config.out.mkdir(parents=True, exist_ok=True)
     record = {
         "train": config.record(),
+        "phases": [phase.described() for phase in phases],
         "deepspeed": settings,
         "stores": [{"folder": str(store.folder), "identity": store.identity} for store in stores],
         "vocab_sha256": stores[0].vocab_sha256,

@@ -119,7 +119,7 @@ def train(config: TrainConfig) -> RunState:
             if dist.get_rank() == 0:
                 resumed_from = find_checkpoint(config)  # one rank reads all of it for its checksums
                 ending.enter_context(RunLock(config.out))
-                prepare_folder(config, settings, stores)
+                prepare_folder(config, phases, settings, stores)
         resumed_from = told_by_first(resumed_from)
         engine, partition = start_engine(
             model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
