@@ -30,6 +30,8 @@ if not __package__:  # a plain script: data_prep/ itself is on the path, where i
 from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
+
 from data_prep.files import sha256_of
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder

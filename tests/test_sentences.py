@@ -95,3 +95,20 @@ def test_other_splitters():
     assert splitter("en", "punkt")([text, "x"]) == [["Mr. Pym left the house.", "Nobody saw him!", "Next one."], ["x"]]
     with pytest.raises(InputError, match="--sentences punkt knows no 'zh', only cs, da, de"):
         splitter("zh", "punkt")
+
+
+def test_texts_do_not_touch():
+    texts = ["She left", "! ! !\n", "\n\n”", "One.", "", "。 。", "He is no", "5. It"]
+    assert splitter("en")(texts) == [found for text in texts for found in splitter("en")([text])]
+
+
+def test_a_text_of_nothing_but_stops_takes_no_longer_than_another():
+    text = "A。" + " 。" * 300_000  # joined one by one, each would copy all before
+    assert splitter("zh")([text]) == [[text]]
+
+
+def test_characters_beyond_16_bits_shift_nothing():
+    assert splitter("en")(["🙂 Mr. Pym left. \U0001d400 fell. 🙂🙂 did!", "Next 🙂. Two."]) == [
+        ["🙂 Mr. Pym left.", "\U0001d400 fell.", "🙂🙂 did!"],
+        ["Next 🙂.", "Two."],
+    ]

