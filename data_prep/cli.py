@@ -63,7 +63,7 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     InputError: where the dataclass' own `__post_init__` refuses a value.
     """
     words = sys.argv[1:] if args is None else args
-    values = _read_plainly(config_class, words)
+    values = read_plainly(config_class, words)
     if values is not None:
         return config_class(**values)
     import tyro  # inside: it takes a tenth of a second, in which shard.py prepares 3 MB of text
@@ -77,7 +77,7 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     )
 
 
-def _read_plainly(config_class: type[Any], words: list[str]) -> dict[str, Any] | None:
+def read_plainly(config_class: type[Any], words: list[str]) -> dict[str, Any] | None:
     """The fields of a plain command line: each `--name` once, with values of its type. None where anything is out of
     the ordinary or missing: tyro, which knows more, reads it, or says what is wrong."""
     kinds = get_type_hints(config_class, include_extras=True)

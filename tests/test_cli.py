@@ -28,14 +28,14 @@ ODD = [
 
 @pytest.mark.parametrize(("config", "line"), PLAIN)
 def test_plain_lines_mean_what_tyro_says(config, line, monkeypatch):
-    values = cli._read_plainly(config, line.split())
+    values = cli.read_plainly(config, line.split())
     assert values is not None
     plainly = cli.parse(config, None, line.split())
     assert plainly == config(**values)
-    monkeypatch.setattr(cli, "_read_plainly", lambda *_: None)
+    monkeypatch.setattr(cli, "read_plainly", lambda *_: None)
     assert plainly == cli.parse(config, None, line.split())
 
 
 @pytest.mark.parametrize(("config", "line"), ODD)
 def test_what_is_odd_or_wrong_is_left_to_tyro(config, line):
-    assert cli._read_plainly(config, line.split()) is None
+    assert cli.read_plainly(config, line.split()) is None
