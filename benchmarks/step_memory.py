@@ -22,8 +22,9 @@ import torch
 
 from benchmarks import step_time
 from benchmarks.machine import machine
-from benchmarks.step_time import DEVICE, DTYPE, Sample, bert_config, our_step, synchronize, their_step
+from benchmarks.step_time import DEVICE, DTYPE, Sample, bert_config, our_step, their_step
 from data_prep.cli import parse
+from pretrain.memory import peak, start_peak
 
 Side = Literal["ours", "ours_checkpointed", "theirs"]
 SIDES: tuple[Side, ...] = ("ours", "ours_checkpointed", "theirs")
@@ -72,34 +73,10 @@ def peak_of(config: BenchmarkConfig) -> int:
     peaks = []
     for number in range(config.rounds + 1):
         sample = Sample(config, number)
-        before = start_of_peak()
+        before = start_peak(DEVICE)
         step(sample)
-        peaks.append(peak_since() - before)
+        peaks.append(peak(DEVICE) - before)
     return max(peaks[1:])  # the first made the moments
-
-
-def start_of_peak() -> int:
-    """Forget earlier peaks; bytes in use now."""
-    if DEVICE.type == "cuda":
-        synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    return status("VmRSS")
-
-
-def peak_since() -> int:
-    """The largest number of bytes in use since then."""
-    if DEVICE.type == "cuda":
-        synchronize()
-        return torch.cuda.max_memory_allocated()
-    return status("VmHWM")
-
-
-def status(name: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

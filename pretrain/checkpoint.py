@@ -13,6 +13,7 @@ parameter it lies, so reading does not need the ranks, stage or groups that wrot
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -212,7 +213,7 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     """
     with agreed(f"checkpoint {folder}"):
         manifest = _parse_manifest(folder)
-        _check_identity(folder, manifest, identity, partition)
+        check_identity(folder, manifest, identity, partition.shapes)
         content = json.loads((folder / "state.json").read_text())
         pieces = stored_pieces(folder)
     counters = {name: content[name] for name in RunState._fields if name in content}
@@ -237,15 +238,23 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     return state
 
 
-def _check_identity(folder: Path, manifest: dict[str, Any], identity: Identity, partition: "Partition") -> None:
+def check_identity(
+    folder: Path, manifest: dict[str, Any], identity: Identity, shapes: Mapping[str, Sequence[int]]
+) -> None:
+    """Refuse a checkpoint of another model, whose parameters have other `shapes`, or of another tokenizer.
+
+    Raises
+    ------
+    InputError: naming what differs.
+    """
     stored = Identity(**manifest["identity"])
     if stored.vocab_sha256 != identity.vocab_sha256:
         raise InputError(
             f"{folder} was trained with tokenizer {stored.vocab_sha256[:12]}, the store has "
             f"{identity.vocab_sha256[:12]}; resume with its own store, or choose another --out folder"
         )
-    shapes = {name: list(shape) for name, shape in partition.shapes.items()}
-    if stored.model != identity.model or manifest["parameters"] != shapes:
+    own_shapes = {name: list(shape) for name, shape in shapes.items()}
+    if stored.model != identity.model or manifest["parameters"] != own_shapes:
         different = [key for key in identity.model if stored.model.get(key) != identity.model[key]]
         raise InputError(
             f"{folder} holds another model: {', '.join(different) or 'parameters'} differ; "

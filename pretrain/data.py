@@ -108,7 +108,7 @@ def feed(
     seq_len = stream.mixture.seq_len
     while True:
         picked = stream.take(batch_after(stream.position.taken))
-        counts = _count(picked, masking, seq_len, stream.position)
+        counts = counts_of(picked, masking, seq_len, stream.position)
         hands = deal(picked, counts.samples // micro_batch)
         *others, last = range(rank, len(hands), world)
         for number in (*others, last):
@@ -125,7 +125,8 @@ def deal(picked: Picked, count: int) -> np.ndarray:
     return rounds.T
 
 
-def _count(picked: Picked, masking: Masking, seq_len: int, end: Position) -> StepCounts:
+def counts_of(picked: Picked, masking: Masking, seq_len: int, end: Position) -> StepCounts:
+    """What these samples hold; read from the index alone."""
     a, b = picked.samples["a_length"].astype(np.int64), picked.samples["b_length"].astype(np.int64)
     specials = np.where(b > 0, 3, 2)
     lengths = a + b + specials

@@ -22,13 +22,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import BertConfig
 
+from pretrain.console import for_stderr, rendered
 from pretrain.data import StepCounts
 from pretrain.evaluation import Source
+from pretrain.memory import peak
 from pretrain.model import Losses
 
 # Dense 16-bit peak, FLOP/s (vendors' data sheets).
@@ -141,11 +145,23 @@ class Meter:
         dist.all_reduce(values)
         return values.cpu()
 
+    def _most_memory(self) -> float:
+        """Bytes that the rank with the most had in use, at most, since the run began."""
+        most = torch.tensor([peak(self.device)], dtype=torch.float64, device=self.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most.item()
+
     def say(self, message: str) -> None:
         """A line for people, on rank 0: console (above the bar, if there is one) and log.txt."""
         if self.log is not None:
             self.bar.write(message, file=sys.stderr)
             print(message, file=self.log, flush=True)
+
+    def show(self, *parts: Table | Text) -> None:
+        """Tables for people, on rank 0: console and log.txt."""
+        if self.log is not None:
+            self.bar.write(for_stderr(*parts), file=sys.stderr)
+            print(rendered(*parts), file=self.log, flush=True)
 
     def write(
         self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
@@ -173,6 +189,7 @@ class Meter:
             "tokens_per_s": self.counts["tokens"] / elapsed,
             "mfu": self.flops / elapsed / self.peak,
             "padding_saved": 1 - self.counts["tokens"] / max(self.counts["slots"], 1),
+            "memory_gb": self._most_memory() / 1e9,
             "seconds": now - self.started,
         }
         self._record(line, step, "train")

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_prep.cli import InputError
 from pretrain.together import host_group
 
 TESTED_DEEPSPEED = "0.19.8"
@@ -79,11 +78,10 @@ def bind(engine: Any, model: nn.Module, allow_untested: bool = False) -> Partiti
 
     Raises
     ------
-    InputError: another DeepSpeed.
-    RuntimeError: slices that do not cover the parameters.
+    RuntimeError: another DeepSpeed, a setting that is not supported, or slices that do not cover the parameters.
     """
     if deepspeed.__version__ != TESTED_DEEPSPEED and not allow_untested:
-        raise InputError(
+        raise RuntimeError(
             f"DeepSpeed {deepspeed.__version__} is not the tested {TESTED_DEEPSPEED}; run "
             "launch/setup.sh, or try it with --allow_untested_deepspeed (the slices are checked at start)"
         )
@@ -100,6 +98,14 @@ def bind(engine: Any, model: nn.Module, allow_untested: bool = False) -> Partiti
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer) if stage else engine.optimizer
     members = _check_coverage(stage, masters, slices, shapes)
     return Partition(stage, masters, slices, shapes, members, inner, zero)
+
+
+def unsharded(model: nn.Module, optimizer: torch.optim.Optimizer) -> Partition:
+    """A model without an engine, as stage 0 has it."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    masters, slices = _whole(names)
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    return Partition(0, masters, slices, shapes, [[name] for name in shapes], optimizer, None)
 
 
 def _whole(names: dict[nn.Parameter, str]) -> tuple[list[Tensor], list[Slice]]:

@@ -26,7 +26,6 @@ from data_prep.files import write_folder, write_json
 from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
-from pretrain.phases import Phase
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 
@@ -50,12 +49,11 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     return Path(config.resume)
 
 
-def prepare_folder(config: TrainConfig, phases: list[Phase], settings: dict[str, Any], stores: list[Store]) -> None:
-    """Write what is needed to repeat the run, and the tokenizer that export will need."""
-    config.out.mkdir(parents=True, exist_ok=True)
-    record = {
+def record_of(config: TrainConfig, settings: dict[str, Any], stores: list[Store], parameters: int) -> dict[str, Any]:
+    """What is needed to repeat the run: the content of config.json."""
+    return {
         "train": config.record(),
-        "phases": [phase.described() for phase in phases],
+        "parameters": parameters,
         "deepspeed": settings,
         "stores": [{"folder": str(store.folder), "identity": store.identity} for store in stores],
         "vocab_sha256": stores[0].vocab_sha256,
@@ -64,6 +62,11 @@ def prepare_folder(config: TrainConfig, phases: list[Phase], settings: dict[str,
         "python": platform.python_version(),
         "git": git_state(),
     }
+
+
+def prepare_folder(config: TrainConfig, record: dict[str, Any], stores: list[Store]) -> None:
+    """Write the record, and the tokenizer that export will need."""
+    config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / "config.json", record)
 
     def copy_vocab(folder: Path) -> None:

@@ -139,13 +139,13 @@ class Saver:
     def _remove_old(self) -> None:
         folders = present(self.run)
         if self.keep:
-            best = min(folders, key=_held_out_loss)
+            best = min(folders, key=held_out_loss)
             for folder in folders[self.keep :]:
-                if folder != best or _held_out_loss(best) == float("inf"):
+                if folder != best or held_out_loss(best) == float("inf"):
                     shutil.rmtree(folder)
 
 
-def _held_out_loss(folder: Path) -> float:
+def held_out_loss(folder: Path) -> float:
     """The held-out loss nearest before a checkpoint; infinite where there was no evaluation, or it cannot be read."""
     try:
         loss = json.loads((folder / "manifest.json").read_text())["held_out_loss"]

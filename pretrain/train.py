@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import BertConfig
+from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, parse, print_json
 from data_prep.samples.draws import draw
@@ -29,6 +29,7 @@ from pretrain import checkpoint
 from pretrain.checkpoint import Identity, RunState
 from pretrain.clock import Clock
 from pretrain.config import TrainConfig
+from pretrain.console import for_stderr, what_came_out, what_runs
 from pretrain.data import MicroBatch, SampleStream, StepCounts, feed, prefetch
 from pretrain.engine import apply_step, backward, check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.evaluation import Evaluation
@@ -37,7 +38,9 @@ from pretrain.lamb import Lamb
 from pretrain.meter import Meter
 from pretrain.model import MAX_POSITIONS, Losses, build, compile_layers, identity_of
 from pretrain.phases import Phase, engine_settings, phases_of
-from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder
+from pretrain.plan import check_disk
+from pretrain.plan import make as make_plan
+from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder, record_of
 from pretrain.saver import Saver
 from pretrain.together import OtherRankFailed, agreed, told_by_first
 
@@ -99,19 +102,22 @@ def train(config: TrainConfig) -> RunState:
     phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
     settings = engine_settings(phases)
     check_precision(settings)
-    needs_nsp, pad_id = config.objective == "nsp", stores[0].special_ids["pad"]
-    model = build(config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, needs_nsp, pad_id)
+    model = build(
+        config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, config.objective == "nsp"
+    )
     check_lengths(phases, model.config)
-    if config.compile:
-        if settings["zero_optimization"]["stage"] == 3:
-            raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
-        compile_layers(model)
+    if config.compile and settings["zero_optimization"]["stage"] == 3:
+        raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
     samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
     if config.dry_run:
-        resume = str(find_checkpoint(config) or "")
-        print_json({"settings": settings, "parameters": model.num_parameters(), "resume": resume})
+        if os.environ.get("RANK", "0") == "0":
+            dry_run(config, phases, stores, model)
         return RunState()
+    check_disk(config, phases, model.num_parameters())
+    if config.compile:
+        compile_layers(model)
 
+    record = record_of(config, settings, stores, model.num_parameters())
     join_ranks()
     with ExitStack() as ending:
         resumed_from = None
@@ -119,7 +125,7 @@ def train(config: TrainConfig) -> RunState:
             if dist.get_rank() == 0:
                 resumed_from = find_checkpoint(config)  # one rank reads all of it for its checksums
                 ending.enter_context(RunLock(config.out))
-                prepare_folder(config, phases, settings, stores)
+                prepare_folder(config, record, stores)
         resumed_from = told_by_first(resumed_from)
         engine, partition = start_engine(
             model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
@@ -130,6 +136,7 @@ def train(config: TrainConfig) -> RunState:
             state = checkpoint.load(resumed_from, partition, engine, identity)
         meter = Meter(config.out, model.config, config.total_steps, state.step, engine.device)
         ending.callback(meter.close)
+        meter.show(what_runs(config, phases, record, devices(engine.device), resumed_from))
         if resumed_from is not None:
             meter.event(state.step, "resume", checkpoint=resumed_from.name)
         saver = Saver(config.out, partition, engine, identity, settings, config.keep)
@@ -140,8 +147,28 @@ def train(config: TrainConfig) -> RunState:
         return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
 
 
+def dry_run(config: TrainConfig, phases: list[Phase], stores: list[Store], model: BertForPreTraining) -> None:
+    """Print the plan: for people on stderr, for scripts on stdout."""
+    parameters, resumed_from = model.num_parameters(), find_checkpoint(config)
+    settings = engine_settings(phases)
+    record = record_of(config, settings, stores, parameters)
+    plan = make_plan(config, phases, stores, model, resumed_from)
+    what = what_runs(config, phases, record, devices(next(model.parameters()).device), resumed_from)
+    print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
+    first = {"settings": settings, "parameters": parameters, "resume": str(resumed_from or "")}
+    print_json(first | plan.record())
+
+
+def devices(device: torch.device) -> str:
+    """What the ranks compute on, in words."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{ranks} rank{'s' * (ranks > 1)}, each on {name}"
+
+
 def loop(run: Run, state: RunState) -> RunState:
     """Train from `state` to the last step, or to a request to stop; every rank takes part in everything."""
+    first, started = state, time.perf_counter()
     for phase in run.phases:
         if state.step >= phase.end or is_finished(run.config, state):
             continue
@@ -155,6 +182,8 @@ def loop(run: Run, state: RunState) -> RunState:
         if stopped:
             break
     run.saver.wait()
+    seconds = time.perf_counter() - started
+    run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
     return state
 
 

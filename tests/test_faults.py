@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoint import folder_of, newest_whole
+from pretrain.checkpoint import RunState, folder_of, newest_whole
 from pretrain.config import TrainConfig
 from pretrain.guard import STOPPED
 from pretrain.model import Pretrainer
@@ -155,16 +155,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def train_on_a_disk_that_fills(settings: TrainConfig) -> RunState:
+    """The disk looks large when the run begins: someone else fills it."""
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 0, 10**12)
+    return train(settings)
+
+
 @pytest.mark.slow
 def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
     run = small_disk / "run"
     with pytest.raises(RuntimeError, match=r"No space left|failed; its message says why"):
-        run_ranks(2, train, config(store, run))
+        run_ranks(2, train_on_a_disk_that_fills, config(store, run))
     whole = newest_whole(run)
     assert whole is not None
     assert not list((run / "checkpoints").glob("*.partial"))
     shutil.copytree(run, tmp_path / "larger")
     finish_and_compare(store, tmp_path / "larger", undisturbed)
+
+
+def test_a_disk_that_is_too_small_is_refused_at_the_start(store, small_disk):
+    with pytest.raises(InputError, match=r"more checkpoints of .* each need .*make room.*--keep"):
+        train(config(store, small_disk / "run"))
+    assert not (small_disk / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written(store, tmp_path):

@@ -1,0 +1,123 @@
+"""A few samples through the model on this machine, for the plan of a dry run.
+
+    probe(model, config, phase, mixture)      seconds a token, and the bytes that autograd keeps
+    probe_optimizer(model, settings)          seconds of a step
+
+Bare torch, in one process and without DeepSpeed: on a GPU in the run's precision, on a CPU in fp32, where 16 bit has no
+kernels worth timing. The weights are of no use afterwards.
+"""
+
+import os
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BertForPreTraining
+
+from data_prep.samples.masking import Masking
+from data_prep.samples.pairs import Mixture
+from pretrain.data import make_batch
+from pretrain.ds_config import precision_of
+from pretrain.engine import make_optimizer
+from pretrain.lamb import Lamb
+from pretrain.memory import peak, start_peak
+from pretrain.model import Batch, Pretrainer
+from pretrain.partition import unsharded
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_WORK = 1e11  # FLOP of a probe on a CPU: a second or two
+LONG = 1.0  # seconds
+
+
+class Probe(NamedTuple):
+    """One micro-batch, or the part of one that takes seconds only."""
+
+    tokens: int
+    seconds: float  # forward and backward
+    kept_bytes: int  # for the backward pass: activations, logits
+    peak_bytes: int  # in use at most above the weights: activations, gradients and workspace; as the system counts
+    element_bytes: int  # of the precision that it ran in
+
+
+def device_of(model: BertForPreTraining, settings: dict[str, Any]) -> torch.device:
+    """Move the model to where, and into the precision in which, it is probed."""
+    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    model.to(device).to(DTYPES[precision_of(settings)])  # type: ignore[arg-type]
+    return device
+
+
+def probe(
+    model: BertForPreTraining, mixture: Mixture, masking: Masking, micro_batch: int, checkpoint_activations: bool
+) -> Probe:
+    """Forward and backward of up to a micro-batch; a short one twice, as the first one finds its memory."""
+    weight = next(model.parameters())
+    samples = micro_batch
+    if weight.device.type == "cpu":
+        samples = max(1, min(micro_batch, int(CPU_WORK / (6 * model.num_parameters() * mixture.seq_len))))
+    epoch = mixture.epoch(0)
+    picked = epoch.look_up(np.arange(min(samples, epoch.size)))
+    batch = make_batch(mixture.stores, picked, masking).to(weight.device)
+    module = Pretrainer(model, checkpoint_activations).train()
+    kept = kept_bytes(module, batch)
+    if checkpoint_activations:  # and the inputs of all layers, and while one runs again what that one keeps
+        config = model.config
+        plain = kept_bytes(Pretrainer(model).train(), batch)
+        inputs = config.num_hidden_layers * len(batch.input_ids) * config.hidden_size * weight.element_size()
+        kept += inputs + (plain - kept) // config.num_hidden_layers
+    model.zero_grad()
+    before = start_peak(weight.device)
+    seconds = _timed(module, batch)
+    if seconds < LONG:
+        seconds = min(seconds, _timed(module, batch))
+    return Probe(len(batch.input_ids), seconds, kept, peak(weight.device) - before, weight.element_size())
+
+
+def kept_bytes(module: Pretrainer, batch: Batch) -> int:
+    """What a forward pass keeps for the backward pass, weights and the batch not counted."""
+    given = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+    found: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in given:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = module(batch)
+    total = sum(found.values())
+    del losses
+    return total
+
+
+def _timed(module: Pretrainer, batch: Batch) -> float:
+    start = time.perf_counter()
+    losses = module(batch)
+    (losses.mlm + losses.nsp).backward()
+    if batch.input_ids.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def probe_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> float | None:
+    """Seconds of an optimizer step over all parameters, after probe(); None where moments would not fit into memory."""
+    weight = next(model.parameters())
+    if weight.device.type == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if 12 * model.num_parameters() > free:
+            return None
+    optimizer = make_optimizer(model, settings["optimizer"])
+    if isinstance(optimizer, Lamb):
+        optimizer.bind(unsharded(model, optimizer))
+    seconds = []
+    for _ in range(2):  # the first makes the moments
+        start = time.perf_counter()
+        optimizer.step()
+        if weight.is_cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds[-1]
