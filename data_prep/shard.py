@@ -30,6 +30,8 @@ if not __package__:  # a plain script: data_prep/ itself is on the path, where i
 from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
+
 from data_prep.files import sha256_of
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
@@ -120,7 +122,7 @@ class Job:
 
     @cached_property
     def split(self) -> Splitter:
-        """The function that cuts a text into sentences."""
+        """The function that cuts texts into sentences."""
         return splitter(self.config.lang, self.config.sentences)
 
 
@@ -197,7 +199,7 @@ def sample_sentences(job: Job) -> list[str]:
     found: list[str] = []
     for unit in units:
         for _, document in islice(unit_documents(unit, job.sources, job.config.column, {}), 1):
-            found += job.split(document.text[:20_000])[: SAMPLE // len(units)]
+            found += job.split([document.text[:20_000]])[0][: SAMPLE // len(units)]
     return found
 
 
@@ -224,23 +226,18 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
     """Write the shards of a unit that are not there yet. Returns the unit and its true bytes of text."""
     reading: dict[int, Counter[str]] = {}
     documents = unit_documents(unit, job.sources, job.config.column, reading, job.clean)
-    split = job.split
     limit = int(job.plan.shard_text * SLACK)
     shards = text_bytes = 0
     pending = next(documents, None)
     while pending is not None:
-        builder = None if job.records.shard(unit, shards) else ShardBuilder(job.encoder, job.config.holdout, job.words)
+        builder = None if job.records.shard(unit, shards) else new_builder(job)
         size = reported = 0
         while pending is not None and size < limit:
             source, document = pending
             raw = document.text.encode()
             size += len(raw)
             if builder is not None:
-                builder.add(
-                    job.first_source + source,
-                    raw,
-                    document.text.split("\n") if document.lines else split(document.text),
-                )
+                builder.add(job.first_source + source, document, raw)
             if size - reported >= REPORT:
                 report((size - reported, builder.take_tokens() if builder else 0))
                 reported = size
@@ -254,6 +251,11 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
         manifest.refuse_oddities(job.sources, reading)
     job.records.add_unit(unit, shards, {job.first_source + source: found for source, found in reading.items()})
     return unit, text_bytes
+
+
+def new_builder(job: Job) -> ShardBuilder:
+    """What collects the documents of the next shard."""
+    return ShardBuilder(job.split, job.encoder, job.config.holdout, job.words)
 
 
 def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:

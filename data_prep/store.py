@@ -10,7 +10,6 @@ Inside a store every token has one number: its place in the shards laid end to e
 """
 
 import hashlib
-import importlib.metadata
 import json
 import re
 import struct
@@ -58,6 +57,8 @@ def project_version() -> str:
     project = ROOT / "pyproject.toml"
     if project.is_file():
         return tomllib.loads(project.read_text("utf-8"))["project"]["version"]
+    import importlib.metadata
+
     return importlib.metadata.version("zerobert")
 
 

@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -116,10 +117,8 @@ def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -
     """
     assert config.model != "wordpiece"
     split = splitter("en")  # only so that no text is too long for the trainer
-    batches = _batches(sources, config, "pieces")
-    tokenizer = sentencepieces.train(
-        (sentence for batch in batches for text in batch for sentence in split(text)), config.model, size, config.cased
-    )
+    texts = (sentences for batch in _batches(sources, config, "pieces") for sentences in split(batch))
+    tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased)
     finish_tokenizer(tokenizer)
     write_folder(config.out, lambda folder: sentencepieces.write(folder, tokenizer))
     case = "cased" if config.cased else "uncased"

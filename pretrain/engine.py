@@ -45,10 +45,10 @@ def quiet() -> None:
 
 
 def join_ranks() -> None:
-    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A single process needs no launcher."""
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A process alone needs no launcher and no set port."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29500")
     # Otherwise DeepSpeed compiles an inference-only kernel at every first start, and a killed build hangs the next run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"

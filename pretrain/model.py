@@ -146,7 +146,13 @@ def _last_layer(layer: BertLayer, hidden: Tensor, batch: Batch) -> Tensor:
 
 
 def build(
-    preset: Preset | None, init_from: Path | None, vocab_size: int, dropout: float, seed: int, needs_nsp: bool
+    preset: Preset | None,
+    init_from: Path | None,
+    vocab_size: int,
+    dropout: float,
+    seed: int,
+    needs_nsp: bool,
+    pad_id: int = 0,  # whose embedding stays 0
 ) -> BertForPreTraining:
     """A new or an existing BERT in float32, its vocabulary padded; weights are a function of the arguments alone.
 
@@ -156,7 +162,7 @@ def build(
     """
     torch.manual_seed(seed)
     if preset is not None:
-        model = BertForPreTraining(preset_config(preset, vocab_size, dropout))
+        model = BertForPreTraining(preset_config(preset, vocab_size, dropout, pad_id))
     else:
         assert init_from is not None
         model = _load(init_from, vocab_size, dropout, needs_nsp)
@@ -173,11 +179,12 @@ def compile_layers(model: BertForPreTraining) -> None:
         layer.compile(dynamic=True)
 
 
-def preset_config(preset: Preset, vocab_size: int, dropout: float) -> BertConfig:
+def preset_config(preset: Preset, vocab_size: int, dropout: float, pad_id: int = 0) -> BertConfig:
     """transformers' configuration of a preset, the vocabulary as it is."""
     layers, hidden = PRESETS[preset]
     return BertConfig(
         vocab_size=vocab_size,
+        pad_token_id=pad_id,
         num_hidden_layers=layers,
         hidden_size=hidden,
         num_attention_heads=hidden // 64,

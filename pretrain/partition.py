@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_prep.cli import InputError
 from pretrain.together import host_group
 
 TESTED_DEEPSPEED = "0.19.8"
@@ -78,10 +79,11 @@ def bind(engine: Any, model: nn.Module, allow_untested: bool = False) -> Partiti
 
     Raises
     ------
-    RuntimeError: another DeepSpeed, a setting that is not supported, or slices that do not cover the parameters.
+    InputError: another DeepSpeed.
+    RuntimeError: slices that do not cover the parameters.
     """
     if deepspeed.__version__ != TESTED_DEEPSPEED and not allow_untested:
-        raise RuntimeError(
+        raise InputError(
             f"DeepSpeed {deepspeed.__version__} is not the tested {TESTED_DEEPSPEED}; run "
             "launch/setup.sh, or try it with --allow_untested_deepspeed (the slices are checked at start)"
         )

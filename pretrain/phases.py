@@ -57,9 +57,10 @@ class Phase(NamedTuple):
         return self.settings["train_micro_batch_size_per_gpu"]
 
     def described(self) -> dict[str, Any]:
-        """What a person wants to know of it."""
-        lr = self.settings["optimizer"]["params"]["lr"]
-        return {"seq_len": self.span.seq_len, "steps": self.span.steps, "global_batch": self.global_batch, "lr": lr}
+        """All that a person wants to know of it."""
+        own = {"global_batch": self.global_batch, "micro_batch": self.micro_batch}
+        rate = {"lr": self.settings["optimizer"]["params"]["lr"]}
+        return {name: value for name, value in self.span._asdict().items() if name != "flags"} | own | rate
 
     def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
         """Learning rate of the step after `step` of the run; by the clock, where a share of its hours is given."""

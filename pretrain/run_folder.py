@@ -26,6 +26,7 @@ from data_prep.files import write_folder, write_json
 from data_prep.store import Store
 from pretrain import checkpoint
 from pretrain.config import TrainConfig
+from pretrain.phases import Phase
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 
@@ -49,10 +50,13 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     return Path(config.resume)
 
 
-def record_of(config: TrainConfig, settings: dict[str, Any], stores: list[Store], parameters: int) -> dict[str, Any]:
+def record_of(
+    config: TrainConfig, phases: list[Phase], settings: dict[str, Any], stores: list[Store], parameters: int
+) -> dict[str, Any]:
     """What is needed to repeat the run: the content of config.json."""
     return {
         "train": config.record(),
+        "phases": [phase.described() for phase in phases],
         "parameters": parameters,
         "deepspeed": settings,
         "stores": [{"folder": str(store.folder), "identity": store.identity} for store in stores],

@@ -102,9 +102,8 @@ def train(config: TrainConfig) -> RunState:
     phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
     settings = engine_settings(phases)
     check_precision(settings)
-    model = build(
-        config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, config.objective == "nsp"
-    )
+    needs_nsp, pad_id = config.objective == "nsp", stores[0].special_ids["pad"]
+    model = build(config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, needs_nsp, pad_id)
     check_lengths(phases, model.config)
     if config.compile and settings["zero_optimization"]["stage"] == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
@@ -117,7 +116,7 @@ def train(config: TrainConfig) -> RunState:
     if config.compile:
         compile_layers(model)
 
-    record = record_of(config, settings, stores, model.num_parameters())
+    record = record_of(config, phases, settings, stores, model.num_parameters())
     join_ranks()
     with ExitStack() as ending:
         resumed_from = None
@@ -151,7 +150,7 @@ def dry_run(config: TrainConfig, phases: list[Phase], stores: list[Store], model
     """Print the plan: for people on stderr, for scripts on stdout."""
     parameters, resumed_from = model.num_parameters(), find_checkpoint(config)
     settings = engine_settings(phases)
-    record = record_of(config, settings, stores, parameters)
+    record = record_of(config, phases, settings, stores, parameters)
     plan = make_plan(config, phases, stores, model, resumed_from)
     what = what_runs(config, phases, record, devices(next(model.parameters()).device), resumed_from)
     print(for_stderr(what, "", *plan.tables()), file=sys.stderr)

@@ -34,7 +34,7 @@ def read(*arguments, txt="auto", column="text", counts=None):
     counts = Counter() if counts is None else counts
     split = splitter("en")
     return [
-        document.text.split("\n") if document.lines else split(document.text)
+        document.text.split("\n") if document.lines else split([document.text])[0]
         for source in find_sources([str(argument) for argument in arguments], txt)
         for document in read_documents(source, column, counts)
     ]

@@ -202,7 +202,20 @@ class TestInitFrom:
             build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
 
 
+def test_the_padding_entry_is_the_tokenizer_s():
+    model = build("bert-tiny", None, VOCAB, dropout=0.0, seed=0, needs_nsp=True, pad_id=7)
+    weight = model.bert.embeddings.word_embeddings.weight
+    assert not weight[7].any(), "the embedding of padding is 0"
+    assert weight[0].any()
+    model.bert.embeddings.word_embeddings(torch.tensor([0, 7])).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[0].any()
+    assert not weight.grad[7].any()
+    assert model.config.pad_token_id == 7
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, of the compiler
 def test_compiled_layers_change_nothing(batch):
     plain, fused = tiny_model(), tiny_model()
     for model in (plain, fused):

@@ -110,9 +110,11 @@ def test_each_phase_has_its_own_samples_batch_and_rate(whole):
     phase = [line for line in lines_of(whole, "event") if line["event"] == "phase"]
     assert phase == [
         {"kind": "event", "step": 4, "event": "phase", "number": 2, "of": 2, "seq_len": 48, "steps": 3,
-         "global_batch": 16, "lr": 1e-4},
+         "warmup": 1.0, "schedule": "linear", "batch_warmup": 0, "global_batch": 16, "micro_batch": 4, "lr": 1e-4},
     ]  # fmt: skip
-    assert json.loads((whole / "config.json").read_text())["train"]["steps"] == 7
+    record = json.loads((whole / "config.json").read_text())
+    assert record["train"]["steps"] == 7
+    assert [(each["seq_len"], each["steps"], each["lr"]) for each in record["phases"]] == [(24, 4, 2e-3), (48, 3, 1e-4)]
 
 
 @pytest.mark.parametrize("step", [2, 4, pytest.param(5, marks=pytest.mark.slow)])

@@ -42,12 +42,14 @@ CASES = {
 def test_sentences_end_where_a_reader_says(lang, case):
     sentences = case.split("|")
     joint = "" if lang in ("zh", "hi") else " "
-    assert splitter(lang)(joint.join(sentences)) == sentences
+    assert splitter(lang)([joint.join(sentences)]) == [sentences]
 
 
 def test_a_blank_line_ends_a_sentence_and_a_line_break_is_a_space():
-    assert splitter("en")("A title\n\nA line\nthat goes on.\n \n\nEnd") == ["A title", "A line that goes on.", "End"]
-    assert splitter("en")(" \n\n ") == []
+    texts = ["A title\n\nA line\nthat goes on.\n \n\nEnd", " \n\n ", "", "\n\nNext one\n"]
+    expected = [["A title", "A line that goes on.", "End"], [], [], ["Next one"]]
+    assert splitter("en")(texts) == expected
+    assert splitter("en")([]) == []
 
 
 def test_nothing_but_white_space_is_lost():
@@ -74,7 +76,7 @@ def test_nothing_but_white_space_is_lost():
     ]
     for _ in range(2000):
         text = "".join(draw.choices(alphabet, k=draw.randint(0, 30)))
-        sentences = splitter("en")(text)
+        [sentences] = splitter("en")([text])
         assert all(sentence == sentence.strip() and sentence for sentence in sentences)
         assert re.sub(r"\s", "", "".join(sentences)) == re.sub(r"\s", "", text)
 
@@ -88,8 +90,25 @@ def test_lines_are_told_from_prose():
 
 def test_other_splitters():
     text = "Mr. Pym left\nthe house. Nobody saw him!\n\n  Next one.  "
-    assert splitter("en", "lines")(text) == ["Mr. Pym left", "the house. Nobody saw him!", "Next one."]
+    assert splitter("en", "lines")([text, "x"]) == [["Mr. Pym left", "the house. Nobody saw him!", "Next one."], ["x"]]
     pytest.importorskip("punkt")
-    assert splitter("en", "punkt")(text) == ["Mr. Pym left the house.", "Nobody saw him!", "Next one."]
+    assert splitter("en", "punkt")([text, "x"]) == [["Mr. Pym left the house.", "Nobody saw him!", "Next one."], ["x"]]
     with pytest.raises(InputError, match="--sentences punkt knows no 'zh', only cs, da, de"):
         splitter("zh", "punkt")
+
+
+def test_texts_do_not_touch():
+    texts = ["She left", "! ! !\n", "\n\n”", "One.", "", "。 。", "He is no", "5. It"]
+    assert splitter("en")(texts) == [found for text in texts for found in splitter("en")([text])]
+
+
+def test_a_text_of_nothing_but_stops_takes_no_longer_than_another():
+    text = "A。" + " 。" * 300_000  # joined one by one, each would copy all before
+    assert splitter("zh")([text]) == [[text]]
+
+
+def test_characters_beyond_16_bits_shift_nothing():
+    assert splitter("en")(["🙂 Mr. Pym left. \U0001d400 fell. 🙂🙂 did!", "Next 🙂. Two."]) == [
+        ["🙂 Mr. Pym left.", "\U0001d400 fell.", "🙂🙂 did!"],
+        ["Next 🙂.", "Two."],
+    ]

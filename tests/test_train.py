@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.cli import ROOT, InputError
+from pretrain import partition
 from pretrain.checkpoint import folder_of
 from pretrain.config import TrainConfig
 from pretrain.train import train
@@ -242,3 +243,29 @@ def test_a_run_that_gets_no_better_stops(store, tmp_path):
     assert folder_of(tmp_path / "run", state.step).is_dir()
     again, *_ = run_ranks(2, train, config(store, tmp_path / "run", **changes))
     assert again == state
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, of the compiler
+def test_compiled_layers_train_alike(store, tmp_path):
+    for name, changes in {"plain": {}, "fused": {"compile": True}}.items():
+        run_ranks(1, train, config(store, tmp_path / name, steps=3, dropout=0.0, **changes))
+    plain, fused = (lines_of(tmp_path / name, "train")[-1]["mlm_loss"] for name in ("plain", "fused"))
+    assert fused == pytest.approx(plain, rel=1e-5)
+
+
+def test_compiled_layers_and_stage_3_do_not_go_together(store, tmp_path):
+    with pytest.raises(InputError, match="--compile goes with --zero 0 to 2"):
+        train(config(store, tmp_path / "run", compile=True, zero=3))
+
+
+def another_deepspeed(settings: TrainConfig) -> None:
+    partition.TESTED_DEEPSPEED = "0.0.1"
+    train(settings)
+
+
+def test_another_deepspeed_is_refused_unless_allowed(store, tmp_path):
+    with pytest.raises(RuntimeError, match=r"is not the tested 0\.0\.1"):
+        run_ranks(1, another_deepspeed, config(store, tmp_path / "no"))
+    run_ranks(1, another_deepspeed, config(store, tmp_path / "yes", allow_untested_deepspeed=True, steps=3))
+    assert folder_of(tmp_path / "yes", 3).is_dir()

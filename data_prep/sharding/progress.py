@@ -3,8 +3,7 @@
 import sys
 import time
 from types import TracebackType
-
-from tqdm import tqdm
+from typing import Any
 
 from data_prep.cli import say
 
@@ -19,7 +18,7 @@ class Progress:
     """
 
     def __init__(self, total_bytes: int):
-        self.bar = tqdm(total=total_bytes, unit="B", unit_scale=True, disable=None, file=sys.stderr, desc="text")
+        self.bar = _bar(total_bytes) if sys.stderr.isatty() else None
         self.total, self.done, self.tokens = total_bytes, 0, 0
         self.start = self.said = time.monotonic()
 
@@ -29,7 +28,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         seconds = time.monotonic() - self.start
         if self.done and error is None:
             rate = self.done / 1e6 / seconds
@@ -39,10 +39,11 @@ class Progress:
         """Note work done."""
         self.done += text_bytes
         self.tokens += tokens
-        self.bar.update(text_bytes)
-        self.bar.set_postfix_str(f"{self.tokens / 1e6:.1f} M tokens", refresh=False)
         now = time.monotonic()
-        if self.bar.disable and now - self.said >= EVERY:
+        if self.bar is not None:
+            self.bar.update(text_bytes)
+            self.bar.set_postfix_str(f"{self.tokens / 1e6:.1f} M tokens", refresh=False)
+        elif now - self.said >= EVERY:
             self.said = now
             rate = self.done / (now - self.start)
             left = max(0, self.total - self.done) / rate
@@ -54,5 +55,11 @@ class Progress:
     def correct(self, estimated: int, true: int) -> None:
         """Replace the estimate of a finished part by its true size."""
         self.total += true - estimated
-        if self.bar.total is not None:
+        if self.bar is not None:
             self.bar.total = self.total
+
+
+def _bar(total_bytes: int) -> Any:
+    from tqdm import tqdm  # inside: 30 ms that only a terminal needs
+
+    return tqdm(total=total_bytes, unit="B", unit_scale=True, file=sys.stderr, desc="text")

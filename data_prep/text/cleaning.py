@@ -15,7 +15,6 @@ found by a pass of its own over the whole corpus (dedup.py), whose list is a set
 """
 
 import hashlib
-import importlib.metadata
 import json
 import re
 from collections import Counter
@@ -199,6 +198,8 @@ def settings_of(
     """What decides about documents, as the manifest says it; only what is asked for."""
     named: dict[str, Any] = {}
     if ftfy:
+        import importlib.metadata
+
         named["ftfy"] = importlib.metadata.version("ftfy")
     if control:
         named["control"] = True

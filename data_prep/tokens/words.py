@@ -9,7 +9,6 @@ vocabulary decides. Masking by words and by runs of words then takes Chinese wor
 2019).
 """
 
-import importlib.metadata
 import re
 from typing import Any, Literal
 
@@ -25,7 +24,11 @@ _HAN = re.compile(r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0
 
 def words_version(words: WordsFrom) -> dict[str, str]:
     """What finds words and its version, as the manifest says it; nothing where it is the vocabulary."""
-    return {} if words == "vocab" else {"words": words, "rjieba": importlib.metadata.version("rjieba")}
+    if words == "vocab":
+        return {}
+    import importlib.metadata
+
+    return {"words": words, "rjieba": importlib.metadata.version("rjieba")}
 
 
 class WordBorders:

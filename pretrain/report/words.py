@@ -60,6 +60,7 @@ def facts(history: History) -> dict[str, str]:
     settings = {name: value for name, value in optimizer.get("params", {}).items() if value is not None}
     versions = history.config.get("versions", {}) | {"python": history.config.get("python")}
     git = history.config.get("git", {})
+    in_phases = bool(train.get("phase"))
     told = {
         "Model": train.get("model") or (f"continues {train['init_from']}" if train.get("init_from") else None),
         "Shape": shape and f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}",
@@ -70,11 +71,11 @@ def facts(history: History) -> dict[str, str]:
             train.get("objective", "nsp"), "masked words"
         ),
         "Steps": history.steps and f"{history.steps:,}",
-        "Phases": "; ".join(map(str, train.get("phase") or train.get("phases") or ())),
-        "Sample": train.get("seq_len") and f"{train['seq_len']} tokens",
-        "Batch": _batch(deepspeed),
+        "Phases": "; ".join(train.get("phase", ())),
+        "Sample": not in_phases and train.get("seq_len") and f"{train['seq_len']} tokens",
+        "Batch": None if in_phases else _batch(deepspeed),
         "Optimizer": optimizer.get("type", "").replace("adamw", "AdamW").replace("lamb", "LAMB"),
-        "Learning rate": _schedule(train, settings),
+        "Learning rate": None if in_phases else _schedule(train, settings),
         "Hyper-parameters": ", ".join(
             f"{name.replace('_', ' ')} {_setting(value)}" for name, value in settings.items() if name != "lr"
         ),
