@@ -46,6 +46,23 @@ class RunState(NamedTuple):
     seconds: float = 0.0  # of training, where --hours measures the run
     best_loss: float | None = None  # of the evaluations of this phase
     worse: int = 0  # evaluations since
+    recent: tuple[float, ...] = ()  # losses of the last steps, where --rollback watches them
+    passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "RunState":
+        """From a state.json, which may be of a version that knew fewer fields."""
+        state = cls(**{name: content[name] for name in cls._fields if name in content})
+        return state._replace(
+            position=Position(**content["position"]),
+            recent=tuple(state.recent),
+            passed_over=tuple((first, end) for first, end in state.passed_over),
+        )
+
+    @property
+    def drawn(self) -> int:
+        """Samples that were trained on or passed over: where `position` is, counted from the beginning."""
+        return self.samples + sum(end - first for first, end in self.passed_over)
 
     def after(self, counts: StepCounts, happened: bool, seconds: float) -> "RunState":
         """The state after a step, or after the attempt at one."""
@@ -203,7 +220,7 @@ def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor
 
 
 def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) -> RunState:
-    """Put a checkpoint that read_manifest() has found whole into a fresh engine; collective.
+    """Put a checkpoint that read_manifest() has found whole into an engine; collective.
 
     Each rank reads the slices that it needs, and no more.
 
@@ -216,8 +233,7 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
         check_identity(folder, manifest, identity, partition.shapes)
         content = json.loads((folder / "state.json").read_text())
         pieces = stored_pieces(folder)
-    counters = {name: content[name] for name in RunState._fields if name in content}
-    state = RunState(**counters | {"position": Position(**content["position"])})
+    state = RunState.of(content)
     with partition.writing(), agreed(f"checkpoint {folder}"):
         try:
             for piece in partition.slices:

@@ -99,6 +99,9 @@ class TrainConfig:
     """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
     stop_before: float = 120.0
     """seconds before the time limit at which the run saves and stops"""
+    rollback: float = 0.0
+    """a loss of more than so many times the median of the 32 steps before takes the run back to the last checkpoint,
+    and past the data up to 100 steps after the spike; 0: never"""
     max_skips: int = 20
     """steps in a row that may be skipped for gradients that are not finite"""
     checkpoint_activations: bool = False
@@ -141,6 +144,8 @@ class TrainConfig:
             raise InputError(f"--mask_rate {self.mask_rate} must lie in (0, 1)")
         if min(self.mask_split) < 0 or sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
+        if self.rollback and self.rollback <= 1:
+            raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
         if self.max_skips < 1:
             raise InputError(f"--max_skips {self.max_skips} must be 1 or more")
         if self.hours and (self.phase or self.warmup >= 1):

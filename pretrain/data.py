@@ -85,6 +85,11 @@ class SampleStream:
             count -= len(part.samples)
         return Picked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
+    def skip(self, count: int) -> None:
+        """Pass over the next `count` samples."""
+        for first in range(0, count, WINDOW):
+            self.take(min(WINDOW, count - first))
+
     def _within_window(self, count: int) -> Picked:
         epoch, sample, phase, taken = self.position
         if sample >= self._epoch.size:

@@ -39,6 +39,7 @@ class Guard:
         """`hang_timeout` in seconds; `stop_at` as time.time() has it; `max_skips` steps in a row."""
         self.hang_timeout, self.stop_at, self.max_skips = hang_timeout, stop_at, max_skips
         self.skips = 0
+        self._rollbacks = (-1, 0)  # the step that runs went back to last, how often in a row
         self._group = host_group()
         self._requested = 0
         self._launcher = _ancestors()
@@ -80,6 +81,22 @@ class Guard:
             raise DivergedError(
                 f"{self.skips} steps in a row were skipped: {why}. Try a lower --lr, a longer --warmup, --clip 1, "
                 "--precision bf16 in place of fp16, or an earlier checkpoint (--resume PATH)"
+            )
+
+    def rolled_back(self, step: int, tries: int) -> None:
+        """Training goes on from `step`, because of a loss spike.
+
+        Raises
+        ------
+        DivergedError: for more than `tries` times in a row from the same step.
+        """
+        last, count = self._rollbacks
+        self._rollbacks = (step, count + 1 if step == last else 1)
+        self.beat()
+        if self._rollbacks[1] > tries:
+            raise DivergedError(
+                f"the loss spiked again after {tries} rollbacks to step {step}, each with other data. Try a lower "
+                "--lr, a longer --warmup, --clip 1, a larger --rollback, or an earlier checkpoint (--resume PATH)"
             )
 
     def stop_reason(self) -> str:

@@ -127,6 +127,19 @@ class Meter:
         """Forget the micro-batches of a step that did not happen: their losses may be no numbers."""
         self.pending.zero_()
 
+    def step_loss(self, counts: StepCounts) -> float:
+        """Loss of the step that add_step() will add, over all ranks; collective, and the host waits for the device."""
+        mlm, nsp, *_ = self._over_ranks(self.pending.clone()).tolist()
+        return mlm / max(counts.masked, 1) + nsp / max(counts.pairs, 1)
+
+    def go_back(self, step: int) -> None:
+        """Training goes on from an earlier step: forget the interval, and what TensorBoard has drawn after it."""
+        self._reset()
+        self.last_time, self.last_step = time.perf_counter(), step
+        if self.board is not None:
+            self.board.close()
+            self.board = SummaryWriter(self.board.log_dir, purge_step=step + 1)
+
     def add_step(self, counts: StepCounts) -> None:
         """Add a step that happened, with its counts over all ranks."""
         self.sums += self.pending

@@ -9,10 +9,12 @@ tensorboard/, vocab/ and checkpoints/. The same command again continues from the
 
 import itertools
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ from pretrain.checkpoint import Identity, RunState
 from pretrain.clock import Clock
 from pretrain.config import TrainConfig
 from pretrain.console import for_stderr, what_came_out, what_runs
-from pretrain.data import MicroBatch, SampleStream, StepCounts, feed, prefetch
+from pretrain.data import MicroBatch, Position, SampleStream, StepCounts, feed, prefetch
 from pretrain.engine import apply_step, backward, check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.evaluation import Evaluation
 from pretrain.guard import STOPPED, DivergedError, Guard
@@ -40,6 +42,7 @@ from pretrain.model import MAX_POSITIONS, Losses, build, compile_layers, identit
 from pretrain.phases import Phase, engine_settings, phases_of
 from pretrain.plan import check_disk
 from pretrain.plan import make as make_plan
+from pretrain.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder, record_of
 from pretrain.saver import Saver
 from pretrain.together import OtherRankFailed, agreed, told_by_first
@@ -199,6 +202,11 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool
             group["lr"] = lr
         counts, happened, grad_norm = one_step(run, state, micro_batches)
         state = state.after(counts, happened, clock.seconds)
+        if happened and config.rollback:
+            state, is_back = watch_for_spikes(run, phase, state, counts)
+            if is_back:
+                micro_batches, held_out_loss = this_ranks_batches(run, phase, state), None
+                continue
         last = state.step == phase.end or is_finished(config, state)
         if happened:
             log_step(run, state, counts, lr, grad_norm, last)
@@ -217,6 +225,24 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool
             save(run, state, held_out_loss)
         if last or reason:
             return state, bool(reason)
+
+
+def watch_for_spikes(run: Run, phase: Phase, state: RunState, counts: StepCounts) -> tuple[RunState, bool]:
+    """Look at the loss of a step: the state with it, or an earlier one to go on from, and whether it is that."""
+    loss = run.meter.step_loss(counts)
+    if is_spike(loss, state.recent, run.config.rollback):
+        details = {"loss": loss, "median": statistics.median(state.recent), "spike": state.step}
+        found = roll_back(run.saver, partial(stream_of, run, phase), state, counts.samples)
+        if found is not None:
+            first, end = found.state.passed_over[-1]
+            run.meter.go_back(found.state.step)
+            run.meter.event(
+                found.state.step, "rollback", checkpoint=found.folder.name, **details, samples_passed_over=end - first
+            )
+            run.guard.rolled_back(found.state.step, TRIES)
+            return found.state, True
+        run.meter.event(state.step, "spike", **details)
+    return state._replace(recent=(*state.recent, loss)[-RECENT:]), False
 
 
 def is_finished(config: TrainConfig, state: RunState) -> bool:
@@ -272,9 +298,14 @@ def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixtur
     return Mixture(stores, weights, phase.span.seq_len, config.objective, config.seed)
 
 
+def stream_of(run: Run, phase: Phase, position: Position) -> SampleStream:
+    """The samples of a phase from a position on."""
+    return SampleStream(samples_of(phase, run.config, run.stores), position)
+
+
 def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[MicroBatch]:
     """The micro-batches of this rank from `state` on, made ahead."""
-    stream = SampleStream(samples_of(phase, run.config, run.stores), state.position)
+    stream = stream_of(run, phase, state.position)
     rank, world = dist.get_rank(), dist.get_world_size()
     micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
     if run.engine.device.type == "cuda":

@@ -1,0 +1,71 @@
+"""Loss spikes: back to the last checkpoint, and on with other data.
+
+    is_spike(loss, state.recent, factor)        whether the loss of a step is beyond all measure
+    roll_back(saver, stream_of, state, batch)   weights, moments and counters of the last checkpoint, later data
+
+The remedy of PaLM (Chowdhery et al. 2022, section 5.1): go back by about 100 steps and pass over the 200 to 500 batches
+around the spike. Its authors found that the same batches do no harm in another state of the weights: a spike comes of
+both. Every number here is the same on all ranks and stands in state.json, so that a run that was stopped in between
+does the same again.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.distributed as dist
+
+from pretrain import checkpoint
+from pretrain.checkpoint import RunState
+from pretrain.data import Position, SampleStream
+from pretrain.saver import Saver
+from pretrain.together import agreed, told_by_first
+
+RECENT = 32  # steps whose median a loss is compared with
+LEAST = 8  # as long as there are fewer, nothing is a spike
+BEYOND = 100  # steps after the spike whose data is passed over too
+TRIES = 3  # in a row, from the same checkpoint
+
+
+class RolledBack(NamedTuple):
+    """What a rollback led to."""
+
+    state: RunState
+    folder: Path
+
+
+def is_spike(loss: float, recent: Sequence[float], factor: float) -> bool:
+    """Whether `loss` is more than `factor` times the median of the losses before."""
+    return len(recent) >= LEAST and loss > factor * statistics.median(recent)
+
+
+def roll_back(
+    saver: Saver, stream_of: Callable[[Position], SampleStream], state: RunState, batch: int
+) -> RolledBack | None:
+    """Load the newest whole checkpoint of the run; None where there is none yet. Collective.
+
+    The data from that checkpoint up to BEYOND steps of `batch` samples after `state` is passed over.
+    """
+    saver.wait()
+    newest = None
+    with agreed(f"rollback in {saver.run}"):
+        if dist.get_rank() == 0:
+            newest = checkpoint.newest_whole(saver.run)
+    newest = told_by_first(newest)
+    if newest is None:
+        return None
+    earlier = checkpoint.load(newest, saver.partition, saver.engine, saver.identity)
+    stream = stream_of(state.position)
+    stream.skip(BEYOND * batch)
+    # The batch grows with what a phase has learnt from, not with what it has passed over.
+    taken = earlier.position.taken if earlier.position.phase == state.position.phase else 0
+    span = (earlier.drawn, state.drawn + BEYOND * batch)
+    return RolledBack(
+        earlier._replace(
+            position=stream.position._replace(taken=taken),
+            passed_over=(*earlier.passed_over, span),
+            seconds=state.seconds,
+        ),
+        newest,
+    )
