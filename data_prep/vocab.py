@@ -134,7 +134,8 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     """
     tokenizer = bert_tokenizer({}, config.cased)
     # Chinese needs thousands of characters, but a small vocabulary must not spend most of its entries on rare ones.
-    alphabet = count_characters(_batches(sources, config, "characters"), tokenizer, config.min_frequency, size // 4)
+    characters = count_characters(_batches(sources, config, "characters"), tokenizer, config.min_frequency)
+    alphabet, rare = sorted(characters[: size // 4]), characters[size // 4 :]
     if not alphabet:
         raise InputError(f"the corpus holds no text: {', '.join(source.name for source in sources[:5])}")
     # The trainer numbers what it meets in the order of a hash map and breaks ties by number: the same corpus would give
@@ -150,12 +151,14 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     )
     tokenizer.train_from_iterator(_batches(sources, config, "words"), trainer)
     ids = tokenizer.get_vocab()
-    return sorted(ids, key=ids.__getitem__)
+    entries = sorted(ids, key=ids.__getitem__)
+    # Words of Chinese are its characters: where longer words leave room, rarer ones take it.
+    alone = [character for character in rare if not _joins(tokenizer, character)]
+    return entries + alone[: max(0, size - len(entries))]
 
 
-def count_characters(batches: Iterable[list[str]], tokenizer: Tokenizer, least: int, most: int) -> list[str]:
-    """The characters a vocabulary shall spell with, as the tokenizer sees them, sorted: those that occur `least` times,
-    and of these the `most` most frequent."""
+def count_characters(batches: Iterable[list[str]], tokenizer: Tokenizer, least: int) -> list[str]:
+    """The characters of a corpus as the tokenizer sees them, those that occur `least` times, the most frequent first."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for batch in batches:
         codes = np.frombuffer("".join(batch).encode("utf-32-le"), "<u4")
@@ -166,7 +169,7 @@ def count_characters(batches: Iterable[list[str]], tokenizer: Tokenizer, least: 
         for character in tokenizer.normalizer.normalize_str(chr(code)).replace(" ", ""):
             seen[character] += int(counts[code])
     frequent = sorted((-count, character) for character, count in seen.items() if count >= least)
-    return sorted(character for _, character in frequent[:most])
+    return [character for _, character in frequent]
 
 
 def _joins(tokenizer: Tokenizer, character: str) -> bool:

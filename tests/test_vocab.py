@@ -59,6 +59,17 @@ def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path):
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+def test_room_that_words_leave_goes_to_rare_chinese_characters(tmp_path):
+    common, rare = ([chr(0x4E00 + number) for number in numbers] for numbers in (range(100), range(100, 300)))
+    text = "".join(common * 9 + rare * 2 + [chr(0x4E00 + 300)])
+    entries = read_vocab(train(write(tmp_path / "a.txt", text), tmp_path / "v", "--size", "384") / "vocab.txt")
+    assert set(common + rare) <= set(entries)
+    assert chr(0x4E00 + 300) not in entries  # occurs once
+    small = read_vocab(train(tmp_path / "a.txt", tmp_path / "w", "--size", "256") / "vocab.txt")
+    assert len(small) == 256
+    assert set(common) <= set(small)
+
+
 def test_the_size_is_rounded_and_a_small_corpus_is_said(corpus, tmp_path, capsys):
     assert len(read_vocab(train(corpus, tmp_path / "a", "--size", "257") / "vocab.txt")) < 320
     said = capsys.readouterr().err

@@ -48,27 +48,35 @@ class WordBorders:
         """[T] bool: tokens that go on with the word before them. `encoded` are the ids of the sentences."""
         found = self.continues[encoded.ids]
         chinese = [number for number, sentence in enumerate(sentences) if _HAN.search(sentence)]
-        stops = np.cumsum(encoded.lengths)
-        # Once more, by the reference: only it says where in the sentence a token lies.
-        encodings = self.tokenizer.encode_batch([sentences[number] for number in chinese], add_special_tokens=False)
-        for number, encoding in zip(chinese, encodings, strict=True):
-            assert len(encoding.ids) == encoded.lengths[number], sentences[number]
-            if encoding.ids:
-                first = np.array(encoding.offsets)[:, 0]
-                inside, decides = self._characters(sentences[number])
-                tokens = slice(int(stops[number]) - len(first), int(stops[number]))
-                found[tokens] = np.where(decides[first], inside[first], found[tokens])
+        if not chinese:
+            return found
+        texts = [sentences[number] for number in chinese]
+        inside, decides = self._characters(texts)
+        # Once more, by the reference: only it says where in a sentence a token lies.
+        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
+        lengths = np.fromiter((len(encoding) for encoding in encodings), np.int64)
+        assert (lengths == encoded.lengths[chinese]).all(), "encoded otherwise than by the reference"
+        begins = np.fromiter((first for encoding in encodings for first, _ in encoding.offsets), np.int64)
+        characters = begins + np.repeat(_before(np.fromiter(map(len, texts), np.int64)), lengths)
+        tokens = np.arange(len(begins)) + np.repeat(_before(encoded.lengths)[chinese] - _before(lengths), lengths)
+        found[tokens] = np.where(decides[characters], inside[characters], found[tokens])
         return found
 
-    def _characters(self, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-        """Of each character of a sentence: whether it lies inside a word, not at its beginning; and whether that
+    def _characters(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Of each character of texts, end to end: whether it lies inside a word, not at its beginning; and whether that
         decides about a token that begins with it."""
-        lengths = np.fromiter(map(len, self._segment(sentence)), np.int64)
-        inside = np.ones(len(sentence), bool)
-        inside[np.cumsum(lengths) - lengths] = False
-        han = np.fromiter((_HAN.match(character) is not None for character in sentence), bool, len(sentence))
+        together = "".join(texts)
+        lengths = np.fromiter((len(word) for text in texts for word in self._segment(text)), np.int64)
+        inside = np.ones(len(together), bool)
+        inside[_before(lengths)] = False
+        han = np.zeros(len(together), bool)
+        han[np.fromiter((match.start() for match in _HAN.finditer(together)), np.int64)] = True
         after_han = np.concatenate([[False], han[:-1]])
         return inside, han | (after_han & ~inside)
+
+
+def _before(lengths: np.ndarray) -> np.ndarray:
+    return np.cumsum(lengths) - lengths
 
 
 def _segmenter() -> Any:
