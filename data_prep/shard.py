@@ -58,7 +58,7 @@ class ShardConfig:
     out: Path
     """the store to write"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .bz2, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     dataset: tuple[str, ...] = ()
     """Hugging Face datasets: folders, or names as NAME[@CONFIG][:SPLIT], which are streamed"""
     append: bool = False

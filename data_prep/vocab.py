@@ -49,7 +49,7 @@ class VocabConfig:
     out: Path
     """tokenizer folder to write; an existing one is replaced"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet (.gz, .bz2, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     from_vocab: Path | None = None
     """wrap this published WordPiece vocab.txt instead of training"""
     size: int = 30528
@@ -158,7 +158,7 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
 
 
 def count_characters(batches: Iterable[list[str]], tokenizer: Tokenizer, least: int) -> list[str]:
-    """The characters of a corpus as the tokenizer sees them, those that occur `least` times, the most frequent first."""
+    """Characters of a corpus as the tokenizer sees them: those that occur `least` times, the most frequent first."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for batch in batches:
         codes = np.frombuffer("".join(batch).encode("utf-32-le"), "<u4")

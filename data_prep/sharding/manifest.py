@@ -30,10 +30,13 @@ ENDS = 1 << 16  # bytes from either end of a source that are hashed: enough to t
 TOTALS = ("documents", "sentences", "tokens", "held_out_documents", "unknown", "text_bytes")
 ODDITIES = (
     *("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "nul_characters", "long_lines"),
-    *("bad_lines", "damaged_parts"),
+    *("bad_lines", "damaged_parts", "refused_members", "other_members"),
     *cleaning.COUNTS,
 )
-REFUSED = ("invalid_utf8", "nul_characters", "long_lines", "bad_lines", "damaged_parts", "cut_documents")  # by --strict
+REFUSED = (  # by --strict
+    *("invalid_utf8", "nul_characters", "long_lines", "bad_lines", "damaged_parts", "refused_members"),
+    "cut_documents",
+)
 
 
 def describe(

@@ -90,7 +90,8 @@ def _size(source: Source, column: str) -> tuple[int, int]:
         return 0, 0
     if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)
-    return (1 << 62, source.bytes * PACKED) if source.packing else (source.bytes, source.bytes)
+    text = source.bytes * (PACKED if source.packing else 1)
+    return (1 << 62 if source.is_stream else text, text)
 
 
 def unit_documents(
@@ -108,7 +109,7 @@ def unit_name(unit: Unit, sources: list[Source]) -> str:
     """What a message calls a unit."""
     first, *others = unit.segments
     where = sources[first.source].name
-    if not others and not sources[first.source].packing:
+    if not others and not sources[first.source].is_stream:
         where += f" from {'row' if sources[first.source].kind == 'parquet' else 'byte'} {first.start}"
     return f"unit {unit.number} ({where}{f' and {len(others)} more' if others else ''})"
 

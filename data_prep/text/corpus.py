@@ -9,6 +9,8 @@
     .jsonl    one object a line, the text in the field `--column`
     .parquet  one document a row, the text in the column `--column`
     datasets  of Hugging Face, one document a row likewise (datasets_reader.py)
+    .xml      dumps of MediaWiki, one document an article (wikipedia.py)
+    .tar      archives of .txt and .jsonl, which are read as they stream by (archives.py)
 
 each plain, or with .gz, .bz2 or .zst appended (not parquet, which is compressed inside). Folders are searched
 recursively, in sorted order, without following links. A plain file can be read in byte ranges, a parquet file in row
@@ -24,18 +26,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from data_prep.text import datasets_reader, unpack
+from data_prep.text import archives, datasets_reader, unpack, wikipedia
 from data_prep.text.sentences import looks_like_lines
-from data_prep.text.unpack import DamagedError, Source, decode, guarded, lines_of, note_damage, open_unpacked
+from data_prep.text.unpack import (
+    DamagedError,
+    Source,
+    decode,
+    guarded,
+    lines_in,
+    lines_of,
+    note_damage,
+    open_unpacked,
+    unpacked,
+)
 
 MAX_DOCUMENT = 4 << 20  # characters; a longer document is cut into several
 SNIFF = 1 << 18  # bytes looked at to tell lines from prose
+KINDS = ".txt, .jsonl, .parquet, .tar or Wikipedia's .xml, plain or .gz, .bz2, .zst"
 
-_NAME = re.compile(r"\.(txt|jsonl|parquet)(?:\.(gz|bz2|zst))?$")
+_NAME = re.compile(r"\.(txt|jsonl|parquet|xml|tar)(?:\.(gz|bz2|zst))?$")
 _MAGIC: dict[str, tuple[bytes, ...]] = {
     "gz": (b"\x1f\x8b",),
     "bz2": (b"BZh",),
@@ -89,9 +103,9 @@ def _expand(argument: str) -> list[tuple[Path, str]]:
     path = Path(argument)
     if path.is_dir():
         files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if name[0] != "."]
-        known = sorted(file for file in files if _NAME.search(file.name.lower()) and file.is_file())
+        known = sorted(file for file in files if _is_known(file))
         if not known:
-            raise InputError(f"{argument} holds no .txt, .jsonl or .parquet files (plain, .gz, .bz2 or .zst)")
+            raise InputError(f"{argument} holds no {KINDS}")
         if len(known) < len(files):
             say(f"{argument}: {len(files) - len(known)} files of other kinds left out")
         return [(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in known]
@@ -103,19 +117,41 @@ def _expand(argument: str) -> list[tuple[Path, str]]:
     return [found for match in matches for found in _expand(match)]
 
 
+def _kind(name: str) -> re.Match[str] | None:
+    return _NAME.search(re.sub(r"\.tgz$", ".tar.gz", name.lower()))
+
+
+def _is_known(path: Path) -> bool:
+    match = _kind(path.name)
+    if not match or not path.is_file():
+        return False
+    # Much is XML that is no corpus.
+    return match[1] != "xml" or wikipedia.is_dump(_beginning(Source(path, "", "xml", match[2] or "", 1, "")))
+
+
 def _source(path: Path, name: str, txt: str) -> Source:
-    match = _NAME.search(path.name.lower())
+    match = _kind(path.name)
     if not match:
-        raise InputError(f"{path} is of a kind we cannot read; give .txt, .jsonl or .parquet, plain, .gz, .bz2 or .zst")
+        raise InputError(f"{path} is of a kind we cannot read; give {KINDS}")
     kind, packing = match[1], match[2] or ""
     if kind == "parquet" and packing:
         raise InputError(f"{path} is packed twice: parquet is compressed inside; unpack it with gunzip or unzstd")
     source = Source(path, name, kind, packing, path.stat().st_size, "")
     if packing and source.bytes:
         _check_magic(source)
-    if kind != "txt" or not source.bytes:
-        return source
-    return source._replace(layout=_sniff_layout(source) if txt == "auto" else txt)
+    return source._replace(layout=_layout(source, txt)) if source.bytes else source
+
+
+def _layout(source: Source, txt: str) -> str:
+    if source.kind == "xml":
+        if not wikipedia.is_dump(_beginning(source)):
+            raise InputError(f"{source.path} is no dump of MediaWiki, the only XML that is read here")
+        return wikipedia.extractor()
+    if source.kind == "tar":
+        return "" if txt == "auto" else txt
+    if source.kind == "txt":
+        return layout_of(_beginning(source)) if txt == "auto" else txt
+    return ""
 
 
 def _check_magic(source: Source) -> None:
@@ -124,12 +160,12 @@ def _check_magic(source: Source) -> None:
             raise InputError(f"{source.path} is not a .{source.packing} file; give it the name of what it is")
 
 
-def _sniff_layout(source: Source) -> str:
+def _beginning(source: Source) -> bytes:
     beginning = b""
     with open_unpacked(source) as stream, suppress(DamagedError):
         while len(beginning) < SNIFF and (piece := guarded(source, partial(stream.read1, SNIFF))):  # type: ignore[attr-defined]
             beginning += piece
-    return layout_of(beginning)
+    return beginning
 
 
 def layout_of(beginning: bytes) -> str:
@@ -139,7 +175,8 @@ def layout_of(beginning: bytes) -> str:
 
 
 def _say_layouts(sources: list[Source]) -> None:
-    layouts = Counter(source.layout for source in sources if source.layout)
+    sources = [source for source in sources if source.kind == "txt" and source.layout]
+    layouts = Counter(source.layout for source in sources)
     meaning = {"lines": "one sentence a line", "prose": "prose in paragraphs"}
     for layout, count in sorted(layouts.items()):
         names = [source.name for source in sources if source.layout == layout]
@@ -163,6 +200,10 @@ def read_documents(
         )
     elif source.kind == "parquet":
         documents = _read_parquet(source, column, start, end, counts)
+    elif source.kind == "xml":
+        documents = _read_xml(source, counts)
+    elif source.kind == "tar":
+        documents = _read_tar(source, column, counts)
     elif source.kind == "jsonl":
         documents = _read_jsonl(source, lines_of(source, start, counts), column, start, end, counts)
     else:
@@ -343,6 +384,46 @@ def _check_first_line(source: Source, column: str) -> None:
                 except _BadLineError as error:
                     raise InputError(f"{source.path}, line {number} {error}") from error
             return
+
+
+def _read_xml(source: Source, counts: Counter[str]) -> Iterator[Document]:
+    with open_unpacked(source) as stream:
+        try:
+            yield from (Document(*found) for found in wikipedia.articles(source, stream, counts))
+        except DamagedError as error:
+            note_damage(error, counts)
+
+
+def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Document]:
+    others = 0
+    for name, stream in archives.members(source, counts):
+        match = _kind(name)
+        if not match or match[1] not in ("txt", "jsonl") or name.rsplit("/", 1)[-1].startswith("."):
+            others += 1
+            continue
+        inside, packing = f"{source.name}/{name}", match[2] or ""
+        member = Source(source.path / name, inside, match[1], packing, 1, source.layout)
+        lines = lines_in(member, unpacked(stream, packing) if packing else stream, counts)
+        if member.kind == "jsonl":
+            yield from _read_jsonl(member, lines, column, 0, 1 << 62, counts)
+        else:
+            if not member.layout:
+                lines, layout = _sniff(lines)
+                member = member._replace(layout=layout)
+            yield from _read_txt(member, lines, 0, 1 << 62, counts)
+    if others:
+        counts["other_members"] += others
+        say(f"{source.path}: {others} members that are neither .txt nor .jsonl left out")
+
+
+def _sniff(lines: Lines) -> tuple[Lines, str]:
+    head, size = [], 0
+    for place, line in lines:
+        head.append((place, line))
+        size += len(line)
+        if size >= SNIFF:
+            break
+    return chain(head, lines), layout_of(b"".join(line for _, line in head))
 
 
 def _read_parquet(source: Source, column: str, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:

@@ -9,6 +9,7 @@ and counted (`damaged_parts`), however its packer would have it.
 
 import bz2
 import io
+import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,10 +31,15 @@ class Source(NamedTuple):
 
     path: Path
     name: str  # as written into the manifest: relative to the folder named on the command line, with its last part
-    kind: str  # txt, jsonl, parquet, dataset
+    kind: str  # txt, jsonl, parquet, dataset, xml, tar
     packing: str  # "", gz, bz2, zst
     bytes: int  # on disk
-    layout: str  # lines or prose for txt, else ""
+    layout: str  # of txt lines or prose, of xml what takes the markup out, of tar what --txt says; else ""
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can only be read from its beginning to its end."""
+        return bool(self.packing) or self.kind in ("xml", "tar")
 
 
 class DamagedError(InputError):
@@ -43,18 +49,23 @@ class DamagedError(InputError):
 def lines_of(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
     """Lines that begin at or after byte `start` of the unpacked text, with their places, in pieces of MAX_LINE."""
     with open_unpacked(source) as stream:
-        place, read_line = max(0, start - 1), partial(stream.readline, MAX_LINE)
+        place = max(0, start - 1)
         if place:
             stream.seek(place)
-            while skipped := guarded(source, read_line):  # the rest of a line of the range before
+            while skipped := guarded(source, partial(stream.readline, MAX_LINE)):  # the rest of a line before
                 place += len(skipped)
                 if skipped.endswith(b"\n"):
                     break
-        while line := _unless_damaged(source, read_line, counts):
-            if len(line) == MAX_LINE and not line.endswith(b"\n"):
-                counts["long_lines"] += 1
-            yield place, line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
-            place += len(line)
+        yield from lines_in(source, stream, counts, place)
+
+
+def lines_in(source: Source, stream: BinaryIO, counts: Counter[str], place: int = 0) -> Iterator[tuple[int, bytes]]:
+    """The lines that are left in a stream of which `place` bytes are read."""
+    while line := _unless_damaged(source, partial(stream.readline, MAX_LINE), counts):
+        if len(line) == MAX_LINE and not line.endswith(b"\n"):
+            counts["long_lines"] += 1
+        yield place, line.removeprefix(b"\xef\xbb\xbf") if place == 0 else line
+        place += len(line)
 
 
 def _unless_damaged(source: Source, read_line: Callable[[], bytes], counts: Counter[str]) -> bytes:
@@ -80,7 +91,7 @@ def guarded(source: Source, read: Callable[[], Any]) -> Any:
     """
     try:
         return read()
-    except (EOFError, *_ERRORS) as error:
+    except (EOFError, tarfile.TarError, *_ERRORS) as error:
         raise DamagedError(f"{source.path} is damaged or cut short ({error}); fetch or pack it again") from error
     except Exception as error:
         if source.kind == "parquet":  # pyarrow raises what it likes, OSError and ValueError among it
@@ -172,10 +183,11 @@ class _Unpacked(io.RawIOBase):
     is unpacked again byte by byte, since an unpacker that fails drops what it had made of the piece before.
     """
 
-    def __init__(self, path: Path, packing: str):
-        self.path, self.packing = path, packing
-        self.file: BinaryIO = open(path, "rb")  # noqa: SIM115
+    def __init__(self, file: BinaryIO, packing: str, path: Path | None):
+        self.file, self.packing = file, packing
+        self.path = path  # where the file can be opened a second time, if it can
         self.frame: _Gz | _Bz2 | _Zst | None = None
+        self.taken = 0  # bytes of the file
         self.frame_start = 0  # where the frame begins in the file
         self.packed = self.unpacked = b""
         self.piece_start = self.given = 0  # the last piece of the frame: where it begins, bytes it has given so far
@@ -207,8 +219,9 @@ class _Unpacked(io.RawIOBase):
         return size
 
     def _read_piece(self) -> bool:
-        self.piece_start, self.given = self.file.tell(), 0
+        self.piece_start, self.given = self.taken, 0
         self.packed = self.file.read(PIECE[self.packing])
+        self.taken += len(self.packed)
         if not self.packed and self.frame is not None:
             raise EOFError("the file ends before the end-of-stream marker was reached")
         return bool(self.packed)
@@ -217,7 +230,7 @@ class _Unpacked(io.RawIOBase):
         if self.frame is None:
             if self.packing == "gz":  # gzip pads with zeros
                 self.packed = self.packed.lstrip(b"\0")
-            self.frame_start = self.piece_start = self.file.tell() - len(self.packed)
+            self.frame_start = self.piece_start = self.taken - len(self.packed)
             self.given = 0
             if not self.packed:
                 return
@@ -229,6 +242,8 @@ class _Unpacked(io.RawIOBase):
 
     def _salvage(self) -> bytes:
         """What the piece at which the frame broke gives before it breaks, less what it has given."""
+        if self.path is None:
+            return b""
         frame, found = _FRAMES[self.packing](), bytearray()
         with open(self.path, "rb") as file:
             file.seek(self.frame_start)
@@ -261,8 +276,12 @@ def open_unpacked(source: Source) -> BinaryIO:
     InputError: it cannot be read.
     """
     try:
-        if source.packing:
-            return io.BufferedReader(_Unpacked(source.path, source.packing), 1 << 20)
-        return open(source.path, "rb", buffering=1 << 20)
+        file = open(source.path, "rb", buffering=1 << 20)  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
+    return unpacked(file, source.packing, source.path) if source.packing else file
+
+
+def unpacked(file: BinaryIO, packing: str, path: Path | None = None) -> BinaryIO:
+    """The bytes of an open packed file; `path` is where to find it again."""
+    return io.BufferedReader(_Unpacked(file, packing, path), 1 << 20)

@@ -1,0 +1,202 @@
+"""Dumps of MediaWiki (Wikipedia's pages-articles.xml) as documents: one an article, without markup.
+
+    for identity, text in articles(source, stream, counts): ...
+
+Redirects, talk, templates and the other name spaces are left out. Markup goes through mwparserfromhell (extra [wiki]);
+what it leaves standing is taken out beforehand or afterwards: tables, references, pictures and categories under the
+names that the dump itself gives these, headings without text, brackets that a template left empty. Expat reads the XML:
+it holds one article in memory, and refuses entities that multiply.
+"""
+# ruff: noqa: RUF001
+
+import importlib.metadata
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+from xml.parsers import expat
+
+from data_prep.cli import InputError
+from data_prep.text.unpack import Source, guarded
+
+BLOCK = 1 << 16  # bytes
+LONGEST = 4 << 20  # characters of an article's source; MediaWiki itself takes 2 MB
+_FILE, _MEDIA, _CATEGORY = "6", "-2", "14"  # keys of name spaces
+_DROPPED = re.compile(r"<!--.*?-->|<ref\b[^>]*/>|<ref\b.*?</ref>|__[A-Z]+__", re.S | re.I)
+_BREAK = re.compile(r"<(?:br|hr)\b[^>]*>", re.I)
+_EMPTY_BRACKETS = re.compile(r"\s?[(（][\s,;:،、；，]*[)）]")
+_AFTER_BRACKET = re.compile(r"([(（])[\s,;:،、；，]+")
+
+
+class Page(NamedTuple):
+    """What a dump says of a page."""
+
+    id: str
+    title: str
+    text: str
+
+
+def extractor() -> str:
+    """Name and version of what takes the markup out, for the manifest.
+
+    Raises
+    ------
+    InputError: it is not installed.
+    """
+    try:
+        return f"mwparserfromhell {importlib.metadata.version('mwparserfromhell')}"
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            "dumps of MediaWiki need the package mwparserfromhell: pip install 'zerobert[wiki]'"
+        ) from error
+
+
+def is_dump(beginning: bytes) -> bool:
+    """Whether an XML file is a dump of MediaWiki, by its beginning."""
+    return b"<mediawiki" in beginning[:4096].replace(b"\0", b"")  # UTF-16 is XML too
+
+
+def articles(source: Source, stream: BinaryIO, counts: Counter[str]) -> Iterator[tuple[str, str]]:
+    """(identity, plain text) of the articles of a dump.
+
+    Raises
+    ------
+    DamagedError: the file is damaged or cut short.
+    """
+    reader = _Reader(counts)
+    while True:
+        block = guarded(source, partial(stream.read1, BLOCK))  # type: ignore[attr-defined]
+        broken = None
+        try:
+            reader.parser.Parse(block, not block)
+        except expat.ExpatError as error:
+            broken = error
+        plain = None
+        for page in reader.take():
+            plain = plain or plain_text(reader.spaces)
+            try:
+                yield f"{source.name}:{page.id}", f"{page.title}\n\n{plain(page.text)}"
+            except _MarkupError:
+                counts["bad_lines"] += 1
+        if broken is not None:
+            guarded(source, partial(_raise, broken))
+        if not block:
+            return
+
+
+class _MarkupError(Exception):
+    """mwparserfromhell gives up."""
+
+
+def _raise(error: Exception) -> None:
+    raise EOFError(f"XML: {error}") from error
+
+
+class _Reader:
+    """Collects pages from expat's events."""
+
+    def __init__(self, counts: Counter[str]):
+        self.counts = counts
+        self.spaces: dict[str, str] = {}  # names of name spaces by their key
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler = self._start
+        self.parser.EndElementHandler = self._end
+        self.parser.CharacterDataHandler = self._text
+        self._path: list[str] = []
+        self._page: dict[str, str] = {}
+        self._parts: list[str] = []
+        self._size = 0
+        self._done: list[Page] = []
+
+    def take(self) -> list[Page]:
+        """The articles that ended since the last call."""
+        done, self._done = self._done, []
+        return done
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._path.append(name)
+        self._parts, self._size = [], 0
+        if name == "page":
+            self._page = {}
+        elif name == "namespace":
+            self._page["key"] = attributes.get("key", "")
+        elif name == "redirect":
+            self._page["redirect"] = "yes"
+
+    def _text(self, text: str) -> None:
+        self._size += len(text)
+        if self._size <= LONGEST:
+            self._parts.append(text)
+
+    def _end(self, name: str) -> None:
+        self._path.pop()
+        if name == "namespace":
+            self.spaces[self._page["key"]] = "".join(self._parts)
+        elif name == "page":
+            self._finish()
+        elif name == "text" and self._size > LONGEST:
+            self._page["too long"] = "yes"
+        elif self._path[-1:] in (["page"], ["revision"]):  # the id of the page comes before that of its revision
+            self._page.setdefault(name, "".join(self._parts))
+        self._parts, self._size = [], 0
+
+    def _finish(self) -> None:
+        page = self._page
+        if page.get("ns", "0") != "0" or "redirect" in page or page.get("model", "wikitext") != "wikitext":
+            return
+        if "too long" in page:
+            self.counts["long_lines"] += 1
+        elif text := page.get("text", "").strip():
+            self._done.append(Page(page.get("id", ""), page.get("title", ""), text))
+
+
+def plain_text(spaces: dict[str, str]) -> Callable[[str], str]:
+    """The function from markup to text; `spaces` are the dump's names of its name spaces by their key."""
+    import mwparserfromhell  # inside: an extra
+
+    hidden = {"file", "image", "media", "category"} | {
+        spaces.get(key, "").lower() for key in (_FILE, _MEDIA, _CATEGORY)
+    }
+    hidden.discard("")
+
+    def strip(markup: str) -> str:
+        try:
+            code = mwparserfromhell.parse(_BREAK.sub("\n", _DROPPED.sub("", markup)))
+            for node in code.filter(matches=lambda node: _is_hidden(node, hidden)):
+                try:
+                    code.remove(node)
+                except ValueError:  # it went with another one, in which it stood
+                    continue
+            return _tidy(code)
+        except (mwparserfromhell.parser.ParserError, RecursionError) as error:
+            raise _MarkupError from error
+
+    return strip
+
+
+def _is_hidden(node: Any, hidden: set[str]) -> bool:
+    from mwparserfromhell import nodes
+
+    if isinstance(node, nodes.Tag):
+        return str(node.tag).lower() in ("table", "ref", "gallery", "math", "timeline", "imagemap", "score")
+    if isinstance(node, nodes.Wikilink):
+        title = str(node.title).strip()
+        return title.split(":")[0].strip().lower() in hidden if ":" in title else False
+    return False
+
+
+def _tidy(code: Any) -> str:
+    """Text as paragraphs; headings that nothing follows are left out."""
+    from mwparserfromhell import nodes
+
+    headings = {" ".join(str(node.title.strip_code()).split()) for node in code.filter(forcetype=nodes.Heading)}
+    text = _AFTER_BRACKET.sub(r"\1", _EMPTY_BRACKETS.sub("", code.strip_code()))
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    kept: list[str] = []
+    for line in reversed([line for line in lines if line and not line.startswith(("|", "!", "{|"))]):  # rests of tables
+        if line in headings and (not kept or kept[-1] in headings):
+            continue
+        kept.append(line)
+    return "\n\n".join(reversed(kept))
