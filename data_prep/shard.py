@@ -38,7 +38,7 @@ from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
-from data_prep.store import continuing_entries, tokenizer_sha256, write_shard
+from data_prep.store import continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
 from data_prep.text.corpus import Source, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
@@ -69,7 +69,7 @@ class ShardConfig:
     workers: int = 0
     """processes; 0: one a core, or one a rank under MPI or Slurm"""
     shard_mb: float = 64
-    """MB of text in a shard at most, about; a worker's memory grows with it"""
+    """MB of text in a shard at most, about"""
     holdout: float = 0.01
     """part of the documents kept for evaluation, chosen by a hash of their text"""
     txt: Literal["auto", "lines", "prose"] = "auto"
@@ -255,13 +255,12 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
 
 def new_builder(job: Job) -> ShardBuilder:
     """What collects the documents of the next shard."""
-    return ShardBuilder(job.split, job.encoder, job.config.holdout, job.words)
+    return ShardBuilder(job.config.out, job.split, job.encoder, job.config.holdout, job.words)
 
 
 def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
     """Write a shard; returns its record."""
-    sections = builder.sections()
-    write_shard(path, sections, job.vocab_sha256)
+    sections = builder.write(path, job.vocab_sha256)
     entry = {
         "name": path.name,
         "bytes": path.stat().st_size,

@@ -16,10 +16,10 @@ import struct
 import tomllib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ FORMAT_WITH_WORDS = 2  # the same and one array more in each shard
 MAGIC = b"ZBSTORE\0"
 HEADER = struct.Struct("<8sII32sQQQ56x")  # magic, format, bytes a token, tokenizer sha256, tokens, sentences, documents
 ALIGNMENT = 8  # bytes; every section starts at a multiple of it
+COPIED = 1 << 20  # bytes at a time
 HELD_OUT = 1  # bit of document_flags
 MAX_SENTENCE = 65_535  # tokens; lengths are uint16
 # Pieces of SentencePiece that go on with a word: with letters, without the mark of a space; but in scripts that put no
@@ -92,8 +93,9 @@ def tokenizer_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def write_shard(path: Path, sections: Sections, vocab_sha256: str) -> None:
-    """Write one shard, whole or not at all; its bytes are a function of the arguments."""
+def write_shard(path: Path, sections: Sections, vocab_sha256: str, tokens_in: BinaryIO | None = None) -> None:
+    """Write one shard, whole or not at all; its bytes are a function of the arguments. Tokens that lie in a file are
+    copied from there, so that they need not be in memory: `sections.tokens` then maps that file."""
     token_bytes = sections.tokens.dtype.itemsize
     assert int(sections.sentence_lengths.sum(dtype=np.int64)) == len(sections.tokens), "sentence lengths miss tokens"
     assert int(sections.document_sentences.sum(dtype=np.int64)) == len(sections.sentence_lengths)
@@ -105,9 +107,12 @@ def write_shard(path: Path, sections: Sections, vocab_sha256: str) -> None:
     def chunks() -> Iterator[bytes | memoryview]:
         yield header
         for array, dtype in zip(arrays, _section_dtypes(token_bytes), strict=False):
-            content = np.ascontiguousarray(array, dtype)
-            yield content.view(np.uint8).data
-            yield bytes(-content.nbytes % ALIGNMENT)
+            if tokens_in is not None and array is sections.tokens:
+                tokens_in.seek(0)
+                yield from iter(partial(tokens_in.read, COPIED), b"")
+            else:
+                yield np.ascontiguousarray(array, dtype).view(np.uint8).data
+            yield bytes(-len(array) * dtype.itemsize % ALIGNMENT)
 
     write_whole(path, chunks())
 

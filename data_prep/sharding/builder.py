@@ -1,21 +1,24 @@
 """One shard in the making: documents go in, arrays of a shard come out.
 
-    builder = ShardBuilder(splitter("en"), encoder, holdout=0.01, words=None)
+    builder = ShardBuilder(store, splitter("en"), encoder, holdout=0.01, words=None)
     builder.add(source, document, raw)          # for each document
-    builder.sections()                          # -> store.Sections, to be written by store.write_shard
+    builder.write(path, vocab_sha256)           # -> what the shard holds
 
 Documents wait until there is a megabyte of them: what splits and encodes takes 20 ms a megabyte and must not be called
-for each of ten thousand documents. Memory: that megabyte, and about 2 bytes a token of the shard.
+for each of ten thousand documents. Tokens wait in a file without a name in the store's folder, so that memory does not
+grow with the shard: that megabyte, 2 bytes a sentence, 12 a document.
 """
 
 import hashlib
+import tempfile
 from array import array
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
-from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections
+from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections, write_shard
 from data_prep.text.corpus import Document
 from data_prep.text.sentences import Splitter
 from data_prep.tokens.encode import Encoder
@@ -27,14 +30,17 @@ BATCH = 1 << 20  # bytes of text split and encoded at once
 class ShardBuilder:
     """Collects the documents of one shard."""
 
-    def __init__(self, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None):
+    def __init__(
+        self, store: Path, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
+    ):
         self.split, self.encoder, self.words = split, encoder, words
         self.threshold = int(holdout * 2**64)
         self.counts: Counter[str] = Counter()
-        self._tokens = bytearray()
+        self._tokens = tempfile.TemporaryFile(dir=store)  # noqa: SIM115
+        self._token_count = 0
         self._continues: list[np.ndarray] = [np.zeros(0, bool)]
         self._sentence_lengths = array("H")
-        self._documents: list[tuple[int, int, int]] = []  # sentences, source, flags
+        self._documents = array("I")  # sentences, source, flags of each
         self._waiting: list[tuple[int, int, bool, Document]] = []  # source, bytes, held out
         self._waiting_bytes = self._reported = 0
 
@@ -53,7 +59,9 @@ class ShardBuilder:
         parts = [document.text.split("\n") if document.lines else next(split) for document in documents]
         sentences = list(chain.from_iterable(parts))
         encoded = self.encoder.encode(sentences)
-        self._tokens += encoded.ids.data
+        self._tokens.write(encoded.ids.data)
+        self._token_count += len(encoded.ids)
+        self.counts["unknown"] += int(np.count_nonzero(encoded.ids == self.encoder.special_ids["unk"]))
         if self.words is not None:
             self._continues.append(self.words.continuing(sentences, encoded))
         lengths, counts = self._cut(encoded.lengths, np.array([len(part) for part in parts]))
@@ -62,7 +70,7 @@ class ShardBuilder:
             if not count:
                 self.counts["empty_documents"] += 1
                 continue
-            self._documents.append((count, source, HELD_OUT if held_out else 0))
+            self._documents.extend((count, source, HELD_OUT if held_out else 0))
             self.counts["held_out_documents"] += held_out
             self.counts["text_bytes"] += size
         self._waiting, self._waiting_bytes = [], 0
@@ -83,18 +91,22 @@ class ShardBuilder:
 
     def take_tokens(self) -> int:
         """Tokens encoded since the last call."""
-        new = len(self._tokens) - self._reported
-        self._reported = len(self._tokens)
-        return new // self.encoder.dtype.itemsize
+        new = self._token_count - self._reported
+        self._reported = self._token_count
+        return new
 
-    def sections(self) -> Sections:
-        """All that was added, as the arrays of a shard."""
+    def write(self, path: Path, vocab_sha256: str) -> Sections:
+        """Write all that was added as a shard; returns what it holds."""
         if self._waiting:
             self._encode()
-        tokens = np.frombuffer(self._tokens, self.encoder.dtype)
-        self.counts["unknown"] = int(np.count_nonzero(tokens == self.encoder.special_ids["unk"]))
-        documents = np.array(self._documents, np.uint32).reshape(-1, 3)
+        self._tokens.flush()
+        dtype = self.encoder.dtype
+        tokens = np.memmap(self._tokens, dtype, "r") if self._token_count else np.zeros(0, dtype)
+        documents = np.frombuffer(self._documents, np.uint32).reshape(-1, 3)
         lengths = np.frombuffer(self._sentence_lengths, np.uint16)
         flags = documents[:, 2].astype(np.uint8)
         words = np.packbits(np.concatenate(self._continues), bitorder="little") if self.words is not None else None
-        return Sections(tokens, lengths, documents[:, 0], documents[:, 1], flags, words)
+        sections = Sections(tokens, lengths, documents[:, 0], documents[:, 1], flags, words)
+        write_shard(path, sections, vocab_sha256, self._tokens)
+        self._tokens.close()
+        return sections

@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 CACHE_ENTRIES = 1 << 18  # about 50 MB
+WORDS = 1 << 17  # that nanotoken remembers, about 20 MB; more of them make it no faster
 CACHE_LENGTH = 32  # characters; longer pieces seldom come again
 
 # Always words of their own in BERT's pre-tokenizer, whatever stands beside them. Not all such characters: those listed
@@ -102,7 +103,9 @@ class Nanotoken:
     name = "nanotoken"
 
     def __init__(self, state: dict[str, Any], dtype: np.dtype):
-        from nanotoken.nanotoken_rs import WordPieceTokenizer
+        from nanotoken.nanotoken_rs import WordPieceTokenizer, set_cache_entries
+
+        set_cache_entries(WORDS)  # else a million: memory would grow with the corpus
 
         # Without the list of special tokens, a literal one in a text is a text like any other.
         plain = state | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
