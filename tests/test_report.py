@@ -112,7 +112,7 @@ LINES = [
     train(50), held_out(50, 1.0), train(60), event(60, "save", checkpoint="step-0000060"),
     # a crash: the checkpoint of step 60 was not whole, and nothing says so but what follows
     event(40, "resume", checkpoint="step-0000040"), train(50, 15.0, mlm_loss=5.5), held_out(50, 5.4),
-    event(50, "phase", seq_len=512), event(50, "stop", reason="SIGTERM"),
+    event(50, "phase", number=2, of=3, seq_len=512), event(50, "stop", reason="SIGTERM"),
 ]  # fmt: skip
 
 
@@ -149,8 +149,9 @@ def test_events_are_listed_in_order_and_drawn_where_they_count(page):
     assert "done again" in rows[2][2], "the save of step 60 led nowhere"
     assert "steps 41 to 60, 20 s of work" in rows[3][2]
     assert rows[5][2] == "SIGTERM"
-    drawn = re.findall(r"<text[^>]*rotate\(-90[^>]*>(\w+)</text>", page.source)
-    assert drawn == ["skip", "resume", "phase", "stop"]
+    drawn = re.findall(r"<text[^>]*rotate\(-90[^>]*>([\w, ]+)</text>", page.source)
+    assert drawn == ["skip", "resume", "phase, stop"], "what lies at one place shares a label"
+    assert rows[4][2] == "2 of 3; seq len 512"
 
 
 def test_the_header_says_what_ran(page):

@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "path.simplify_threshold": 0.2,
 }
+TOO_NEAR = 0.03  # share of the axis: events that lie closer share a label
 SMOOTHED = 60  # points from which on a training line is drawn with its running mean
 
 
@@ -164,6 +165,7 @@ def _draw_events(axes: Axes, history: History, axis: Axis, colour: str | None, i
     """A vertical line where something happened; saves, which are many and no news, are ticks on the axis."""
     shown: list[Event] = [event for event in history.events if not event.lost]
     places = history.along(axis, np.array([event.step for event in shown]))
+    labels: list[tuple[float, list[str], str]] = []
     for event, place in zip(shown, places, strict=True):
         if event.name not in EVENTS:
             continue
@@ -171,9 +173,14 @@ def _draw_events(axes: Axes, history: History, axis: Axis, colour: str | None, i
         line = axes.axvline(place, color=LIGHT[colour or role], linewidth=1.1, alpha=0.55 if colour else 0.9)
         if dashes:
             line.set_dashes(dashes)
-        if is_named and not colour:
-            axes.annotate(event.name, (place, 1.0), (3, -1), xycoords=("data", "axes fraction"), ha="left", va="top",
-                          textcoords="offset points", fontsize=9, color=LIGHT[role], rotation=90)  # fmt: skip
+        low, high = axes.get_xlim()
+        if labels and place - labels[-1][0] < TOO_NEAR * (high - low):
+            labels[-1][1].append(event.name)
+        else:
+            labels.append((place, [event.name], role))
+    for place, names, role in labels if is_named and not colour else []:
+        axes.annotate(", ".join(names), (place, 1.0), (3, -1), xycoords=("data", "axes fraction"), ha="left", va="top",
+                      textcoords="offset points", fontsize=9, color=LIGHT[role], rotation=90)  # fmt: skip
 
 
 def _for_page(svg: str, title: str) -> str:

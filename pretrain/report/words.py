@@ -129,7 +129,10 @@ def _setting(value: Any) -> str:
 
 def event_text(event: Event) -> str:
     """What is known of an event, in words."""
+    details = dict(event.details)
+    if event.name == "phase" and {"number", "of"} <= details.keys():
+        details = {"reason": f"{details.pop('number')} of {details.pop('of')}"} | details
     return "; ".join(
         f"{value}" if name in ("checkpoint", "reason") else f"{name.replace('_', ' ')} {value}"
-        for name, value in event.details.items()
+        for name, value in details.items()
     )
