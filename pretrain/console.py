@@ -31,7 +31,7 @@ def what_runs(
 ) -> Text:
     """A run before it runs; `record` is the content of its config.json."""
     told = facts(History(config.out, "", record))
-    several = len(phases) > 1
+    several = bool(config.phase)
     for name in ("Shape", "Hyper-parameters", "Software", "Code", "Phases", *(("Sample", "Batch") if several else ())):
         told.pop(name, None)
     if several:
