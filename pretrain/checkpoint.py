@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_prep.cli import InputError, say
-from data_prep.files import sha256_of, write_whole
+from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
 from pretrain.data import Position, StepCounts
 from pretrain.together import agreed
 
@@ -138,9 +138,15 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def point_to(folder: Path) -> None:
-    """Name a finished checkpoint in the pointer beside it."""
-    write_whole(folder.with_name(POINTER), [f"{folder.name}\n".encode()])
+def complete(staged: Path, target: Path, content: dict[str, Any], about: dict[str, Any]) -> None:
+    """Make a checkpoint of a folder that holds all slices: state.json with `content`, the manifest with `about`, and
+    the folder in its place, which the pointer then names."""
+    write_json(staged / "state.json", content)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(staged.iterdir())}
+    write_json(staged / "manifest.json", {"format": FORMAT, **about, "files": files})
+    sync_tree(staged)
+    replace_folder(staged, target)
+    write_whole(target.with_name(POINTER), [f"{target.name}\n".encode()])
 
 
 def newest_whole(run: Path) -> Path | None:

@@ -23,8 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.files import replace_folder, sha256_of, sync_tree, write_json
-from pretrain.checkpoint import FORMAT, KINDS, SCALER_FIELDS, Identity, RunState, folder_of, point_to, present
+from pretrain.checkpoint import KINDS, SCALER_FIELDS, Identity, RunState, complete, folder_of, present
 from pretrain.partition import Partition, Slice
 from pretrain.together import agreed, host_group
 
@@ -104,27 +103,19 @@ class Saver:
                 _write_slices(staged / f"rank-{self.rank:05d}-of-{self.world:05d}.safetensors", tensors)
             with agreed(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
-                    write_json(staged / "state.json", content)
-                    self._write_manifest(staged, step, held_out)
-                    sync_tree(staged)
-                    replace_folder(staged, target)
-                    point_to(target)
+                    complete(staged, target, content, self._about(staged, step, held_out))
                     self._remove_old()
         except OSError:
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)  # room for whoever cleans up a full disk
             raise
 
-    def _write_manifest(self, staged: Path, step: int, held_out: float | None) -> None:
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(staged.iterdir())
-        }
-        if len(files) != self.world + 1:
-            raise OSError(
-                f"{staged}: {len(files) - 1} rank files for {self.world} ranks; all nodes must share the folder --out"
-            )
-        manifest = {
-            "format": FORMAT,
+    def _about(self, staged: Path, step: int, held_out: float | None) -> dict[str, Any]:
+        """What the manifest says beside the files."""
+        found = len(list(staged.iterdir()))
+        if found != self.world:
+            raise OSError(f"{staged}: {found} rank files for {self.world} ranks; all nodes must share the folder --out")
+        return {
             "step": step,
             "world_size": self.world,
             "zero_stage": self.partition.stage,
@@ -132,9 +123,7 @@ class Saver:
             "identity": self.identity._asdict(),
             "settings": self.settings,
             "parameters": {name: list(shape) for name, shape in self.partition.shapes.items()},
-            "files": files,
         }
-        write_json(staged / "manifest.json", manifest)
 
     def _remove_old(self) -> None:
         folders = present(self.run)

@@ -129,6 +129,13 @@ def _by_rank(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    content = load(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not one of DeepSpeed's files: it holds a {type(content).__name__}")
+    return content
+
+
+def load(path: Path) -> Any:
     """The content of a .pt file, tensors mapped from it; nothing outside the allow-list comes to life.
 
     Raises
@@ -138,7 +145,7 @@ def _load(path: Path) -> dict[str, Any]:
     _check_archive(path)
     try:
         with _only(ALLOWED):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
@@ -148,9 +155,6 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is refused: {_line(error)}") from error
     except Exception as error:  # whatever a damaged or a forged pickle makes the reader stumble over
         raise InputError(f"{path} cannot be read: {_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not one of DeepSpeed's files: it holds a {type(content).__name__}")
-    return content
 
 
 def _check_archive(path: Path) -> None:

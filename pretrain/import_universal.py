@@ -1,0 +1,156 @@
+"""Go on with a run of plain DeepSpeed: weights, Adam's moments and the step, as a checkpoint of a new run.
+
+    python -m deepspeed.checkpoint.ds_to_universal --input_folder THEIRS/global_step100 --output_folder UNIVERSAL
+    python -m pretrain.import_universal --universal UNIVERSAL --data STORE --model bert-base --out RUN
+    RANKS=8 bash launch/pretrain.sh --data STORE --model bert-base --out RUN --steps ...
+
+    UNIVERSAL/zero/NAME/fp32.pt, exp_avg.pt, exp_avg_sq.pt, step.pt      one folder a parameter, whole
+
+The run then continues at their step, at any ZeRO stage and world size, with the first samples of the store: where their
+data was, only they know. That the ids of the store are theirs cannot be seen in weights; the size of the vocabulary is
+compared. Files are pickles and are read by the allow-list of deepspeed_format.py: nothing they hold is run.
+"""
+
+import copy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+
+# isort: split
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.store import Store
+from pretrain.checkpoint import KINDS, Identity, RunState, complete, folder_of, present
+from pretrain.config import Preset
+from pretrain.export.deepspeed_format import load
+from pretrain.export.sources import matched
+from pretrain.model import build, identity_of, unpadded
+
+FILES = {"master": "fp32", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """What to import and where to."""
+
+    universal: Path
+    """folder that DeepSpeed's ds_to_universal wrote; it holds zero/"""
+    data: Path
+    """token store that the run will train on"""
+    out: Path
+    """run folder, without checkpoints"""
+    model: Preset | None = None
+    """as the run will have it (this or --init_from)"""
+    init_from: Path | None = None
+    """as the run will have it: a Hugging Face folder, of which only the configuration counts (this or --model)"""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.init_from is None):
+            raise InputError("give one of --model and --init_from, as the run will have it")
+
+
+def main(config: ImportConfig) -> None:
+    """Read, compare with the model, and write RUN/checkpoints/step-N."""
+    if present(config.out):
+        raise InputError(f"{config.out} holds checkpoints already; choose another --out")
+    store = Store.open(config.data)
+    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, store.special_ids["pad"])
+    step = step_of(config.universal)
+    tensors = {
+        f"{name}|{kind}|0": tensor.flatten()
+        for kind in KINDS
+        for name, tensor in values_of(config.universal, kind, model, store.vocab_size).items()
+    }
+    target = folder_of(config.out, step)
+    staged = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    save_file(tensors, staged / "rank-00000-of-00001.safetensors")
+    state = RunState(step)
+    content = state._asdict() | {"position": state.position._asdict(), "loss_scaler": {}}
+    about: dict[str, Any] = {
+        "step": step,
+        "world_size": 1,
+        "zero_stage": 0,
+        "held_out_loss": None,
+        "identity": Identity(identity_of(model.config), store.vocab_sha256, store.vocab_size)._asdict(),
+        "settings": {"imported_from": str(config.universal)},
+        "parameters": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
+    }
+    complete(staged, target, content, about)
+    say(f"{target}: {model.num_parameters():,} parameters with their moments, after step {step}")
+
+
+def files_of(universal: Path, name: str) -> dict[str, Path]:
+    """The files called `name` of all parameters; another name for a tied parameter has weights only.
+
+    Raises
+    ------
+    InputError: there is none.
+    """
+    files = {path.parent.name: path for path in sorted((universal / "zero").glob(f"*/{name}.pt"))}
+    if not files:
+        raise InputError(
+            f"{universal} holds no zero/NAME/{name}.pt; it must be what deepspeed.checkpoint.ds_to_universal makes of "
+            "a run with ZeRO 1 or 2 and an optimizer of the Adam family (weights alone: python -m pretrain.export)"
+        )
+    return files
+
+
+def step_of(universal: Path) -> int:
+    """Adam's step, the same for all parameters.
+
+    Raises
+    ------
+    InputError: there is none, or parameters differ.
+    """
+    steps = {name: int(load(path)) for name, path in files_of(universal, "step").items()}
+    least, most = (choose(steps, key=steps.__getitem__) for choose in (min, max))
+    if steps[least] != steps[most]:
+        raise InputError(f"{universal}: {least} is at step {steps[least]}, {most} at step {steps[most]}")
+    return steps[least]
+
+
+def values_of(universal: Path, kind: str, model: BertForPreTraining, vocab_size: int) -> dict[str, Tensor]:
+    """The weights or one of the moments, by the model's names and in its padded shapes.
+
+    Raises
+    ------
+    InputError: names or shapes that are not the model's, a file that is damaged or refused.
+    """
+    found = {name: tensor_in(path) for name, path in files_of(universal, FILES[kind]).items()}
+    theirs: BertConfig = copy.copy(model.config)
+    theirs.vocab_size = vocab_size
+    tensors = matched(universal, found, theirs)
+    values = {}
+    for name, parameter in model.named_parameters():
+        if name not in tensors:
+            raise InputError(f"{universal} lacks {name}; both heads of BERT's pretraining are needed to go on")
+        # Rows that pad the vocabulary are the model's own, and do not move.
+        values[name] = parameter.detach().clone() if kind == "master" else torch.zeros_like(parameter)
+        unpadded(name, values[name], vocab_size)[:] = unpadded(name, tensors[name], vocab_size)
+    return values
+
+
+def tensor_in(path: Path) -> Tensor:
+    """The tensor of a file of DeepSpeed's universal format.
+
+    Raises
+    ------
+    InputError: there is none.
+    """
+    content = load(path)
+    tensor = content.get("param") if isinstance(content, dict) else None
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"{path} holds no tensor called param: it is not of DeepSpeed's universal format")
+    return tensor.detach()
+
+
+if __name__ == "__main__":
+    run(main, ImportConfig, __doc__)
