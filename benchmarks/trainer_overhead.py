@@ -37,7 +37,7 @@ import torch
 from benchmarks.machine import machine
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain import train
+from pretrain import loop, train
 from pretrain.config import Preset, TrainConfig
 from pretrain.data import MicroBatch, Position, SampleStream, feed
 from pretrain.model import Pretrainer, build, parameter_groups
@@ -188,7 +188,7 @@ def train_config(config: BenchmarkConfig) -> TrainConfig:
 def trainer(config: BenchmarkConfig) -> Times:
     """pretrain.train, with a clock around its parts."""
     times = Times()
-    one_step, evaluate, save, prefetch = train.one_step, train.evaluate, train.save, train.prefetch
+    one_step, evaluate, save, prefetch = loop.one_step, loop.evaluate, loop.save, loop.prefetch
 
     def step(*arguments: Any) -> Any:
         if not times.steps:
@@ -220,7 +220,7 @@ def trainer(config: BenchmarkConfig) -> Times:
             times.sums["loader_cpu"] += time.thread_time() - start
             yield item
 
-    train.one_step, train.evaluate, train.save, train.prefetch = step, evaluated, saved, fetched  # type: ignore[assignment]
+    loop.one_step, loop.evaluate, loop.save, loop.prefetch = step, evaluated, saved, fetched  # type: ignore[assignment]
     train.train(train_config(config))
     return times
 

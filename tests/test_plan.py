@@ -15,7 +15,7 @@ import torch.distributed as dist
 from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
-from pretrain import plan, train
+from pretrain import loop, plan, train
 from pretrain.config import TrainConfig
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, build
@@ -60,7 +60,7 @@ def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
     sent: Counter[str] = Counter()
     for name in COLLECTIVES:
         setattr(dist, name, _counting(getattr(dist, name), name, sent))
-    one_step, held = train.one_step, []
+    one_step, held = loop.one_step, []
 
     def counted(run: Any, *arguments: Any) -> Any:
         sent.clear()
@@ -68,7 +68,7 @@ def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
         held.append((dict(sent), sum(master.numel() for master in run.saver.partition.masters)))
         return found
 
-    train.one_step = counted  # type: ignore[assignment]
+    loop.one_step = counted  # type: ignore[assignment]
     train.train(config)
     counts, elements = held[-1]
     share = (dist.get_world_size() - 1) / dist.get_world_size()

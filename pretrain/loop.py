@@ -1,0 +1,239 @@
+"""The training loop, read from top to bottom.
+
+    loop -> train_phase -> one_step -> (watch_for_spikes, log_step, evaluate, save)
+
+A plain loop: DeepSpeed's engine is the engine. What happens when is decided here; how, in the files that are imported.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_prep.samples.draws import draw
+from data_prep.samples.pairs import Mixture
+from data_prep.store import Store
+from pretrain.checkpoint import RunState
+from pretrain.clock import Clock
+from pretrain.config import TrainConfig
+from pretrain.console import what_came_out
+from pretrain.data import MicroBatch, Position, SampleStream, StepCounts, feed, prefetch
+from pretrain.engine import apply_step, backward
+from pretrain.evaluation import Evaluation
+from pretrain.guard import Guard
+from pretrain.lamb import Lamb
+from pretrain.meter import Meter
+from pretrain.model import Losses
+from pretrain.phases import Phase
+from pretrain.rollback import RECENT, TRIES, is_spike, roll_back
+from pretrain.saver import Saver
+
+TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
+
+
+class Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    phases: list[Phase]
+    stores: list[Store]
+    engine: Any
+    meter: Meter
+    saver: Saver
+    guard: Guard
+    lamb: Lamb | None  # the optimizer, where it has trust ratios to look at
+
+
+def loop(run: Run, state: RunState) -> RunState:
+    """Train from `state` to the last step, or to a request to stop; every rank takes part in everything."""
+    first, started = state, time.perf_counter()
+    for phase in run.phases:
+        if state.step >= phase.end or is_finished(run.config, state):
+            continue
+        if state.position.phase != phase.number:
+            run.meter.event(state.step, "phase", number=phase.number + 1, of=len(run.phases), **phase.described())
+        before = run.phases[max(phase.number - 1, 0)]
+        position = state.position.entering(phase.number, before.span.seq_len == phase.span.seq_len)
+        if position != state.position:
+            state = state._replace(position=position, best_loss=None, worse=0)
+        state, stopped = train_phase(run, phase, state)
+        if stopped:
+            break
+    run.saver.wait()
+    seconds = time.perf_counter() - started
+    run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
+    return state
+
+
+def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool]:
+    """Train to the end of a phase, or to a request to stop: the state then, and whether it was a request."""
+    config, guard = run.config, run.guard
+    micro_batches = this_ranks_batches(run, phase, state)
+    held_out = held_out_samples(phase, config, run.stores)
+    held_out_loss: float | None = None
+    clock = Clock(config.hours, state.seconds)
+    while True:
+        lr = phase.lr_at(state.step, clock.read())
+        for group in run.engine.optimizer.param_groups:
+            group["lr"] = lr
+        counts, happened, grad_norm = one_step(run, state, micro_batches)
+        state = state.after(counts, happened, clock.seconds)
+        if happened and config.rollback:
+            state, is_back = watch_for_spikes(run, phase, state, counts)
+            if is_back:
+                micro_batches, held_out_loss = this_ranks_batches(run, phase, state), None
+                continue
+        last = state.step == phase.end or is_finished(config, state)
+        if happened:
+            log_step(run, state, counts, lr, grad_norm, last)
+            if held_out is not None and (last or is_due(config.eval_every, state.step)):
+                held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
+                state = state.evaluated(held_out_loss)
+                last = last or is_finished(config, state)
+        else:
+            skip_step(run, state)
+        reason = guard.stop_reason()
+        if last and state.step < phase.end:
+            run.meter.event(state.step, "stop", reason="the hours are over" if clock.is_over else "out of patience")
+        elif reason:
+            run.meter.event(state.step, "stop", reason=reason)
+        if (happened and (last or is_due(config.save_every, state.step))) or reason:
+            save(run, state, held_out_loss)
+        if last or reason:
+            return state, bool(reason)
+
+
+def watch_for_spikes(run: Run, phase: Phase, state: RunState, counts: StepCounts) -> tuple[RunState, bool]:
+    """Look at the loss of a step: the state with it, or an earlier one to go on from, and whether it is that."""
+    loss = run.meter.step_loss(counts)
+    if is_spike(loss, state.recent, run.config.rollback):
+        details = {"loss": loss, "median": statistics.median(state.recent), "spike": state.step}
+        found = roll_back(run.saver, partial(stream_of, run, phase), state, counts.samples)
+        if found is not None:
+            first, end = found.state.passed_over[-1]
+            run.meter.go_back(found.state.step)
+            run.meter.event(
+                found.state.step, "rollback", checkpoint=found.folder.name, **details, samples_passed_over=end - first
+            )
+            run.guard.rolled_back(found.state.step, TRIES)
+            return found.state, True
+        run.meter.event(state.step, "spike", **details)
+    return state._replace(recent=(*state.recent, loss)[-RECENT:]), False
+
+
+def is_finished(config: TrainConfig, state: RunState) -> bool:
+    """Whether the run has come to its end: its steps, its hours, or its patience."""
+    out_of_time = 0 < 3600 * config.hours <= state.seconds
+    out_of_patience = 0 < config.patience <= state.worse
+    return state.step >= config.total_steps or out_of_time or out_of_patience
+
+
+def log_step(
+    run: Run, state: RunState, counts: StepCounts, lr: float, grad_norm: Callable[[], float], last: bool
+) -> None:
+    """Count a step that happened, and write what is due."""
+    run.guard.stepped()
+    run.meter.add_step(counts)
+    if last or is_due(run.config.log_every, state.step):
+        left = 3600 * run.config.hours - state.seconds if run.config.hours else None
+        run.meter.write(state.step, state.samples, state.tokens, lr, grad_norm(), left)
+    if run.lamb is not None and (last or is_due(TRUST_EVERY * run.config.log_every, state.step)):
+        run.meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
+
+
+def skip_step(run: Run, state: RunState) -> None:
+    """Say that a step did not happen."""
+    run.meter.drop_step()
+    scaler = getattr(run.engine.optimizer, "loss_scaler", None)
+    run.meter.event(state.step, "skip", loss_scale=getattr(scaler, "cur_scale", 1.0))
+    run.guard.skipped(scaler)
+
+
+def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> tuple[StepCounts, bool, Any]:
+    """All micro-batches of a step and the optimizer: its counts, whether it happened, its gradient's norm."""
+    engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
+    for number in itertools.count():
+        batch, counts, is_last = next(micro_batches)
+        # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
+        torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
+        losses: Losses = engine(batch.to(engine.device))
+        # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
+        loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
+        backward(engine, loss * world, is_last)
+        run.meter.add_losses(losses)
+        run.guard.beat()
+        if is_last:
+            break
+    happened, grad_norm = apply_step(engine)
+    return counts, happened, grad_norm
+
+
+def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
+    """What a phase trains on."""
+    weights = [weight for _, weight in config.weighted_stores]
+    return Mixture(stores, weights, phase.span.seq_len, config.objective, config.seed)
+
+
+def stream_of(run: Run, phase: Phase, position: Position) -> SampleStream:
+    """The samples of a phase from a position on."""
+    return SampleStream(samples_of(phase, run.config, run.stores), position)
+
+
+def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[MicroBatch]:
+    """The micro-batches of this rank from `state` on, made ahead."""
+    stream = stream_of(run, phase, state.position)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
+    if run.engine.device.type == "cuda":
+        micro_batches = map(MicroBatch.pin_memory, micro_batches)
+    return prefetch(micro_batches)
+
+
+def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
+    """Losses and accuracies on the held-out samples, by source; sums in the order of batches, so that no world size
+    changes them."""
+    engine = run.engine
+    run.meter.pause()
+    shape = (held_out.batch_count, len(held_out.sources), len(Losses._fields))
+    sums = torch.zeros(shape, dtype=torch.float64, device=engine.device)
+    engine.eval()
+    with torch.no_grad():
+        for number, batch, source in held_out.batches:
+            losses = engine(batch.to(engine.device), by_sample=True)
+            run.guard.beat()
+            if number < held_out.batch_count:
+                sums[number].index_add_(0, source.to(engine.device), torch.stack(losses, 1).double())
+    engine.train()
+    dist.all_reduce(sums)
+    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources)
+    run.meter.unpause()
+    return line
+
+
+def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
+    """Begin a checkpoint and say so; it is written while training goes on."""
+    run.meter.pause()
+    folder = run.saver.save(state, held_out_loss)
+    run.meter.event(state.step, "save", checkpoint=folder.name)
+    run.meter.unpause()
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0
+
+
+def held_out_samples(phase: Phase, config: TrainConfig, stores: list[Store]) -> Evaluation | None:
+    """The evaluation set; None where none is wanted, or no store holds out enough documents to make pairs of."""
+    least = 2 if config.objective == "nsp" else 1
+    evaluated = [store for store in stores if store.manifest["counts"]["held_out_documents"] >= least]
+    if not config.eval_samples or not evaluated:
+        return None
+    mixture = Mixture(evaluated, [1.0] * len(evaluated), phase.span.seq_len, config.objective, seed=0, held_out=True)
+    return Evaluation.of(mixture, config.eval_samples, phase.micro_batch, dist.get_rank(), dist.get_world_size())
