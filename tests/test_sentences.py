@@ -32,7 +32,12 @@ CASES = {
     "ar": ["هل أنت هنا؟|نعم أنا هنا."],
     "hi": ["यह एक वाक्य है।|यह दूसरा है॥|अंत"],
     "ur": ["یہ جملہ ہے۔|یہ دوسرا ہے۔"],
-    "de": ["Am 3. Mai kam Dr. Meier z.B. nach Berlin.|Er blieb.", "Das war 1848.|Danach nicht."],
+    "de": [
+        "Am 3. Mai kam Dr. Meier z.B. nach Berlin.|Er blieb.",
+        "Das war 1848.|Danach nicht.",
+        "»Er ist mein alles.«|Natürlich war er da.|„Ja.“|Sie ging.|Er sagte: ›Nie!‹|»Komm!«|»Nein.«",
+        "»Todt!« stöhnte er.|Da ging er, z. B. Sonntags, d. h. heim.",
+    ],
     "ru": ["Он родился в 1799 г. в Москве.|Потом уехал."],
     "xx": ["One here.|Two there."],
 }

@@ -22,15 +22,16 @@ from data_prep.cli import InputError
 
 SplitBy = Literal["rule", "punkt", "lines"]
 Splitter = Callable[[Sequence[str]], list[list[str]]]
-VERSION = 2  # counts changes of behaviour; one of the settings of a store
+VERSION = 3  # counts changes of behaviour; one of the settings of a store
 
-_STOPS, _CLOSING, _OPEN = ".!?…。！？｡؟۔।॥", """"'”’»)]」』》〉）】""", """"'“‘«„([¿¡"""
+# Quotes of all languages: German ends with “ and « what English and French begin with them; a space tells which it is.
+_STOPS, _CLOSING, _OPEN = ".!?…。！？｡؟۔।॥", """"'”’»“‘«›‹)]」』》〉）】""", """"'“‘«»„‚›‹([¿¡"""
 # The second group is the next word, where a space parts it from the stop.
 _STOP = re.compile(rf"""([{_STOPS}]+[{re.escape(_CLOSING)}]*)(?=(?:\s+[{re.escape(_OPEN)}]*(\w+|\S))?)""")
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_AT_LINE_END = re.compile(r"""[.!?…:;。！？｡؟۔।॥]["'”’»)\]」』》〉）】]*\s*$""")
+_AT_LINE_END = re.compile(r"""[.!?…:;。！？｡؟۔।॥]["'”’»“‘«›‹)\]」』》〉）】]*\s*$""")
 _WIDE = frozenset("。！？｡؟۔।॥")  # stops that end a sentence wherever they stand
-_OPENING = "\"'“‘«„([—–-"
+_OPENING = "\"'“‘«»„‚›‹([—–-"
 _GOES_ON = frozenset(_OPENING) | frozenset(".!?…,;:)]}”’»*/")  # as the next word: ". . .", "Well! -- I never"
 _CJK = "\u2e80"  # the first character of scripts that put no space after a stop
 _SHORT = 8  # characters; a longer piece surely has a word in it
@@ -85,7 +86,7 @@ RULES = {
     ),
     "de": Rules(
         never=_words(
-            "dr prof hr fr frl st hl bzw vgl ca evtl geb gest ggf inkl exkl sog mag dipl ing z.b z. u.a d.h d. u. o.ä "
+            "dr prof hr fr frl st hl bzw vgl ca evtl geb gest ggf inkl exkl sog mag dipl ing z.b z u.a u d.h d o.ä "
             "i.d.r v.a mr mme mlle"
         ),
         numbered=_words("nr s bd abs art kap abb tab aufl"),
