@@ -16,12 +16,14 @@ The same corpus and options give the same vocabulary, byte for byte.
 
 import json
 import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -40,6 +42,7 @@ from data_prep.tokens import sentencepieces
 from data_prep.tokens.sentencepieces import SPECIAL
 
 MULTIPLE = 64
+WARN_OF_MARKS = 0.003  # share of characters with marks; in English it is a tenth of that
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,20 @@ def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -
     """
     assert config.model != "wordpiece"
     split = splitter("en")  # only so that no text is too long for the trainer
+    # The trainer leaves out the rarest characters, which in German are q and x; as many stay as WordPiece would keep.
+    counts = count_characters(_batches(sources, config, "characters"), partial(_compatible, config.cased))
+    alphabet = counts.at_least(config.min_frequency)[: size // 4]
     texts = (sentences for batch in _batches(sources, config, "pieces") for sentences in split(batch))
-    tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased)
+    tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased, alphabet)
     finish_tokenizer(tokenizer)
     write_folder(config.out, lambda folder: sentencepieces.write(folder, tokenizer))
     case = "cased" if config.cased else "uncased"
     say(f"{config.out}: {tokenizer.get_vocab_size():,} entries, {case} {config.model}, from {len(sources)} sources")
+
+
+def _compatible(cased: bool, text: str) -> str:
+    """A text as SentencePiece's normalizer leaves it, nearly."""
+    return unicodedata.normalize("NFKC", text if cased else text.casefold())
 
 
 def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> list[str]:
@@ -134,8 +145,14 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     """
     tokenizer = bert_tokenizer({}, config.cased)
     # Chinese needs thousands of characters, but a small vocabulary must not spend most of its entries on rare ones.
-    characters = count_characters(_batches(sources, config, "characters"), tokenizer, config.min_frequency)
+    counts = count_characters(_batches(sources, config, "characters"), tokenizer.normalizer.normalize_str)
+    characters = counts.at_least(config.min_frequency)
     alphabet, rare = sorted(characters[: size // 4]), characters[size // 4 :]
+    if not config.cased and counts.marks > WARN_OF_MARKS:
+        say(
+            f"warning: uncased WordPiece takes accents and vowel signs off, as BERT's does, here of "
+            f"{100 * counts.marks:.1f} % of the characters ({counts.example}); --cased or --model unigram keep them"
+        )
     if not alphabet:
         raise InputError(f"the corpus holds no text: {', '.join(source.name for source in sources[:5])}")
     # The trainer numbers what it meets in the order of a hash map and breaks ties by number: the same corpus would give
@@ -157,19 +174,35 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     return entries + alone[: max(0, size - len(entries))]
 
 
-def count_characters(batches: Iterable[list[str]], tokenizer: Tokenizer, least: int) -> list[str]:
-    """Characters of a corpus as the tokenizer sees them: those that occur `least` times, the most frequent first."""
+class Characters(NamedTuple):
+    """The characters of a corpus as a normalizer leaves them."""
+
+    seen: Counter[str]
+    marks: float  # share of characters that are marks, or lose one
+    example: str  # the most frequent of these
+
+    def at_least(self, times: int) -> list[str]:
+        """Those that occur so often, the most frequent first."""
+        frequent = sorted((-count, character) for character, count in self.seen.items() if count >= times)
+        return [character for _, character in frequent]
+
+
+def count_characters(batches: Iterable[list[str]], normalize: Callable[[str], str]) -> Characters:
+    """Count characters, each normalized by itself."""
     counts = np.zeros(sys.maxunicode + 1, np.int64)
     for batch in batches:
         codes = np.frombuffer("".join(batch).encode("utf-32-le"), "<u4")
         found = np.bincount(codes)
         counts[: len(found)] += found
     seen: Counter[str] = Counter()
+    marked: Counter[str] = Counter()
     for code in np.flatnonzero(counts).tolist():
-        for character in tokenizer.normalizer.normalize_str(chr(code)).replace(" ", ""):
+        for character in normalize(chr(code)).replace(" ", ""):
             seen[character] += int(counts[code])
-    frequent = sorted((-count, character) for character, count in seen.items() if count >= least)
-    return [character for _, character in frequent]
+        if any(unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", chr(code))):
+            marked[chr(code)] = int(counts[code])
+    example = max(marked, key=lambda character: (marked[character], character), default="")
+    return Characters(seen, marked.total() / max(int(counts.sum()), 1), example)
 
 
 def _joins(tokenizer: Tokenizer, character: str) -> bool:

@@ -59,6 +59,28 @@ def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path):
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+def test_sentencepiece_keeps_rare_letters(tmp_path, model):
+    """Five in ten thousand characters may be left out by the trainer; q and x are rarer in German."""
+    text = "Der Fluss ging still am alten Haus vorbei und niemand sah ihn.\n" * 600
+    path = write(tmp_path / "a.txt", text + "Qual und Axt.\nQuer Hexe.\n")
+    folder = train(path, tmp_path / "v", "--size", "256", "--model", model, "--txt", "lines")
+    encoder = Encoder.load(folder)
+    assert encoder.special_ids["unk"] not in encoder.encode(["Qual und Hexe quer", "x q"]).ids.tolist()
+    assert {"q", "x"} <= {piece.removeprefix("▁") for piece in encoder.tokenizer.get_vocab()}
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [("वह चला गया और नदी के पास बैठा रहा।", True), ("Über die Brücke.", True), ("Over the bridge.", False)],
+)
+def test_it_is_said_where_uncased_wordpiece_loses_marks(tmp_path, capsys, text, mark):
+    path = write(tmp_path / "a.txt", f"{text}\n" * 50)
+    for options, said in (((), mark), (("--cased",), False), (("--model", "unigram"), False)):
+        train(path, tmp_path / "v", "--size", "256", "--txt", "lines", *options)
+        assert ("takes accents and vowel signs off" in capsys.readouterr().err) == said
+
+
 def test_room_that_words_leave_goes_to_rare_chinese_characters(tmp_path):
     common, rare = ([chr(0x4E00 + number) for number in numbers] for numbers in (range(100), range(100, 300)))
     text = "".join(common * 9 + rare * 2 + [chr(0x4E00 + 300)])

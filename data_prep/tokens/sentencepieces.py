@@ -23,13 +23,13 @@ from data_prep.files import write_json
 
 Kind = Literal["unigram", "bpe"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
-COVERAGE = 0.9995  # of the corpus' characters; the rarest become [UNK]
+COVERAGE = 0.9995  # of the corpus' characters at least; the rarest become [UNK]
 SENTENCES = 10_000_000  # the first so many are trained on
 THREADS = 4  # one number everywhere: sums of floats depend on how they are split
 
 
-def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool) -> Tokenizer:
-    """A tokenizer of `size` entries, or fewer where the corpus is too small for it.
+def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characters: Iterable[str] = ()) -> Tokenizer:
+    """A tokenizer of `size` entries, or fewer where the corpus is too small for it; `characters` are among them.
 
     Raises
     ------
@@ -45,6 +45,7 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool) -> Token
         vocab_size=size,
         hard_vocab_limit=False,
         character_coverage=COVERAGE,
+        required_chars="".join(characters),
         input_sentence_size=SENTENCES,
         shuffle_input_sentence=False,
         # Case folding keeps accents, unlike BERT's uncased normalizer: they tell words apart in most languages.
