@@ -219,6 +219,11 @@ class Store:
         return self.manifest["vocab"]["size"]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all shards."""
+        return int(self.token_starts[-1])
+
+    @property
     def special_ids(self) -> dict[str, int]:
         """Ids by name: pad, unk, cls, sep, mask."""
         return self.manifest["vocab"]["special_ids"]

@@ -6,6 +6,7 @@ stand here too, since they are command line, and are passed on untouched.
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import tyro
 
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking, Unit
-from data_prep.samples.pairs import Objective
+from data_prep.samples.pairs import Objective, smoothed
 from pretrain.ds_config import Flags
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
@@ -69,6 +70,8 @@ class TrainConfig:
     """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
     objective: Objective = "nsp"
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
+    temperature: float = 1.0
+    """of several stores, languages say: a store's share of an epoch goes with its tokens to this power (XLM-R 0.3)"""
     mask_unit: Unit = "token"
     """what is masked together: tokens (BERT), whole words, runs of words (span: SpanBERT; ngram: MacBERT)"""
     mask_rate: float = 0.15
@@ -142,6 +145,8 @@ class TrainConfig:
             raise InputError(f"--log_every {self.log_every} must be 1 or more")
         if not 0 < self.mask_rate < 1:
             raise InputError(f"--mask_rate {self.mask_rate} must lie in (0, 1)")
+        if not 0 <= self.temperature <= 1:
+            raise InputError(f"--temperature {self.temperature:g} must lie in [0, 1]; 0: equal shares, 1: as they are")
         if min(self.mask_split) < 0 or sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
         if self.rollback and self.rollback <= 1:
@@ -194,6 +199,15 @@ class TrainConfig:
         InputError: a weight that is not a number above 0.
         """
         return [_weighted(entry) for entry in self.data]
+
+    def passes(self, tokens: Sequence[int]) -> list[float]:
+        """Passes an epoch of each store of --data, which hold so many tokens: their weights, smoothed.
+
+        Raises
+        ------
+        InputError: a weight that is not a number above 0.
+        """
+        return smoothed([weight for _, weight in self.weighted_stores], tokens, self.temperature)
 
     def stop_at(self, now: float) -> float | None:
         """When the run should save and stop, in seconds as time.time() counts them; None without a limit."""

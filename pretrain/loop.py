@@ -176,8 +176,8 @@ def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> 
 
 def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
     """What a phase trains on."""
-    weights = [weight for _, weight in config.weighted_stores]
-    return Mixture(stores, weights, phase.span.seq_len, config.objective, config.seed)
+    passes = config.passes([store.tokens for store in stores])
+    return Mixture(stores, passes, phase.span.seq_len, config.objective, config.seed)
 
 
 def stream_of(run: Run, phase: Phase, position: Position) -> SampleStream:

@@ -293,11 +293,11 @@ def _looked_at(
     """Samples of an epoch, real tokens of a mean sample, and a probe; from the first shards of large stores."""
     seq_len = phase.span.seq_len
     samples = 0.0
-    for store, (_, weight) in zip(stores, config.weighted_stores, strict=True):
+    weights = config.passes([store.tokens for store in stores])
+    for store, weight in zip(stores, weights, strict=True):
         head = _head_of(store)
         share = head.token_starts[-1] / store.token_starts[-1]
         samples += weight * Mixture([head], [1.0], seq_len, config.objective, config.seed).epoch(0).size / share
-    weights = [weight for _, weight in config.weighted_stores]
     mixture = Mixture([_head_of(store) for store in stores], weights, seq_len, config.objective, config.seed)
     epoch = mixture.epoch(0)
     some = epoch.look_up(np.arange(min(LOOKED_AT, epoch.size)))

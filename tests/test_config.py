@@ -24,6 +24,23 @@ def test_a_folder_with_a_colon_in_its_name_is_no_weight(tmp_path):
     assert config.weighted_stores == [(tmp_path / "store:2", 1.0), (tmp_path / "store:2", 3.0)]
 
 
+def test_temperature_makes_the_shares_of_stores_more_equal():
+    tokens = [100_000, 40_000]  # of weight 1 and 2.5: shares 1 : 1
+    assert from_line(BASE).passes(tokens) == [1.0, 2.5]
+    line = "--data en:1 ur --out run --model bert-tiny --temperature"
+    tokens = [900_000, 100_000]
+    for power in (0.0, 0.3, 0.7):
+        shares = [
+            passes * count for passes, count in zip(from_line(f"{line} {power}").passes(tokens), tokens, strict=True)
+        ]
+        assert sum(shares) == pytest.approx(1_000_000)  # an epoch is as long as before
+        assert shares[0] / shares[1] == pytest.approx(9**power)
+    assert from_line(f"{BASE} --temperature 0").passes([100, 10]) == pytest.approx([0.625, 6.25])
+    for wrong in ("-0.1", "1.1", "nan"):
+        with pytest.raises(InputError, match="--temperature"):
+            from_line(f"{line} {wrong}")
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", "heavy", "inf", "nan", ""])
 def test_a_weight_is_a_number_above_0(weight):
     with pytest.raises(InputError, match="weight"):

@@ -69,6 +69,19 @@ class Epoch(NamedTuple):
         return picked
 
 
+def smoothed(weights: Sequence[float], tokens: Sequence[int], temperature: float) -> list[float]:
+    """Passes an epoch of stores: their shares are made more equal, an epoch stays as long.
+
+    The share of a store, weight times tokens, goes to the power of `temperature`, as for the languages of multilingual
+    BERT (0.7) and XLM-R (0.3; Conneau et al. 2020, section 3.1).
+    """
+    if temperature == 1:
+        return list(weights)
+    sizes = [weight * count for weight, count in zip(weights, tokens, strict=True)]
+    powers = [size**temperature for size in sizes]
+    return [power / sum(powers) * sum(sizes) / count for power, count in zip(powers, tokens, strict=True)]
+
+
 class Mixture:
     """Weighted stores as one stream of samples. Stores of one mixture share their tokenizer."""
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from data_prep.cli import ROOT, InputError
+from data_prep.samples.pairs import smoothed
 from data_prep.store import Store
 
 Axis = Literal["step", "tokens", "hours"]
@@ -181,7 +182,9 @@ class History:
             return []
         if any(store.identity != identity for store, identity in found) or len(weights) != len(found):
             return []
-        return [(store, weight) for (store, _), weight in zip(found, weights, strict=True)]
+        stores = [store for store, _ in found]
+        passes = smoothed(weights, [store.tokens for store in stores], self.config["train"].get("temperature", 1.0))
+        return list(zip(stores, passes, strict=True))
 
     @cached_property
     def unigram_entropy(self) -> float | None:
