@@ -30,9 +30,9 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 from benchmarks.machine import machine
 from data_prep.samples.index import Sentences, build
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture, assemble
+from data_prep.samples.pairs import Mixture, assemble, deal
 from data_prep.store import Store
-from pretrain.data import Position, SampleStream, deal, feed
+from pretrain.data import Position, SampleStream, feed
 
 FIXED = 200  # batches measured at once
 

@@ -27,12 +27,13 @@ import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
-from data_prep.samples.index import Objective, Sentences
+from data_prep.samples.index import Objective, Sentences, times_taken
 from data_prep.samples.masking import Masking, Unit, mask_tokens
-from data_prep.samples.pairs import Mixture, assemble, continuing
+from data_prep.samples.pairs import Epoch, Mixture, assemble, continuing, deal
 from data_prep.sharding.manifest import ODDITIES
 from data_prep.store import HELD_OUT, Store
 
+RANKS, BATCH, STEPS = 8, 256, 50  # of the run for which imbalance is told
 BAR = 50  # characters of the longest bar of a histogram
 SOURCES = 20  # shown at most
 COLOURS = {"a": "36", "b": "32", "special": "90", "mask": "1;41", "random": "1;45", "kept": "1;44"}
@@ -188,7 +189,7 @@ def print_samples(store: Store, config: ShowConfig) -> None:
     picked = epoch.look_up(np.arange(min(config.samples, epoch.size)))
     ids, types, is_special, lengths = assemble((store,), picked)
     mask_id = store.special_ids["mask"]
-    continues = None if config.unit == "token" else continuing((store,), picked, ids, is_special)
+    continues = continuing((store,), picked, ids, is_special)
     corrupted, rows, labels = mask_tokens(
         ids, is_special, lengths, picked.key, mask_id, store.vocab_size, Masking(unit=config.unit), continues
     )
@@ -197,8 +198,9 @@ def print_samples(store: Store, config: ShowConfig) -> None:
     decode, spaced = tokenizer.id_to_token, tokenizer.token_to_id("▁") is not None  # SentencePiece marks spaces
     colour = sys.stdout.isatty()
     print(f"\n{epoch.size:,} samples of {config.seq_len} tokens an epoch ({config.objective})")
-    for name, share in uses_of(store, epoch.parts[0].samples, config.objective).items():
-        print(f"  {name:52}{100 * share:>8.2f} %")
+    shares = uses_of(store, epoch.parts[0].samples, config.objective)
+    for name, share in (taken(store, config) | shares | imbalance(epoch)).items():
+        print(f"  {name:58}{100 * share:>8.2f} %")
     print(f"the first {len(lengths)}, masked by {config.unit}:")
     if colour:
         print("  ".join(_paint(name, name) for name in COLOURS))
@@ -219,10 +221,36 @@ def print_samples(store: Store, config: ShowConfig) -> None:
                 int(types[row]),
                 colour,
                 spaced,
+                bool(continues[row]),
             )
             for row in range(start, stop)
         )
         print(_join(words))
+
+
+def taken(store: Store, config: ShowConfig) -> dict[str, float]:
+    """That the first pass takes every sentence once. Shares."""
+    if config.objective == "mlm":
+        return {}
+    times = times_taken(Sentences.of(store), config.seq_len, config.objective, config.seed, 0)
+    return {"sentences taken into a sample, each once": float((times == 1).mean())}
+
+
+def imbalance(epoch: Epoch) -> dict[str, float]:
+    """By how much the rank with most tokens of a step exceeds the average, as samples are dealt to ranks. Shares."""
+    steps = min(epoch.size // BATCH, STEPS)
+    if not steps:
+        return {}
+    over = []
+    for step in range(steps):
+        picked = epoch.look_up(np.arange(step * BATCH, (step + 1) * BATCH))
+        lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]
+        sums = lengths[deal(picked, RANKS)].sum(1)
+        over.append(float(sums.max() / sums.mean()) - 1)
+    return {
+        f"the fullest of {RANKS} ranks above the mean, {BATCH} samples a step": float(np.mean(over)),
+        f"at most, in {steps} steps": max(over),
+    }
 
 
 def uses_of(store: Store, samples: np.ndarray, objective: Objective) -> dict[str, float]:
@@ -281,10 +309,11 @@ def _word(
     segment: int,
     colour: bool,
     spaced: bool,
+    continues: bool,
 ) -> tuple[str, bool]:
     """A token as text, and whether it continues the word before it."""
     was = decode(shown if true is None else true) or "?"
-    joins = was.startswith("##") or (spaced and not special and not was.startswith("▁"))
+    joins = continues or was.startswith("##") or (spaced and not special and not was.startswith("▁"))
     was = was.removeprefix("##").removeprefix("▁")
     if true is None:
         return (_paint("special" if special else "ab"[segment], was) if colour else was), joins

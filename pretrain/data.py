@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
-from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing
+from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing, deal
 from data_prep.store import Store
 from pretrain.attention import Layout
 from pretrain.model import IGNORED, Batch
@@ -119,15 +119,6 @@ def feed(
         for number in (*others, last):
             share = Picked(*(column[hands[number]] for column in picked))
             yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts, number == last)
-
-
-def deal(picked: Picked, count: int) -> np.ndarray:
-    """Numbers of samples [count, N / count] of equal hands, each with as many tokens as the others, nearly: the longest
-    sample to the first hand, the next one to the second, and after the last hand back again."""
-    lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]
-    rounds = np.argsort(-lengths, kind="stable").reshape(-1, count)
-    rounds[1::2] = rounds[1::2, ::-1]
-    return rounds.T
 
 
 def counts_of(picked: Picked, masking: Masking, seq_len: int, end: Position) -> StepCounts:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.pairs import Mixture, deal
 from data_prep.store import Store
-from pretrain.data import MicroBatch, Position, SampleStream, deal, feed, prefetch
+from pretrain.data import MicroBatch, Position, SampleStream, feed, prefetch
 from pretrain.model import IGNORED, Batch
 from tests.stores import random_documents, store_of
 

@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.cli import InputError
 from data_prep.samples import index
-from data_prep.samples.index import Sentences, build
+from data_prep.samples.index import Sentences, build, times_taken
 from data_prep.samples.pairs import Mixture, Picked, assemble
 from data_prep.store import Store
 from tests.reference.pairs import nsp_samples
@@ -181,3 +181,19 @@ def test_assemble_reads_each_sample_from_its_own_store(tmp_path):
     owner = np.repeat(picked.store, lengths)
     assert (ids[~special] == np.where(owner == 0, 10, 30)[~special]).all()
     assert set(owner) == {0, 1}
+
+
+@pytest.mark.parametrize("objective", ["nsp", "sop"])
+@pytest.mark.parametrize("seq_len", [16, 64])
+def test_every_sentence_is_taken_once_and_what_samples_show_agrees(tmp_path, objective, seq_len):
+    """Before truncation, once; after it, what is left of a sentence lies in the samples that took it."""
+    store = store_of(tmp_path, random_documents(300, seed=4))
+    sentences = Sentences.of(store)
+    for number in (0, 1):
+        times = times_taken(sentences, seq_len, objective, 5, number)
+        assert (times == 1).all()
+        assert len(times) == len(sentences.token_starts)
+    samples = build(sentences, seq_len, objective, 5, 0)
+    true_b = samples["label"] == 0 if objective == "nsp" else np.ones(len(samples), bool)
+    tokens = samples["a_length"].astype(np.int64).sum() + samples["b_length"][true_b].astype(np.int64).sum()
+    assert 0.5 * sentences.ends[-1] < tokens <= sentences.ends[-1]

@@ -77,12 +77,26 @@ def test_what_is_no_store_is_named(tmp_path):
     assert run_script("show", tmp_path / "gone").returncode == 2
 
 
-@pytest.mark.parametrize("unit", ["word", "span"])
+@pytest.mark.parametrize("unit", ["word", "span", "ngram"])
 def test_it_shows_words_and_spans_and_what_an_epoch_uses(store, tmp_path, unit):
     done = run_script("show", store, "--unit", unit, "--picture", tmp_path / "lengths.png")
     assert done.returncode == 0, done.stderr
     assert f"masked by {unit}:" in done.stdout
     shares = {name: float(share) for name, share in re.findall(r"  (\w[^\n]+?)  +([\d.]+) %", done.stdout)}
+    assert shares["sentences taken into a sample, each once"] == 100
     assert shares["sentences used in their place, in whole or in part"] > 80
     assert 40 < shares["samples with label 1"] < 100
     assert (tmp_path / "lengths.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_imbalance_between_ranks_is_shown_and_small(tmp_path):
+    write(tmp_path / "a.jsonl", as_jsonl(texts(1500, seed=1)))
+    vocab = tiny_vocab(tmp_path / "v")
+    assert (
+        run_script("shard", "--corpus", tmp_path / "a.jsonl", "--vocab", vocab, "--out", tmp_path / "s").returncode == 0
+    )
+    done = run_script("show", tmp_path / "s", "--samples", "1", "--seq_len", "64")
+    shares = {name: float(share) for name, share in re.findall(r"  (\w[^\n]+?)  +([\d.]+) %", done.stdout)}
+    mean = shares["the fullest of 8 ranks above the mean, 256 samples a step"]
+    (most,) = (share for name, share in shares.items() if name.startswith("at most, in "))
+    assert 0 <= mean <= most < 2

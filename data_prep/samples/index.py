@@ -11,6 +11,7 @@ uniform share of those cut; and a document of more than CHAIN samples is taken i
 goes: otherwise the index of an epoch would wait for the walk along the longest document.
 """
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -105,16 +106,32 @@ def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, p
     document_ends = np.repeat(sentences.documents[1:], np.diff(sentences.documents)) if objective == "nsp" else None
     room = seq_len - (2 if objective == "mlm" else 3)
     parts = [np.zeros(0, SAMPLE)]
-    for begin in range(0, len(chains.first), BLOCK):  # in blocks, so that what is worked on stays in the cache
-        chosen = np.arange(begin, min(begin + BLOCK, len(chains.first)))
+    for chosen in _blocks(len(chains.first)):
         if objective == "mlm":
             parts.append(_full_sentences(sentences, chains, chosen, room))
             continue
         cuts = _cut(sentences, chains, chosen, room, objective, draw(seed, pass_number, chosen))
-        for start in range(0, len(cuts.key), BLOCK):
-            some = _Cuts(*(column[start : start + BLOCK] for column in cuts))
-            parts.append(_pairs(sentences, chains.document[some.chain], some, room, document_ends))
+        for some in _blocks(len(cuts.key)):
+            few = _Cuts(*(column[some[0] : some[-1] + 1] for column in cuts))
+            parts.append(_pairs(sentences, chains.document[few.chain], few, room, document_ends))
     return np.concatenate(parts)
+
+
+def times_taken(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
+    """[S] int64: how many samples of a pass take each sentence in its place, before they are cut to their length. It is
+    1 for all; a random B is not counted. Not for mlm, whose samples are whole sentences one after another."""
+    chains = _Chains.of(sentences, CHAIN * seq_len)
+    change = np.zeros(len(sentences.token_starts) + 1, np.int64)
+    for chosen in _blocks(len(chains.first)):
+        cuts = _cut(sentences, chains, chosen, seq_len - 3, objective, draw(seed, pass_number, chosen))
+        np.add.at(change, cuts.first, 1)
+        np.add.at(change, np.where(cuts.label, cuts.split, cuts.last) if objective == "nsp" else cuts.last, -1)
+    return np.cumsum(change[:-1])
+
+
+def _blocks(count: int) -> Iterator[np.ndarray]:
+    """range(count) in blocks, so that what is worked on stays in the cache."""
+    return (np.arange(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
 
 
 def _cut(

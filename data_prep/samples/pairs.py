@@ -154,6 +154,15 @@ class Mixture:
         return self._passes[key]
 
 
+def deal(picked: Picked, count: int) -> np.ndarray:
+    """Numbers of samples [count, N / count] of equal hands, each with as many tokens as the others, nearly: the longest
+    sample to the first hand, the next one to the second, and after the last hand back again."""
+    lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]
+    rounds = np.argsort(-lengths, kind="stable").reshape(-1, count)
+    rounds[1::2] = rounds[1::2, ::-1]
+    return rounds.T
+
+
 def assemble(stores: tuple[Store, ...], picked: Picked) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Token ids of samples: [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where there is no B, end to end.
 
