@@ -56,13 +56,15 @@ SECTIONS = {"fp16": FP16_KEYS, "bf16": BF16_KEYS, "zero_optimization": ZERO_KEYS
 ZERO_AUTO = frozenset("reduce_bucket_size stage3_prefetch_bucket_size stage3_param_persistence_threshold".split())
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     # Defaults of an absent or "auto" hyper-parameter.
-    "adamw": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+    # layer_decay: the rate of a layer over that of the layer above it (parameter_groups in model.py).
+    "adamw": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "layer_decay": 1.0},
     # None: as the variant has it (VARIANTS in lamb.py).
     "lamb": {
         "lr": 2e-3,
         "betas": [0.9, 0.999],
         "eps": 1e-6,
         "weight_decay": 0.01,
+        "layer_decay": 1.0,
         "variant": "nvidia",
         "bias_correction": None,
         "min_ratio": None,

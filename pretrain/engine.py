@@ -79,10 +79,13 @@ def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch
 
     Raises
     ------
-    InputError: an unknown variant of LAMB.
+    InputError: an unknown variant of LAMB, a decay by layer that is not one.
     """
     params = dict(settings["params"])
-    groups = parameter_groups(model, params.pop("weight_decay"))
+    layer_decay = params.pop("layer_decay")
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"optimizer.params.layer_decay {layer_decay} must lie in (0, 1]; 1: the same rate everywhere")
+    groups = parameter_groups(model, params.pop("weight_decay"), layer_decay)
     if settings["type"] == "adamw":
         return torch.optim.AdamW(groups, **params, fused=True)
     variant = params.pop("variant")

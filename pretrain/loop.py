@@ -81,7 +81,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool
     while True:
         lr = phase.lr_at(state.step, clock.read())
         for group in run.engine.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         counts, happened, grad_norm = one_step(run, state, micro_batches)
         state = state.after(counts, happened, clock.seconds)
         if happened and config.rollback:

@@ -11,6 +11,7 @@ embedding of 0 and an output bias of -1e4, so their probability and their gradie
 the unpadded model.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -271,10 +272,27 @@ def unpadded(name: str, tensor: Tensor, vocab_size: int) -> Tensor:
     return tensor[:vocab_size] if name in padded else tensor
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups for the optimizer: matrices and embeddings decay; biases and LayerNorm do not (Devlin et al. 2019)."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Groups for the optimizer: matrices and embeddings decay; biases and LayerNorm do not (Devlin et al. 2019).
+
+    A `layer_decay` below 1 makes two groups a layer, with lr_scale layer_decay ** (layers above, heads counted as one)
+    as in BEiT (Bao et al. 2021): the nearer to the embeddings, the slower.
+    """
+    layers = sum(1 for module in model.modules() if isinstance(module, BertLayer))
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        (plain if name.endswith(".bias") or "LayerNorm" in name else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        above = 0 if layer_decay == 1 else layers + 1 - _depth(name, layers)
+        is_plain = name.endswith(".bias") or "LayerNorm" in name
+        groups.setdefault((above, is_plain), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[1] else weight_decay, "lr_scale": layer_decay ** key[0]}
+        for key in sorted(groups)
+    ]
+
+
+def _depth(name: str, layers: int) -> int:
+    """0 of the embeddings, 1 to `layers` of the layers, then the heads and the pooler."""
+    if "embeddings" in name:
+        return 0
+    match = re.search(r"\.layer\.(\d+)\.", name)
+    return int(match[1]) + 1 if match else layers + 1

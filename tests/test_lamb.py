@@ -1,6 +1,7 @@
 """LAMB by its weights: against a float64 reference, unsharded and at every ZeRO stage and world size."""
 
 import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,16 @@ def reference(store) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return reference_weights(store)
 
 
-def reference_weights(store: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Final and first weights of plain torch training with the float64 optimizer."""
+def reference_weights(
+    store: Path, lr_scale: Callable[[str], float] = lambda name: 1.0, **settings: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Final and first weights of plain torch training with the float64 optimizer, of these settings."""
     opened = Store.open(store)
     model = build("bert-tiny", None, opened.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     module, parameters = Pretrainer(model), dict(model.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizers = {
-        name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY)
+        name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY, **settings)
         for name, parameter in parameters.items()
     }
     stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), Position())
@@ -65,7 +68,8 @@ def reference_weights(store: Path) -> tuple[dict[str, torch.Tensor], dict[str, t
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            optimizers[name].update(parameter.grad.numpy(), LR * lr_multiplier("linear", step, WARMUP, STEPS))
+            lr = LR * lr_multiplier("linear", step, WARMUP, STEPS) * lr_scale(name)
+            optimizers[name].update(parameter.grad.numpy(), lr)
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(optimizers[name].weight))
     final = {name: parameter.detach().clone() for name, parameter in parameters.items()}
