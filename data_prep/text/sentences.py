@@ -179,7 +179,10 @@ def _join_short(sentences: list[str], ends: np.ndarray, paragraph_ends: np.ndarr
     """Leave out empty ones; what has no word in it (a stray quote, a second stop) joins the one before in its
     paragraph."""
     short = np.flatnonzero(np.fromiter(map(len, sentences), np.int64, len(sentences)) < _SHORT).tolist()
-    paragraphs = np.searchsorted(paragraph_ends, ends)
+    ends_paragraph = np.zeros(ends[-1] + 1 if len(ends) else 0, bool)
+    ends_paragraph[paragraph_ends] = True
+    paragraphs = np.cumsum(ends_paragraph[ends])
+    paragraphs -= ends_paragraph[ends]
     kept = np.ones(len(sentences), bool)
     joined: dict[int, list[str]] = {}
     before = last = -1  # the last one kept; the last short one
@@ -195,7 +198,7 @@ def _join_short(sentences: list[str], ends: np.ndarray, paragraph_ends: np.ndarr
             before = row
     for row, parts in joined.items():
         sentences[row] = " ".join(parts)
-    return list(compress(sentences, kept.tolist())), ends[kept]
+    return (sentences, ends) if kept.all() else (list(compress(sentences, kept.tolist())), ends[kept])
 
 
 def _codes(text: str) -> np.ndarray:

@@ -26,6 +26,7 @@ CACHE_LENGTH = 32  # characters; longer pieces seldom come again
 # Always words of their own in BERT's pre-tokenizer, whatever stands beside them. Not all such characters: those listed
 # are the ones that occur often, the others stay inside their piece for `tokenizers` to part.
 _ALONE = r"""!-/:-@\[-`{-~‐-‧‰-⁁、-〃〈-】〔-〟！-＃％-＊，-／：；？＠［-］＿｛｝｟-･一-鿿"""
+_MARKS = frozenset("""!"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~""")  # those of ASCII
 PIECES = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
 
 
@@ -148,11 +149,12 @@ class Pieces(dict[str, bytes]):
         return _joined(self, sentences, self.dtype)
 
     def __missing__(self, chunk: str) -> bytes:
-        pieces = PIECES.findall(chunk)
-        if len(pieces) > 1:
-            ids = b"".join([self[piece] for piece in pieces])
-        elif chunk.isascii() and chunk.isalnum():
+        if chunk.isalnum() and chunk.isascii():
             ids = self._word(chunk.lower() if self.lowercase else chunk)
+        elif 1 < len(chunk) <= CACHE_LENGTH and chunk[-1] in _MARKS:  # most often: a known word and a comma
+            ids = self[chunk[:-1]] + self[chunk[-1]]
+        elif len(pieces := PIECES.findall(chunk)) > 1:
+            ids = b"".join([self[piece] for piece in pieces])
         else:
             ids = self._pack(self.tokenizer.encode(chunk, add_special_tokens=False).ids)
         if len(chunk) <= CACHE_LENGTH:
