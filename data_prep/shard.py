@@ -257,7 +257,7 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
 
 def new_builder(job: Job) -> ShardBuilder:
     """What collects the documents of the next shard."""
-    return ShardBuilder(job.config.out, job.split, job.encoder, job.config.holdout, job.words)
+    return ShardBuilder(job.records.folder, job.split, job.encoder, job.config.holdout, job.words)
 
 
 def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:

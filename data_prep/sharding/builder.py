@@ -1,12 +1,12 @@
 """One shard in the making: documents go in, arrays of a shard come out.
 
-    builder = ShardBuilder(store, splitter("en"), encoder, holdout=0.01, words=None)
+    builder = ShardBuilder(folder, splitter("en"), encoder, holdout=0.01, words=None)
     builder.add(source, document, raw)          # for each document
     builder.write(path, vocab_sha256)           # -> what the shard holds
 
 Documents wait until there is a megabyte of them: what splits and encodes takes 20 ms a megabyte and must not be called
-for each of ten thousand documents. Tokens wait in a file without a name in the store's folder, so that memory does not
-grow with the shard: that megabyte, 2 bytes a sentence, 12 a document.
+for each of ten thousand documents. Tokens wait in a file without a name in `folder`, so that memory does not grow with
+the shard: that megabyte, 2 bytes a sentence, 12 a document.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ class ShardBuilder:
     """Collects the documents of one shard."""
 
     def __init__(
-        self, store: Path, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
+        self, folder: Path, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
     ):
         self.split, self.encoder, self.words = split, encoder, words
         self.threshold = int(holdout * 2**64)
         self.counts: Counter[str] = Counter()
-        self._tokens = tempfile.TemporaryFile(dir=store)  # noqa: SIM115
+        self._tokens = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._token_count = 0
         self._continues: list[np.ndarray] = [np.zeros(0, bool)]
         self._sentence_lengths = array("H")

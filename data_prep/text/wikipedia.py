@@ -9,7 +9,6 @@ it holds one article in memory, and refuses entities that multiply.
 """
 # ruff: noqa: RUF001
 
-import importlib.metadata
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,6 +43,8 @@ def extractor() -> str:
     ------
     InputError: it is not installed.
     """
+    import importlib.metadata
+
     try:
         return f"mwparserfromhell {importlib.metadata.version('mwparserfromhell')}"
     except importlib.metadata.PackageNotFoundError as error:
