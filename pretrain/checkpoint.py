@@ -179,6 +179,15 @@ def newest_whole(run: Path) -> Path | None:
     return None
 
 
+def held_out_loss(folder: Path) -> float:
+    """The held-out loss nearest before a checkpoint; infinite where there was no evaluation, or it cannot be read."""
+    try:
+        loss = json.loads((folder / "manifest.json").read_text())["held_out_loss"]
+    except (OSError, ValueError, KeyError):
+        return float("inf")
+    return float("inf") if loss is None else loss
+
+
 def stored_pieces(folder: Path) -> dict[tuple[str, str], list[Piece]]:
     """Every stored slice, by parameter and kind, ordered by offset."""
     pieces: dict[tuple[str, str], list[Piece]] = defaultdict(list)

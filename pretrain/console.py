@@ -16,12 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pretrain.checkpoint import RunState, present
+from pretrain.checkpoint import RunState, held_out_loss, present
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
 from pretrain.report.history import History
 from pretrain.report.words import counted, duration, facts
-from pretrain.saver import held_out_loss
 
 WIDTH = 118  # columns where there is no terminal to ask
 

@@ -10,7 +10,6 @@ checkpoints and at most a `.partial` folder. A failed save raises at the next sa
 few and the one with the best held-out loss. Costs 12 bytes a parameter of host memory, divided among the ranks.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.checkpoint import KINDS, SCALER_FIELDS, Identity, RunState, complete, folder_of, present
+from pretrain.checkpoint import KINDS, SCALER_FIELDS, Identity, RunState, complete, folder_of, held_out_loss, present
 from pretrain.partition import Partition, Slice
 from pretrain.together import agreed, host_group
 
@@ -132,15 +131,6 @@ class Saver:
             for folder in folders[self.keep :]:
                 if folder != best or held_out_loss(best) == float("inf"):
                     shutil.rmtree(folder)
-
-
-def held_out_loss(folder: Path) -> float:
-    """The held-out loss nearest before a checkpoint; infinite where there was no evaluation, or it cannot be read."""
-    try:
-        loss = json.loads((folder / "manifest.json").read_text())["held_out_loss"]
-    except (OSError, ValueError, KeyError):
-        return float("inf")
-    return float("inf") if loss is None else loss
 
 
 def _write_slices(path: Path, tensors: dict[str, Tensor]) -> None:

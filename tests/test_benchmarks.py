@@ -1,0 +1,76 @@
+"""The benchmarks run and say what they promise; their figures are for an idle machine to find."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import plot
+from data_prep.cli import ROOT, InputError
+
+HARDWARE = {"hardware": {"cpu": "a CPU", "cores": 2}}
+
+
+def step_time(ratio: float, **changes) -> dict:
+    settings = {"layers": 4, "hidden": 256, "seq_len": 128}
+    figures = {"ours_tokens_per_s": 30, "theirs_tokens_per_s": 10, "ours_mfu": 0.6, "theirs_mfu": 0.2}
+    return {"name": "step_time", "figures": figures, "ratio": ratio, "settings": settings} | HARDWARE | changes
+
+
+def test_the_newest_result_of_a_claim_is_drawn(tmp_path):
+    (tmp_path / "2026-01-02-b.jsonl").write_text(json.dumps(step_time(3.0)) + "\n")
+    (tmp_path / "2026-01-01-a.jsonl").write_text(json.dumps(step_time(2.0)) + "\n")
+    gpu = step_time(9.0, hardware={"gpu": "NVIDIA H100", "cores": 2})
+    (tmp_path / "2026-01-03-c.json").write_text(json.dumps(gpu))
+    bars = plot.newest([bar for result in plot.read(tmp_path) for bar in plot.RATIOS["step_time"](result)])
+    assert [(bar.label.endswith("H100"), bar.value, bar.floor) for bar in bars] == [
+        (False, 3.0, 2.8),
+        (True, 9.0, None),
+    ]
+    plot.main(plot.PlotConfig(tmp_path, tmp_path / "speed.png"))
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_result_of_the_project_is_read_and_drawn(tmp_path):
+    plot.main(plot.PlotConfig(out=tmp_path / "speed.png"))
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"name": ')
+    with pytest.raises(InputError, match=r"x\.json"):
+        plot.main(plot.PlotConfig(tmp_path, tmp_path / "speed.png"))
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match="no result"):
+        plot.main(plot.PlotConfig(tmp_path, tmp_path / "speed.png"))
+
+
+def line_of(script: str, *arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+@pytest.mark.slow
+def test_step_memory_compares_three_sides():
+    found = line_of("step_memory.py", *"--layers 3 --hidden 128 --vocab_size 9000 --seq_len 128 --batch 16".split())
+    ours, checkpointed, theirs = (found["figures"][f"{side}_mb"] for side in ("ours", "ours_checkpointed", "theirs"))
+    assert 0 < checkpointed < ours < theirs
+    assert found["ratio"] == pytest.approx(theirs / ours, rel=0.02)
+
+
+@pytest.mark.slow
+def test_trainer_overhead_tells_all_its_figures():
+    found = line_of(
+        "trainer_overhead.py", *"--model bert-tiny --steps 20 --seq_len 32 --global_batch 8 --micro_batch 4".split()
+    )
+    assert found["ratio"] > 0
+    assert found["ratio_cpu"] > 0
+    figures = found["figures"]
+    assert 0 < figures["loader_cpu_share"] < 1
+    assert 0 <= figures["loader_wait_share"] < 1
+    assert figures["two_ranks_ratio"] > 0
+    assert figures["evaluation_s"] > 0

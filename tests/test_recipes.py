@@ -1,0 +1,56 @@
+"""Every command of docs/recipes.md, made small, passes --dry_run."""
+
+import json
+import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from transformers import BertForMaskedLM
+
+from data_prep.cli import ROOT, parse
+from pretrain.config import TrainConfig
+from pretrain.model import preset_config
+from pretrain.train import train
+from tests.stores import random_documents, store_of
+
+TEXT = (ROOT / "docs/recipes.md").read_text()
+COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
+SMALL = {"bert-large": "bert-tiny", "bert-base": "bert-tiny", "bert-mini": "bert-tiny"}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("recipes")
+    store = store_of(folder / "store", random_documents(60), held_out={3, 17, 30}).folder
+    BertForMaskedLM(preset_config("bert-tiny", 64, 0.1)).save_pretrained(folder / "hf")
+    return {"STORE": str(store), "HF_FOLDER": str(folder / "hf")} | SMALL
+
+
+def test_there_is_a_command_for_each_section():
+    assert len(COMMANDS) == len(re.findall(r"^## ", TEXT, re.MULTILINE)) == 5
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[command.index("--out") + 1])
+def test_recipes_pass_a_dry_run(command, paths, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    arguments = [paths.get(word, word) for word in command[command.index("launch/pretrain.sh") + 1 :]]
+    arguments[arguments.index("--out") + 1] = str(tmp_path / "run")
+    config = parse(TrainConfig, None, [*arguments, "--dry_run"])
+    train(config)
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["parameters"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_phases_are_nvidias(paths, tmp_path, capsys):
+    command = next(command for command in COMMANDS if "runs/large/run" in command)
+    found = [dict(part.split("=") for part in text.split(",")) for name, text in pairwise(command) if name == "--phase"]
+    told = [[float(phase[name]) for name in ("seq_len", "steps", "global_batch", "lr", "warmup")] for phase in found]
+    assert told == [[128, 7038, 65536, 6e-3, 0.2843], [512, 1563, 32768, 4e-3, 0.128]]
+
+
+def test_files_that_recipes_name_are_there():
+    for path in re.findall(r"(?:ds_configs|launch|data_prep|tests)/[\w./]+\w", TEXT):
+        assert (ROOT / Path(path)).exists(), path
