@@ -92,6 +92,8 @@ class ShardConfig:
     """take control characters out"""
     min_chars: int = 0
     """leave out documents of fewer characters"""
+    only_lang: tuple[str, ...] = ()
+    """leave out documents of other languages than these, by two-letter codes (extra [text])"""
     exclude: tuple[Path, ...] = ()
     """files of tests: documents that share 8 words in a row with them are left out"""
     drop: Path | None = None
@@ -178,7 +180,9 @@ def settings(config: ShardConfig) -> dict[str, Any]:
     """What decides the bytes beside corpus and vocabulary, as the manifest says it."""
     named = {name: getattr(config, name) for name in ("shard_mb", "holdout", "txt", "column", "lang")}
     named |= version_of(config.sentences) | words_version(config.words)
-    return named | settings_of(config.ftfy, config.control, config.min_chars, config.exclude, config.drop)
+    return named | settings_of(
+        config.ftfy, config.control, config.min_chars, config.exclude, config.drop, config.only_lang
+    )
 
 
 def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
@@ -191,7 +195,10 @@ def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
 def cleaner(config: ShardConfig) -> Cleaner | None:
     """What is done to documents, if anything."""
     documents, lines = read_drop_list(config.drop) if config.drop else (frozenset(), frozenset())
-    wanted = Cleaning(config.ftfy, config.control, config.min_chars, excluded_grams(config.exclude), documents, lines)
+    languages = frozenset(config.only_lang)
+    wanted = Cleaning(
+        config.ftfy, config.control, config.min_chars, excluded_grams(config.exclude), documents, lines, languages
+    )
     return None if wanted == Cleaning() else Cleaner(wanted)
 
 

@@ -289,9 +289,11 @@ def draw_lengths(store: Store, path: Path) -> None:
         (axes[1], "documents", document_lengths(store)),
     ):
         edges = np.unique(np.round(np.geomspace(1, max(2, int(lengths.max())) + 1, 60)))
-        axis.hist(lengths, edges, color="#3b6ea5")
+        counts, _ = np.histogram(lengths, edges)
+        # By the width of a bin: those of short lengths hold one or two whole numbers, which would look like a comb.
+        axis.stairs(counts / np.log2(edges[1:] / edges[:-1]), edges, fill=True, color="#3b6ea5")
         axis.axvline(float(np.median(lengths)), color="#c04040", label=f"median {int(np.median(lengths)):,}")
-        axis.set(xscale="log", xlabel="tokens", ylabel=what, title=f"{len(lengths):,} {what}")
+        axis.set(xscale="log", xlabel="tokens", ylabel=f"{what} a doubling of length", title=f"{len(lengths):,} {what}")
         axis.legend()
     figure.suptitle(f"{store.folder.name}: lengths in tokens")
     figure.savefig(path, dpi=120)

@@ -1,14 +1,17 @@
 """Cleaning does what it is asked, counts it, and test sets stay out."""
 
 import json
+import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from data_prep.cli import InputError
+from data_prep.shard import ShardConfig, make_store
 from data_prep.store import Store
 from data_prep.text import cleaning
-from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, grams_of, hash_of, identity_of
+from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, grams_of, hash_of, identity_of, settings_of
 from data_prep.text.corpus import Document
 from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
 
@@ -94,3 +97,48 @@ def test_all_of_it_is_counted_in_the_manifest_and_does_not_depend_on_workers(tmp
     assert counts["documents"] == 200 - 1 - counts["short_documents"]
     assert one.manifest["oddities"]["c/a.jsonl"]["excluded_documents"] == 1
     assert len(one.manifest["settings"]["exclude"]) == 1
+
+
+def test_documents_of_other_languages_are_left_out():
+    texts = {
+        "en": "The river ran slowly under the old stone bridge, and nobody walked there. " * 9,
+        "de": "Der Fluss floss langsam unter der alten Brücke, und niemand ging dort entlang. " * 9,
+        "zh": "河水在古老的石桥下缓缓流淌，没有人在那里行走。" * 9,
+        "hi": "नदी पुराने पुल के नीचे धीरे धीरे बह रही थी और वहाँ कोई नहीं चल रहा था। " * 9,
+    }
+    counts: Counter[str] = Counter()
+    clean = Cleaner(Cleaning(languages=frozenset(["de", "zh"])))
+    kept = [language for language, text in texts.items() if clean(Document(language, text), counts)]
+    assert (kept, counts) == (["de", "zh"], {"other_languages": 2})
+    titled = Document("x", "Licence and title. " + texts["de"] * 9)
+    assert clean(titled, counts) == titled
+    assert settings_of(False, False, 0, (), None, ["zh", "de"])["only_lang"] == ["de", "zh"]
+    with pytest.raises(InputError, match="--only_lang xx: py3langid knows ace af am"):
+        Cleaner(Cleaning(languages=frozenset(["xx"])))
+
+
+def test_the_option_reaches_the_store_and_its_package_is_named(tmp_path, monkeypatch):
+    documents = {
+        "en": "The river ran slowly under the old bridge. " * 9,
+        "de": "Der Fluss floss unter der Brücke. " * 9,
+    }
+    write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in documents.values()))
+    config = ShardConfig(
+        vocab=tiny_vocab(tmp_path / "v"), out=tmp_path / "s", corpus=(str(tmp_path / "a.jsonl"),), only_lang=("en",),
+        workers=1, holdout=0,
+    )  # fmt: skip
+    make_store(config)
+    manifest = Store.open(tmp_path / "s").manifest
+    assert (manifest["counts"]["documents"], manifest["counts"]["other_languages"]) == (1, 1)
+    assert set(manifest["settings"]) >= {"only_lang", "py3langid"}
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    for wanted in ((True, ()), (False, ("en",))):
+        with pytest.raises(InputError, match=r"is needed: pip install 'zerobert\[text\]'"):
+            settings_of(wanted[0], False, 0, (), None, wanted[1])
+    monkeypatch.setitem(sys.modules, "py3langid", None)
+    with pytest.raises(InputError, match=r"pip install 'zerobert\[text\]'"):
+        Cleaner(Cleaning(languages=frozenset(["en"])))

@@ -8,6 +8,7 @@
     dropped_lines         on the drop list of data_prep/dedup.py: seen before
     dropped_documents     on the drop list: exact or near copies of an earlier one
     short_documents       of fewer characters than asked for
+    other_languages       of a language that was not asked for, as py3langid sees it
     excluded_documents    share a run of 8 words with a file of --exclude: test sets stay out of training
 
 A document's fate depends on itself and the settings only, so that stores do not depend on who reads what. Copies are
@@ -18,7 +19,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -31,10 +32,11 @@ from data_prep.files import sha256_of
 from data_prep.text.corpus import Document, find_sources, read_documents
 from data_prep.text.unpack import Source, guarded, open_unpacked
 
+LOOKED_AT = 2_000  # characters of a document from which its language is told
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
 COUNTS = (
     *("mended_texts", "control_characters", "dropped_lines", "dropped_documents", "short_documents"),
-    "excluded_documents",
+    *("other_languages", "excluded_documents"),
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _WORD = re.compile(r"\w+")
@@ -50,6 +52,7 @@ class Cleaning:
     exclude: frozenset[int] = frozenset()  # hashes of runs of words
     drop_documents: frozenset[int] = frozenset()  # hashes of identities
     drop_lines: frozenset[int] = frozenset()  # hashes of texts of lines
+    languages: frozenset[str] = frozenset()  # two-letter codes of those wanted; none: all
 
 
 class Cleaner:
@@ -57,12 +60,13 @@ class Cleaner:
 
     Raises
     ------
-    InputError: ftfy is asked for and not installed.
+    InputError: a package is needed and not installed; a language that py3langid does not know.
     """
 
     def __init__(self, cleaning: Cleaning):
         self.cleaning = cleaning
         self._mend = _ftfy() if cleaning.ftfy else None
+        self._language = _identifier(cleaning.languages) if cleaning.languages else None
 
     def __call__(self, document: Document, counts: Counter[str]) -> Document | None:
         """The document as it shall be, or None."""
@@ -80,6 +84,9 @@ class Cleaner:
             text = self._without_lines(text, counts)
         if len(text) < wanted.min_chars or not text or text.isspace():
             counts["short_documents"] += 1
+            return None
+        if self._language is not None and self._language(_middle(text)) not in wanted.languages:
+            counts["other_languages"] += 1
             return None
         if wanted.exclude and not wanted.exclude.isdisjoint(grams_of(text)):
             counts["excluded_documents"] += 1
@@ -108,6 +115,23 @@ def _ftfy() -> Any:
         max_decode_length=1 << 24,
     )
     return lambda text: ftfy.fix_text(text, config)
+
+
+def _identifier(wanted: frozenset[str]) -> Callable[[str], str]:
+    try:
+        from py3langid import langid
+    except ImportError as error:
+        raise InputError("--only_lang needs the package py3langid: pip install 'zerobert[text]'") from error
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    if unknown := sorted(wanted - set(identifier.labels)):
+        raise InputError(f"--only_lang {' '.join(unknown)}: py3langid knows {' '.join(sorted(identifier.labels))}")
+    return lambda text: identifier.classify(text)[0]
+
+
+def _middle(text: str) -> str:
+    """Enough of a text to tell its language by, where no title and no licence stands."""
+    start = max(0, (len(text) - LOOKED_AT) // 2)
+    return text[start : start + LOOKED_AT]
 
 
 def hash_of(text: str) -> int:
@@ -193,14 +217,12 @@ def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
 
 
 def settings_of(
-    ftfy: bool, control: bool, min_chars: int, exclude: Iterable[Path], drop: Path | None
+    ftfy: bool, control: bool, min_chars: int, exclude: Iterable[Path], drop: Path | None, languages: Iterable[str] = ()
 ) -> dict[str, Any]:
     """What decides about documents, as the manifest says it; only what is asked for."""
     named: dict[str, Any] = {}
     if ftfy:
-        import importlib.metadata
-
-        named["ftfy"] = importlib.metadata.version("ftfy")
+        named["ftfy"] = _version("ftfy")
     if control:
         named["control"] = True
     if min_chars:
@@ -209,4 +231,15 @@ def settings_of(
         named["exclude"] = [sha256_of(path) for path in files]
     if drop is not None:
         named["drop"] = sha256_of(drop)
+    if wanted := sorted(languages):
+        named |= {"only_lang": wanted, "py3langid": _version("py3langid")}
     return named
+
+
+def _version(package: str) -> str:
+    import importlib.metadata  # inside: 15 ms of every start
+
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(f"the package {package} is needed: pip install 'zerobert[text]'") from error

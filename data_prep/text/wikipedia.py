@@ -43,7 +43,7 @@ def extractor() -> str:
     ------
     InputError: it is not installed.
     """
-    import importlib.metadata
+    import importlib.metadata  # inside: 15 ms of every start
 
     try:
         return f"mwparserfromhell {importlib.metadata.version('mwparserfromhell')}"

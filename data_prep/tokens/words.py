@@ -19,6 +19,7 @@ from data_prep.cli import InputError
 from data_prep.tokens.fast_paths import Ids
 
 WordsFrom = Literal["vocab", "jieba"]
+MISSING = "--words jieba needs the package rjieba: pip install 'zerobert[zh]'"
 _HAN = re.compile(r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
@@ -26,9 +27,12 @@ def words_version(words: WordsFrom) -> dict[str, str]:
     """What finds words and its version, as the manifest says it; nothing where it is the vocabulary."""
     if words == "vocab":
         return {}
-    import importlib.metadata
+    import importlib.metadata  # inside: 15 ms of every start
 
-    return {"words": words, "rjieba": importlib.metadata.version("rjieba")}
+    try:
+        return {"words": words, "rjieba": importlib.metadata.version("rjieba")}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(MISSING) from error
 
 
 class WordBorders:
@@ -83,5 +87,5 @@ def _segmenter() -> Any:
     try:
         import rjieba
     except ImportError as error:
-        raise InputError("--words jieba needs the package rjieba: pip install 'zerobert[zh]'") from error
+        raise InputError(MISSING) from error
     return rjieba.cut
