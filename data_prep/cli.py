@@ -20,9 +20,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 C = TypeVar("C")
@@ -39,6 +38,8 @@ def _continue_in_venv() -> None:
 
 if importlib.util.find_spec("tyro") is None:
     _continue_in_venv()
+
+import tyro  # noqa: E402
 
 
 class InputError(Exception):
@@ -62,61 +63,13 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     ------
     InputError: where the dataclass' own `__post_init__` refuses a value.
     """
-    words = sys.argv[1:] if args is None else args
-    values = read_plainly(config_class, words)
-    if values is not None:
-        return config_class(**values)
-    import tyro  # inside: it takes a tenth of a second, in which shard.py prepares 3 MB of text
-
     return tyro.cli(
         config_class,
         description=description,
-        args=words,
+        args=args,
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-
-
-def read_plainly(config_class: type[Any], words: list[str]) -> dict[str, Any] | None:
-    """The fields of a plain command line: each `--name` once, with values of its type. None where anything is out of
-    the ordinary or missing: tyro, which knows more, reads it, or says what is wrong."""
-    kinds = get_type_hints(config_class, include_extras=True)
-    given: dict[str, list[str]] = {}
-    for word in words:
-        if word.startswith("--") and word[2:] in kinds and word[2:] not in given:
-            values = given[word[2:]] = []
-        elif word.startswith("-") or not given:
-            return None
-        else:
-            values.append(word)
-    required = {field.name for field in fields(config_class) if MISSING is field.default is field.default_factory}
-    try:
-        if required <= given.keys():
-            return {name: _value(kinds[name], values) for name, values in given.items()}
-    except ValueError:
-        pass
-    return None
-
-
-def _value(kind: Any, words: list[str]) -> Any:
-    """What the words after an option mean.
-
-    Raises
-    ------
-    ValueError: it is not plain.
-    """
-    if kind is bool and not words:  # our flags are off where they are not given
-        return True
-    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,) and words:
-        return tuple(_value(get_args(kind)[0], [word]) for word in words)
-    [word] = words
-    if kind in (str, int, float, Path):
-        return kind(word)
-    if kind == Path | None and word != "None":
-        return Path(word)
-    if get_origin(kind) is Literal and word in get_args(kind):
-        return word
-    raise ValueError(f"{kind} {words}")
 
 
 def run(main: Callable[[C], None], config_class: type[C], description: str | None) -> NoReturn:
