@@ -16,6 +16,7 @@ from pretrain.config import TrainConfig
 from pretrain.run_folder import find_checkpoint
 from pretrain.train import train
 from tests.ranks import run_ranks
+from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 from tests.test_invariance import distance, weights
 
@@ -28,11 +29,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, warmup=2, lr=1e-3, global_batch=12,
-        save_every=3, keep=0, eval_samples=0, log_every=1, dropout=0.1,
-    )  # fmt: skip
-    return TrainConfig(**settings | changes)
+    return tiny_run(store, out, **dict(steps=STEPS, warmup=2, global_batch=12, save_every=3) | changes)
 
 
 @pytest.fixture(scope="module")

@@ -142,24 +142,26 @@ def copy(folder, tmp_path) -> Path:
 
 
 SLOW = pytest.mark.slow
-CASES = [
-    pytest.param(2, 1, "bf16", {}),
-    pytest.param(2, 3, "bf16", {}),
-    pytest.param(2, 1, "fp32", {}, marks=SLOW),
-    pytest.param(2, 3, "fp32", {}, marks=SLOW),
-    pytest.param(1, 2, "bf16", {}, marks=SLOW),
-    pytest.param(1, 3, "fp32", {}, marks=SLOW),
-    pytest.param(2, 2, "fp16", {}, marks=SLOW),
-    pytest.param(2, 3, "fp16", {}, marks=SLOW),
-    pytest.param(3, 3, "fp32", {}, marks=SLOW),
-    pytest.param(3, 1, "bf16", {}, marks=SLOW),
-    pytest.param(2, 2, "fp32", {"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, marks=SLOW),
-    pytest.param(2, 3, "bf16", {"zero_optimization": {"stage": 3, "sub_group_size": 5000}}, marks=SLOW),
+CASES = [  # ranks, stage, precision, other settings, frozen embeddings
+    pytest.param(2, 1, "bf16", {}, True),
+    pytest.param(2, 3, "bf16", {}, True),
+    pytest.param(2, 1, "fp32", {}, True, marks=SLOW),
+    pytest.param(2, 3, "fp32", {}, True, marks=SLOW),
+    pytest.param(2, 1, "bf16", {}, False, marks=SLOW),
+    pytest.param(2, 3, "bf16", {}, False, marks=SLOW),
+    pytest.param(1, 2, "bf16", {}, False, marks=SLOW),
+    pytest.param(1, 3, "fp32", {}, False, marks=SLOW),
+    pytest.param(2, 2, "fp16", {}, True, marks=SLOW),
+    pytest.param(2, 3, "fp16", {}, False, marks=SLOW),
+    pytest.param(3, 3, "fp32", {}, False, marks=SLOW),
+    pytest.param(3, 3, "fp32", {}, True, marks=SLOW),
+    pytest.param(3, 1, "bf16", {}, False, marks=SLOW),
+    pytest.param(2, 2, "fp32", {"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, False, marks=SLOW),
+    pytest.param(2, 3, "bf16", {"zero_optimization": {"stage": 3, "sub_group_size": 5000}}, True, marks=SLOW),
 ]
 
 
-@pytest.mark.parametrize(("world", "stage", "precision", "changes"), CASES)
-@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=SLOW)])
+@pytest.mark.parametrize(("world", "stage", "precision", "changes", "frozen"), CASES)
 def test_weights_are_those_of_zero_to_fp32(tmp_path, world, stage, precision, changes, frozen):
     out = tmp_path / "checkpoint"
     names, _ = train(world, out, settings(stage, precision, **changes), BertForPreTraining, False, frozen)

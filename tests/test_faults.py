@@ -26,6 +26,7 @@ from pretrain.model import Pretrainer
 from pretrain.run_folder import RunLock
 from pretrain.train import train
 from tests.ranks import run_ranks, start_ranks
+from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 from tests.test_checkpoint import contents
 
@@ -38,11 +39,8 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, lr=1e-3, global_batch=8, save_every=4,
-        keep=0, eval_samples=8, eval_every=8, log_every=1,
-    )  # fmt: skip
-    return TrainConfig(**settings | changes)
+    settings = dict(steps=STEPS, global_batch=8, save_every=4, eval_samples=8, eval_every=8)
+    return tiny_run(store, out, **settings | changes)
 
 
 @pytest.fixture(scope="module")

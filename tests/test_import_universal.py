@@ -25,6 +25,7 @@ from pretrain.import_universal import ImportConfig, main
 from pretrain.model import Pretrainer, build, parameter_groups, unpadded
 from pretrain.train import train
 from tests.ranks import run_ranks
+from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 from tests.test_invariance import NOISE, distance, weights
 
@@ -79,10 +80,9 @@ def plain(store, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
 
 
 def config(store: Path, out: Path, zero: Literal[1, 3]) -> TrainConfig:
-    return TrainConfig(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=SEQ_LEN, steps=STEPS, schedule="constant", warmup=0,
-        lr=LR, dropout=0.0, global_batch=BATCH, zero=zero, eval_samples=0, log_every=1,
-    )  # fmt: skip
+    return tiny_run(
+        store, out, steps=STEPS, schedule="constant", warmup=0, lr=LR, dropout=0.0, global_batch=BATCH, zero=zero
+    )
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from pretrain.model import Pretrainer
 from pretrain.rollback import BEYOND, LEAST, is_spike
 from pretrain.train import train
 from tests.ranks import run_ranks
+from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 from tests.test_checkpoint import contents
 from tests.test_faults import events
@@ -33,11 +34,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=STEPS, lr=1e-3, global_batch=BATCH,
-        save_every=4, keep=0, eval_samples=0, log_every=1, rollback=3.0,
-    )  # fmt: skip
-    return TrainConfig(**settings | changes)
+    return tiny_run(store, out, **dict(steps=STEPS, global_batch=BATCH, save_every=4, rollback=3.0) | changes)
 
 
 def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunState:
