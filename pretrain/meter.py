@@ -88,13 +88,6 @@ def _scores(sums: Tensor, source: Source) -> dict[str, float]:
     }
 
 
-def _scores_in_words(scores: dict[str, float]) -> str:
-    return (
-        f"mlm loss {scores['mlm_loss']:.4f} (perplexity {scores['perplexity']:.1f}, accuracy {scores['mlm_acc']:.3f}), "
-        f"nsp accuracy {scores['nsp_acc']:.3f}"
-    )
-
-
 class Meter:
     """Collects on every rank, writes on rank 0."""
 
@@ -230,9 +223,13 @@ class Meter:
                 for row, source in enumerate(sources)
             }
         self._record(line, step, "eval")
-        self.say(f"held out, step {step}: {_scores_in_words(line)}")
-        for name, scores in line.get("by_source", {}).items():
-            self.say(f"  {name}: {_scores_in_words(scores)}, {scores['samples']} samples")
+        self.say(
+            f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
+            f"accuracy {line['mlm_acc']:.3f}), nsp accuracy {line['nsp_acc']:.3f}"
+        )
+        if "by_source" in line:
+            each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
+            self.say(f"  mlm loss (samples) by source: {', '.join(each)}")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:

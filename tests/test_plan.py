@@ -127,6 +127,18 @@ def test_the_plan_for_people_is_on_stderr(store, tmp_path, capsys):
         assert part in told
 
 
+def test_of_several_ranks_only_the_first_prints(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    train.train(config(store, tmp_path / "run", dry_run=True))
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    found = planned(config(store, tmp_path / "run", dry_run=True), capsys)
+    assert found["ranks"] == 4
+    assert found["state_bytes"]["3"] == 20 * found["parameters"] / 4
+    assert found["phases"][0]["wire_bytes"] == round(3 * 4 * found["parameters"] * 3 / 4)
+
+
 def test_each_phase_is_planned(store, tmp_path, capsys):
     spans = ("seq_len=16,steps=4,global_batch=32", "seq_len=64,steps=2,global_batch=8,lr=5e-4")
     found = planned(config(store, tmp_path / "run", dry_run=True, phase=spans), capsys)

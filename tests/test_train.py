@@ -68,7 +68,7 @@ def test_evaluation_is_also_by_source(finished):
         values = [scores[name] for scores in line["by_source"].values()]
         assert name == "samples" or min(values) <= line[name] <= max(values), name
     assert sum(scores["samples"] for scores in line["by_source"].values()) > 8
-    assert "  laws: mlm loss" in (finished / "log.txt").read_text()
+    assert f"by source: laws {line['by_source']['laws']['mlm_loss']:.3f}" in (finished / "log.txt").read_text()
 
 
 def test_log_begins_with_what_will_run_and_ends_with_what_came_out(finished):
