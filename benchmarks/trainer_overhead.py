@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_prep.cli import parse, print_json, say  # first: it continues in .venv where packages are missing
 
 # isort: split
+os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, looking for another, says so on stdout
 import torch
 
 from benchmarks.machine import machine
