@@ -32,14 +32,14 @@ import torch.distributed as dist
 
 from benchmarks.machine import machine
 from data_prep.files import sync_tree
-from pretrain import checkpoint
-from pretrain.checkpoint import KINDS, Identity, RunState, folder_of
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import KINDS, Identity, RunState, folder_of
+from pretrain.checkpoints.saver import Saver
 from pretrain.config import Preset
-from pretrain.ds_config import Flags, resolve
-from pretrain.engine import join_ranks, quiet, start_engine
 from pretrain.model import build, identity_of
-from pretrain.partition import Partition
-from pretrain.saver import Saver
+from pretrain.zero.ds_config import Flags, resolve
+from pretrain.zero.engine import join_ranks, quiet, start_engine
+from pretrain.zero.partition import Partition
 from tests.ranks import run_ranks
 
 Figures = dict[str, list[float]]  # what was measured -> one number a round

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import tests.conftest  # noqa: F401 - one thread, on the CPU; before torch
 from benchmarks.machine import machine
 from data_prep.cli import parse, say
-from pretrain.checkpoint import folder_of, present
+from pretrain.checkpoints.checkpoint import folder_of, present
 from pretrain.train import train
 from tests.ranks import run_ranks, start_ranks
 from tests.stores import random_documents, store_of

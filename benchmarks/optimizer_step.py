@@ -23,9 +23,9 @@ from benchmarks.machine import machine
 from data_prep.cli import parse
 from pretrain.attention import IMPLEMENTATION
 from pretrain.config import Preset
-from pretrain.lamb import Lamb
 from pretrain.model import Pretrainer, build, parameter_groups
-from pretrain.partition import Partition, Slice
+from pretrain.zero.lamb import Lamb
+from pretrain.zero.partition import Partition, Slice
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from benchmarks import step_time
 from benchmarks.machine import machine
 from benchmarks.step_time import DEVICE, DTYPE, Sample, bert_config, our_step, their_step
 from data_prep.cli import parse
-from pretrain.memory import peak, start_peak
+from pretrain.monitor.memory import peak, start_peak
 
 Side = Literal["ours", "ours_checkpointed", "theirs"]
 SIDES: tuple[Side, ...] = ("ours", "ours_checkpointed", "theirs")

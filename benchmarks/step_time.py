@@ -32,8 +32,8 @@ from data_prep.samples.draws import draw
 from data_prep.samples.masking import mask_tokens
 from pretrain.attention import IMPLEMENTATION, Layout
 from pretrain.data import Position, StepCounts
-from pretrain.meter import gemm_peak, peak_flops, step_flops
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
+from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32

@@ -15,9 +15,9 @@ import tyro
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
-from pretrain.ds_config import Flags
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
+from pretrain.zero.ds_config import Flags
 
 Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.store import Store
-from pretrain.checkpoint import KINDS, Identity, RunState, complete, folder_of, present
+from pretrain.checkpoints.checkpoint import KINDS, Identity, RunState, complete, folder_of, present
 from pretrain.config import Preset
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched

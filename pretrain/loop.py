@@ -19,20 +19,20 @@ import torch.distributed as dist
 from data_prep.samples.draws import draw
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoint import RunState
+from pretrain.checkpoints.checkpoint import RunState
+from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
+from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
 from pretrain.config import TrainConfig
-from pretrain.console import what_came_out
 from pretrain.data import MicroBatch, Position, SampleStream, StepCounts, feed, prefetch
-from pretrain.engine import apply_step, backward
 from pretrain.evaluation import Evaluation
 from pretrain.guard import Guard
-from pretrain.lamb import Lamb
-from pretrain.meter import Meter
 from pretrain.model import Losses
+from pretrain.monitor.console import what_came_out
+from pretrain.monitor.meter import Meter
 from pretrain.phases import Phase
-from pretrain.rollback import RECENT, TRIES, is_spike, roll_back
-from pretrain.saver import Saver
+from pretrain.zero.engine import apply_step, backward
+from pretrain.zero.lamb import Lamb
 
 TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
-from pretrain.ds_config import Flags, resolve
 from pretrain.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
+from pretrain.zero.ds_config import Flags, resolve
 
 
 class Span(NamedTuple):

@@ -19,22 +19,22 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, parse, print_json
 from data_prep.store import Store
-from pretrain import checkpoint
-from pretrain.checkpoint import Identity, RunState
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import Identity, RunState
+from pretrain.checkpoints.run_folder import RunLock, find_checkpoint, prepare_folder, record_of
+from pretrain.checkpoints.saver import Saver
 from pretrain.config import TrainConfig
-from pretrain.console import for_stderr, what_runs
-from pretrain.engine import check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.guard import STOPPED, DivergedError, Guard
-from pretrain.lamb import Lamb
 from pretrain.loop import Run, is_finished, loop, samples_of
-from pretrain.meter import Meter
 from pretrain.model import MAX_POSITIONS, build, compile_layers, identity_of
+from pretrain.monitor.console import for_stderr, what_runs
+from pretrain.monitor.meter import Meter
+from pretrain.monitor.plan import check_disk
+from pretrain.monitor.plan import make as make_plan
 from pretrain.phases import Phase, engine_settings, phases_of
-from pretrain.plan import check_disk
-from pretrain.plan import make as make_plan
-from pretrain.run_folder import RunLock, find_checkpoint, prepare_folder, record_of
-from pretrain.saver import Saver
 from pretrain.together import OtherRankFailed, agreed, told_by_first
+from pretrain.zero.engine import check_precision, default_precision, join_ranks, quiet, start_engine
+from pretrain.zero.lamb import Lamb
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,10 +18,10 @@ from torch.serialization import get_safe_globals
 from transformers import BertForMaskedLM, BertForPreTraining, PreTrainedModel
 
 from data_prep.cli import ROOT, InputError
-from pretrain.engine import join_ranks, quiet
 from pretrain.export import sources
 from pretrain.export.__main__ import ExportConfig, main
 from pretrain.export.deepspeed_format import DeepSpeedCheckpoint, find_tag, read
+from pretrain.zero.engine import join_ranks, quiet
 from tests.ranks import run_ranks
 from tests.tiny_hf import VOCABULARY, tiny_bert
 

@@ -18,7 +18,7 @@ from transformers import (
 
 import pretrain.export.__main__ as export
 from data_prep.cli import InputError
-from pretrain.checkpoint import folder_of, read_manifest, read_weights
+from pretrain.checkpoints.checkpoint import folder_of, read_manifest, read_weights
 from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig, main
 from pretrain.train import train

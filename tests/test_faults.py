@@ -19,11 +19,11 @@ import psutil
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoint import RunState, folder_of, newest_whole
+from pretrain.checkpoints.checkpoint import RunState, folder_of, newest_whole
+from pretrain.checkpoints.run_folder import RunLock
 from pretrain.config import TrainConfig
 from pretrain.guard import STOPPED
 from pretrain.model import Pretrainer
-from pretrain.run_folder import RunLock
 from pretrain.train import train
 from tests.ranks import run_ranks, start_ranks
 from tests.runs import tiny_run

@@ -16,9 +16,9 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from pretrain.attention import IMPLEMENTATION, Layout, attend
 from pretrain.data import make_batch
-from pretrain.lamb import Lamb
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
-from pretrain.partition import Partition, Slice
+from pretrain.zero.lamb import Lamb
+from pretrain.zero.partition import Partition, Slice
 from tests.stores import random_documents, store_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

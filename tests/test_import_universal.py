@@ -17,13 +17,13 @@ from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoint import KINDS, folder_of, newest_whole, read_parameter, stored_pieces
+from pretrain.checkpoints.checkpoint import KINDS, folder_of, newest_whole, read_parameter, stored_pieces
 from pretrain.config import TrainConfig
 from pretrain.data import Position, SampleStream, feed
-from pretrain.engine import join_ranks, quiet
 from pretrain.import_universal import ImportConfig, main
 from pretrain.model import Pretrainer, build, parameter_groups, unpadded
 from pretrain.train import train
+from pretrain.zero.engine import join_ranks, quiet
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of

@@ -26,11 +26,21 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 FROM_DATA_PREP = {
     f"data_prep.{name}" for name in ("store", "cli", "files", "samples.pairs", "samples.masking", "samples.draws")
 }
-NAMES_DEEPSPEED = {"pretrain.engine", "pretrain.partition"}
+NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
 SHARED_HELPERS = {"data_prep.cli", "data_prep.files"}
 TRAINER = {
-    f"pretrain.{name}" for name in ("train", "partition", "checkpoint", "model", "data", "config", "export.__main__")
+    f"pretrain.{name}"
+    for name in (
+        "train",
+        "loop",
+        "model",
+        "data",
+        "config",
+        "zero.partition",
+        "checkpoints.checkpoint",
+        "export.__main__",
+    )
 }
 
 

@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_leaves
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoint import folder_of, present
+from pretrain.checkpoints.checkpoint import folder_of, present
 from pretrain.config import TrainConfig
 from pretrain.data import Position, SampleStream, feed
-from pretrain.lamb import VARIANTS, Lamb
 from pretrain.model import Pretrainer, build
-from pretrain.partition import Partition, Slice
 from pretrain.schedule import lr_multiplier
 from pretrain.train import train
+from pretrain.zero.lamb import VARIANTS, Lamb
+from pretrain.zero.partition import Partition, Slice
 from tests.ranks import run_ranks
 from tests.reference.lamb import ReferenceLamb
 from tests.stores import random_documents, store_of
@@ -137,9 +137,9 @@ class NaiveLamb(torch.optim.Optimizer):
 
 
 def train_naively(settings: TrainConfig) -> None:
-    import pretrain.engine
+    import pretrain.zero.engine
 
-    pretrain.engine.Lamb = NaiveLamb  # type: ignore[misc,assignment]
+    pretrain.zero.engine.Lamb = NaiveLamb  # type: ignore[misc,assignment]
     train(settings)
 
 
@@ -275,7 +275,7 @@ def alone(shapes: dict[str, tuple[int, ...]], seed: int, **settings: Any) -> tup
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_equal_the_reference(variant, monkeypatch):
-    monkeypatch.setattr("pretrain.lamb.CHUNK", 100)  # so that tensors are cut, and small ones share a chunk
+    monkeypatch.setattr("pretrain.zero.lamb.CHUNK", 100)  # so that tensors are cut, and small ones share a chunk
     shapes = {"a.weight": (30, 20), "b.weight": (7, 3), "c.bias": (50,), "d.LayerNorm.weight": (16,)}
     optimizer, parameters = alone(shapes, 1, **VARIANTS[variant])
     references = {

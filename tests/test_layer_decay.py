@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import InputError
-from pretrain.checkpoint import folder_of
-from pretrain.engine import make_optimizer
+from pretrain.checkpoints.checkpoint import folder_of
 from pretrain.model import build, parameter_groups
 from pretrain.train import train
+from pretrain.zero.engine import make_optimizer
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 from tests.test_invariance import distance, weights

@@ -15,12 +15,13 @@ import torch.distributed as dist
 from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
-from pretrain import loop, plan, train
+from pretrain import loop, train
 from pretrain.config import TrainConfig
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, build
-from pretrain.plan import state_bytes, wire_bytes
-from pretrain.probe import kept_bytes, probe
+from pretrain.monitor import plan
+from pretrain.monitor.plan import state_bytes, wire_bytes
+from pretrain.monitor.probe import kept_bytes, probe
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 

@@ -13,11 +13,11 @@ from data_prep.cli import InputError
 from data_prep.files import sha256_of, write_json
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoint import RunState, folder_of, present
+from pretrain.checkpoints.checkpoint import RunState, folder_of, present
+from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.config import TrainConfig
 from pretrain.data import Position, SampleStream
 from pretrain.model import Pretrainer
-from pretrain.rollback import BEYOND, LEAST, is_spike
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run

@@ -11,10 +11,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep.cli import ROOT, InputError
-from pretrain import partition
-from pretrain.checkpoint import folder_of
+from pretrain.checkpoints.checkpoint import folder_of
 from pretrain.config import TrainConfig
 from pretrain.train import train
+from pretrain.zero import partition
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 

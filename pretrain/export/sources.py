@@ -25,7 +25,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError
 from data_prep.store import tokenizer_sha256
-from pretrain.checkpoint import Identity, newest_whole, read_manifest, read_weights
+from pretrain.checkpoints.checkpoint import Identity, newest_whole, read_manifest, read_weights
 from pretrain.export import deepspeed_format
 from pretrain.model import identity_of
 

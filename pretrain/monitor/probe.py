@@ -19,12 +19,12 @@ from transformers import BertForPreTraining
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from pretrain.data import make_batch
-from pretrain.ds_config import precision_of
-from pretrain.engine import make_optimizer
-from pretrain.lamb import Lamb
-from pretrain.memory import peak, start_peak
 from pretrain.model import Batch, Pretrainer
-from pretrain.partition import unsharded
+from pretrain.monitor.memory import peak, start_peak
+from pretrain.zero.ds_config import precision_of
+from pretrain.zero.engine import make_optimizer
+from pretrain.zero.lamb import Lamb
+from pretrain.zero.partition import unsharded
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WORK = 1e11  # FLOP of a probe on a CPU: a second or two

@@ -5,7 +5,7 @@
 
 Numbers of three kinds. Known: steps, tokens, bytes of a checkpoint. By formula: memory of the state at each ZeRO stage
 and bytes on the wire, as DeepSpeed 0.19.8 sends them (tests/test_plan.py counts its collectives). Measured in seconds
-by a probe of a few samples on this machine (pretrain/probe.py): activations and time. Communication is not in the
+by a probe of a few samples on this machine (probe.py): activations and time. Communication is not in the
 time: it depends on a network that nothing here knows.
 """
 
@@ -26,16 +26,16 @@ from transformers import BertForPreTraining
 from data_prep.cli import InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain import checkpoint
-from pretrain.checkpoint import Identity
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import Identity
 from pretrain.config import TrainConfig
-from pretrain.console import grid, pairs
 from pretrain.data import Position, counts_of
-from pretrain.ds_config import precision_of
 from pretrain.model import identity_of
+from pretrain.monitor.console import grid, pairs
+from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.phases import Phase
-from pretrain.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.report.words import counted, duration
+from pretrain.zero.ds_config import precision_of
 
 STATE = 12  # bytes a parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
 INDEXED = 20_000_000  # tokens of a store of which samples are looked at; the rest is taken to be like them

@@ -18,10 +18,10 @@ from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
-from pretrain.ds_config import precision_of
-from pretrain.lamb import VARIANTS, Lamb
 from pretrain.model import Pretrainer, parameter_groups
-from pretrain.partition import Partition, bind
+from pretrain.zero.ds_config import precision_of
+from pretrain.zero.lamb import VARIANTS, Lamb
+from pretrain.zero.partition import Partition, bind
 
 
 def default_precision() -> str:

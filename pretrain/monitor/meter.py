@@ -29,11 +29,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import BertConfig
 
-from pretrain.console import for_stderr, rendered
 from pretrain.data import StepCounts
 from pretrain.evaluation import Source
-from pretrain.memory import peak
 from pretrain.model import Losses
+from pretrain.monitor.console import for_stderr, rendered
+from pretrain.monitor.memory import peak
 
 # Dense 16-bit peak, FLOP/s (vendors' data sheets).
 GPU_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "A10": 125e12, "T4": 65e12}

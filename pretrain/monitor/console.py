@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pretrain.checkpoint import RunState, held_out_loss, present
+from pretrain.checkpoints.checkpoint import RunState, held_out_loss, present
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
 from pretrain.report.history import History

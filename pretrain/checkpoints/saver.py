@@ -22,9 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.checkpoint import KINDS, SCALER_FIELDS, Identity, RunState, complete, folder_of, held_out_loss, present
-from pretrain.partition import Partition, Slice
+from pretrain.checkpoints.checkpoint import (
+    KINDS,
+    SCALER_FIELDS,
+    Identity,
+    RunState,
+    complete,
+    folder_of,
+    held_out_loss,
+    present,
+)
 from pretrain.together import agreed, host_group
+from pretrain.zero.partition import Partition, Slice
 
 
 class Saver:

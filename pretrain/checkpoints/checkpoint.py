@@ -6,9 +6,9 @@
       state.json                         counters, position in the data, loss scaler
       manifest.json                      model, tokenizer, sizes and checksums of the other files
 
-Written by pretrain/saver.py; here is what one is, and how it is found, verified, read and resumed. It holds 12 bytes a
-parameter at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A slice says where in its
-parameter it lies, so reading does not need the ranks, stage or groups that wrote it.
+Written by saver.py; here is what one is, and how it is found, verified, read and resumed. It holds 12 bytes a parameter
+at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A slice says where in its parameter it
+lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 
 import json
@@ -27,7 +27,7 @@ from pretrain.data import Position, StepCounts
 from pretrain.together import agreed
 
 if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
-    from pretrain.partition import Partition
+    from pretrain.zero.partition import Partition
 
 FORMAT = 1
 POINTER = "latest"

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from pretrain import checkpoint
-from pretrain.checkpoint import RunState
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import RunState
+from pretrain.checkpoints.saver import Saver
 from pretrain.data import Position, SampleStream
-from pretrain.saver import Saver
 from pretrain.together import agreed, told_by_first
 
 RECENT = 32  # steps whose median a loss is compared with

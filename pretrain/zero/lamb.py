@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.partition import Partition, Slice
 from pretrain.together import host_group
+from pretrain.zero.partition import Partition, Slice
 
 CHUNK = 1 << 20  # elements (4 MB): weights, gradient and moments of a chunk fit into a CPU's last-level cache
 

@@ -24,7 +24,7 @@ from typing import Any
 from data_prep.cli import ROOT, InputError
 from data_prep.files import write_folder, write_json
 from data_prep.store import Store
-from pretrain import checkpoint
+from pretrain.checkpoints import checkpoint
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
 
