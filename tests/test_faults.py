@@ -107,7 +107,9 @@ def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, 
 
 @pytest.mark.slow
 def test_a_time_limit_stops_and_saves(store, tmp_path):
-    state = run_ranks(2, train, config(store, tmp_path / "run", steps=100_000, time_limit=61.5, stop_before=60.0))[0]
+    state = run_ranks(
+        2, train, config(store, tmp_path / "run", steps=100_000, keep=2, time_limit=61.5, stop_before=60.0)
+    )[0]
     assert events(tmp_path / "run", "stop")[0]["reason"] == "time is up"
     assert newest_whole(tmp_path / "run") == folder_of(tmp_path / "run", state.step)
 

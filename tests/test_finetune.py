@@ -296,6 +296,7 @@ def command(*words: object) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_line(hf, toy, tmp_path):
     files = ("--train", toy[0], "--eval", toy[1], "--out", tmp_path / "out", "--seq_len", 16)
     done = command(hf, "--task", "classify", *files, "--limit", 32, "--epochs", 1, "--json")

@@ -137,6 +137,7 @@ def test_what_cannot_be_answered_is_refused(pretrained, classifier, tmp_path, ca
             answers_of(capsys, folder, text, **options)
 
 
+@pytest.mark.slow
 def test_the_command_line_is_quiet_and_ends_with_2_for_wrong_input(pretrained):
     line = [sys.executable, "-m", "pretrain.predict", str(pretrained), "one [MASK]", "no mask here"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -96,7 +96,8 @@ def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     assert event["loss"] > 3 * event["median"] > 0
 
 
-@pytest.mark.parametrize("step", [12, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [12, 16])
 def test_a_run_that_crashed_after_a_rollback_does_the_same_again(store, spiked, tmp_path, step):
     """Resumed before the first save after the rollback, it meets the spike again; afterwards it knows what to pass."""
     cut = cut_after(spiked, step, tmp_path / "run")
@@ -104,6 +105,7 @@ def test_a_run_that_crashed_after_a_rollback_does_the_same_again(store, spiked, 
     assert contents(folder_of(cut, STEPS)) == contents(folder_of(spiked, STEPS))
 
 
+@pytest.mark.slow
 def test_spikes_without_end_end_the_run(store, tmp_path):
     with pytest.raises(RuntimeError, match=r"spiked again after 3 rollbacks to step 12.*Try a lower --lr"):
         run_ranks(1, train_with_spikes, config(store, tmp_path / "run"), range(SPIKE, 1000))
