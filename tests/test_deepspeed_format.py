@@ -144,7 +144,7 @@ def copy(folder, tmp_path) -> Path:
 SLOW = pytest.mark.slow
 CASES = [  # ranks, stage, precision, other settings, frozen embeddings
     pytest.param(2, 1, "bf16", {}, True),
-    pytest.param(2, 3, "bf16", {}, True),
+    pytest.param(2, 3, "bf16", {}, True, marks=SLOW),
     pytest.param(2, 1, "fp32", {}, True, marks=SLOW),
     pytest.param(2, 3, "fp32", {}, True, marks=SLOW),
     pytest.param(2, 1, "bf16", {}, False, marks=SLOW),

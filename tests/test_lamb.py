@@ -85,11 +85,12 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     return TrainConfig(**settings | changes)
 
 
-CUTS = [(2, 1, 3), (3, 3, 2)]
+CUTS = [(2, 1, 3)]
 MORE_CUTS = [
     (1, 0, 12),
     (1, 2, 4),
     (2, 3, 6),
+    (3, 3, 2),
     (4, 1, 3),
     (1, 1, 12),
     (1, 3, 12),
@@ -155,7 +156,8 @@ def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_
     assert (error > 1e-2) if wrong else (error < 1e-5)
 
 
-@pytest.mark.parametrize("sub_group_size", [5_000, pytest.param(1_000_000_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sub_group_size", [5_000, 1_000_000_000])
 def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
     final, start = reference
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": sub_group_size}}))

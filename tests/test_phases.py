@@ -117,7 +117,7 @@ def test_each_phase_has_its_own_samples_batch_and_rate(whole):
     assert [(each["seq_len"], each["steps"], each["lr"]) for each in record["phases"]] == [(24, 4, 2e-3), (48, 3, 1e-4)]
 
 
-@pytest.mark.parametrize("step", [2, 4, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))])
 def test_resume_inside_any_phase_is_bit_for_bit(store, whole, tmp_path, step):
     out = tmp_path / "again"
     run_ranks(2, train, config(store, out, resume=str(folder_of(whole, step))))
@@ -141,6 +141,7 @@ def test_ranks_and_stages_change_nothing(store, tmp_path, zero):
     assert distance(found, expected, start) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_phase_of_the_same_length_goes_on_in_the_data(store, tmp_path):
     settings = {"eval_samples": 0, "dropout": 0.0, "warmup": 0.0, "schedule": "constant", "global_batch": 8}
     whole = config(store, tmp_path / "whole", phase=(), steps=4, seq_len=24, **settings)
