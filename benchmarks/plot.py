@@ -101,7 +101,8 @@ def _shape(result: dict[str, Any]) -> tuple[tuple[int, int, int], str]:
     settings = result["settings"]
     shape = (settings["layers"], settings["hidden"], settings["seq_len"])
     where, _ = _where(result)
-    return shape, f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}, {shape[2]} tokens{where}"
+    text = ", a corpus" if settings.get("store") else ""
+    return shape, f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}, {shape[2]} tokens{text}{where}"
 
 
 def _step(result: dict[str, Any]) -> Iterator[Bar]:
@@ -110,7 +111,7 @@ def _step(result: dict[str, Any]) -> Iterator[Bar]:
     where, colour = _where(result)
     ours, theirs = (counted(figures[f"{side}_tokens_per_s"]) for side in ("ours", "theirs"))
     detail = f"{ours} against {theirs} tokens/s"
-    floor = None if where else STEP_FLOORS.get(shape)
+    floor = None if where or result["settings"].get("store") else STEP_FLOORS.get(shape)  # set for the fixed lengths
     yield Bar(STEP, label, result["ratio"], floor, detail, colour)
 
 

@@ -6,9 +6,9 @@
 Both train the same model on the same batches in turn, in one process: forward, backward, clipping at 1, fused AdamW,
 fp32 on a CPU and bf16 on a GPU, hidden dropout 0.1, attention dropout 0. The baseline pads to seq_len and computes
 logits at every position, with sdpa, as transformers' own examples do. Lengths are a fixed list with the padding
-efficiency of sentence pairs from encyclopedia articles: 0.87 at 128 tokens, 0.60 at 512. One JSON line; "ratio" is ours
-over theirs. MFU credits the arithmetic of real tokens only, and neither side for what it skips or wastes; its peak is
-the GEMM peak measured between the steps, and on a GPU also the data sheet's.
+efficiency of sentence pairs from encyclopedia articles, 0.87 at 128 tokens, 0.60 at 512, or those of a --store. One
+JSON line; "ratio" is ours over theirs. MFU credits the arithmetic of real tokens only, and neither side for what it
+skips or wastes; its peak is the GEMM peak measured between the steps, and on a GPU also the data sheet's.
 """
 
 import json
@@ -29,9 +29,11 @@ from transformers import BertConfig, BertForPreTraining
 from benchmarks.machine import machine
 from data_prep.cli import parse
 from data_prep.samples.draws import draw
-from data_prep.samples.masking import mask_tokens
+from data_prep.samples.masking import Masking, mask_tokens
+from data_prep.samples.pairs import Mixture
+from data_prep.store import Store
 from pretrain.attention import IMPLEMENTATION, Layout
-from pretrain.data import Position, StepCounts
+from pretrain.data import Position, StepCounts, make_batch
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
 from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
 
@@ -51,6 +53,8 @@ class BenchmarkConfig:
     """samples of a step"""
     rounds: int = 7
     """steps of each side that count; two more go before"""
+    store: Path | None = None
+    """samples of a token store in place of the fixed list of lengths; its vocabulary is at most --vocab_size"""
     compile: bool = False
     """ours as with --compile: layers fused by torch.compile"""
 
@@ -59,25 +63,43 @@ class Sample:
     """One step's samples in both forms."""
 
     def __init__(self, config: BenchmarkConfig, number: int):
-        rng = np.random.default_rng(number)
-        lengths = np.sort(rng.permutation(fixed_lengths(config.seq_len, max(64, config.batch)))[: config.batch])[
-            ::-1
-        ].copy()
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        ids = rng.integers(999, config.vocab_size, bounds[-1])
-        special = np.zeros(len(ids), bool)
-        special[bounds[:-1]] = special[bounds[1:] - 1] = True
-        keys = draw(number, np.arange(config.batch))
-        ids, rows, labels = mask_tokens(ids, special, lengths, keys, 103, config.vocab_size)
-        types = np.concatenate([np.arange(length) >= length // 2 for length in lengths]).astype(np.int64)
-        nsp = rng.integers(0, 2, config.batch)
-        self.tokens, self.masked = len(ids), len(rows)
+        self.ours = of_store(config, number) if config.store else of_list(config, number)
+        self.theirs = padded(self.ours, config.seq_len)
+        lengths = self.ours.layout.lengths
+        self.tokens, self.masked = len(self.ours.input_ids), len(self.ours.mlm_labels)
         self.counts = StepCounts(
-            config.batch, len(rows), config.batch, len(ids), config.batch * config.seq_len,
-            int((lengths**2).sum()), Position(),
+            config.batch, self.masked, config.batch, self.tokens, config.batch * config.seq_len,
+            sum(length**2 for length in lengths), Position(),
         )  # fmt: skip
-        self.ours = _flat(ids, types, rows, labels, nsp, bounds)
-        self.theirs = _padded(config, ids, types, rows, labels, nsp, lengths)
+
+
+def of_store(config: BenchmarkConfig, number: int) -> Batch:
+    """Samples as a run takes them from a store."""
+    assert config.store is not None
+    mixture = Mixture([Store.open(config.store)], [1.0], config.seq_len, "nsp", seed=0)
+    places = np.arange(number * config.batch, (number + 1) * config.batch)
+    return make_batch(mixture.stores, mixture.epoch(0).look_up(places), Masking())
+
+
+def of_list(config: BenchmarkConfig, number: int) -> Batch:
+    """Samples of random words with lengths from the fixed list."""
+    rng = np.random.default_rng(number)
+    lengths = rng.permutation(fixed_lengths(config.seq_len, max(64, config.batch)))[: config.batch]
+    lengths = np.sort(lengths)[::-1].copy()
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    ids = rng.integers(999, config.vocab_size, bounds[-1])
+    special = np.zeros(len(ids), bool)
+    special[bounds[:-1]] = special[bounds[1:] - 1] = True
+    keys = draw(number, np.arange(config.batch))
+    ids, rows, labels = mask_tokens(ids, special, lengths, keys, 103, config.vocab_size)
+    types = np.concatenate([np.arange(length) >= length // 2 for length in lengths]).astype(np.int64)
+    kept = np.sort(np.concatenate([bounds[:-1], rows]))
+    before = np.searchsorted(kept, bounds)
+    positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
+    nsp = rng.integers(0, 2, config.batch)
+    arrays = (ids, types, positions, kept, np.searchsorted(kept, rows), before[:-1], labels, nsp)
+    layouts = (Layout.of(bounds), Layout.of(before))
+    return Batch(*(torch.from_numpy(array) for array in arrays), *layouts)  # type: ignore[arg-type,call-arg]
 
 
 def fixed_lengths(seq_len: int, count: int) -> np.ndarray:
@@ -87,26 +109,17 @@ def fixed_lengths(seq_len: int, count: int) -> np.ndarray:
     return np.concatenate([np.full(count - len(short), seq_len), short])
 
 
-def _flat(ids, types, rows, labels, nsp, bounds) -> Batch:
-    kept = np.sort(np.concatenate([bounds[:-1], rows]))
-    before = np.searchsorted(kept, bounds)
-    positions = np.arange(len(ids)) - np.repeat(bounds[:-1], np.diff(bounds))
-    arrays = (ids, types, positions, kept, np.searchsorted(kept, rows), before[:-1], labels, nsp)
-    layouts = (Layout.of(bounds), Layout.of(before))
-    return Batch(*(torch.from_numpy(array) for array in arrays), *layouts)  # type: ignore[arg-type,call-arg]
-
-
-def _padded(config, ids, types, rows, labels, nsp, lengths) -> dict[str, torch.Tensor]:
-    mask = np.arange(config.seq_len) < lengths[:, None]
-    everywhere = np.full(len(ids), -100)
-    everywhere[rows] = labels
-    fields = {"input_ids": (ids, 0), "token_type_ids": (types, 0), "labels": (everywhere, -100)}
-    padded = {}
+def padded(batch: Batch, seq_len: int) -> dict[str, torch.Tensor]:
+    """The same samples as transformers' model takes them: padded, labels everywhere."""
+    mask = torch.arange(seq_len) < torch.tensor(batch.layout.lengths)[:, None]
+    labels = torch.full_like(batch.input_ids, -100)
+    labels[batch.kept_rows[batch.mlm_places]] = batch.mlm_labels
+    fields = {"input_ids": (batch.input_ids, 0), "token_type_ids": (batch.token_types, 0), "labels": (labels, -100)}
+    found = {"attention_mask": mask.long(), "next_sentence_label": batch.nsp_labels}
     for name, (flat, filler) in fields.items():
-        padded[name] = np.full(mask.shape, filler)
-        padded[name][mask] = flat
-    padded |= {"attention_mask": mask.astype(np.int64), "next_sentence_label": nsp}
-    return {name: torch.from_numpy(array) for name, array in padded.items()}
+        found[name] = torch.full(mask.shape, filler)
+        found[name][mask] = flat
+    return found
 
 
 def bert_config(config: BenchmarkConfig) -> BertConfig:
@@ -146,7 +159,12 @@ def main(config: BenchmarkConfig) -> None:
         "name": "step_time",
         "figures": figures,
         "ratio": round(per_token["theirs"] / per_token["ours"], 2),
-        "settings": {**config.__dict__, "threads": torch.get_num_threads(), "precision": str(DTYPE)},
+        "settings": {
+            **config.__dict__,
+            "store": config.store and config.store.name,
+            "threads": torch.get_num_threads(),
+            "precision": str(DTYPE),
+        },
     }
     print(json.dumps(result | machine("torch", "transformers")))
 
