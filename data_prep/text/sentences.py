@@ -6,9 +6,10 @@
 
 For BERT a sentence is a unit to pack, cut and pair, so speed and sameness matter more than the last per cent of a
 grammarian's judgement: no model, no state, the same answer everywhere. A paragraph break (a blank line) always ends a
-sentence; a single line break is a space. Chinese, Japanese, Arabic, Urdu and Hindi stops need no space after them;
-a Latin stop needs one, and must not be followed by a lower-case letter. Abbreviations are known for the languages in
-`RULES`; every other language gets what is common to all of them.
+sentence; a single line break is a space. The stops of Chinese, Hindi, Amharic and every other script that has its own
+need no space after them; a Latin stop needs one, and must not be followed by a lower-case letter, unless the document
+is written without capitals: Georgian, or lower-cased. Abbreviations are known for the languages in `RULES`; every
+other language gets what is common to all of them. Thai and Lao have no stops; a paragraph of theirs is a sentence.
 """
 
 import re
@@ -22,18 +23,27 @@ from data_prep.cli import InputError
 
 SplitBy = Literal["rule", "punkt", "lines"]
 Splitter = Callable[[Sequence[str]], list[list[str]]]
-VERSION = 3  # counts changes of behaviour; one of the settings of a store
+VERSION = 4  # counts changes of behaviour; one of the settings of a store
 
 # Quotes of all languages: German ends with “ and « what English and French begin with them; a space tells which it is.
-_STOPS, _CLOSING, _OPEN = ".!?…。！？｡؟۔।॥", """"'”’»“‘«›‹)]」』》〉）】""", """"'“‘«»„‚›‹([¿¡"""
+_WIDE_STOPS = (  # end a sentence wherever they stand: Unicode's Sentence_Terminal without what may stand inside a number
+    "。！？｡؟۔।॥"  # Chinese, Japanese; Arabic, Urdu; Hindi and its neighbours
+    "።፧፨᠃᠉"  # Amharic; Mongolian, Manchu
+    "။។៕៚།༎༏༐༑"  # Burmese; Khmer; Tibetan
+    "։"  # Armenian, whose question mark stands inside a word
+    "܀܁܂߹᙮᥄᥅᪨᪩᪪᪫᭚᭛᭞᭟᱾᱿"  # Syriac, N'Ko, Cree, Limbu, Tai Tham, Balinese, Ol Chiki
+    "꓿꘎꘏꛳꛷꣎꣏꧉꩝꩞꩟꫰꫱꯫"  # Lisu, Vai, Bamum, Saurashtra, Javanese, Cham, Meetei
+)
+_STOPS, _CLOSING, _OPEN = ".!?…．" + _WIDE_STOPS, """"'”’»“‘«›‹)]」』》〉）】""", """"'“‘«»„‚›‹([¿¡"""
 # The second group is the next word, where a space parts it from the stop.
 _STOP = re.compile(rf"""([{_STOPS}]+[{re.escape(_CLOSING)}]*)(?=(?:\s+[{re.escape(_OPEN)}]*(\w+|\S))?)""")
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_AT_LINE_END = re.compile(r"""[.!?…:;。！？｡؟۔।॥]["'”’»“‘«›‹)\]」』》〉）】]*\s*$""")
-_WIDE = frozenset("。！？｡؟۔।॥")  # stops that end a sentence wherever they stand
+_AT_LINE_END = re.compile(rf"""[{_STOPS}:;][{re.escape(_CLOSING)}]*\s*$""")
+_WIDE = frozenset(_WIDE_STOPS)
 _OPENING = "\"'“‘«»„‚›‹([—–-"
 _GOES_ON = frozenset(_OPENING) | frozenset(".!?…,;:)]}”’»*/")  # as the next word: ". . .", "Well! -- I never"
 _CJK = "\u2e80"  # the first character of scripts that put no space after a stop
+_CAPITALS = 0.25  # of the beginnings of sentences at least, in a document that is written with capitals
 _SHORT = 8  # characters; a longer piece surely has a word in it
 _REMEMBERED = 1 << 16  # words before a dot
 _WORD = re.compile(r"\w")
@@ -106,8 +116,18 @@ def splitter(lang: str, by: SplitBy = "rule") -> Splitter:
     InputError: Punkt is asked for and not installed, or does not know the language.
     """
     if by == "lines":
-        return lambda texts: [[line for raw in text.split("\n") if (line := raw.strip())] for text in texts]
+        return lambda texts: [lines_of(text) for text in texts]
     return _punkt(lang) if by == "punkt" else _by_rules(RULES.get(lang, COMMON))
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, whatever ends them, none empty."""
+    return [line for raw in _with_line_breaks(text).split("\n") if (line := raw.strip())]
+
+
+def _with_line_breaks(text: str) -> str:
+    """A text whose lines end with \\n, wherever it came from."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def version_of(by: SplitBy) -> dict[str, Any]:
@@ -130,7 +150,7 @@ def _punkt(lang: str) -> Splitter:
     tokenizer = punkt.tokenizer_for(name)
 
     def split(text: str) -> list[str]:
-        paragraphs = (paragraph.replace("\n", " ") for paragraph in _PARAGRAPH.split(text))
+        paragraphs = (paragraph.replace("\n", " ") for paragraph in _PARAGRAPH.split(_with_line_breaks(text)))
         return [found for paragraph in paragraphs for part in tokenizer.tokenize(paragraph) if (found := part.strip())]
 
     return lambda texts: list(map(split, texts))
@@ -141,33 +161,38 @@ def _by_rules(rules: Rules) -> Splitter:
 
     def split(texts: Sequence[str]) -> list[list[str]]:
         special_words.forget()
-        sentences, ends = _split("".join([text + _BREAK for text in texts]), special_words)
-        texts_end = np.cumsum([len(text) + len(_BREAK) for text in texts])
+        together = "".join([text + _BREAK for text in texts])
+        codes = _codes(together)
+        if (codes == ord("\r")).any():
+            return split([_with_line_breaks(text) for text in texts])
+        texts_end = np.cumsum([len(text) + len(_BREAK) for text in texts], dtype=np.int64)
+        sentences, ends = _split(together, codes, texts_end, special_words)
         cuts = np.searchsorted(ends, texts_end).tolist()
         return [sentences[start:stop] for start, stop in pairwise([0, *cuts])]
 
     return split
 
 
-def _split(text: str, special_words: "_SpecialWords") -> tuple[list[str], np.ndarray]:
-    """Sentences of a text that ends with a blank line, and where they end.
+def _split(
+    text: str, codes: np.ndarray, texts_end: np.ndarray, special_words: "_SpecialWords"
+) -> tuple[list[str], np.ndarray]:
+    """Sentences of texts that end with a blank line each, and where they end.
 
     numpy finds all stops at once and decides nine in ten; what depends on more than the characters around is looked at
     one by one.
     """
-    codes = _codes(text)
     paragraph_ends = _paragraph_ends(text, codes)
-    places, lengths = _stops(codes, special_words.endings)
+    places, lengths, capitals = _stops(codes, texts_end, paragraph_ends, special_words.endings)
     text = text.replace("\n", " ")
     ends = np.sort(np.concatenate([[0], (places + lengths)[lengths > 0], paragraph_ends]))
-    unsure = places[lengths == 0]
+    unsure, capitals = places[lengths == 0], capitals[lengths == 0]
     begins = ends[np.searchsorted(ends, unsure, "right") - 1].tolist()
     limits = paragraph_ends[np.searchsorted(paragraph_ends, unsure)].tolist()
     more = [0]  # sentences that end at one of them
     done = 0
-    for at, begin, limit in zip(unsure.tolist(), begins, limits, strict=True):
+    for at, begin, limit, in_capitals in zip(unsure.tolist(), begins, limits, capitals.tolist(), strict=True):
         if at >= done:  # else it is within the stop before: ?!
-            done, is_end = _look_closely(text, max(begin, more[-1]), at, limit, special_words)
+            done, is_end = _look_closely(text, max(begin, more[-1]), at, limit, in_capitals, special_words)
             if is_end:
                 more.append(done)
     ends = np.sort(np.concatenate([ends, more[1:]]).astype(np.int64))
@@ -219,13 +244,17 @@ def _paragraph_ends(text: str, codes: np.ndarray) -> np.ndarray:
     return breaks[:-1][blank & ~np.append(False, blank[:-1])]
 
 
-def _stops(codes: np.ndarray, special_endings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a sentence may end, and the number of characters of a stop that surely ends one, 0 of others. Stops that
-    surely end none are left out, and so are those at the end of a paragraph, where a sentence ends anyway."""
+def _stops(
+    codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, special_endings: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a sentence may end; the number of characters of a stop that surely ends one, 0 of others; and whether its
+    text is written with capitals. Stops that surely end none are left out, and so are those at the end of a paragraph,
+    where a sentence ends anyway."""
     is_stop = (codes == ord(".")) | (codes == ord("!")) | (codes == ord("?"))
     others = np.flatnonzero(codes > 127)
     is_stop[others] = _IS_STOP.take(codes[others])
     places = np.flatnonzero(is_stop)
+    # The characters around each stop; before the first one and after the last, those of the other end, a line break.
     here, before, after = codes[places], codes[places - 1], codes[places + 1]
     closed = _IS_CLOSING.take(after)  # one closing quote is understood here, and one opening quote
     space, word = codes[places + 1 + closed], codes[places + 2 + closed]
@@ -233,34 +262,74 @@ def _stops(codes: np.ndarray, special_endings: np.ndarray) -> tuple[np.ndarray, 
     word = codes[places + 2 + closed + _IS_OPEN.take(word)]
     spaced = (space == 32) | (space == _LINE_BREAK)
     latin = here < 128
-    inside = (before < ord(_CJK)) & ((_letter(after) > 0) | (after - 48 < 10))  # 3.14, example.org
-    kept = ~(at_end | latin & (inside | spaced & (word - 97 < 26)))
+    # Texts in which a small letter says nothing.
+    votes = (here == ord(".")) & spaced & ~at_end
+    in_capitals = _written_with_capitals(codes, texts_end, paragraph_ends, places[votes], word[votes])
+    capitals = np.repeat(in_capitals, np.diff(np.searchsorted(places, texts_end), prepend=0))
+    small = latin & spaced & _is_between(word, "a", "z")
+    inside = (before < ord(_CJK)) & ((_letter(after) > 0) | _is_between(after, "0", "9"))  # 3.14, example.org
+    kept = ~(at_end | latin & inside | small & capitals)
     ending = (_letter(codes[places - 3]) * 27 + _letter(codes[places - 2])) * 27 + _letter(before)
     special = special_endings.take(ending) | ~np.append(False, spaced[:-1])  # or perhaps with a dot in it: U.S.
-    sure = latin & spaced & (word - 65 < 26) & ~((here == ord(".")) & ~closed & special)
+    sure = latin & spaced & _is_between(word, "A", "Z") & ~((here == ord(".")) & ~closed & special)
+    sure |= small & ~capitals & ~closed & ~((here == ord(".")) & special)
     sure |= _IS_WIDE.take(here) & ~_IN_STOP.take(space)
     sure &= ~_IN_STOP.take(before)
-    return places[kept], np.where(sure, 1 + closed, 0)[kept]
+    return places[kept], np.where(sure, 1 + closed, 0)[kept], capitals[kept]
+
+
+def _written_with_capitals(
+    codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, dots: np.ndarray, words: np.ndarray
+) -> np.ndarray:
+    """[texts] bool: whether sentences begin with capitals. In prose nine in ten do, in a lower-cased text and in a
+    script that has no others none.
+
+    `words` are first letters after `dots`; what begins a paragraph counts, too, so that one abbreviation decides
+    nothing.
+    """
+    begins = np.sort(np.concatenate([np.zeros(1, np.int64), texts_end, paragraph_ends + len(_BREAK)]))
+    begins = begins[(begins < len(codes)) & (begins != np.append(-1, begins[:-1]))]
+    begins += _IS_OPEN.take(codes[begins])
+    letters = np.concatenate([words, codes[begins]])
+    is_small, is_other = np.zeros((2, 1 << 16), bool)
+    for code in set(letters.tolist()):
+        is_small[code] = _is_small(chr(code))
+        is_other[code] = chr(code).isalpha() and not is_small[code]
+    owner = np.searchsorted(texts_end, np.concatenate([dots, begins]), "right")
+    small, other = (np.bincount(owner, table[letters], len(texts_end)) for table in (is_small, is_other))
+    return other >= _CAPITALS * (small + other)
+
+
+def _is_small(letter: str) -> bool:
+    """Whether a letter would be a capital at the beginning of a sentence; Georgian, which Unicode gives capitals, has
+    none in prose."""
+    return letter.islower() and not "\u10d0" <= letter <= "\u10ff"
+
+
+def _is_between(codes: np.ndarray, first: str, last: str) -> np.ndarray:
+    return (codes >= ord(first)) & (codes <= ord(last))
 
 
 def _letter(codes: np.ndarray) -> np.ndarray:
     """1 to 26 for A to Z in either case, 0 for all else."""
-    place = (codes | 32) - 96
-    return np.where(place - 1 < 26, place, 0)
+    small = codes | 32
+    return np.where(_is_between(small, "a", "z"), small - 96, 0)
 
 
 def _look_closely(
-    text: str, begin: int, at: int, paragraph_end: int, special_words: "_SpecialWords"
+    text: str, begin: int, at: int, paragraph_end: int, capitals: bool, special_words: "_SpecialWords"
 ) -> tuple[int, bool]:
-    """Where the stop at `at` ends with its closing quotes, and whether the sentence that began at `begin` does."""
+    """Where the stop at `at` ends with its closing quotes, and whether the sentence that began at `begin` does. The
+    text is one with `capitals` or without."""
     match = _STOP.match(text, at, paragraph_end)
     assert match is not None
     stop, following = match.groups()
     if stop[0] in _WIDE:
         ends = True
     elif following is None:  # no space after the stop: the end of the paragraph, or Chinese with Latin stops
-        ends = stop[0] in ".!?" and at > begin and text[at - 1] >= _CJK
-    elif following[0].islower() or following[0] in _GOES_ON:
+        in_number = text[at - 1].isdigit() and text[match.end()].isdigit()
+        ends = stop[0] in ".!?．" and at > begin and text[at - 1] >= _CJK and not in_number
+    elif following[0] in _GOES_ON or (_is_small(following[0]) and (capitals or (stop[-1] in _CLOSING and stop[0] in "?!"))):
         ends = False
     else:
         word = text[text.rfind(" ", begin, at) + 1 or begin : at]
