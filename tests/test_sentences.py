@@ -6,7 +6,8 @@ import re
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.text.sentences import looks_like_lines, splitter
+from data_prep.text.sentences import COMMON, RULES, lines_of, looks_like_lines, splitter
+from tests.reference import sentences as reference
 
 CASES = {
     "en": [
@@ -40,14 +41,90 @@ CASES = {
     ],
     "ru": ["Он родился в 1799 г. в Москве.|Потом уехал."],
     "xx": ["One here.|Two there."],
+    "am": ["ሰላም ነህ።|እንዴት ነህ፧|ደህና ነኝ።"],
+    "my": ["မင်္ဂလာပါ၊ ခင်ဗျာ။|နေကောင်းလား။"],
+    "km": ["សួស្តី។|អ្នកសុខសប្បាយទេ។|ចប់៕"],
+    "hy": ["Ես տուն գնացի։|Որտե՞ղ ես դու։|Այստեղ։"],
+    "bo": ["བཀྲ་ཤིས་བདེ་ལེགས། །|ཁྱེད་རང་སྐུ་གཟུགས་བདེ་པོ་ཡིན་པས།|མཇུག༎"],
+    "mn": ["ᠰᠠᠶᠢᠨ ᠪᠠᠶᠢᠨ᠎ᠠ ᠤᠤ᠃|ᠰᠠᠶᠢᠨ᠃|ᠮᠠᠨᠵᠤ᠉"],
+    "sat": ["ᱡᱚᱦᱟᱨ᱾|ᱪᱮᱫ ᱞᱮᱠᱟ᱾"],
+    "ka": ["გამარჯობა.|როგორ ხარ?|კარგად ვარ!|ბატონი გ. კაპანაძე მოვიდა."],
+    "th": ["วันนี้ อากาศดี ผมไปตลาด"],
+    "ja": ["本論文では提案する．|値は３．５である．|以上．"],
+}
+
+LOWER = {  # as somebody lower-cased them, or typed them
+    "en": [
+        "mr. pym left.|nobody saw him!|was it you?|the end",
+        "dr. j. smith of the u.s. army came at 5 p.m.|the door was open.|it was i.|you know.",
+        '"what?" he said.|he left it there.|see no. 5, e.g. this one.|it was 3.5 dollars.',
+        "«one.»|two went.|three came.",
+    ],
+    "ru": ["он родился в 1799 г. в москве.|потом уехал.|все спали."],
+    "el": ["καλημέρα σας.|τι κάνετε.|καλά είμαι!"],
+    "de": ["das war dr. meier.|er blieb z.b. nie.|»nein.«|sie ging."],
+    "xx": ["one here.|two there."],
 }
 
 
 @pytest.mark.parametrize(("lang", "case"), [(lang, case) for lang, cases in CASES.items() for case in cases])
 def test_sentences_end_where_a_reader_says(lang, case):
     sentences = case.split("|")
-    joint = "" if lang in ("zh", "hi") else " "
+    joint = "" if lang in ("zh", "hi", "ja", "km") else " "
     assert splitter(lang)([joint.join(sentences)]) == [sentences]
+
+
+@pytest.mark.parametrize(("lang", "case"), [(lang, case) for lang, cases in LOWER.items() for case in cases])
+def test_a_text_without_capitals_has_sentences_too(lang, case):
+    sentences = case.split("|")
+    assert splitter(lang)([" ".join(sentences)]) == [sentences]
+
+
+def test_each_document_says_whether_it_is_written_with_capitals():
+    cased, small = "He saw Dr. X. et al. went. Nobody came.", "he saw. they went. nobody came."
+    georgian = "He wrote so. გამარჯობა. როგორ ხარ? The end. An apple etc. and more."
+    expected = [
+        ["He saw Dr. X. et al. went.", "Nobody came."],
+        ["he saw.", "they went.", "nobody came."],
+        ["He wrote so.", "გამარჯობა.", "როგორ ხარ?", "The end.", "An apple etc. and more."],
+    ]
+    assert splitter("en")([cased, small, georgian]) == expected
+    assert splitter("en")([small, cased, small]) == [expected[1], expected[0], expected[1]]
+
+
+def test_every_kind_of_line_end_is_one():
+    for end in ("\n", "\r\n", "\r"):
+        text = f"A title{end}{end}A line{end}that goes on.{end}It ends."
+        assert splitter("en")([text, "x"]) == [["A title", "A line that goes on.", "It ends."], ["x"]]
+        assert splitter("en", "lines")([text]) == [["A title", "A line", "that goes on.", "It ends."]]
+        assert lines_of(text) == ["A title", "A line", "that goes on.", "It ends."]
+
+
+PARTS = (
+    "Mr word Word 5 12 e.g U.S a J I i no No p etc The the wo.rd 3.5 é É да Да 中 文 ა ბ ሰ x".split(),
+    ". . . ! ? … 。 ！ ။ ། ． ։ ۔ ... ?!".split(),
+    list("\"'”“»«)(’"),
+    [*"     \n\r\t\u2028\u3000", "\n\n", "  ", "\n \n", "\r\n", ""],
+)
+
+
+def random_text(draw: random.Random) -> str:
+    words, stops, quotes, blanks = PARTS
+    return "".join(
+        draw.choice(kind)
+        for _ in range(draw.randint(0, 14))
+        for kind, share in ((quotes, 0.1), (words, 1), (stops, 0.6), (quotes, 0.1), (blanks, 1), (blanks, 0.2))
+        if draw.random() < share
+    )
+
+
+@pytest.mark.parametrize("lang", ["en", "de", "xx"])
+def test_the_fast_rules_are_the_plain_ones(lang):
+    draw = random.Random(lang)
+    texts = [text if draw.random() < 0.6 else text.lower() for text in (random_text(draw) for _ in range(1500))]
+    fast = [found for start in range(0, len(texts), 7) for found in splitter(lang)(texts[start : start + 7])]
+    for text, found in zip(texts, fast, strict=True):
+        assert found == reference.split(text, RULES.get(lang, COMMON)), repr(text)
 
 
 def test_a_blank_line_ends_a_sentence_and_a_line_break_is_a_space():

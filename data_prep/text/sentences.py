@@ -25,8 +25,8 @@ SplitBy = Literal["rule", "punkt", "lines"]
 Splitter = Callable[[Sequence[str]], list[list[str]]]
 VERSION = 4  # counts changes of behaviour; one of the settings of a store
 
-# Quotes of all languages: German ends with “ and « what English and French begin with them; a space tells which it is.
-_WIDE_STOPS = (  # end a sentence wherever they stand: Unicode's Sentence_Terminal without what may stand inside a number
+# These end a sentence wherever they stand: Unicode's Sentence_Terminal without what may stand inside a number.
+_WIDE_STOPS = (
     "。！？｡؟۔।॥"  # Chinese, Japanese; Arabic, Urdu; Hindi and its neighbours
     "።፧፨᠃᠉"  # Amharic; Mongolian, Manchu
     "။។៕៚།༎༏༐༑"  # Burmese; Khmer; Tibetan
@@ -34,6 +34,7 @@ _WIDE_STOPS = (  # end a sentence wherever they stand: Unicode's Sentence_Termin
     "܀܁܂߹᙮᥄᥅᪨᪩᪪᪫᭚᭛᭞᭟᱾᱿"  # Syriac, N'Ko, Cree, Limbu, Tai Tham, Balinese, Ol Chiki
     "꓿꘎꘏꛳꛷꣎꣏꧉꩝꩞꩟꫰꫱꯫"  # Lisu, Vai, Bamum, Saurashtra, Javanese, Cham, Meetei
 )
+# Quotes of all languages: German ends with “ and « what English and French begin with them; a space tells which it is.
 _STOPS, _CLOSING, _OPEN = ".!?…．" + _WIDE_STOPS, """"'”’»“‘«›‹)]」』》〉）】""", """"'“‘«»„‚›‹([¿¡"""
 # The second group is the next word, where a space parts it from the stop.
 _STOP = re.compile(rf"""([{_STOPS}]+[{re.escape(_CLOSING)}]*)(?=(?:\s+[{re.escape(_OPEN)}]*(\w+|\S))?)""")
@@ -46,7 +47,7 @@ _CJK = "\u2e80"  # the first character of scripts that put no space after a stop
 _CAPITALS = 0.25  # of the beginnings of sentences at least, in a document that is written with capitals
 _SHORT = 8  # characters; a longer piece surely has a word in it
 _REMEMBERED = 1 << 16  # words before a dot
-_WORD = re.compile(r"\w")
+_WORD, _NO_SPACE = re.compile(r"\w"), re.compile(r"\S")
 
 _BREAK = "\n\n"
 _LINE_BREAK = ord("\n")
@@ -81,7 +82,7 @@ RULES = {
     "en": Rules(
         never=_words(
             "mr mrs ms messrs mm mme mlle dr prof rev revd hon st ste gen col capt lt maj sgt cmdr adm gov sen rep "
-            "pres supt mt ft vs viz cf approx dept eg ie ca bp abp"
+            "pres supt mt ft vs viz cf approx dept eg ie e.g i.e ca bp abp"
         ),
         numbered=_words(
             "no nos p pp vol vols ch chap sec sect fig figs eq art bk pt l ll v vv "
@@ -182,7 +183,7 @@ def _split(
     one by one.
     """
     paragraph_ends = _paragraph_ends(text, codes)
-    places, lengths, capitals = _stops(codes, texts_end, paragraph_ends, special_words.endings)
+    places, lengths, capitals = _stops(text, codes, texts_end, paragraph_ends, special_words.endings)
     text = text.replace("\n", " ")
     ends = np.sort(np.concatenate([[0], (places + lengths)[lengths > 0], paragraph_ends]))
     unsure, capitals = places[lengths == 0], capitals[lengths == 0]
@@ -245,7 +246,7 @@ def _paragraph_ends(text: str, codes: np.ndarray) -> np.ndarray:
 
 
 def _stops(
-    codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, special_endings: np.ndarray
+    text: str, codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, special_endings: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where a sentence may end; the number of characters of a stop that surely ends one, 0 of others; and whether its
     text is written with capitals. Stops that surely end none are left out, and so are those at the end of a paragraph,
@@ -264,7 +265,7 @@ def _stops(
     latin = here < 128
     # Texts in which a small letter says nothing.
     votes = (here == ord(".")) & spaced & ~at_end
-    in_capitals = _written_with_capitals(codes, texts_end, paragraph_ends, places[votes], word[votes])
+    in_capitals = _written_with_capitals(text, codes, texts_end, paragraph_ends, places[votes], word[votes])
     capitals = np.repeat(in_capitals, np.diff(np.searchsorted(places, texts_end), prepend=0))
     small = latin & spaced & _is_between(word, "a", "z")
     inside = (before < ord(_CJK)) & ((_letter(after) > 0) | _is_between(after, "0", "9"))  # 3.14, example.org
@@ -279,7 +280,7 @@ def _stops(
 
 
 def _written_with_capitals(
-    codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, dots: np.ndarray, words: np.ndarray
+    text: str, codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, dots: np.ndarray, words: np.ndarray
 ) -> np.ndarray:
     """[texts] bool: whether sentences begin with capitals. In prose nine in ten do, in a lower-cased text and in a
     script that has no others none.
@@ -289,6 +290,11 @@ def _written_with_capitals(
     """
     begins = np.sort(np.concatenate([np.zeros(1, np.int64), texts_end, paragraph_ends + len(_BREAK)]))
     begins = begins[(begins < len(codes)) & (begins != np.append(-1, begins[:-1]))]
+    indented = np.flatnonzero((codes[begins] <= 32) | (codes[begins] >= 127))  # white space, perhaps
+    limits = texts_end[np.searchsorted(texts_end, begins[indented], "right")]
+    for row, begin, limit in zip(indented.tolist(), begins[indented].tolist(), limits.tolist(), strict=True):
+        if match := _NO_SPACE.search(text, begin, limit):
+            begins[row] = match.start()
     begins += _IS_OPEN.take(codes[begins])
     letters = np.concatenate([words, codes[begins]])
     is_small, is_other = np.zeros((2, 1 << 16), bool)
@@ -329,7 +335,9 @@ def _look_closely(
     elif following is None:  # no space after the stop: the end of the paragraph, or Chinese with Latin stops
         in_number = text[at - 1].isdigit() and text[match.end()].isdigit()
         ends = stop[0] in ".!?．" and at > begin and text[at - 1] >= _CJK and not in_number
-    elif following[0] in _GOES_ON or (_is_small(following[0]) and (capitals or (stop[-1] in _CLOSING and stop[0] in "?!"))):
+    elif following[0] in _GOES_ON or (
+        _is_small(following[0]) and (capitals or (stop[-1] in _CLOSING and stop[0] in "?!"))
+    ):
         ends = False
     else:
         word = text[text.rfind(" ", begin, at) + 1 or begin : at]
@@ -383,8 +391,8 @@ def _dot_ends_sentence(sentence: str, word: str, following: str, rules: Rules) -
     """Whether a single dot after `sentence`, whose last word is `word`, ends it, the next word being `following`."""
     if word.isdigit():  # "12. Of the ..." numbers what follows
         return len(word) != len(sentence.strip()) and not (rules.ordinals and len(word) <= 2)
-    if len(word) == 1 and word.isalpha() and not word.islower() and word != "I":  # an initial: J. Austen
-        return False
+    if len(word) == 1 and word.isalpha() and word not in "Ii" and (not word.islower() or following[0].islower()):
+        return False  # an initial: J. Austen, j. austen
     lower = word.lower()
     if lower in rules.never:
         return False
