@@ -121,7 +121,7 @@ def random_text(draw: random.Random) -> str:
 @pytest.mark.parametrize("lang", ["en", "de", "xx"])
 def test_the_fast_rules_are_the_plain_ones(lang):
     draw = random.Random(lang)
-    texts = [text if draw.random() < 0.6 else text.lower() for text in (random_text(draw) for _ in range(1500))]
+    texts = [text if draw.random() < 0.6 else text.lower() for text in (random_text(draw) for _ in range(600))]
     fast = [found for start in range(0, len(texts), 7) for found in splitter(lang)(texts[start : start + 7])]
     for text, found in zip(texts, fast, strict=True):
         assert found == reference.split(text, RULES.get(lang, COMMON)), repr(text)
@@ -168,6 +168,15 @@ def test_lines_are_told_from_prose():
     assert not looks_like_lines(["A paragraph. It has two.", "", "Another. It has two, too."])
     assert not looks_like_lines(["wrapped text that", "goes on here and", "ends there. Now"])
     assert not looks_like_lines(["", " "])
+
+
+def test_without_stops_lines_are_the_sentences():
+    captions = [f"this is line {line} and it has no full stop" for line in range(6)]
+    assert looks_like_lines([*captions, "", *captions, "one of a hundred has one."])
+    assert looks_like_lines(["วันนี้ อากาศดี", "ผมไปตลาด", "", "เขาไม่มา", "แล้ว"])
+    assert looks_like_lines(["ሰላም ነህ።", "እንዴት ነህ፧", "", "ደህና ነኝ።", "እሺ።"])
+    assert not looks_like_lines(["a title", "", "another title", "", "and a third"])
+    assert not looks_like_lines(["words that are wrapped", "here end seldom. they", "go on in lines that", "no stop ends"])
 
 
 def test_other_splitters():
