@@ -32,6 +32,7 @@ from data_prep.samples.masking import Masking, Unit, mask_tokens
 from data_prep.samples.pairs import Epoch, Mixture, assemble, continuing, deal
 from data_prep.sharding.manifest import ODDITIES
 from data_prep.store import HELD_OUT, Store
+from data_prep.tokens.unknown import advice
 
 RANKS, BATCH, STEPS = 8, 256, 50  # of the run for which imbalance is told
 BAR = 50  # characters of the longest bar of a histogram
@@ -107,6 +108,7 @@ def statistics(store: Store) -> dict[str, Any]:
         **counts,
         "bytes_per_token": round(sum(shard["bytes"] for shard in shards) / tokens, 4),
         "unknown_rate": counts["unknown"] / tokens,
+        "unknown_char_rate": _unknown_char_rate(counts),
         "shards": len(shards),
         "vocab_size": store.vocab_size,
         "vocab_used": int(np.count_nonzero(uses)),
@@ -116,6 +118,11 @@ def statistics(store: Store) -> dict[str, Any]:
         "sources": _sources(store),
         "settings": store.manifest["settings"],
     }
+
+
+def _unknown_char_rate(counts: dict[str, int]) -> float | None:
+    """Share of the characters that are behind unknown tokens; None where the store does not say."""
+    return counts["unknown_characters"] / max(counts["characters"], 1) if "characters" in counts else None
 
 
 def sentence_lengths(store: Store) -> np.ndarray:
@@ -157,6 +164,10 @@ def print_statistics(store: Store, found: dict[str, Any]) -> None:
     print(f"  {'bytes a token':24}{found['bytes_per_token']:>16.3f}")
     print(f"  {'bytes of text a token':24}{found['text_bytes'] / found['tokens']:>16.3f}")
     print(f"  {'unknown tokens':24}{100 * found['unknown_rate']:>14.4f} %")
+    if found["unknown_char_rate"] is not None:
+        print(f"  {'unknown characters':24}{100 * found['unknown_char_rate']:>14.4f} %")
+        if warning := advice(found["unknown_characters"], found["characters"]):
+            print(f"  {warning}")
     print(f"  {'unigram entropy':24}{found['unigram_entropy_nats']:>11.3f} nats")
     print(f"  {'entries used':24}{found['vocab_used']:>16,}  of {found['vocab_size']:,}")
     for name in ODDITIES:

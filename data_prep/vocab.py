@@ -14,14 +14,15 @@ multiple of 64, which matrix units like; a corpus too small for it gives a small
 The same corpus and options give the same vocabulary, byte for byte.
 """
 
+import codecs
 import json
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,9 +40,12 @@ from data_prep.files import write_folder, write_json
 from data_prep.text.corpus import Source, find_sources, read_documents
 from data_prep.text.sentences import splitter
 from data_prep.tokens import sentencepieces
+from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
+from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
 
 MULTIPLE = 64
+BEGINNINGS, BEGINNING = 100, 20_000  # sources, and characters of each, in which the unknown is counted
 WARN_OF_MARKS = 0.003  # share of characters with marks; in English it is a tenth of that
 
 
@@ -104,8 +108,9 @@ def main(config: VocabConfig) -> None:
             return
         entries = train_wordpiece(sources, config, size)
         origin = f"{len(sources)} source{'s' if len(sources) > 1 else ''}"
-        if len(entries) < size:
-            say(f"the corpus yields {len(entries):,} entries, fewer than {size:,}; the model pads its own embeddings")
+        _say_shortage(entries, size)
+        ids = {entry: number for number, entry in enumerate(entries)}
+        _warn_of_unknown(bert_tokenizer(ids, config.cased), sources, config)
     write_folder(config.out, lambda folder: write_tokenizer(folder, entries, config.cased))
     case = "cased" if config.cased else "uncased"
     say(f"{config.out}: {len(entries):,} entries, {case} WordPiece, from {origin}")
@@ -126,9 +131,40 @@ def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -
     texts = (sentences for batch in _batches(sources, config, "pieces") for sentences in split(batch))
     tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased, alphabet)
     finish_tokenizer(tokenizer)
+    _say_shortage(tokenizer.get_vocab(), size)
+    _warn_of_unknown(tokenizer, sources, config)
     write_folder(config.out, lambda folder: sentencepieces.write(folder, tokenizer))
     case = "cased" if config.cased else "uncased"
     say(f"{config.out}: {tokenizer.get_vocab_size():,} entries, {case} {config.model}, from {len(sources)} sources")
+
+
+def _say_shortage(entries: Collection[str], size: int) -> None:
+    if len(entries) < size:
+        say(f"the corpus yields {len(entries):,} entries, fewer than {size:,}; the model pads its own embeddings")
+    pieces = [entry.removeprefix("##").strip("▁") for entry in entries if entry not in SPECIAL]
+    # A vocabulary of Chinese characters is as it should be: none of them joins another.
+    if max(map(len, pieces), default=0) <= 1 and any(entry[:2] == "##" or entry[:1] == "▁" for entry in entries):
+        say(
+            "warning: all entries are single characters, so that every word is spelled; the corpus is too small, or "
+            "--size leaves no room beside its characters: give more text or a larger --size"
+        )
+
+
+def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabConfig) -> None:
+    """Say what share of the corpus its own vocabulary cannot spell, by the beginnings of its sources."""
+    sample: list[str] = []
+    for source in sources[:BEGINNINGS]:
+        for document in islice(read_documents(source, config.column, Counter()), 1):
+            sample += document.text[:BEGINNING].split("\n")
+    found = [tokenizer.encode(text, add_special_tokens=False).ids for text in sample]
+    unknown_id = tokenizer.token_to_id("[UNK]")
+    encoded = Ids(np.array([number for ids in found for number in ids], np.int64), np.array([*map(len, found)]))
+    unknown = UnknownCharacters(tokenizer, unknown_id).count(sample, encoded)
+    remedy = "give more text, a larger --size" + (" or a lower --min_frequency" if config.min_frequency > 1 else "")
+    if config.model == "wordpiece":
+        remedy = "where no spaces part words, as in Thai, give --model unigram; else " + remedy
+    if warning := advice(unknown, characters_of(sample), remedy):
+        say(warning)
 
 
 def _compatible(cased: bool, text: str) -> str:
@@ -154,7 +190,10 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
             f"{100 * counts.marks:.1f} % of the characters ({counts.example}); --cased or --model unigram keep them"
         )
     if not alphabet:
-        raise InputError(f"the corpus holds no text: {', '.join(source.name for source in sources[:5])}")
+        names = ", ".join(source.name for source in sources[:5])
+        if counts.seen:
+            raise InputError(f"no character occurs {config.min_frequency} times in {names}; lower --min_frequency")
+        raise InputError(f"the corpus holds no text: {names}")
     # The trainer numbers what it meets in the order of a hash map and breaks ties by number: the same corpus would give
     # another vocabulary every time. Characters numbered beforehand, as if they were special tokens, pin everything.
     inside = ["##" + character for character in alphabet if _joins(tokenizer, character)]
@@ -219,7 +258,7 @@ def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[
     with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
         for source in sources:
             for document in read_documents(source, config.column, counts):
-                batch += document.text.split("\n\n")
+                batch += document.text.split("\n" if document.lines else "\n\n")
                 size += len(document.text)
                 if size >= 1 << 20:
                     bar.update(size)
@@ -233,22 +272,40 @@ def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[
 
 
 def read_vocab(path: Path) -> list[str]:
-    """The entries of a published vocab.txt.
+    """The entries of a published vocab.txt, whatever its line ends and its byte order mark.
 
     Raises
     ------
     InputError: no such file, not UTF-8, a special token missing.
     """
     try:
-        entries = path.read_text("utf-8").removesuffix("\n").split("\n")
+        text = _decoded(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error}); give a WordPiece vocab.txt") from error
-    entries = [entry.removesuffix("\r") for entry in entries]
+    if "\0" in text:
+        raise InputError(f"{path} holds NUL characters, so that it is no UTF-8; save it as UTF-8")
+    text = text.replace("\r\n", "\n")
+    entries = text.split("\n" if "\n" in text else "\r")
+    while entries and not entries[-1]:
+        entries.pop()
     if missing := [token for token in SPECIAL if token not in entries]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give a WordPiece vocab.txt of a BERT")
+    if blank := [number for number, entry in enumerate(entries) if not entry]:
+        say(f"{path.name}: {len(blank)} blank lines, such as line {blank[0] + 1}, are entries that no word has")
+    for number in blank:
+        entries[number] = f"[blank{number}]"
     return _name_apart(path, entries)
+
+
+def _decoded(raw: bytes) -> str:
+    """UTF-8, or what a byte order mark says; the mark is no part of the first entry."""
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark is the first half
+        return raw.decode("utf-32")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16")
+    return raw.decode("utf-8-sig")
 
 
 def _name_apart(path: Path, entries: list[str]) -> list[str]:

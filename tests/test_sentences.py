@@ -176,7 +176,9 @@ def test_without_stops_lines_are_the_sentences():
     assert looks_like_lines(["วันนี้ อากาศดี", "ผมไปตลาด", "", "เขาไม่มา", "แล้ว"])
     assert looks_like_lines(["ሰላም ነህ።", "እንዴት ነህ፧", "", "ደህና ነኝ።", "እሺ።"])
     assert not looks_like_lines(["a title", "", "another title", "", "and a third"])
-    assert not looks_like_lines(["words that are wrapped", "here end seldom. they", "go on in lines that", "no stop ends"])
+    assert not looks_like_lines(
+        ["words that are wrapped", "here end seldom. they", "go on in lines that", "no stop ends"]
+    )
 
 
 def test_other_splitters():

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from data_prep.cli import InputError, parse
 from data_prep.store import Store
 from data_prep.tokens.encode import HARD, Encoder
+from data_prep.tokens.sentencepieces import LONGEST, trainable
 from data_prep.vocab import SPECIAL, VocabConfig, main, read_vocab
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
 
@@ -121,6 +122,100 @@ def test_a_published_vocabulary_keeps_its_ids(tmp_path, capsys):
         assert tokenizer.convert_tokens_to_ids(["[PAD]", "[MASK]", "twice", "##b", "c"]) == [0, 5, 9, 8, 10]
     config = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "BertTokenizer"
+
+
+ENTRIES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "é", "##中"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbf" + "\n".join(ENTRIES).encode(),
+        "\r\n".join([*ENTRIES, ""]).encode("utf-8-sig"),
+        "\r".join(ENTRIES).encode(),
+        ("\n".join(ENTRIES) + "\n\n\n").encode(),
+        "\n".join(ENTRIES).encode("utf-16"),
+        "\ufeff".encode("utf-16-be") + "\r\n".join(ENTRIES).encode("utf-16-be"),
+        "\n".join(ENTRIES).encode("utf-32"),
+    ],
+)
+def test_a_vocabulary_is_read_whatever_wrote_it(tmp_path, raw):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(raw)
+    assert read_vocab(path) == ENTRIES
+
+
+def test_blank_lines_of_a_vocabulary_keep_the_ids_below_them(tmp_path, capsys):
+    path = write(tmp_path / "vocab.txt", "\n".join([*ENTRIES, "", "b", "", "c", "b"]))
+    assert read_vocab(path) == [*ENTRIES, "[blank8]", "[repeated9]", "[blank10]", "c", "b"]
+    assert "2 blank lines, such as line 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("\n".join(ENTRIES).encode("latin-1", "ignore"), "is not UTF-8"),
+        ("\n".join(ENTRIES).encode("utf-16-le"), "is not UTF-8|holds NUL characters"),
+        ("\n".join(ENTRIES[:6]).encode("utf-16-be"), "holds NUL characters"),
+        (b"\xff\xfe[", "is not UTF-8"),
+        (b"", r"lacks \[PAD\]"),
+        (json.dumps(dict.fromkeys(ENTRIES, 0)).encode(), r"lacks \[PAD\]"),
+    ],
+)
+def test_what_is_no_vocabulary_is_named(tmp_path, raw, message):
+    path = tmp_path / "vocab.txt"
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=message) as caught:
+        read_vocab(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe"])
+def test_long_sentences_and_lines_without_stops_reach_the_trainer(tmp_path, capsys, model):
+    """The trainer leaves out what is longer than 4,192 bytes, and all that holds its own sign, without a word."""
+    thai = ["กาขาคน", "งานจะที่", "ไปมารัก", "บ้านดีวัน"]
+    line = "".join(thai[number * number % 7 % 4] for number in range(400))
+    assert len(line.encode()) > 4192
+    path = write(tmp_path / "a.txt", f"{line}\n" * 20 + "\nqat qat ▅ qat\n" * 20)
+    for layout in ("lines", "prose"):
+        folder = train(path, tmp_path / layout, "--size", "256", "--model", model, "--txt", layout)
+        pieces = set(Encoder.load(folder).tokenizer.get_vocab())
+        assert any(len(piece) > 3 and piece[-1] in "กาขาคนงานจะที่ไปมารักบ้านดีวัน" for piece in pieces)
+        assert any("qat" in piece for piece in pieces)
+        assert "warning" not in capsys.readouterr().err
+
+
+def test_a_sentence_is_cut_for_the_trainer_and_nothing_is_lost():
+    for text in ("word " * 3000, "ก" * 5000, "🙂" * 3000 + " x" * 10, "", "short"):
+        parts = list(trainable(text))
+        assert "".join(parts) == text
+        assert all(len(part.encode()) <= LONGEST for part in parts)
+    assert [part[-1] for part in trainable("word " * 3000)][:2] == ["d", "d"]
+
+
+@pytest.mark.parametrize(("model", "text"), [("wordpiece", "ab ba cab"), ("unigram", "Over the bridge.\n" * 50)])
+def test_a_vocabulary_of_letters_is_said(tmp_path, capsys, model, text):
+    train(write(tmp_path / "a.txt", text), tmp_path / "v", "--size", "256", "--model", model)
+    said = capsys.readouterr().err
+    assert "all entries are single characters" in said
+    assert "fewer than 256" in said
+    with pytest.raises(InputError, match=r"no character occurs 999 times in a.txt; lower --min_frequency"):
+        train(tmp_path / "a.txt", tmp_path / "w", "--size", "256", "--min_frequency", "999")
+    path = write(tmp_path / "zh.txt", "河边的人走了。他们走了。\n" * 3)
+    train(path, tmp_path / "zh", "--size", "256")
+    assert "single characters" not in capsys.readouterr().err
+
+
+def test_it_is_said_where_a_vocabulary_does_not_know_its_own_corpus(tmp_path, capsys):
+    thai = "".join(["กา", "ขา", "คน", "งาน", "จะ"][number**3 % 5] for number in range(3000))
+    lines = [thai[number * 11 : number * 11 + 160] for number in range(200)]
+    path = write(tmp_path / "a.txt", "\n".join(lines))
+    train(path, tmp_path / "v", "--size", "256", "--cased")
+    said = capsys.readouterr().err
+    assert "warning: 99.8 % of the characters are unknown" in said
+    assert "--model unigram" in said
+    train(path, tmp_path / "w", "--size", "256", "--cased", "--model", "unigram")
+    assert "unknown" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,20 @@ from data_prep.sharding.plan import Records, Unit, differing
 from data_prep.store import FORMAT, FORMAT_WITH_WORDS, TOKENIZER_FILES, project_version
 from data_prep.text import cleaning
 from data_prep.text.corpus import Source
+from data_prep.tokens import unknown
 from data_prep.tokens.encode import Encoder
 
 ENDS = 1 << 16  # bytes from either end of a source that are hashed: enough to tell files of one size apart
-TOTALS = ("documents", "sentences", "tokens", "held_out_documents", "unknown", "text_bytes")
+TOTALS = (
+    "documents",
+    "sentences",
+    "tokens",
+    "held_out_documents",
+    "unknown",
+    "text_bytes",
+    "characters",
+    "unknown_characters",
+)
 ODDITIES = (
     *("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "nul_characters", "long_lines"),
     *("bad_lines", "damaged_parts", "refused_members", "other_members"),
@@ -228,7 +238,10 @@ def summarise(store: Path, shards: list[dict[str, Any]], counts: dict[str, int])
     say(
         f"{store}: {counts['documents']:,} documents ({counts['held_out_documents']:,} held out), "
         f"{counts['sentences']:,} sentences, {tokens:,} tokens in {len(shards)} shards; "
-        f"{size / tokens:.2f} bytes a token, {100 * counts['unknown'] / tokens:.3f} % unknown"
+        f"{size / tokens:.2f} bytes a token, {100 * counts['unknown'] / tokens:.3f} % unknown "
+        f"({100 * counts['unknown_characters'] / max(counts['characters'], 1):.3f} % of the characters)"
     )
+    if warning := unknown.advice(counts["unknown_characters"], counts["characters"]):
+        say(warning)
     if oddities := [f"{name} {counts[name]:,}" for name in ODDITIES if counts[name]]:
         say(f"oddities: {', '.join(oddities)}")

@@ -177,7 +177,10 @@ def layout_of(beginning: bytes) -> str:
 def _say_layouts(sources: list[Source]) -> None:
     sources = [source for source in sources if source.kind == "txt" and source.layout]
     layouts = Counter(source.layout for source in sources)
-    meaning = {"lines": "one sentence a line", "prose": "prose in paragraphs"}
+    meaning = {
+        "lines": "one sentence a line, a blank line between documents",
+        "prose": "prose in paragraphs, two blank lines between documents",
+    }
     for layout, count in sorted(layouts.items()):
         names = [source.name for source in sources if source.layout == layout]
         shown = ", ".join(names[:4]) + (f" and {count - 4} more" if count > 4 else "")

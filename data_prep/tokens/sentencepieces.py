@@ -12,19 +12,21 @@ For scripts without spaces (Chinese, Japanese, Thai) and for many languages at o
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, say
 from data_prep.files import write_json
 
 Kind = Literal["unigram", "bpe"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
 COVERAGE = 0.9995  # of the corpus' characters at least; the rarest become [UNK]
 SENTENCES = 10_000_000  # the first so many are trained on
+LONGEST = 4000  # bytes of a sentence; the trainer leaves out, without a word, what is longer than its 4,192
+RESERVED = "\u2585"  # ▅, the trainer's own sign: it leaves out every sentence that holds it
 THREADS = 4  # one number everywhere: sums of floats depend on how they are split
 
 
@@ -39,15 +41,15 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characte
     from sentencepiece import sentencepiece_model_pb2
 
     model = io.BytesIO()
+    texts = (part for sentence in sentences for part in trainable(sentence))
     pad, unknown, begin, end, mask = SPECIAL
     settings: dict[str, Any] = dict(
         model_type=kind,
         vocab_size=size,
         hard_vocab_limit=False,
         character_coverage=COVERAGE,
-        required_chars="".join(characters),
-        input_sentence_size=SENTENCES,
-        shuffle_input_sentence=False,
+        required_chars="".join(characters).replace(RESERVED, ""),
+        max_sentence_length=LONGEST,
         # Case folding keeps accents, unlike BERT's uncased normalizer: they tell words apart in most languages.
         normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
         num_threads=THREADS,
@@ -56,12 +58,37 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characte
         **dict(pad_piece=pad, unk_piece=unknown, bos_piece=begin, eos_piece=end, control_symbols=[mask]),
     )
     try:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sentences), model_writer=model, **settings)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=first_of(texts), model_writer=model, **settings)
     except (RuntimeError, OSError) as error:
         raise InputError(f"sentencepiece cannot train on this corpus: {error}") from error
     proto: Any = getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009 - made at run time, unknown to checkers
     proto.ParseFromString(model.getvalue())
     return convert(proto, kind)
+
+
+def trainable(sentence: str) -> Iterator[str]:
+    """A sentence as the trainer takes it whole: in parts of LONGEST bytes at most, cut at white space where there is
+    any, else between characters."""
+    raw = sentence.replace(RESERVED, " ").encode()
+    start = 0
+    while len(raw) - start > LONGEST:
+        stop = raw.rfind(b" ", start + 1, start + LONGEST)
+        if stop < 0:
+            stop = start + LONGEST
+            while raw[stop] & 0b1100_0000 == 0b1000_0000:  # inside a character
+                stop -= 1
+        yield raw[start:stop].decode()
+        start = stop
+    yield raw[start:].decode()
+
+
+def first_of(texts: Iterable[str]) -> Iterator[str]:
+    """The first SENTENCES texts; says so where there are more."""
+    for number, text in enumerate(texts):
+        if number == SENTENCES:
+            say(f"trained on the first {SENTENCES:,} sentences; what follows them in the corpus is not counted")
+            return
+        yield text
 
 
 def convert(proto: Any, kind: Kind) -> Tokenizer:
