@@ -61,8 +61,12 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
 
     Raises
     ------
-    InputError: where the dataclass' own `__post_init__` refuses a value.
+    InputError: an empty value, a number out of its range; where the dataclass' own `__post_init__` refuses one.
     """
+    from data_prep.ranges import check_arguments  # inside: it takes its error from here
+
+    args = sys.argv[1:] if args is None else args
+    check_arguments(config_class, args)
     return tyro.cli(
         config_class,
         description=description,

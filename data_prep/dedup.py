@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -30,6 +30,7 @@ import io
 import numpy as np
 
 from data_prep.files import write_whole
+from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import Place, local_workers, run_local
@@ -51,15 +52,15 @@ class DedupConfig:
     """files, folders or globs, as for shard.py"""
     dataset: tuple[str, ...] = ()
     """Hugging Face datasets, as for shard.py"""
-    similar: float = 0.8
+    similar: Annotated[float, Range(0.3, 1)] = 0.8
     """share of their runs of words that near copies have in common; 1: exact copies only"""
-    line_copies: int = 0
+    line_copies: Annotated[int, Range(0, 1e9)] = 0
     """drop lines that occur in so many documents or more; 0: keep them"""
-    permutations: int = 128
+    permutations: Annotated[int, Range(16, 4096)] = 128
     """length of a signature: more find near copies more surely"""
-    workers: int = 0
+    workers: Annotated[int, WORKERS] = 0
     """processes; 0: one a core"""
-    shard_mb: float = 64
+    shard_mb: Annotated[float, SHARD_MB] = 64
     """as for shard.py: it decides where long texts are cut"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt"""
@@ -69,8 +70,7 @@ class DedupConfig:
     """print the counts as one JSON object"""
 
     def __post_init__(self) -> None:
-        if not 0.3 <= self.similar <= 1:
-            raise InputError(f"--similar {self.similar}: give a share from 0.3 to 1")
+        check_ranges(self)
         if not self.corpus and not self.dataset:
             raise InputError("nothing to read: give --corpus PATH... or --dataset NAME_OR_FOLDER...")
 

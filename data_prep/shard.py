@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -35,6 +35,7 @@ from data_prep.cli import InputError, run, say  # first: it continues in .venv w
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
 
 from data_prep.files import sha256_of
+from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
@@ -68,11 +69,11 @@ class ShardConfig:
     strict: bool = False
     """refuse what is otherwise mended or left out, and counted: wrong UTF-8, NUL, long lines, lines that are not JSON,
     damaged and empty files"""
-    workers: int = 0
+    workers: Annotated[int, WORKERS] = 0
     """processes; 0: one a core, or one a rank under MPI or Slurm"""
-    shard_mb: float = 64
+    shard_mb: Annotated[float, SHARD_MB] = 64
     """MB of text in a shard at most, about"""
-    holdout: float = 0.01
+    holdout: Annotated[float, Range(0, 1, high_open=True, why="a part of the documents")] = 0.01
     """part of the documents kept for evaluation, chosen by a hash of their text"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt: one sentence a line, or paragraphs"""
@@ -90,7 +91,7 @@ class ShardConfig:
     """mend mojibake and the like (extra [text])"""
     control: bool = False
     """take control characters out"""
-    min_chars: int = 0
+    min_chars: Annotated[int, Range(0, 1e12)] = 0
     """leave out documents of fewer characters"""
     only_lang: tuple[str, ...] = ()
     """leave out documents of other languages than these, by two-letter codes (extra [text])"""
@@ -100,14 +101,9 @@ class ShardConfig:
     """list of copies, from data_prep/dedup.py: they are left out"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise InputError(f"--holdout {self.holdout} is not a part of the documents; give 0 <= holdout < 1")
+        check_ranges(self)
         if not self.corpus and not self.dataset:
             raise InputError("nothing to read: give --corpus PATH... or --dataset NAME_OR_FOLDER...")
-        if self.workers < 0:
-            raise InputError(f"--workers {self.workers}: give 1 or more, or 0 for one a core")
-        if self.shard_mb <= 0:
-            raise InputError(f"--shard_mb {self.shard_mb}: give a positive number of MB")
 
 
 @dataclass(frozen=True)

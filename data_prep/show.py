@@ -15,18 +15,19 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+from data_prep.cli import print_json, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
 import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
+from data_prep.ranges import Range, check_ranges
 from data_prep.samples.index import Objective, Sentences, times_taken
 from data_prep.samples.masking import Masking, Unit, mask_tokens
 from data_prep.samples.pairs import Epoch, Mixture, assemble, continuing, deal
@@ -48,15 +49,15 @@ class ShowConfig:
     """a folder written by data_prep/shard.py"""
     verify: bool = False
     """compare every file with its checksum"""
-    samples: int = 3
+    samples: Annotated[int, Range(0, 1e6)] = 3
     """samples to decode"""
-    seq_len: int = 128
+    seq_len: Annotated[int, Range(8, 65_535)] = 128
     """tokens in a sample, [CLS] and [SEP] included"""
     objective: Objective = "nsp"
     """how samples are made"""
     unit: Unit = "token"
     """what is masked together"""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """of pairs and masks"""
     picture: Path | None = None
     """write histograms of lengths to this .png, .svg or .pdf"""
@@ -64,10 +65,7 @@ class ShowConfig:
     """print one JSON object instead"""
 
     def __post_init__(self) -> None:
-        if self.samples < 0:
-            raise InputError(f"--samples {self.samples}: give 0 or more")
-        if self.seq_len < 8:
-            raise InputError(f"--seq_len {self.seq_len}: give 8 or more")
+        check_ranges(self)
 
 
 def main(config: ShowConfig) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -37,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
+from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import Source, find_sources, read_documents
 from data_prep.text.sentences import splitter
 from data_prep.tokens import sentencepieces
@@ -59,13 +60,13 @@ class VocabConfig:
     """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     from_vocab: Path | None = None
     """wrap this published WordPiece vocab.txt instead of training"""
-    size: int = 30528
+    size: Annotated[int, Range(256, 1e7)] = 30528
     """entries, rounded up to a multiple of 64"""
     model: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
     """kind of vocabulary; unigram and bpe are SentencePiece's"""
     cased: bool = False
     """keep case and accents"""
-    min_frequency: int = 2
+    min_frequency: Annotated[int, Range(1, 1e9)] = 2
     """a word piece must occur this often"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt files"""
@@ -73,10 +74,9 @@ class VocabConfig:
     """field of .jsonl, column of .parquet"""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if bool(self.corpus) == bool(self.from_vocab):
             raise InputError("give either --corpus PATH... to train a vocabulary or --from_vocab VOCAB.txt to wrap one")
-        if self.size < 256:
-            raise InputError(f"--size {self.size} is too small for a vocabulary; give 256 or more")
         if self.from_vocab and self.model != "wordpiece":
             raise InputError(f"--from_vocab wraps a WordPiece vocabulary, not --model {self.model}")
         if self.out.exists() and not (self.out.is_dir() and _is_ours(self.out)):

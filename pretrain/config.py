@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from data_prep.cli import ROOT, InputError
+from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
+from pretrain.limits import BATCH, CLIP, COUNT, LR, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
 from pretrain.zero.ds_config import Flags
@@ -29,6 +31,7 @@ class Shape(NamedTuple):
     hidden: int
 
 
+PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
 PRESETS: dict[str, Shape] = {  # Turc et al. 2019, table 1; Devlin et al. 2019
     "bert-tiny": Shape(2, 128),
     "bert-mini": Shape(4, 256),
@@ -53,59 +56,59 @@ class TrainConfig:
     """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
     ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
     """DeepSpeed JSON; any value may be "auto", which the flags below fill"""
-    seq_len: int = 128
+    seq_len: Annotated[int, SEQ_LEN] = 128
     """tokens of a sample, [CLS] and [SEP] included"""
-    steps: int = 10_000
+    steps: Annotated[int, STEPS] = 10_000
     """optimizer steps, not micro-batches"""
     phase: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a span of steps, in place of --steps; repeat it: --phase seq_len=128,steps=900,lr=1e-3 --phase
     seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup; the rest is as without"""
-    hours: float = 0.0
+    hours: Annotated[float, Range(0, 1e5)] = 0.0
     """train for so long: the schedule follows the clock and --steps is only an upper limit; 0: by steps"""
-    patience: int = 0
+    patience: Annotated[int, COUNT] = 0
     """stop after so many evaluations in a row that were no better than the best; 0: never"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """decides initial weights, samples, masks and dropout"""
-    dropout: float = 0.1
+    dropout: Annotated[float, SHARE] = 0.1
     """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
     objective: Objective = "nsp"
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, 1, why="0: equal shares, 1: as they are")] = 1.0
     """of several stores, languages say: a store's share of an epoch goes with its tokens to this power (XLM-R 0.3)"""
     mask_unit: Unit = "token"
     """what is masked together: tokens (BERT), whole words, runs of words (span: SpanBERT; ngram: MacBERT)"""
-    mask_rate: float = 0.15
+    mask_rate: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.15
     """share of the tokens to predict; evaluation always has 0.15, by tokens"""
-    mask_split: tuple[float, float] = (0.8, 0.1)
+    mask_split: Annotated[tuple[float, float], Range(0, 1)] = (0.8, 0.1)
     """shares of these that become [MASK], and a random token; the rest stay"""
     schedule: Schedule = "linear"
     """learning rate after the warm-up"""
-    warmup: float = 0.1
+    warmup: Annotated[float, WARMUP] = 0.1
     """rise of the learning rate: steps, or below 1 a share of --steps"""
-    batch_warmup: int = 0
+    batch_warmup: Annotated[int, COUNT] = 0
     """steps over which the batch grows from an eighth of --global_batch to all of it"""
-    eval_every: int = 500
+    eval_every: Annotated[int, COUNT] = 500
     """steps between evaluations on the held-out documents; 0: only at the end"""
-    eval_samples: int = 1024
+    eval_samples: Annotated[int, COUNT] = 1024
     """held-out samples of an evaluation, always the same; 0: no evaluation"""
-    save_every: int = 500
+    save_every: Annotated[int, COUNT] = 500
     """steps between checkpoints; 0: only at the end"""
-    keep: int = 3
+    keep: Annotated[int, COUNT] = 3
     """newest checkpoints kept; 0: all"""
-    log_every: int = 10
+    log_every: Annotated[int, STEPS] = 10
     """steps between lines of metrics"""
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
-    hang_timeout: float = 600.0
+    hang_timeout: Annotated[float, SECONDS] = 600.0
     """seconds without progress after which a rank prints its stacks and ends; 0: never"""
-    time_limit: float = 0.0
+    time_limit: Annotated[float, SECONDS] = 0.0
     """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
-    stop_before: float = 120.0
+    stop_before: Annotated[float, SECONDS] = 120.0
     """seconds before the time limit at which the run saves and stops"""
-    rollback: float = 0.0
+    rollback: Annotated[float, Range(0, 1e6)] = 0.0
     """a loss of more than so many times the median of the 32 steps before takes the run back to the last checkpoint,
     and past the data up to 100 steps after the spike; 0: never"""
-    max_skips: int = 20
+    max_skips: Annotated[int, STEPS] = 20
     """steps in a row that may be skipped for gradients that are not finite"""
     checkpoint_activations: bool = False
     """keep only the inputs of layers and compute each again in the backward pass: less memory, a third more work"""
@@ -116,15 +119,15 @@ class TrainConfig:
     dry_run: bool = False
     """check everything, print the plan, train nothing"""
 
-    global_batch: int | None = None
+    global_batch: Annotated[int | None, BATCH] = None
     """samples a step over all ranks (fills "auto"; default 256)"""
-    micro_batch: int | None = None
+    micro_batch: Annotated[int | None, BATCH] = None
     """samples a rank takes through the model at once (fills "auto")"""
-    lr: float | None = None
+    lr: Annotated[float | None, LR] = None
     """peak learning rate (fills "auto"; default 1e-4)"""
-    weight_decay: float | None = None
+    weight_decay: Annotated[float | None, WEIGHT_DECAY] = None
     """of weights, not of biases and LayerNorm (fills "auto"; default 0.01)"""
-    clip: float | None = None
+    clip: Annotated[float | None, CLIP] = None
     """largest gradient norm, 0: no clipping (fills "auto"; default 1)"""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """(fills "auto"; default bf16 on a GPU, fp32 on a CPU)"""
@@ -138,36 +141,14 @@ class TrainConfig:
             raise InputError("--data needs a token store; make one with data_prep/shard.py")
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
-        _ = self.spans  # refuses values that make no sense
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
-        if self.log_every < 1:
-            raise InputError(f"--log_every {self.log_every} must be 1 or more")
-        if not 0 < self.mask_rate < 1:
-            raise InputError(f"--mask_rate {self.mask_rate} must lie in (0, 1)")
-        if not 0 <= self.temperature <= 1:
-            raise InputError(f"--temperature {self.temperature:g} must lie in [0, 1]; 0: equal shares, 1: as they are")
-        if min(self.mask_split) < 0 or sum(self.mask_split) > 1:
+        check_ranges(self)
+        _ = self.spans, self.weighted_stores  # refuses values that make no sense
+        if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
         if self.rollback and self.rollback <= 1:
             raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
-        if self.max_skips < 1:
-            raise InputError(f"--max_skips {self.max_skips} must be 1 or more")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
-        for name in (
-            "hours",
-            "patience",
-            "eval_every",
-            "eval_samples",
-            "save_every",
-            "keep",
-            "seed",
-            "hang_timeout",
-            "time_limit",
-        ):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name} {getattr(self, name)} must be 0 or more")
 
     @property
     def spans(self) -> list[Span]:
@@ -227,8 +208,8 @@ def _weighted(entry: str) -> tuple[Path, float]:
         number = float(weight)
     except ValueError:
         number = 0.0
-    if not 0 < number < float("inf"):
-        raise InputError(f"--data {entry}: the weight {weight!r} must be a number above 0 (STORE:WEIGHT)")
+    if not PASSES.holds(number):
+        raise InputError(f"--data {entry}: the weight {weight!r} must {PASSES} (STORE:WEIGHT)")
     return Path(folder), number
 
 

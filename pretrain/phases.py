@@ -10,9 +10,11 @@ another length makes other samples, which begin at their first epoch.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
+from data_prep.ranges import check_ranges
+from pretrain.limits import COUNT, SEQ_LEN, STEPS, WARMUP
 from pretrain.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 from pretrain.zero.ds_config import Flags, resolve
 
@@ -20,11 +22,11 @@ from pretrain.zero.ds_config import Flags, resolve
 class Span(NamedTuple):
     """A phase as the command line has it."""
 
-    seq_len: int  # tokens of a sample
-    steps: int
-    warmup: float  # steps, or below 1 a share of the steps
+    seq_len: Annotated[int, SEQ_LEN]  # tokens of a sample
+    steps: Annotated[int, STEPS]
+    warmup: Annotated[float, WARMUP]  # steps, or below 1 a share of the steps
     schedule: Schedule
-    batch_warmup: int  # steps over which the batch grows
+    batch_warmup: Annotated[int, COUNT]  # steps over which the batch grows
     flags: Flags = Flags()  # its own batch sizes and learning rate
 
     @property
@@ -116,10 +118,8 @@ def check_span(span: Span, option: str = "--") -> Span:
     ------
     InputError: naming the first value that does not.
     """
-    if span.steps < 1:
-        raise InputError(f"{option}steps {span.steps} must be 1 or more")
-    if span.seq_len < 8:
-        raise InputError(f"{option}seq_len {span.seq_len} has no room for two sentences; give 8 or more")
+    check_ranges(span, option)
+    check_ranges(span.flags, option)
     if not 0 <= span.warmup_steps < span.steps:
         raise InputError(f"{option}warmup {span.warmup:g} must lie in [0, steps {span.steps})")
     if span.schedule not in get_args(Schedule):

@@ -223,7 +223,7 @@ def test_it_is_said_where_a_vocabulary_does_not_know_its_own_corpus(tmp_path, ca
     [
         ("--out o", "give either --corpus PATH... to train a vocabulary or --from_vocab"),
         ("--out o --corpus a.txt --from_vocab v.txt", "give either --corpus"),
-        ("--out o --corpus a.txt --size 10", "--size 10 is too small"),
+        ("--out o --corpus a.txt --size 10", r"--size 10 must lie in \[256"),
         ("--out o --corpus gone.txt", "gone.txt does not exist"),
         ("--out o --corpus blank.txt", "the corpus holds no text"),
         ("--out o --from_vocab gone.txt", "gone.txt cannot be read"),

@@ -26,7 +26,7 @@ Splitter = Callable[[Sequence[str]], list[list[str]]]
 VERSION = 4  # counts changes of behaviour; one of the settings of a store
 
 # These end a sentence wherever they stand: Unicode's Sentence_Terminal without what may stand inside a number.
-_WIDE_STOPS = (
+WIDE_STOPS = (
     "。！？｡؟۔।॥"  # Chinese, Japanese; Arabic, Urdu; Hindi and its neighbours
     "።፧፨᠃᠉"  # Amharic; Mongolian, Manchu
     "။។៕៚།༎༏༐༑"  # Burmese; Khmer; Tibetan
@@ -35,12 +35,12 @@ _WIDE_STOPS = (
     "꓿꘎꘏꛳꛷꣎꣏꧉꩝꩞꩟꫰꫱꯫"  # Lisu, Vai, Bamum, Saurashtra, Javanese, Cham, Meetei
 )
 # Quotes of all languages: German ends with “ and « what English and French begin with them; a space tells which it is.
-_STOPS, _CLOSING, _OPEN = ".!?…．" + _WIDE_STOPS, """"'”’»“‘«›‹)]」』》〉）】""", """"'“‘«»„‚›‹([¿¡"""
+STOPS, CLOSING, OPEN = ".!?…．" + WIDE_STOPS, """"'”’»“‘«›‹)]」』》〉）】""", """"'“‘«»„‚›‹([¿¡"""
 # The second group is the next word, where a space parts it from the stop.
-_STOP = re.compile(rf"""([{_STOPS}]+[{re.escape(_CLOSING)}]*)(?=(?:\s+[{re.escape(_OPEN)}]*(\w+|\S))?)""")
+_STOP = re.compile(rf"""([{STOPS}]+[{re.escape(CLOSING)}]*)(?=(?:\s+[{re.escape(OPEN)}]*(\w+|\S))?)""")
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_AT_LINE_END = re.compile(rf"""[{_STOPS}:;][{re.escape(_CLOSING)}]*\s*$""")
-_WIDE = frozenset(_WIDE_STOPS)
+_AT_LINE_END = re.compile(rf"""[{STOPS}:;][{re.escape(CLOSING)}]*\s*$""")
+_WIDE = frozenset(WIDE_STOPS)
 _OPENING = "\"'“‘«»„‚›‹([—–-"
 _GOES_ON = frozenset(_OPENING) | frozenset(".!?…,;:)]}”’»*/")  # as the next word: ". . .", "Well! -- I never"
 _CJK = "\u2e80"  # the first character of scripts that put no space after a stop
@@ -53,7 +53,7 @@ _WORD, _NO_SPACE = re.compile(r"\w"), re.compile(r"\S")
 _BREAK = "\n\n"
 _LINE_BREAK = ord("\n")
 _IS_STOP, _IS_WIDE, _IS_CLOSING, _IS_OPEN = np.zeros((4, 1 << 16), bool)
-for _table, _members in ((_IS_STOP, _STOPS), (_IS_WIDE, _WIDE), (_IS_CLOSING, _CLOSING), (_IS_OPEN, _OPEN)):
+for _table, _members in ((_IS_STOP, STOPS), (_IS_WIDE, _WIDE), (_IS_CLOSING, CLOSING), (_IS_OPEN, OPEN)):
     _table[[*map(ord, _members)]] = True
 _IN_STOP = _IS_STOP | _IS_CLOSING
 
@@ -337,7 +337,7 @@ def _look_closely(
         in_number = text[at - 1].isdigit() and text[match.end()].isdigit()
         ends = stop[0] in ".!?．" and at > begin and text[at - 1] >= _CJK and not in_number
     elif following[0] in _GOES_ON or (
-        _is_small(following[0]) and (capitals or (stop[-1] in _CLOSING and stop[0] in "?!"))
+        _is_small(following[0]) and (capitals or (stop[-1] in CLOSING and stop[0] in "?!"))
     ):
         ends = False
     else:

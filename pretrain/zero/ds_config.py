@@ -9,9 +9,11 @@ in transformers' DeepSpeed integration "auto", or nothing, means: from the comma
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from data_prep.cli import InputError
+from pretrain.limits import BATCH, CLIP, LR, WEIGHT_DECAY
+from pretrain.zero.ds_values import check_values
 
 AUTO = "auto"
 # What one may write in the JSON: DeepSpeed 0.19.8's names (tests/test_ds_config.py compares), without those that would
@@ -79,11 +81,11 @@ MAX_DEFAULT_MICRO_BATCH = 32
 class Flags(NamedTuple):
     """What the command line says about the values above; None: nothing."""
 
-    global_batch: int | None = None  # samples a step, over all ranks
-    micro_batch: int | None = None  # samples a rank takes through the model at once
-    lr: float | None = None
-    weight_decay: float | None = None
-    clip: float | None = None  # largest gradient norm, 0: no clipping
+    global_batch: Annotated[int | None, BATCH] = None  # samples a step, over all ranks
+    micro_batch: Annotated[int | None, BATCH] = None  # samples a rank takes through the model at once
+    lr: Annotated[float | None, LR] = None
+    weight_decay: Annotated[float | None, WEIGHT_DECAY] = None
+    clip: Annotated[float | None, CLIP] = None  # largest gradient norm, 0: no clipping
     precision: str | None = None  # fp32, bf16, fp16
     zero: int | None = None
     optimizer: str | None = None
@@ -114,6 +116,7 @@ def read(path: Path) -> dict[str, Any]:
     for section, known in SECTIONS.items():
         _check_names(path, f"{section}.", content.get(section, {}), known)
     _check_names(path, "optimizer.", content.get("optimizer", {}), frozenset({"type", "params"}))
+    check_values(path, content)
     return content
 
 

@@ -8,7 +8,7 @@ import re
 from data_prep.text import sentences as lists
 
 LATIN = ".!?"
-STOPS, CLOSING, OPENING = lists._STOPS, lists._CLOSING, lists._OPEN
+STOPS, CLOSING, OPENING = lists.STOPS, lists.CLOSING, lists.OPEN
 BEFORE_A_WORD = "\"'“‘«»„‚›‹([—–-"  # what may stand before the word that a dot follows
 
 
@@ -67,7 +67,7 @@ def joined(parts: list[str]) -> list[str]:
 
 def ends_sentence(text: str, begin: int, at: int, end: int, in_capitals: bool, rules: lists.Rules) -> bool:
     """Whether the stop text[at:end], closing quotes included, ends the sentence that began at `begin`."""
-    if text[at] in lists._WIDE_STOPS:
+    if text[at] in lists.WIDE_STOPS:
         return True
     following = next_word(text, end)
     if not following:  # the paragraph ends, or nothing parts the stop from what follows, as in Chinese

@@ -1,0 +1,17 @@
+"""What numbers a run's settings may have, wherever they are written: on the command line, in a --phase, in DeepSpeed's
+JSON. The ends are generous; beyond them lies a slip of the finger or a number that no later step can hold.
+"""
+
+from data_prep.ranges import Range
+
+STEPS = Range(1, 1e9, whole=True)
+COUNT = Range(0, 1e9, whole=True)  # steps, evaluations, samples; 0 mostly means never
+BATCH = Range(1, 1e8, whole=True)  # samples
+SEQ_LEN = Range(8, 65_535, whole=True, why="[CLS], [SEP] and two sentences need room")  # the index has 16 bits for it
+SEED = Range(0, 2**63 - 1, whole=True)  # a signed integer of 64 bits everywhere
+SECONDS = Range(0, 1e8)  # three years
+SHARE = Range(0, 1, high_open=True)
+LR = Range(0, 100, low_open=True)
+WEIGHT_DECAY = Range(0, 100)
+CLIP = Range(0, 1e9)
+WARMUP = Range(0, 1e9)  # steps, or a share of them

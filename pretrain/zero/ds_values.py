@@ -1,0 +1,118 @@
+"""What values the DeepSpeed JSON may hold, by dotted name: DeepSpeed itself takes many that make no sense, and dies of
+others with a traceback on every rank.
+
+    check_values(path, content)         # InputError: auto.json: optimizer.params.lr '1e-4' must be a number in (0, 100]
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import InputError
+from data_prep.ranges import Range, shortened
+from pretrain.limits import BATCH, CLIP, LR, STEPS, WEIGHT_DECAY
+
+AUTO = "auto"
+SIZE = Range(0, 2**62, whole=True)  # elements or bytes; 5e8 is written, too
+SOME = Range(1, 2**62, whole=True)
+RATIO = Range(0, 1e6)
+NUMBERS = {
+    "train_batch_size": BATCH,
+    "train_micro_batch_size_per_gpu": BATCH,
+    "gradient_accumulation_steps": BATCH,
+    "gradient_clipping": CLIP,
+    "steps_per_print": SOME,
+    "gradient_predivide_factor": Range(0, 1e6, low_open=True),
+    "optimizer.params.lr": LR,
+    "optimizer.params.weight_decay": WEIGHT_DECAY,
+    "optimizer.params.eps": Range(0, 1, low_open=True),
+    "optimizer.params.layer_decay": Range(0, 1, low_open=True, why="1: the same rate everywhere"),
+    "optimizer.params.min_ratio": RATIO,
+    "optimizer.params.max_ratio": RATIO,
+    "fp16.loss_scale": Range(0, 2**32, why="0: found while training"),
+    "fp16.initial_scale_power": Range(0, 32, whole=True),
+    "fp16.loss_scale_window": STEPS,
+    "fp16.hysteresis": STEPS,
+    "fp16.min_loss_scale": Range(1, 2**32, whole=True),
+    "zero_optimization.stage": Range(0, 3, whole=True),
+    "zero_optimization.reduce_bucket_size": SOME,
+    "zero_optimization.allgather_bucket_size": SOME,
+    "zero_optimization.sub_group_size": SOME,
+    "zero_optimization.stage3_max_live_parameters": SIZE,
+    "zero_optimization.stage3_max_reuse_distance": SIZE,
+    "zero_optimization.stage3_prefetch_bucket_size": SIZE,
+    "zero_optimization.stage3_param_persistence_threshold": SIZE,
+    "zero_optimization.stage3_model_persistence_threshold": Range(0, 2**63, whole=True),
+    "zero_optimization.stage3_module_granularity_threshold": SIZE,
+    "zero_optimization.offload_param.buffer_count": Range(1, 1e6, whole=True),
+    "zero_optimization.offload_param.buffer_size": SOME,
+    "zero_optimization.offload_param.max_in_cpu": SIZE,
+    "zero_optimization.offload_optimizer.buffer_count": Range(1, 1e6, whole=True),
+    "zero_optimization.offload_optimizer.ratio": Range(0, 1),
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": Range(0, 1, low_open=True),
+}
+PAIRS = {"optimizer.params.betas": Range(0, 1, high_open=True)}
+YES_OR_NO = frozenset(
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown "
+    "prescale_gradients disable_allgather dump_state disable_python_gc "
+    "optimizer.params.bias_correction optimizer.params.adapt_undecayed "
+    "fp16.enabled fp16.auto_cast fp16.consecutive_hysteresis fp16.fp16_master_weights_and_grads "
+    "bf16.enabled bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states bf16.check_grad_overflow "
+    "bf16.immediate_grad_update".split()
+) | {
+    f"zero_optimization.{name}"
+    for name in (
+        "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm "
+        "load_from_fp32_weights stage3_gather_16bit_weights_on_model_save stage3_use_all_reduce_for_fetch_params "
+        "stage3_gather_fp16_weights_on_model_save ignore_unused_parameters round_robin_gradients "
+        "memory_efficient_linear allgather_sequential parameter_alignment log_trace_cache_warnings "
+        "enable_sanity_checks compute_grad_norm override_module_apply offload_param.pin_memory "
+        "offload_optimizer.pin_memory offload_optimizer.pipeline_read offload_optimizer.pipeline_write "
+        "offload_optimizer.fast_init offload_optimizer.super_offload"
+    ).split()
+}
+OBJECTS = ("optimizer.params", "zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+# null means here: as the variant of LAMB has it; and in DeepSpeed: as the stage has it.
+MAY_BE_NULL = {f"optimizer.params.{name}" for name in ("bias_correction", "min_ratio", "max_ratio", "adapt_undecayed")}
+MAY_BE_NULL |= {"zero_optimization.overlap_comm", *OBJECTS[1:]}
+OTHER = Range(-1, 2**62)  # what no rule is known for, such as a module_depth of -1
+
+
+def check_values(path: Path, content: dict[str, Any]) -> None:
+    """Refuse values that are not of the kind or outside the range of their name; "auto" is for others to judge.
+
+    Raises
+    ------
+    InputError: naming file, name, value and what is allowed.
+    """
+    for name, value in leaves("", content):
+        if value == AUTO or (value is None and name in MAY_BE_NULL):
+            continue
+        if wrong := _wrong(name, value):
+            raise InputError(f"{path}: {name} {shortened(repr(value))} must {wrong}")
+
+
+def leaves(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value of an object and of the objects in it, by its dotted name."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from leaves(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _wrong(name: str, value: Any) -> str:
+    """What a value must be and is not; empty where it is."""
+    if name in OBJECTS:
+        return "be a JSON object"
+    if name == "optimizer.type":
+        return "" if isinstance(value, str) else "be a name"
+    if name in YES_OR_NO:
+        return "" if isinstance(value, bool) else "be true or false"
+    if allowed := NUMBERS.get(name):
+        return "" if allowed.holds(value) else f"be a {'whole ' if allowed.whole else ''}number and {allowed}"
+    if allowed := PAIRS.get(name):
+        fits = isinstance(value, list) and len(value) == 2 and all(map(allowed.holds, value))
+        return "" if fits else f"be two numbers that {allowed}"
+    numbers = [part for part in (value if isinstance(value, list) else [value]) if type(part) in (int, float)]
+    return "" if all(OTHER.holds(part) for part in numbers) else str(OTHER)
