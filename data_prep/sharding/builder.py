@@ -22,7 +22,7 @@ from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections, write_shard
 from data_prep.text.corpus import Document
 from data_prep.text.sentences import Splitter
 from data_prep.tokens.encode import Encoder
-from data_prep.tokens.unknown import UnknownCharacters, characters_of
+from data_prep.tokens.unknown import characters_of
 from data_prep.tokens.words import WordBorders
 
 BATCH = 1 << 20  # bytes of text split and encoded at once
@@ -35,7 +35,6 @@ class ShardBuilder:
         self, folder: Path, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
     ):
         self.split, self.encoder, self.words = split, encoder, words
-        self.unknown = UnknownCharacters(encoder.tokenizer, encoder.special_ids["unk"])
         self.threshold = int(holdout * 2**64)
         self.counts: Counter[str] = Counter()
         self._tokens = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
@@ -65,7 +64,7 @@ class ShardBuilder:
         self._token_count += len(encoded.ids)
         self.counts["unknown"] += int(np.count_nonzero(encoded.ids == self.encoder.special_ids["unk"]))
         self.counts["characters"] += characters_of(sentences)
-        self.counts["unknown_characters"] += self.unknown.count(sentences, encoded)
+        self.counts["unknown_characters"] += self.encoder.unknown_characters.count(sentences, encoded)
         if self.words is not None:
             self._continues.append(self.words.continuing(sentences, encoded))
         lengths, counts = self._cut(encoded.lengths, np.array([len(part) for part in parts]))

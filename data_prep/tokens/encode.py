@@ -13,6 +13,7 @@ in a text is text, never a special id: otherwise a corpus could write the model'
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from tokenizers.normalizers import BertNormalizer
 from data_prep.cli import InputError, say
 from data_prep.store import token_dtype
 from data_prep.tokens.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
+from data_prep.tokens.unknown import UnknownCharacters
 
 EncodeWith = Literal["auto", "nanotoken", "pieces", "tokenizers"]
 ROLES = ("pad", "unk", "cls", "sep", "mask")
@@ -79,6 +81,11 @@ class Encoder:
     def path(self) -> str:
         """What encodes: the name of the fast path in use, or of the reference."""
         return self._paths[0].name if self._paths else "tokenizers"
+
+    @cached_property
+    def unknown_characters(self) -> UnknownCharacters:
+        """What counts the characters behind unknown tokens."""
+        return UnknownCharacters(self.tokenizer, self.special_ids["unk"])
 
     def encode(self, sentences: list[str]) -> Ids:
         """The ids of sentences, without [CLS] and [SEP]."""

@@ -9,6 +9,7 @@ is a phrase. Thai under a vocabulary of words: 13 % of the tokens are unknown, a
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -42,13 +43,19 @@ class UnknownCharacters:
 
     def __init__(self, tokenizer: Tokenizer, unknown_id: int):
         self.tokenizer, self.unknown_id = tokenizer, unknown_id
-        state = json.loads(tokenizer.to_str())
-        self.spaces_part = is_bert(state) or is_sentencepiece(state)  # so that chunks can be encoded by themselves
         self._known: dict[str, int] = {}  # characters that are unknown in a chunk
+
+    @cached_property
+    def spaces_part(self) -> bool:
+        """Whether what stands between spaces can be encoded by itself; most text has nothing unknown and asks not."""
+        state = json.loads(self.tokenizer.to_str())
+        return is_bert(state) or is_sentencepiece(state)
 
     def count(self, sentences: Sequence[str], encoded: Ids) -> int:
         """Characters of `sentences`, whose ids are `encoded`, for which an unknown token stands."""
         places = np.flatnonzero(encoded.ids == self.unknown_id)
+        if not len(places):
+            return 0
         rows = np.searchsorted(np.cumsum(encoded.lengths), places, "right")
         found = [sentences[row] for row in sorted(set(rows.tolist()))]
         if not self.spaces_part:
