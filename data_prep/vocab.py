@@ -158,6 +158,7 @@ def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabC
             sample += document.text[:BEGINNING].split("\n")
     found = [tokenizer.encode(text, add_special_tokens=False).ids for text in sample]
     unknown_id = tokenizer.token_to_id("[UNK]")
+    assert unknown_id is not None
     encoded = Ids(np.array([number for ids in found for number in ids], np.int64), np.array([*map(len, found)]))
     unknown = UnknownCharacters(tokenizer, unknown_id).count(sample, encoded)
     remedy = "give more text, a larger --size" + (" or a lower --min_frequency" if config.min_frequency > 1 else "")

@@ -63,7 +63,7 @@ class ShardBuilder:
         self._tokens.write(encoded.ids.data)
         self._token_count += len(encoded.ids)
         self.counts["unknown"] += int(np.count_nonzero(encoded.ids == self.encoder.special_ids["unk"]))
-        self.counts["characters"] += characters_of(sentences)
+        self.counts["characters"] += characters_of(document.text for document in documents)
         self.counts["unknown_characters"] += self.encoder.unknown_characters.count(sentences, encoded)
         if self.words is not None:
             self._continues.append(self.words.continuing(sentences, encoded))

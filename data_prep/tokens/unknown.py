@@ -8,7 +8,7 @@ is a phrase. Thai under a vocabulary of words: 13 % of the tokens are unknown, a
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -20,9 +20,9 @@ WARN = 0.01  # share of the characters
 _REMEMBERED = 1 << 16  # chunks
 
 
-def characters_of(sentences: Sequence[str]) -> int:
-    """Characters of sentences, spaces left out: no token stands for them."""
-    return sum(map(len, sentences)) - sum(sentence.count(" ") for sentence in sentences)
+def characters_of(texts: Iterable[str]) -> int:
+    """Characters of texts, spaces and line breaks left out: no token stands for them."""
+    return sum(len(text) - text.count(" ") - text.count("\n") for text in texts)
 
 
 MAKE_ONE = "make one from this text (data_prep/vocab.py --corpus), with --model unigram where no spaces part words"
