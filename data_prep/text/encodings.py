@@ -58,6 +58,7 @@ _NO_TEXT = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_esca
 
 _CONTROL = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"
 _DAMAGE = re.compile(f"[{_CONTROL}\ufffd]")
+_HIGH_CONTROL = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")
 _ABOVE_ASCII = re.compile(r"[^\x00-\x7f]")
 _BARE_CR = re.compile(rb"\r(?!\r*\n)")
 _JOINING = "’ʼ·\u00ad\u2010\u2011–—"  # signs that do stand inside words
@@ -72,7 +73,7 @@ class Found(NamedTuple):
 
 
 def named_encoding(name: str) -> str:
-    """An encoding that somebody named, as `in_utf8` takes it.
+    """An encoding that somebody named, under the name that Python has for it.
 
     Raises
     ------
@@ -83,10 +84,12 @@ def named_encoding(name: str) -> str:
         codecs.getincrementaldecoder(codec.name)
         b"".decode(codec.name)
     except (LookupError, ValueError) as error:
-        raise InputError(f"--encoding {name} is no encoding that Python knows; give utf-8, cp1252, gb18030 ...") from error
+        raise InputError(
+            f"--encoding {name} is no encoding that Python knows; give utf-8, cp1252, gb18030 ..."
+        ) from error
     if codec.name in _NO_TEXT:
         raise InputError(f"--encoding {name} is no encoding of texts; give utf-8, cp1252, gb18030 ...")
-    return "" if codec.name in ("utf-8", "utf-8-sig") else codec.name
+    return codec.name.removesuffix("-sig")
 
 
 def find_encoding(pieces: Sequence[bytes], named: str | None = None) -> Found:
@@ -94,7 +97,11 @@ def find_encoding(pieces: Sequence[bytes], named: str | None = None) -> Found:
     unless a byte order mark does."""
     found = _by_mark(pieces[0])
     if found is None:
-        found = Found(named, "named") if named is not None else _by_content([_whole_lines(piece) for piece in pieces])
+        found = (
+            Found(named if named != "utf-8" else "")
+            if named is not None
+            else _by_content([_whole_lines(piece) for piece in pieces])
+        )
     if found.encoding == "" and _ends_in_cr(pieces):
         return Found("utf-8", "lines that end in CR")
     return found
@@ -225,15 +232,9 @@ def damaged_characters(text: str, raw: bytes) -> int:
         return len(_DAMAGE.findall(text))
     codes = np.frombuffer(raw, np.uint8)
     controls = codes.min() < 9 or b"\x7f" in raw or (codes - np.uint8(14) < 18).any()
-    if not controls and (text.isascii() or not ("\ufffd" in text or (b"\xc2" in raw and _has_high_controls(codes)))):
+    if not controls and (text.isascii() or not ("\ufffd" in text or _HIGH_CONTROL.search(raw))):
         return 0
     return len(_DAMAGE.findall(text))
-
-
-def _has_high_controls(codes: np.ndarray) -> bool:
-    """Whether any of U+0080 to U+009F but U+0085, a line end, is among a text in UTF-8."""
-    second = codes[1:]
-    return bool(((codes[:-1] == 0xC2) & (second < 0xA0) & (second != 0x85)).any())
 
 
 _MARK = "zerobert.mark"
