@@ -50,7 +50,7 @@ class InputError(Exception):
 
 
 def printable(text: object) -> str:
-    """A text on one line that no terminal acts on: names of files can hold line ends, escapes and bytes of no encoding."""
+    """A text on one line that no terminal acts on: names of files may hold line ends, escapes, bytes of no encoding."""
     return _UNPRINTABLE.sub(_spelled, str(text))
 
 

@@ -36,8 +36,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
-from data_prep.text.corpus import Source, find_sources, read_documents
+from data_prep.text.corpus import Source, check_damage, check_max_damaged, find_sources, sound_documents
 from data_prep.text.sentences import splitter
+from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import sentencepieces
 from data_prep.tokens.sentencepieces import SPECIAL
 
@@ -67,10 +68,15 @@ class VocabConfig:
     """layout of .txt files"""
     column: str = "text"
     """field of .jsonl, column of .parquet"""
+    encoding: str | None = None
+    """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
+    max_damaged: float | None = None
+    """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
 
     def __post_init__(self) -> None:
         if bool(self.corpus) == bool(self.from_vocab):
             raise InputError("give either --corpus PATH... to train a vocabulary or --from_vocab VOCAB.txt to wrap one")
+        check_max_damaged(self.max_damaged)
         if self.size < 256:
             raise InputError(f"--size {self.size} is too small for a vocabulary; give 256 or more")
         if self.from_vocab and self.model != "wordpiece":
@@ -98,7 +104,14 @@ def main(config: VocabConfig) -> None:
         size = -(-config.size // MULTIPLE) * MULTIPLE
         if size != config.size:
             say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
-        sources = find_sources(config.corpus, config.txt, column=config.column)
+        sources = find_sources(
+            config.corpus,
+            config.txt,
+            column=config.column,
+            encoding=config.encoding,
+            max_damaged=config.max_damaged,
+            out=config.out,
+        )
         if config.model != "wordpiece":
             make_sentencepieces(sources, config, size)
             return
@@ -218,13 +231,17 @@ def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[
     size = 0
     with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
         for source in sources:
-            for document in read_documents(source, config.column, counts):
+            seen: Counter[str] = Counter()
+            for document in sound_documents(source, config.column, seen):
                 batch += document.text.split("\n\n")
                 size += len(document.text)
                 if size >= 1 << 20:
                     bar.update(size)
                     yield batch
                     batch, size = [], 0
+            check_unchanged(source)
+            check_damage(source, seen, config.max_damaged, config.encoding is not None)
+            counts += seen
         bar.update(size)
         yield batch
     if counts["invalid_utf8"] and what == "words":

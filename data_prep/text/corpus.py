@@ -303,6 +303,17 @@ def sound_documents(
         yield document
 
 
+def check_max_damaged(most: float | None) -> None:
+    """Refuse a limit that is none.
+
+    Raises
+    ------
+    InputError: not a share.
+    """
+    if most is not None and not 0 <= most <= 1:
+        raise InputError(f"--max_damaged {most} is not a share of the characters; give 0 to 1")
+
+
 def check_damage(source: Source, counts: Counter[str], most: float | None, named: bool = False) -> None:
     """Refuse a source of which too much is damaged: `most`, or what is usual; where its encoding was named, nothing.
 
@@ -313,10 +324,10 @@ def check_damage(source: Source, counts: Counter[str], most: float | None, named
     least, most = (0, 0.0) if named and most is None else (LEAST_DAMAGED, MAX_DAMAGED if most is None else most)
     damaged, characters = counts["damaged_characters"], counts["characters"]
     if damaged > max(least, most * characters):
+        read_as, share = source.encoding or "utf-8", 100 * damaged / characters
         raise InputError(
-            f"{printable(source.path)}, read as {source.encoding or 'utf-8'}: {100 * damaged / characters:.2f} % of its "
-            f"characters are damaged (U+FFFD or controls), more than {100 * most:g} %; --encoding NAME if it is another, "
-            "or --max_damaged SHARE to take it so"
+            f"{source.path}, read as {read_as}: {share:.2f} % of its characters are damaged (U+FFFD or controls), more "
+            f"than {100 * most:g} %; give --encoding NAME if it is another, or --max_damaged SHARE to take it so"
         )
 
 

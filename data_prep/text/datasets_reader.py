@@ -133,9 +133,7 @@ def _check_column(names: list[str], column: str, name: str) -> None:
 
 def _text(content: dict[str, Any], column: str, name: str, row: int) -> str:
     text = content.get(column)
-    if isinstance(
-        text, bytes
-    ):  # a column of type binary: a half of a surrogate stands for a wrong byte, and is counted
+    if isinstance(text, bytes):  # a column of type binary; a surrogate stands for a wrong byte, and is counted
         text = text.decode("utf-8", "surrogateescape")
     if text is not None and not isinstance(text, str):
         raise InputError(f"--dataset {name}, row {row}: column {column!r} is not text but {str(text)[:80]!r}")

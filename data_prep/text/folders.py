@@ -3,8 +3,8 @@
     files = text_files(Path("wiki"), is_known, out=Path("wiki/store"))
 
 Links to folders are not followed, hidden files not read. What this project writes is no text, wherever it lies: stores
-(finished or not), runs, models, the vocabulary of a tokenizer, and the --out of the command itself, so that a second run
-of it sees the same corpus. All that is left out is said, by kind and name.
+(finished or not), runs, models, the vocabulary of a tokenizer, and the --out of the command itself, so that a second
+run of it sees the same corpus. All that is left out is said, by kind and name.
 """
 
 import json

@@ -2,9 +2,10 @@
 
     for place, line in lines_of(source, start, counts): ...    # the lines that begin at byte `start` or later
 
-Plain files can be entered anywhere; .gz, .bz2 and .zst are read from their beginning. A line of more than MAX_LINE
-bytes comes in pieces. What is not UTF-8 is read from its beginning, too, and comes as UTF-8 (encodings.py). Of a packed file that is damaged or cut short every line that is whole is read, then it is said
-and counted (`damaged_parts`), however its packer would have it.
+Plain files of UTF-8 can be entered anywhere; .gz, .bz2 and .zst are read from their beginning, and so is what has to be
+decoded (encodings.py): it comes as UTF-8. A line of more than MAX_LINE bytes comes in pieces. Of a packed file that is
+damaged or cut short every line that is whole is read, then it is said and counted (`damaged_parts`), however its packer
+would have it. Whoever has read a file asks `check_unchanged` whether it was still the one that was planned.
 """
 
 import bz2
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
-from data_prep.cli import InputError, printable, say
+from data_prep.cli import InputError, say
 from data_prep.text.datasets_reader import folder_of
 from data_prep.text.encodings import in_utf8
 
@@ -311,13 +312,11 @@ def check_unchanged(source: Source) -> None:
     size, modified = size_and_time(folder_of(source.path) if source.kind == "dataset" else source.path)
     if (size, modified) != (source.bytes, source.modified):
         how = (
-            f"{source.bytes:,} bytes when it was looked at, {size:,} now"
-            if size != source.bytes
-            else "written to since"
+            f"{source.bytes:,} bytes when it was planned, now {size:,}" if size != source.bytes else "written to since"
         )
         raise InputError(
-            f"{printable(source.path)} changed while it was read ({how}); nothing is finished. Read a copy that nothing "
-            "writes to, into a new --out"
+            f"{source.path} changed while it was read ({how}); nothing is finished. Read a copy that nothing writes to, "
+            "into a new --out"
         )
 
 
