@@ -9,9 +9,10 @@ UTF-32 give these away; for all else chardetng, the detector of Firefox, makes a
 which letters stand, not signs. What makes none stays UTF-8, and its damage is counted. Whoever knows better names the
 encoding: `named_encoding`.
 
-A text that is not UTF-8, or whose lines end in CR alone, is read as a stream: wrong bytes come out of it as the byte FF,
-which is wrong in UTF-8 as well, so that there is one place that counts them.
+A text that is not UTF-8, or whose lines end in CR alone, is read as a stream: wrong bytes come out of it as the byte
+FF, which is wrong in UTF-8 as well, so that there is one place that counts them.
 """
+# ruff: noqa: RUF001
 
 import codecs
 import io
@@ -97,11 +98,8 @@ def find_encoding(pieces: Sequence[bytes], named: str | None = None) -> Found:
     unless a byte order mark does."""
     found = _by_mark(pieces[0])
     if found is None:
-        found = (
-            Found(named if named != "utf-8" else "")
-            if named is not None
-            else _by_content([_whole_lines(piece) for piece in pieces])
-        )
+        whole = [_whole_lines(piece) for piece in pieces]
+        found = _by_content(whole) if named is None else Found("" if named == "utf-8" else named)
     if found.encoding == "" and _ends_in_cr(pieces):
         return Found("utf-8", "lines that end in CR")
     return found
@@ -158,7 +156,7 @@ def _without_cut(piece: bytes) -> bytes:
 
 
 def _wide(beginning: bytes, valid: int, wrong: int) -> Found | None:
-    """UTF-16 or UTF-32 without a mark: where bytes that are 0 make no sense in UTF-8, and blanks and letters do here."""
+    """UTF-16 or UTF-32 without a mark: where bytes that are 0 make no sense in UTF-8, and blanks and letters here."""
     head = beginning[: 4 * LOOKED_AT]
     if b"\0" not in head:
         return None

@@ -315,8 +315,8 @@ def check_unchanged(source: Source) -> None:
             f"{source.bytes:,} bytes when it was planned, now {size:,}" if size != source.bytes else "written to since"
         )
         raise InputError(
-            f"{source.path} changed while it was read ({how}); nothing is finished. Read a copy that nothing writes to, "
-            "into a new --out"
+            f"{source.path} changed while it was read ({how}); nothing is finished. Read a copy that nothing writes "
+            "to, into a new --out"
         )
 
 
