@@ -200,12 +200,12 @@ def differing(theirs: dict[str, Any], ours: dict[str, Any], store: Path, state: 
 
 def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     """Names of the sources that are new, gone, other, or were modified."""
-    old, new = ([(one["path"], one) for one in content.get("sources", [])] for content in (theirs, ours))
-    if len(old) == len(new) == len(ours.get("modified", [])) == len(theirs.get("modified", [])):
-        old, new = (
-            [(*one, time) for one, time in zip(sources, content["modified"], strict=True)]
-            for sources, content in ((old, theirs), (new, ours))
-        )
+    parts = []
+    for content in (theirs, ours):
+        sources, times = content.get("sources", []), content.get("modified", [])  # times: of those that are added
+        times = [None] * (len(sources) - len(times)) + times
+        parts.append([(source["path"], source, time) for source, time in zip(sources, times, strict=True)])
+    old, new = parts
     return sorted({one[0] for one in (*(x for x in old if x not in new), *(x for x in new if x not in old))})
 
 

@@ -14,7 +14,7 @@
 
 each plain, or with .gz, .bz2 or .zst appended (not parquet, which is compressed inside). Folders are searched
 recursively, in sorted order, without following links (folders.py). The encoding of .txt and .jsonl is found for each
-file and said where it is not UTF-8 (encodings.py). A plain file of UTF-8 can be read in byte ranges, a parquet file in
+file and said where it is not UTF-8 (decoding.py). A plain file of UTF-8 can be read in byte ranges, a parquet file in
 row ranges: every document belongs to exactly one range, wherever the ranges are cut. A line ends in LF, CR or both.
 What is odd is counted, not refused: `counts` gets `invalid_utf8`, `nul_characters`, `long_lines`, `bad_lines`,
 `damaged_parts` and `cut_documents`, and from `sound_documents` what `check_damage` refuses when it is too much.
@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.cli import InputError, printable, say
 from data_prep.text import archives, datasets_reader, unpack, wikipedia
-from data_prep.text.encodings import Found, damaged_characters, find_encoding, in_utf8, named_encoding
+from data_prep.text.decoding import Found, damaged_characters, find_encoding, in_utf8, named_encoding
 from data_prep.text.folders import text_files
 from data_prep.text.sentences import looks_like_lines
 from data_prep.text.unpack import (

@@ -3,7 +3,7 @@
     for place, line in lines_of(source, start, counts): ...    # the lines that begin at byte `start` or later
 
 Plain files of UTF-8 can be entered anywhere; .gz, .bz2 and .zst are read from their beginning, and so is what has to be
-decoded (encodings.py): it comes as UTF-8. A line of more than MAX_LINE bytes comes in pieces. Of a packed file that is
+decoded (decoding.py): it comes as UTF-8. A line of more than MAX_LINE bytes comes in pieces. Of a packed file that is
 damaged or cut short every line that is whole is read, then it is said and counted (`damaged_parts`), however its packer
 would have it. Whoever has read a file asks `check_unchanged` whether it was still the one that was planned.
 """
@@ -22,7 +22,7 @@ import zstandard
 
 from data_prep.cli import InputError, say
 from data_prep.text.datasets_reader import folder_of
-from data_prep.text.encodings import in_utf8
+from data_prep.text.decoding import in_utf8
 
 MAX_LINE = 16 << 20  # bytes; a longer line of .txt is cut, of .jsonl left out
 PIECE = {"gz": 1 << 14, "bz2": 1 << 14, "zst": 1 << 11}  # packed bytes taken at once: .zst unpacks to 32,768 times that

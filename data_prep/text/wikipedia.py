@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
 
 from data_prep.cli import InputError
-from data_prep.text.encodings import named_encoding
+from data_prep.text.decoding import named_encoding
 from data_prep.text.unpack import Source, guarded
 
 BLOCK = 1 << 16  # bytes
