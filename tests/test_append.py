@@ -1,4 +1,4 @@
-"""--append adds what is not in a store yet, whatever the order, and nothing twice: sources are compared, not counted."""
+"""--append adds what is not in a store yet, in any order, and nothing twice: sources are compared, not counted."""
 
 import itertools
 

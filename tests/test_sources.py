@@ -125,7 +125,7 @@ class TestFilesThatChange:
         source = find_sources([], datasets=[f"{folder}:train"])[0]
         unpack.check_unchanged(source)
         write(folder / "a.arrow", "xy")
-        with pytest.raises(InputError, match="of 3 bytes, now 4"):
+        with pytest.raises(InputError, match=r"\(of 3 bytes, now 4\)"):
             unpack.check_unchanged(source)
 
 

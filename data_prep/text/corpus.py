@@ -617,9 +617,7 @@ def _open_parquet(source: Source, column: str) -> Any:
     if column not in file.schema_arrow.names:
         raise InputError(f"{source.path} has no column {column!r}, only {file.schema_arrow.names}; see --column")
     if (times := file.schema_arrow.names.count(column)) > 1:
-        raise InputError(
-            f"{source.path} has {times} columns {column!r}: nobody knows which; write one under another name"
-        )
+        raise InputError(f"{source.path} has {times} columns {column!r}; write all but one under other names")
     kind = file.schema_arrow.field(column).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if not any(getattr(pyarrow.types, f"is_{name}")(kind) for name in _TEXTS):

@@ -311,9 +311,7 @@ def check_unchanged(source: Source) -> None:
         return
     size, modified = size_and_time(folder_of(source.path) if source.kind == "dataset" else source.path)
     if (size, modified) != (source.bytes, source.modified):
-        how = (
-            f"{source.bytes:,} bytes when it was planned, now {size:,}" if size != source.bytes else "written to since"
-        )
+        how = f"of {source.bytes:,} bytes, now {size:,}" if size != source.bytes else "written to since"
         raise InputError(
             f"{source.path} changed while it was read ({how}); nothing is finished. Read a copy that nothing writes "
             "to, into a new --out"
