@@ -35,7 +35,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.cli import InputError, printable, say
 from data_prep.text import archives, datasets_reader, unpack, wikipedia
-from data_prep.text.decoding import Found, damaged_characters, find_encoding, in_utf8, named_encoding
+from data_prep.text.decoding import Found, damaged_characters, find_encoding, in_utf8, named_encoding, whole_characters
 from data_prep.text.folders import text_files
 from data_prep.text.sentences import looks_like_lines
 from data_prep.text.unpack import (
@@ -208,7 +208,7 @@ def _of_xml(beginning: bytes, named: str | None) -> str:
 
 
 def _damage_of(pieces: list[bytes], encoding: str) -> Counter[str]:
-    text = "\n".join(piece.decode(encoding, "replace") for piece in pieces)
+    text = "\n".join(piece.decode(encoding, "replace") for piece in whole_characters(pieces, encoding))
     return Counter(characters=len(text), damaged_characters=damaged_characters(text, text.encode("utf-8", "replace")))
 
 
@@ -228,7 +228,8 @@ def _probe(source: Source) -> list[bytes]:
         pieces = [_head(source, stream, PROBE)]
         if not source.packing and source.bytes > len(pieces[0]):
             for number in range(1, PROBES + 1):
-                stream.seek(PROBE + (source.bytes - PROBE) * number // PROBES - PROBED)
+                at = PROBE + (source.bytes - PROBE) * number // PROBES - PROBED
+                stream.seek(max(0, at) & ~3)  # whole characters of UTF-16 and UTF-32
                 pieces.append(stream.read(PROBED))
     return pieces
 

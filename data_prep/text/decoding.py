@@ -59,6 +59,7 @@ _NO_TEXT = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_esca
 
 _CONTROL = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"
 _DAMAGE = re.compile(f"[{_CONTROL}\ufffd]")
+_LOW_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _HIGH_CONTROL = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")
 _ABOVE_ASCII = re.compile(r"[^\x00-\x7f]")
 _BARE_CR = re.compile(rb"\r(?!\r*\n)")
@@ -80,16 +81,15 @@ def named_encoding(name: str) -> str:
     ------
     InputError: Python knows no such encoding of texts.
     """
+    known = "give utf-8, cp1252, gb18030 ..."
     try:
         codec = codecs.lookup(name)
         codecs.getincrementaldecoder(codec.name)
-        b"".decode(codec.name)
+        b"a".decode(codec.name, "replace")
     except (LookupError, ValueError) as error:
-        raise InputError(
-            f"--encoding {name} is no encoding that Python knows; give utf-8, cp1252, gb18030 ..."
-        ) from error
-    if codec.name in _NO_TEXT:
-        raise InputError(f"--encoding {name} is no encoding of texts; give utf-8, cp1252, gb18030 ...")
+        raise InputError(f"--encoding {name} is not known to Python as one of texts; {known}") from error
+    if codec.name.replace("-", "_") in _NO_TEXT:
+        raise InputError(f"--encoding {name} is no encoding of texts; {known}")
     return codec.name.removesuffix("-sig")
 
 
@@ -98,8 +98,7 @@ def find_encoding(pieces: Sequence[bytes], named: str | None = None) -> Found:
     unless a byte order mark does."""
     found = _by_mark(pieces[0])
     if found is None:
-        whole = [_whole_lines(piece) for piece in pieces]
-        found = _by_content(whole) if named is None else Found("" if named == "utf-8" else named)
+        found = _by_content(pieces) if named is None else Found("" if named == "utf-8" else named)
     if found.encoding == "" and _ends_in_cr(pieces):
         return Found("utf-8", "lines that end in CR")
     return found
@@ -117,13 +116,19 @@ def _ends_in_cr(pieces: Sequence[bytes]) -> bool:
     return bare > CARRIAGE_RETURNS * (bare + sum(piece.count(b"\n") for piece in pieces))
 
 
-def _whole_lines(piece: bytes) -> bytes:
-    """A piece without the characters that were cut at its end; no encoding has line ends or blanks within others."""
-    end = max(piece.rfind(b"\n"), piece.rfind(b" "))
-    return piece[: end + 1] if end > len(piece) // 2 else piece
+def whole_characters(pieces: Sequence[bytes], encoding: str) -> list[bytes]:
+    """Pieces of a file without what was cut of characters at their ends: of UTF-8 one can tell; of UTF-16 and UTF-32
+    pieces are cut at multiples of 4 bytes; elsewhere line ends and blanks are never parts of other characters."""
+    if encoding in _WIDE:
+        return list(pieces)
+    if encoding in ("", "utf-8"):
+        return [_without_cut(piece) for piece in pieces]
+    first, *others = (piece[: max(piece.rfind(b"\n"), piece.rfind(b" ")) + 1] for piece in pieces)
+    begins = [min((at for at in (piece.find(b"\n"), piece.find(b" ")) if at >= 0), default=0) for piece in others]
+    return [first or pieces[0], *(piece[at:] for piece, at in zip(others, begins, strict=True) if piece)]
 
 
-def _by_content(pieces: list[bytes]) -> Found:
+def _by_content(pieces: Sequence[bytes]) -> Found:
     valid = wrong = size = 0
     for piece in pieces:
         good, bad = _sequences(piece)
@@ -177,10 +182,11 @@ def _wide(beginning: bytes, valid: int, wrong: int) -> Found | None:
     return best
 
 
-def _guess(pieces: list[bytes], utf8: float) -> Found:
+def _guess(pieces: Sequence[bytes], utf8: float) -> Found:
     """What chardetng says, if it makes sense; `utf8`: the share of valid UTF-8 among what is above ASCII."""
     from chardetng_py import EncodingDetector  # inside: few corpora need it
 
+    pieces = whole_characters(pieces, "any")
     detector = EncodingDetector()
     for piece in pieces:
         detector.feed(piece, last=False)
@@ -203,7 +209,7 @@ def _guess(pieces: list[bytes], utf8: float) -> Found:
 def _fitting(text: str) -> tuple[int, int]:
     """Characters above ASCII that stand where they make sense, and where they do not: letters belong to words, and no
     capital follows a small letter; signs belong around words."""
-    fitting = odd = 0
+    fitting, odd = 0, len(_LOW_CONTROL.findall(text))
     for match in _ABOVE_ASCII.finditer(f" {text} "):
         if fitting + odd == LOOKED_AT:
             break
