@@ -18,6 +18,7 @@ made one, and says to run launch/setup.sh where it has not. Entry files therefor
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from typing import Any, NoReturn, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 C = TypeVar("C")
+# What a terminal would act on, or an encoder choke on: controls, marks of writing direction, halves of surrogates.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _continue_in_venv() -> None:
@@ -46,9 +49,21 @@ class InputError(Exception):
     """Something a user gave us is wrong. The message names the file, the value and the remedy."""
 
 
+def printable(text: object) -> str:
+    """A text on one line that no terminal acts on: names of files may hold line ends, escapes, bytes of no encoding."""
+    return _UNPRINTABLE.sub(_spelled, str(text))
+
+
+def _spelled(character: re.Match[str]) -> str:
+    code = ord(character[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python has it from the file system
+        return f"\\x{code - 0xDC00:02x}"
+    return character[0].encode("unicode_escape", "surrogatepass").decode()
+
+
 def say(message: str) -> None:
-    """A line of progress: to stderr, so that stdout holds results only."""
-    print(message, file=sys.stderr, flush=True)
+    """A message of progress: to stderr, so that stdout holds results only."""
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def print_json(result: dict[str, Any]) -> None:
@@ -81,7 +96,7 @@ def run(main: Callable[[C], None], config_class: type[C], description: str | Non
     try:
         main(parse(config_class, description))
     except InputError as error:
-        say(f"error: {error}")
+        say(f"error: {printable(error)}")
         sys.exit(2)
     except KeyboardInterrupt:
         say("interrupted")

@@ -14,6 +14,7 @@ Memory: 8 bytes a document and 4 x --permutations for near copies; 8 bytes a lin
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import Place, local_workers, run_local
 from data_prep.text.cleaning import hash_of, identity_of
-from data_prep.text.corpus import Source, find_sources
+from data_prep.text.corpus import Source, check_damage, find_sources
+from data_prep.text.unpack import check_unchanged
 
 SHINGLE = 5  # words
 SEED = 1
@@ -66,6 +68,10 @@ class DedupConfig:
     """layout of .txt"""
     column: str = "text"
     """field of .jsonl, column of .parquet"""
+    encoding: str | None = None
+    """as for shard.py"""
+    max_damaged: Annotated[float | None, Range(0, 1)] = None
+    """as for shard.py"""
     json: bool = False
     """print the counts as one JSON object"""
 
@@ -83,11 +89,20 @@ class Seen:
     texts: np.ndarray  # [D] uint64, hash of the text
     signatures: np.ndarray  # [D, P] uint32, or [D, 0]
     lines: np.ndarray  # [L] uint64, hashes of lines, once a document
+    counts: dict[int, Counter[str]]  # what the reader counted, by source
 
 
 def main(config: DedupConfig) -> None:
     """Write the list."""
-    sources = find_sources(config.corpus, config.txt, config.dataset, column=config.column)
+    sources = find_sources(
+        config.corpus,
+        config.txt,
+        config.dataset,
+        column=config.column,
+        encoding=config.encoding,
+        max_damaged=config.max_damaged,
+        out=config.out,
+    )
     plan = make_plan(sources, config.column, int(config.shard_mb * 1e6))
     seen: dict[int, Seen] = {}
     with Progress(sum(unit.text_bytes for unit in plan.units)) as progress:
@@ -99,6 +114,13 @@ def main(config: DedupConfig) -> None:
             report=lambda size: progress.add(size, 0),
         ):
             seen[number] = found
+    counts: dict[int, Counter[str]] = {}
+    for part in seen.values():
+        for source, found in part.counts.items():
+            counts.setdefault(source, Counter()).update(found)
+    for number, one in enumerate(sources):
+        check_unchanged(one)
+        check_damage(one, counts.get(number, Counter()), config.max_damaged, config.encoding is not None)
     everything = [seen[unit.number] for unit in plan.units]
     identities, texts = (
         np.concatenate([getattr(part, name) for part in everything]) for name in ("identities", "texts")
@@ -122,7 +144,8 @@ def look_at(config: DedupConfig, sources: list[Source], unit: Unit, report: Call
     """Hash the documents of a unit."""
     identities, texts, shingles, lines = [], [], [], []
     signatures = [np.zeros((0, config.permutations if config.similar < 1 else 0), np.uint32)]
-    for _, document in unit_documents(unit, sources, config.column, {}):
+    counts: dict[int, Counter[str]] = {}
+    for _, document in unit_documents(unit, sources, config.column, counts):
         words = _WORD.findall(document.text.lower())
         identities.append(identity_of(document))
         texts.append(hash_of(" ".join(words)) if words else hash_of(document.text))
@@ -137,7 +160,7 @@ def look_at(config: DedupConfig, sources: list[Source], unit: Unit, report: Call
     if shingles:
         signatures.append(_sign(shingles, config.permutations))
     hashes = [np.array(column, np.uint64) for column in (identities, texts, lines)]
-    return unit.number, Seen(hashes[0], hashes[1], np.concatenate(signatures), hashes[2])
+    return unit.number, Seen(hashes[0], hashes[1], np.concatenate(signatures), hashes[2], counts)
 
 
 def _sign(shingles: list[list[str]], permutations: int) -> np.ndarray:

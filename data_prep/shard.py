@@ -29,7 +29,7 @@ if not __package__:  # a plain script: data_prep/ itself is on the path, where i
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     gc.set_threshold(100_000)  # hardly anything here refers to itself: looking for it took 4 % of the time
 
-from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+from data_prep.cli import InputError, printable, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
@@ -43,8 +43,9 @@ from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
 from data_prep.store import continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
-from data_prep.text.corpus import Source, find_sources
+from data_prep.text.corpus import Source, check_damage, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
+from data_prep.text.unpack import check_unchanged
 from data_prep.tokens.encode import Encoder, EncodeWith
 from data_prep.tokens.words import WordBorders, WordsFrom, words_version
 
@@ -77,6 +78,10 @@ class ShardConfig:
     """part of the documents kept for evaluation, chosen by a hash of their text"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt: one sentence a line, or paragraphs"""
+    encoding: str | None = None
+    """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
+    max_damaged: Annotated[float | None, Range(0, 1)] = None
+    """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
     column: str = "text"
     """field of .jsonl, column of .parquet"""
     encode_with: EncodeWith = "auto"
@@ -131,9 +136,9 @@ def main(config: ShardConfig) -> None:
     try:
         make_store(config)
     except WorkFailed as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(error)}")
     except OSError as error:
-        sys.exit(f"error: {error}; what is written is kept, run the command again to continue")
+        sys.exit(f"error: {printable(error)}; what is written is kept, run the command again to continue")
 
 
 def make_store(config: ShardConfig) -> None:
@@ -146,13 +151,22 @@ def make_store(config: ShardConfig) -> None:
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes do it; threads would not survive the fork
     encoder, vocab_sha256 = Encoder.load(config.vocab, config.encode_with), tokenizer_sha256(config.vocab)
-    sources = find_sources(config.corpus, config.txt, config.dataset, config.strict, config.column)
+    sources = find_sources(
+        config.corpus,
+        config.txt,
+        config.dataset,
+        config.strict,
+        config.column,
+        config.encoding,
+        config.max_damaged,
+        config.out,
+    )
     identity = manifest.describe(encoder, vocab_sha256, settings(config), sources)
     base = manifest.to_append_to(config.out, identity) if config.append else None
     if base is not None:
-        known = {source["path"] for source in base["sources"]}
-        sources = [source for source in sources if source.name not in known]
-        identity["sources"] = [*base["sources"], *identity["sources"][len(identity["sources"]) - len(sources) :]]
+        new = manifest.new_sources(config.out, base["sources"], identity["sources"])
+        sources = [sources[number] for number in new]
+        identity["sources"] = [*base["sources"], *(identity["sources"][number] for number in new)]
     if manifest.is_finished(config.out, identity, base is not None):
         return
     first_unit = 1 + max((int(entry["name"].split("-")[1]) for entry in base["shards"]), default=-1) if base else 0
@@ -161,7 +175,7 @@ def make_store(config: ShardConfig) -> None:
     first_source = len(base["sources"]) if base else 0
     job = Job(config, sources, first_source, encoder, vocab_sha256, plan, records, clean, word_borders(config, encoder))
     place = rank_and_world()
-    times = {"modified": [source.path.stat().st_mtime_ns if source.path.exists() else 0 for source in sources]}
+    times = {"modified": [source.modified for source in sources]}
     continuing = records.begin(identity | times, base is not None)
     with only_writer(records.folder, place):
         done = sum(records.unit(unit) is not None for unit in plan.units)
@@ -169,7 +183,19 @@ def make_store(config: ShardConfig) -> None:
             say(f"{config.out}: continuing, {done} of {len(plan.units)} units are done")
         encoder.check(sample_sentences(job))
         work_through(job)
-        manifest.finish(records, plan.units, identity, config.vocab, base)
+        manifest.finish(records, plan.units, identity, config.vocab, base, lambda counts: check_sources(job, counts))
+
+
+def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
+    """Refuse to finish what was made of files that changed meanwhile, or that are damaged beyond --max_damaged.
+
+    Raises
+    ------
+    InputError: naming the file.
+    """
+    for number, source in enumerate(job.sources, job.first_source):
+        check_unchanged(source)
+        check_damage(source, counts.get(number, Counter()), job.config.max_damaged, job.config.encoding is not None)
 
 
 def settings(config: ShardConfig) -> dict[str, Any]:
@@ -248,10 +274,14 @@ def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -
                 reported = size
             pending = next(documents, None)
         if builder is not None:
+            for segment in unit.segments:
+                check_unchanged(job.sources[segment.source])  # before anything says that it is done
             job.records.add_shard(unit, shards, write_built(shard_path(job.config.out, unit, shards), builder, job))
         report((size - reported, builder.take_tokens() if builder else 0))
         text_bytes += size
         shards += 1
+    for segment in unit.segments:
+        check_unchanged(job.sources[segment.source])
     if job.config.strict:
         manifest.refuse_oddities(job.sources, reading)
     job.records.add_unit(unit, shards, {job.first_source + source: found for source, found in reading.items()})

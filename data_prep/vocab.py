@@ -38,8 +38,9 @@ from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
 from data_prep.ranges import Range, check_ranges
-from data_prep.text.corpus import Source, find_sources, read_documents
+from data_prep.text.corpus import Source, check_damage, find_sources, read_documents, sound_documents
 from data_prep.text.sentences import splitter
+from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import sentencepieces
 from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
@@ -72,6 +73,10 @@ class VocabConfig:
     """layout of .txt files"""
     column: str = "text"
     """field of .jsonl, column of .parquet"""
+    encoding: str | None = None
+    """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
+    max_damaged: Annotated[float | None, Range(0, 1)] = None
+    """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -102,7 +107,14 @@ def main(config: VocabConfig) -> None:
         size = -(-config.size // MULTIPLE) * MULTIPLE
         if size != config.size:
             say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
-        sources = find_sources(config.corpus, config.txt, column=config.column)
+        sources = find_sources(
+            config.corpus,
+            config.txt,
+            column=config.column,
+            encoding=config.encoding,
+            max_damaged=config.max_damaged,
+            out=config.out,
+        )
         if config.model != "wordpiece":
             make_sentencepieces(sources, config, size)
             return
@@ -258,13 +270,17 @@ def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[
     size = 0
     with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
         for source in sources:
-            for document in read_documents(source, config.column, counts):
+            seen: Counter[str] = Counter()
+            for document in sound_documents(source, config.column, seen):
                 batch += document.text.split("\n" if document.lines else "\n\n")
                 size += len(document.text)
                 if size >= 1 << 20:
                     bar.update(size)
                     yield batch
                     batch, size = [], 0
+            check_unchanged(source)
+            check_damage(source, seen, config.max_damaged, config.encoding is not None)
+            counts += seen
         bar.update(size)
         yield batch
     if counts["invalid_utf8"] and what == "words":

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ TOTALS = (
 )
 ODDITIES = (
     *("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "nul_characters", "long_lines"),
-    *("bad_lines", "damaged_parts", "refused_members", "other_members"),
+    *("bad_lines", "damaged_parts", "refused_members", "other_members", "damaged_characters"),
     *cleaning.COUNTS,
 )
 REFUSED = (  # by --strict
@@ -62,6 +62,7 @@ def describe(
         "sources": [
             {"path": source.name, "bytes": source.bytes, "ends_sha256": _ends_sha256(source.path)}
             | ({"layout": source.layout} if source.layout else {})
+            | ({"encoding": source.encoding} if source.encoding else {})
             for source in sources
         ],
     }
@@ -112,11 +113,35 @@ def to_append_to(store: Path, identity: dict[str, Any]) -> dict[str, Any] | None
     same = ("format", "token_dtype", "vocab", "settings")
     theirs, ours = ({name: content[name] for name in same} for content in (manifest, identity))
     differing(theirs, ours, store, "was made")
-    known = {source["path"]: source for source in manifest["sources"]}
-    for source in identity["sources"]:
-        if known.get(source["path"], source) != source:
-            raise InputError(f"{source['path']} is in {store} already, and has changed since; make the store anew")
     return manifest
+
+
+def new_sources(store: Path, known: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[int]:
+    """Which of the sources `given` are not among the `known` ones of a store, whatever the order of either.
+
+    A source is known by its name and content; the content of a known one under another name is left out, and said.
+
+    Raises
+    ------
+    InputError: one of the name of a known source that holds something else.
+    """
+    names = {source["path"] for source in known}
+    contents = {(source["bytes"], source["ends_sha256"]): source["path"] for source in known if source["ends_sha256"]}
+    new = []
+    for number, source in enumerate(given):
+        if source in known:
+            continue
+        if source["path"] in names:
+            raise InputError(
+                f"{source['path']} is in {store} already, and has changed since (or is another file of that name: give "
+                "its folder as --corpus, whose name then goes before it); make the store anew for a file that changed"
+            )
+        twin = contents.get((source["bytes"], source["ends_sha256"]))
+        if twin is not None and source["bytes"]:
+            say(f"{source['path']} is {twin} under another name, which is in {store} already: left out")
+        else:
+            new.append(number)
+    return new
 
 
 def read_manifest(store: Path) -> dict[str, Any] | None:
@@ -146,13 +171,19 @@ def refuse_oddities(sources: list[Source], counts: dict[int, Counter[str]]) -> N
 
 
 def finish(
-    records: Records, units: Sequence[Unit], identity: dict[str, Any], vocab: Path, base: dict[str, Any] | None
+    records: Records,
+    units: Sequence[Unit],
+    identity: dict[str, Any],
+    vocab: Path,
+    base: dict[str, Any] | None,
+    check: Callable[[dict[int, Counter[str]]], None] = lambda counts: None,
 ) -> None:
-    """Write the manifest if all units are done, by whichever rank sees it first.
+    """Write the manifest if all units are done, by whichever rank sees it first, and `check` takes what was counted in
+    reading, by number of source.
 
     Raises
     ------
-    InputError: the corpus turned out to hold no text.
+    InputError: the corpus turned out to hold no text, or what `check` says.
     """
     store = records.store
     with only_one(records.folder) as first:
@@ -164,6 +195,7 @@ def finish(
         if None in done:
             say(f"this rank is done; {done.count(None)} of {len(done)} units are with other ranks")
             return
+        check(counts_of_sources(found))
         made = [record["shard"] for record in found if "shard" in record]
         shards = [*(base["shards"] if base else []), *(shard for shard in made if shard["documents"])]
         if not shards:
@@ -197,6 +229,16 @@ def only_one(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def counts_of_sources(records: list[dict[str, Any]]) -> dict[int, Counter[str]]:
+    """What was counted in reading, by number of source."""
+    found: dict[int, Counter[str]] = {}
+    for record in records:
+        if "shard" not in record:
+            for source, counts in record["counts"].items():
+                found.setdefault(int(source), Counter()).update(counts)
+    return found
+
+
 def total_counts(
     records: list[dict[str, Any]],
     shards: list[dict[str, Any]],
@@ -212,11 +254,10 @@ def total_counts(
     for record in records:
         if "shard" in record:
             total.update(record["counts"])
-            continue
-        for source, found in record["counts"].items():
-            total.update(found)
-            if found:
-                odd.setdefault(sources[int(source)]["path"], Counter()).update(found)
+    for source, found in counts_of_sources(records).items():
+        total.update(found)
+        if named := {name: count for name, count in found.items() if name not in ("characters", "damaged_characters")}:
+            odd.setdefault(sources[source]["path"], Counter()).update(named)
     for shard in shards:
         total.update({name: shard[name] for name in TOTALS[:3]})
     return {

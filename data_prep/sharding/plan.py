@@ -23,7 +23,7 @@ from data_prep.cli import InputError
 from data_prep.files import write_json
 from data_prep.store import shard_name
 from data_prep.text.cleaning import Cleaner
-from data_prep.text.corpus import Document, Source, count_rows, read_documents
+from data_prep.text.corpus import Document, Source, count_rows, sound_documents
 
 PACKED = 4  # bytes of text in a byte of a packed file: a guess, for balance only
 LEAST_UNITS = 32  # a small corpus is cut finer than shards need be, so that several workers have work
@@ -100,7 +100,7 @@ def unit_documents(
     """(source number, document) of a unit, in order, cleaned; `counts` gets what was counted, by source."""
     for segment in unit.segments:
         seen = counts.setdefault(segment.source, Counter())
-        for document in read_documents(sources[segment.source], column, seen, segment.start, segment.stop):
+        for document in sound_documents(sources[segment.source], column, seen, segment.start, segment.stop):
             if clean is None or (document := clean(document, seen)) is not None:  # type: ignore[assignment]
                 yield segment.source, document
 
@@ -130,7 +130,8 @@ class Records:
         """
         path = self.folder / "plan.json"
         if path.exists():
-            differing(json.loads(path.read_text("utf-8")), content, self.store, "is being made")
+            remedy = f"Run the command that was begun, or remove {self.folder}" if appending else ""
+            differing(json.loads(path.read_text("utf-8")), content, self.store, "is being made", remedy)
             return True
         if not appending and self.store.exists() and not (self.store.is_dir() and set(_names(self.store)) <= {"parts"}):
             raise InputError(f"{self.store} exists and is not a token store; it stays as it is; give another --out")
@@ -173,13 +174,14 @@ def shard_path(store: Path, unit: Unit, piece: int) -> Path:
     return store / shard_name(unit.number, piece)
 
 
-def differing(theirs: dict[str, Any], ours: dict[str, Any], store: Path, state: str) -> None:
+def differing(theirs: dict[str, Any], ours: dict[str, Any], store: Path, state: str, remedy: str = "") -> None:
     """Refuse to go on in a store that is or was made from something else.
 
     Raises
     ------
     InputError: naming what differs.
     """
+    changed = _changed(theirs, ours)
     theirs, ours = _flat(theirs), _flat(ours)
     names = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
     if not names:
@@ -188,7 +190,23 @@ def differing(theirs: dict[str, Any], ours: dict[str, Any], store: Path, state: 
     for name in names:
         old, new = (_brief(content.get(name)) for content in (theirs, ours))
         shown.append(f"{name} {old}, now {new}" if old != new else f"{name} changed")
-    raise InputError(f"{store} {state} from something else: {'; '.join(shown)}. Remove it or give another --out")
+    if changed:
+        shown.append(
+            f"that is {', '.join(changed[:5])}" + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        )
+    remedy = remedy or "Remove it or give another --out"
+    raise InputError(f"{store} {state} from something else: {'; '.join(shown)}. {remedy}")
+
+
+def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Names of the sources that are new, gone, other, or were modified."""
+    parts = []
+    for content in (theirs, ours):
+        sources, times = content.get("sources", []), content.get("modified", [])  # times: of those that are added
+        times = [None] * (len(sources) - len(times)) + times
+        parts.append([(source["path"], source, time) for source, time in zip(sources, times, strict=True)])
+    old, new = parts
+    return sorted({one[0] for one in (*(x for x in old if x not in new), *(x for x in new if x not in old))})
 
 
 def _flat(content: dict[str, Any]) -> dict[str, Any]:

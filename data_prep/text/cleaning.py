@@ -16,7 +16,9 @@ found by a pass of its own over the whole corpus (dedup.py), whose list is a set
 """
 
 import hashlib
+import io
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -30,7 +32,8 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
 from data_prep.text.corpus import Document, find_sources, read_documents
-from data_prep.text.unpack import Source, guarded, open_unpacked
+from data_prep.text.decoding import find_encoding, in_utf8
+from data_prep.text.unpack import Source, guarded, open_text
 
 LOOKED_AT = 2_000  # characters of a document from which its language is told
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
@@ -175,11 +178,10 @@ def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
 
 def _texts_of(path: Path) -> Iterable[str]:
     if path.suffix == ".tsv":
-        try:
-            for line in path.read_text("utf-8", "replace").splitlines()[1:]:
-                yield from line.split("\t")
-        except OSError as error:
-            raise InputError(f"--exclude {path} cannot be read: {error.strerror}") from error
+        raw = path.read_bytes()
+        text = in_utf8(io.BytesIO(raw), find_encoding([raw]).encoding).read().decode("utf-8", "replace")
+        for line in text.splitlines()[1:]:
+            yield from line.split("\t")
         return
     for source in find_sources([str(path)], "prose"):
         if source.kind == "jsonl":
@@ -189,7 +191,7 @@ def _texts_of(path: Path) -> Iterable[str]:
 
 
 def _fields_of(source: Source) -> Iterable[str]:
-    with open_unpacked(source) as file:
+    with open_text(source) as file:
         while line := guarded(source, file.readline):
             try:
                 content = json.loads(line) if line.strip() else {}
@@ -221,6 +223,9 @@ def settings_of(
 ) -> dict[str, Any]:
     """What decides about documents, as the manifest says it; only what is asked for."""
     named: dict[str, Any] = {}
+    for option, path in (*(("exclude", path) for path in exclude), *([("drop", drop)] if drop is not None else [])):
+        if not path.is_file() or not os.access(path, os.R_OK):
+            raise InputError(f"--{option} {path} is no file that can be read")
     if ftfy:
         named["ftfy"] = _version("ftfy")
     if control:

@@ -13,25 +13,30 @@
     .tar      archives of .txt and .jsonl, which are read as they stream by (archives.py)
 
 each plain, or with .gz, .bz2 or .zst appended (not parquet, which is compressed inside). Folders are searched
-recursively, in sorted order, without following links. A plain file can be read in byte ranges, a parquet file in row
-ranges: every document belongs to exactly one range, wherever the ranges are cut. What is odd is counted, not refused:
-`counts` gets `invalid_utf8`, `nul_characters`, `long_lines`, `bad_lines`, `damaged_parts` and `cut_documents`.
+recursively, in sorted order, without following links (folders.py). The encoding of .txt and .jsonl is found for each
+file and said where it is not UTF-8 (decoding.py). A plain file of UTF-8 can be read in byte ranges, a parquet file in
+row ranges: every document belongs to exactly one range, wherever the ranges are cut. A line ends in LF, CR or both.
+What is odd is counted, not refused: `counts` gets `invalid_utf8`, `nul_characters`, `long_lines`, `bad_lines`,
+`damaged_parts` and `cut_documents`, and from `sound_documents` what `check_damage` refuses when it is too much.
 """
 
 import glob
+import io
 import json
-import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from data_prep.cli import InputError, say
+from data_prep.cli import InputError, printable, say
 from data_prep.text import archives, datasets_reader, unpack, wikipedia
+from data_prep.text.decoding import Found, damaged_characters, find_encoding, in_utf8, named_encoding, whole_characters
+from data_prep.text.folders import text_files
 from data_prep.text.sentences import looks_like_lines
 from data_prep.text.unpack import (
     DamagedError,
@@ -41,20 +46,32 @@ from data_prep.text.unpack import (
     lines_in,
     lines_of,
     note_damage,
+    open_text,
     open_unpacked,
+    size_and_time,
     unpacked,
 )
 
 MAX_DOCUMENT = 4 << 20  # characters; a longer document is cut into several
 SNIFF = 1 << 18  # bytes looked at to tell lines from prose
+PROBE = 1 << 20  # bytes of a file's beginning that are looked at to find its encoding
+PROBES, PROBED = 8, 1 << 15  # and so many further places in a plain file, of so many bytes
+MAX_DAMAGED = 0.01  # share of a source's characters that may be U+FFFD or controls
+LEAST_DAMAGED = 8  # so many are never too many
+SHOWN = 8  # names in a message
 KINDS = ".txt, .jsonl, .parquet, .tar or Wikipedia's .xml, plain or .gz, .bz2, .zst"
 
 _NAME = re.compile(r"\.(txt|jsonl|parquet|xml|tar)(?:\.(gz|bz2|zst))?$")
+_TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
 _MAGIC: dict[str, tuple[bytes, ...]] = {
     "gz": (b"\x1f\x8b",),
     "bz2": (b"BZh",),
     "zst": (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"),  # a frame; one to be skipped
 }
+
+
+# Ends of lines and paragraphs beside \n and \r: of IBM's, which tokenizers drop so that words join, and of Unicode.
+_LINE_ENDS = (("\x85", "\n"), ("\u2028", "\n"), ("\u2029", "\n\n"))
 
 
 class Document(NamedTuple):
@@ -63,6 +80,7 @@ class Document(NamedTuple):
     id: str  # "name of the source:place", the place being a byte or a row
     text: str
     lines: bool = False  # every line is a sentence already
+    damaged: int = 0  # characters that are U+FFFD or controls
 
 
 def find_sources(
@@ -71,24 +89,40 @@ def find_sources(
     datasets: Iterable[str] = (),
     strict: bool = False,
     column: str | None = None,
+    encoding: str | None = None,
+    max_damaged: float | None = None,
+    out: Path | None = None,
 ) -> list[Source]:
     """The files that paths, folders and globs name, in an order that depends on names only, then Hugging Face datasets.
+
+    `encoding` is that of all files, where they have no byte order mark; `max_damaged` as check_damage takes it; `out`,
+    where the command writes, is no source.
 
     Raises
     ------
     InputError: nothing there, a kind of file we cannot read, nothing but empty files; a .jsonl whose first line has no
-    field `column`.
+    field `column`; an unknown encoding.
     """
+    named = named_encoding(encoding) if encoding is not None else None
     found: dict[Path, str] = {}  # a file named twice counts once
     for argument in arguments:
-        for path, name in _expand(argument):
+        for path, name in _expand(argument, out):
             found.setdefault(path.resolve(), name)
-    sources = [_source(path, name, txt) for path, name in found.items()]
+    known_by: dict[tuple[str, str], list[str]] = {}  # names of sources by encoding, and what it is known by
+    sources = []
+    for path, name in found.items():
+        source, why = _source(path, printable(name), txt, named, max_damaged)
+        sources.append(source)
+        if why:
+            known_by.setdefault((source.encoding, why), []).append(source.name)
+    _say_encodings(known_by)
     if strict and (empty := [source.name for source in sources if not source.bytes]):
         raise InputError(f"empty files, which --strict refuses: {', '.join(empty[:5])}")
     for name in datasets:
         path, bytes_on_disk = datasets_reader.find(name)
-        sources.append(Source(path, name.rstrip("/").rsplit("/", 1)[-1], "dataset", "", bytes_on_disk, ""))
+        _, modified = size_and_time(datasets_reader.folder_of(path))
+        name = printable(name.rstrip("/").rsplit("/", 1)[-1])
+        sources.append(Source(path, name, "dataset", "", bytes_on_disk, "", modified=modified))
     if not any(source.bytes for source in sources):
         raise InputError(f"the corpus is empty: {', '.join(source.name for source in sources[:5])} hold no bytes")
     if txt == "auto":
@@ -99,22 +133,19 @@ def find_sources(
     return sources
 
 
-def _expand(argument: str) -> list[tuple[Path, str]]:
+def _expand(argument: str, out: Path | None) -> list[tuple[Path, str]]:
     path = Path(argument)
     if path.is_dir():
-        files = [Path(folder) / name for folder, _, names in os.walk(path) for name in names if name[0] != "."]
-        known = sorted(file for file in files if _is_known(file))
-        if not known:
+        found = text_files(path, _is_known, out)
+        if not found:
             raise InputError(f"{argument} holds no {KINDS}")
-        if len(known) < len(files):
-            say(f"{argument}: {len(files) - len(known)} files of other kinds left out")
-        return [(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in known]
+        return [(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in found]
     if path.exists():
         return [(path, path.name)]
     matches = sorted(glob.glob(argument, recursive=True))
     if not matches:
         raise InputError(f"{argument} does not exist (nor does any file match it); give files, folders or globs")
-    return [found for match in matches for found in _expand(match)]
+    return [found for match in matches for found in _expand(match, out)]
 
 
 def _kind(name: str) -> re.Match[str] | None:
@@ -126,32 +157,63 @@ def _is_known(path: Path) -> bool:
     if not match or not path.is_file():
         return False
     # Much is XML that is no corpus.
-    return match[1] != "xml" or wikipedia.is_dump(_beginning(Source(path, "", "xml", match[2] or "", 1, "")))
+    if match[1] != "xml":
+        return True
+    source = Source(path, "", "xml", match[2] or "", 1, "")
+    with open_unpacked(source) as stream:
+        return wikipedia.is_dump(_head(source, stream, SNIFF))
 
 
-def _source(path: Path, name: str, txt: str) -> Source:
+def _source(path: Path, name: str, txt: str, encoding: str | None, max_damaged: float | None) -> tuple[Source, str]:
+    """A file as a source, and what its encoding is known by."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is a pipe or a device, which can be read once only; write it to a file first")
     match = _kind(path.name)
     if not match:
         raise InputError(f"{path} is of a kind we cannot read; give {KINDS}")
     kind, packing = match[1], match[2] or ""
     if kind == "parquet" and packing:
         raise InputError(f"{path} is packed twice: parquet is compressed inside; unpack it with gunzip or unzstd")
-    source = Source(path, name, kind, packing, path.stat().st_size, "")
-    if packing and source.bytes:
+    source = Source(path, name, kind, packing, status.st_size, "", encoding or "", status.st_mtime_ns)
+    if not source.bytes:
+        return source, ""
+    if packing:
         _check_magic(source)
-    return source._replace(layout=_layout(source, txt)) if source.bytes else source
+    pieces = _probe(source) if kind in ("txt", "jsonl", "xml") else []
+    if kind == "xml":
+        return source._replace(layout=_check_dump(source, pieces[0]), encoding=_of_xml(pieces[0], encoding)), ""
+    if kind == "tar":
+        return source._replace(layout="" if txt == "auto" else txt), ""
+    if kind == "parquet":
+        return source, ""
+    found = find_encoding(pieces, encoding)
+    source = source._replace(encoding=found.encoding)
+    if not packing:  # what is damaged here and there is so everywhere: better said now than in hours
+        check_damage(source, _damage_of(pieces, found.encoding or "utf-8"), max_damaged, encoding is not None)
+    if kind == "txt":
+        source = source._replace(layout=_layout_of(pieces[0], found) if txt == "auto" else txt)
+    return source, found.why
 
 
-def _layout(source: Source, txt: str) -> str:
-    if source.kind == "xml":
-        if not wikipedia.is_dump(_beginning(source)):
-            raise InputError(f"{source.path} is no dump of MediaWiki, the only XML that is read here")
-        return wikipedia.extractor()
-    if source.kind == "tar":
-        return "" if txt == "auto" else txt
-    if source.kind == "txt":
-        return layout_of(_beginning(source)) if txt == "auto" else txt
-    return ""
+def _check_dump(source: Source, beginning: bytes) -> str:
+    if not wikipedia.is_dump(beginning):
+        raise InputError(f"{source.path} is no dump of MediaWiki, the only XML that is read here")
+    return wikipedia.extractor()
+
+
+def _of_xml(beginning: bytes, named: str | None) -> str:
+    """The encoding of an XML file, where expat does not read it by itself."""
+    return (named or "") if (declared := wikipedia.declared_encoding(beginning)) is None else declared
+
+
+def _damage_of(pieces: list[bytes], encoding: str) -> Counter[str]:
+    text = "\n".join(piece.decode(encoding, "replace") for piece in whole_characters(pieces, encoding))
+    return Counter(characters=len(text), damaged_characters=damaged_characters(text, text.encode("utf-8", "replace")))
+
+
+def _layout_of(beginning: bytes, found: Found) -> str:
+    return layout_of(in_utf8(io.BytesIO(beginning), found.encoding).read(SNIFF))
 
 
 def _check_magic(source: Source) -> None:
@@ -160,18 +222,37 @@ def _check_magic(source: Source) -> None:
             raise InputError(f"{source.path} is not a .{source.packing} file; give it the name of what it is")
 
 
-def _beginning(source: Source) -> bytes:
-    beginning = b""
-    with open_unpacked(source) as stream, suppress(DamagedError):
-        while len(beginning) < SNIFF and (piece := guarded(source, partial(stream.read1, SNIFF))):  # type: ignore[attr-defined]
-            beginning += piece
-    return beginning
+def _probe(source: Source) -> list[bytes]:
+    """The beginning of a file, and pieces of what follows where it is plain."""
+    with open_unpacked(source) as stream:
+        pieces = [_head(source, stream, PROBE)]
+        if not source.packing and source.bytes > len(pieces[0]):
+            for number in range(1, PROBES + 1):
+                at = PROBE + (source.bytes - PROBE) * number // PROBES - PROBED
+                stream.seek(max(0, at) & ~3)  # whole characters of UTF-16 and UTF-32
+                pieces.append(stream.read(PROBED))
+    return pieces
+
+
+def _head(source: Source, stream: BinaryIO, size: int) -> bytes:
+    """The first bytes of a stream, fewer where it ends or is damaged."""
+    head = bytearray()
+    with suppress(DamagedError):
+        while len(head) < size and (piece := guarded(source, partial(stream.read1, size - len(head)))):  # type: ignore[attr-defined]
+            head += piece
+    return bytes(head)
 
 
 def layout_of(beginning: bytes) -> str:
     """Whether a text is made of lines or of prose, by its beginning."""
     lines = beginning[:SNIFF].decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     return "lines" if looks_like_lines(lines[:-1] if len(lines) > 1 else lines) else "prose"
+
+
+def _say_encodings(known_by: dict[tuple[str, str], list[str]]) -> None:
+    for (encoding, why), names in sorted(known_by.items()):
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+        say(f"read as {encoding}: {why}: {shown}" + (" (--encoding NAME to say otherwise)" if why == "a guess" else ""))
 
 
 def _say_layouts(sources: list[Source]) -> None:
@@ -215,6 +296,34 @@ def read_documents(
         yield from _cut(_clean(document, counts), counts)
 
 
+def sound_documents(
+    source: Source, column: str, counts: Counter[str], start: int = 0, stop: int | None = None
+) -> Iterator[Document]:
+    """As read_documents; `counts` gets `characters` and those of them that are damaged, for `check_damage`."""
+    for document in read_documents(source, column, counts, start, stop):
+        counts["characters"] += len(document.text)
+        if document.damaged:
+            counts["damaged_characters"] += document.damaged
+        yield document
+
+
+def check_damage(source: Source, counts: Counter[str], most: float | None, named: bool = False) -> None:
+    """Refuse a source of which too much is damaged: `most`, or what is usual; where its encoding was named, nothing.
+
+    Raises
+    ------
+    InputError: naming the source, the share and the remedy.
+    """
+    least, most = (0, 0.0) if named and most is None else (LEAST_DAMAGED, MAX_DAMAGED if most is None else most)
+    damaged, characters = counts["damaged_characters"], counts["characters"]
+    if damaged > max(least, most * characters):
+        read_as, share = source.encoding or "utf-8", 100 * damaged / characters
+        raise InputError(
+            f"{source.path}, read as {read_as}: {share:.2f} % of its characters are damaged (U+FFFD or controls), more "
+            f"than {100 * most:g} %; give --encoding NAME if it is another, or --max_damaged SHARE to take it so"
+        )
+
+
 def count_rows(source: Source, column: str) -> tuple[int, int]:
     """Rows of a parquet file or dataset and bytes of its text, from its footer.
 
@@ -237,14 +346,19 @@ def _clean(document: Document, counts: Counter[str]) -> Document:
     text = document.text
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        for line_end, ours in _LINE_ENDS:
+            if line_end in text:
+                text = text.replace(line_end, ours)
     if "\0" in text:  # the tokenizer drops it
         counts["nul_characters"] += text.count("\0")
     try:
-        text.encode()
+        raw = text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer takes
         counts["invalid_utf8"] += 1
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return document._replace(text=text)
+        raw = text.encode()
+    return document._replace(text=text, damaged=damaged_characters(text, raw))
 
 
 def _cut(document: Document, counts: Counter[str]) -> Iterator[Document]:
@@ -257,14 +371,15 @@ def _cut(document: Document, counts: Counter[str]) -> Iterator[Document]:
             counts["empty_documents"] += 1
         return
     counts["cut_documents"] += 1
-    begin = 0
+    begin, identity = 0, document.id
     while begin < len(text):
         end = begin + MAX_DOCUMENT
         if end < len(text):
             places = (text.rfind(border, begin + MAX_DOCUMENT // 2, end) for border in ("\n\n", "\n", " "))
             end = next((place for place in places if place > 0), end)
         if part := text[begin:end].strip():
-            yield document._replace(id=f"{document.id}+{begin}", text=part)
+            yield document._replace(id=f"{identity}+{begin}", text=part)
+            document = document._replace(damaged=0)  # counted once
         begin = end
 
 
@@ -390,7 +505,7 @@ def _check_first_line(source: Source, column: str) -> None:
 
 
 def _read_xml(source: Source, counts: Counter[str]) -> Iterator[Document]:
-    with open_unpacked(source) as stream:
+    with open_text(source) as stream:
         try:
             yield from (Document(*found) for found in wikipedia.articles(source, stream, counts))
         except DamagedError as error:
@@ -399,14 +514,19 @@ def _read_xml(source: Source, counts: Counter[str]) -> Iterator[Document]:
 
 def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Document]:
     others = 0
+    read_as: dict[tuple[str, str], list[str]] = {}
     for name, stream in archives.members(source, counts):
         match = _kind(name)
         if not match or match[1] not in ("txt", "jsonl") or name.rsplit("/", 1)[-1].startswith("."):
             others += 1
             continue
-        inside, packing = f"{source.name}/{name}", match[2] or ""
+        inside, packing = printable(f"{source.name}/{name}"), match[2] or ""
         member = Source(source.path / name, inside, match[1], packing, 1, source.layout)
-        lines = lines_in(member, unpacked(stream, packing) if packing else stream, counts)
+        text, found = _decoded(member, unpacked(stream, packing) if packing else stream, source.encoding)
+        if found.encoding:
+            read_as.setdefault((found.encoding, found.why or "named"), []).append(inside)
+            counts[f"members_in_{found.encoding}"] += 1
+        lines = lines_in(member._replace(encoding=found.encoding), text, counts)
         if member.kind == "jsonl":
             yield from _read_jsonl(member, lines, column, 0, 1 << 62, counts)
         else:
@@ -414,9 +534,35 @@ def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Doc
                 lines, layout = _sniff(lines)
                 member = member._replace(layout=layout)
             yield from _read_txt(member, lines, 0, 1 << 62, counts)
+    _say_encodings(read_as)
     if others:
         counts["other_members"] += others
         say(f"{source.path}: {others} members that are neither .txt nor .jsonl left out")
+
+
+class _Rejoined(io.RawIOBase):
+    """A stream whose beginning was read already."""
+
+    def __init__(self, head: bytes, rest: BinaryIO):
+        self.head, self.rest = head, rest
+
+    def readable(self) -> bool:
+        """True, always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`; 0 at the end."""
+        piece = self.head[: len(buffer)] if self.head else self.rest.read1(len(buffer))  # type: ignore[attr-defined]
+        self.head = self.head[len(piece) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _decoded(source: Source, stream: BinaryIO, named: str) -> tuple[BinaryIO, Found]:
+    """The text of a member of an archive, in UTF-8, and the encoding it is in."""
+    head = _head(source, stream, PROBE)
+    found = find_encoding([head], named or None)
+    return in_utf8(io.BufferedReader(_Rejoined(head, stream), 1 << 18), found.encoding), found
 
 
 def _sniff(lines: Lines) -> tuple[Lines, str]:
@@ -440,7 +586,7 @@ def _read_parquet(source: Source, column: str, start: int, stop: int, counts: Co
         try:
             while batch := guarded(source, partial(next, batches, None)):
                 if row + len(batch) > start:
-                    for at, text in enumerate(_texts_of(batch.column(0), counts), row):
+                    for at, text in enumerate(_texts_of(batch.column(0), counts, source.encoding or "utf-8"), row):
                         if start <= at < stop:
                             yield Document(f"{source.name}:{at}", text or "")
                 row += len(batch)
@@ -448,12 +594,13 @@ def _read_parquet(source: Source, column: str, start: int, stop: int, counts: Co
             note_damage(error, counts)
 
 
-def _texts_of(column: Any, counts: Counter[str]) -> list[str | None]:
+def _texts_of(column: Any, counts: Counter[str], encoding: str) -> list[str | None]:
     try:
-        return column.to_pylist()
+        texts: list[Any] = column.to_pylist()
     except UnicodeDecodeError:  # nobody checks texts when parquet is written
         plain = column.dictionary_decode() if hasattr(column, "dictionary_decode") else column
-        return [text if text is None else decode(text, counts) for text in plain.cast("large_binary").to_pylist()]
+        texts, encoding = plain.cast("binary_view").to_pylist(), "utf-8"
+    return [decode(text, counts, encoding) if isinstance(text, bytes) else text for text in texts]
 
 
 def _open_parquet(source: Source, column: str) -> Any:
@@ -462,8 +609,10 @@ def _open_parquet(source: Source, column: str) -> Any:
     file = guarded(source, lambda: pyarrow.parquet.ParquetFile(source.path, buffer_size=1 << 20))
     if column not in file.schema_arrow.names:
         raise InputError(f"{source.path} has no column {column!r}, only {file.schema_arrow.names}; see --column")
+    if (times := file.schema_arrow.names.count(column)) > 1:
+        raise InputError(f"{source.path} has {times} columns {column!r}; write all but one under other names")
     kind = file.schema_arrow.field(column).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    if not any(getattr(pyarrow.types, f"is_{name}")(kind) for name in _TEXTS):
         raise InputError(f"{source.path}: column {column!r} is of type {kind}, not text; see --column")
     return file

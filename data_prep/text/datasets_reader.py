@@ -32,6 +32,11 @@ def find(name: str) -> tuple[Path, int]:
     return Path(name), 1
 
 
+def folder_of(path: Path) -> Path:
+    """The folder of a dataset, without configuration and split; no folder where it lies on the Hub."""
+    return _parts(str(path))[0]
+
+
 def size(path: Path, name: str, column: str) -> tuple[int, int]:
     """Rows, or a number that is more than enough, and bytes of text, which may be a guess.
 
@@ -128,6 +133,8 @@ def _check_column(names: list[str], column: str, name: str) -> None:
 
 def _text(content: dict[str, Any], column: str, name: str, row: int) -> str:
     text = content.get(column)
+    if isinstance(text, bytes):  # a column of type binary; a surrogate stands for a wrong byte, and is counted
+        text = text.decode("utf-8", "surrogateescape")
     if text is not None and not isinstance(text, str):
         raise InputError(f"--dataset {name}, row {row}: column {column!r} is not text but {str(text)[:80]!r}")
     return text or ""

@@ -2,9 +2,10 @@
 
     for place, line in lines_of(source, start, counts): ...    # the lines that begin at byte `start` or later
 
-Plain files can be entered anywhere; .gz, .bz2 and .zst are read from their beginning. A line of more than MAX_LINE
-bytes comes in pieces. Of a packed file that is damaged or cut short every line that is whole is read, then it is said
-and counted (`damaged_parts`), however its packer would have it.
+Plain files of UTF-8 can be entered anywhere; .gz, .bz2 and .zst are read from their beginning, and so is what has to be
+decoded (decoding.py): it comes as UTF-8. A line of more than MAX_LINE bytes comes in pieces. Of a packed file that is
+damaged or cut short every line that is whole is read, then it is said and counted (`damaged_parts`), however its packer
+would have it. Whoever has read a file asks `check_unchanged` whether it was still the one that was planned.
 """
 
 import bz2
@@ -20,9 +21,12 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 
 from data_prep.cli import InputError, say
+from data_prep.text.datasets_reader import folder_of
+from data_prep.text.decoding import in_utf8
 
 MAX_LINE = 16 << 20  # bytes; a longer line of .txt is cut, of .jsonl left out
 PIECE = {"gz": 1 << 14, "bz2": 1 << 14, "zst": 1 << 11}  # packed bytes taken at once: .zst unpacks to 32,768 times that
+WINDOW = 1 << 31  # bytes that a frame of .zst may look back, of memory as far as it does: zstd --long=31
 STEP = 1 << 16  # unpacked bytes made at once, from .gz and .bz2
 
 
@@ -35,11 +39,15 @@ class Source(NamedTuple):
     packing: str  # "", gz, bz2, zst
     bytes: int  # on disk
     layout: str  # of txt lines or prose, of xml what takes the markup out, of tar what --txt says; else ""
+    encoding: str = ""  # that it is decoded from; of tar and parquet what --encoding says; "": UTF-8 as it lies
+    modified: int = 0  # ns; 0 where nobody knows
 
     @property
     def is_stream(self) -> bool:
         """Whether it can only be read from its beginning to its end."""
-        return bool(self.packing) or self.kind in ("xml", "tar")
+        return (
+            bool(self.packing) or self.kind in ("xml", "tar") or (self.kind in ("txt", "jsonl") and self.encoding != "")
+        )
 
 
 class DamagedError(InputError):
@@ -48,7 +56,7 @@ class DamagedError(InputError):
 
 def lines_of(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple[int, bytes]]:
     """Lines that begin at or after byte `start` of the unpacked text, with their places, in pieces of MAX_LINE."""
-    with open_unpacked(source) as stream:
+    with open_text(source) as stream:
         place = max(0, start - 1)
         if place:
             stream.seek(place)
@@ -99,13 +107,13 @@ def guarded(source: Source, read: Callable[[], Any]) -> Any:
         raise
 
 
-def decode(line: bytes, counts: Counter[str]) -> str:
+def decode(line: bytes, counts: Counter[str], encoding: str = "utf-8") -> str:
     """A line as text; wrong bytes become U+FFFD and are counted."""
     try:
-        return line.decode()
+        return line.decode(encoding)
     except UnicodeDecodeError:
         counts["invalid_utf8"] += 1
-        return line.decode("utf-8", "replace")
+        return line.decode(encoding, "replace")
 
 
 class _Bz2Error(Exception):
@@ -160,7 +168,7 @@ class _Zst:
     """One frame of a .zst file. zstandard's own reader takes a file cut short for one that ended."""
 
     def __init__(self) -> None:
-        self._unpacker = zstandard.ZstdDecompressor().decompressobj()
+        self._unpacker = zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
 
     def unpack(self, packed: bytes) -> tuple[bytes, bytes]:
         """As of _Gz, but all at once."""
@@ -280,6 +288,45 @@ def open_unpacked(source: Source) -> BinaryIO:
     except OSError as error:
         raise InputError(f"{source.path} cannot be read: {error.strerror}") from error
     return unpacked(file, source.packing, source.path) if source.packing else file
+
+
+def open_text(source: Source) -> BinaryIO:
+    """A file's text in UTF-8, unpacked and decoded on the way.
+
+    Raises
+    ------
+    InputError: it cannot be read.
+    """
+    return in_utf8(open_unpacked(source), source.encoding)
+
+
+def check_unchanged(source: Source) -> None:
+    """Refuse what was made of a file that is no longer the one whose reading was planned.
+
+    Raises
+    ------
+    InputError: the file has another size or another time.
+    """
+    if not source.modified:
+        return
+    size, modified = size_and_time(folder_of(source.path) if source.kind == "dataset" else source.path)
+    if (size, modified) != (source.bytes, source.modified):
+        how = f"of {source.bytes:,} bytes, now {size:,}" if size != source.bytes else "written to since"
+        raise InputError(
+            f"{source.path} changed while it was read ({how}); nothing is finished. Read a copy that nothing writes "
+            "to, into a new --out"
+        )
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file, or of all files of a folder, and when the last of them was modified (ns); zeros for what is not
+    there."""
+    try:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        found = [file.stat() for file in files]
+    except FileNotFoundError:
+        return 0, 0
+    return sum(one.st_size for one in found), max((one.st_mtime_ns for one in found), default=0)
 
 
 def unpacked(file: BinaryIO, packing: str, path: Path | None = None) -> BinaryIO:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
 
 from data_prep.cli import InputError
+from data_prep.text.decoding import named_encoding
 from data_prep.text.unpack import Source, guarded
 
 BLOCK = 1 << 16  # bytes
@@ -26,6 +27,10 @@ _DROPPED = re.compile(r"<!--.*?-->|<ref\b[^>]*/>|<ref\b.*?</ref>|__[A-Z]+__", re
 _BREAK = re.compile(r"<(?:br|hr)\b[^>]*>", re.I)
 _EMPTY_BRACKETS = re.compile(r"\s?[(（][\s,;:،、；，]*[)）]")
 _AFTER_BRACKET = re.compile(r"([(（])[\s,;:،、；，]+")
+
+
+_DECLARED = re.compile(rb"<\?xml[^>]*?\sencoding\s*=\s*[\"']([A-Za-z0-9._:-]+)")
+_OF_EXPAT = ("utf-8", "utf-16", "iso8859-1", "ascii")
 
 
 class Page(NamedTuple):
@@ -58,6 +63,22 @@ def is_dump(beginning: bytes) -> bool:
     return b"<mediawiki" in beginning[:4096].replace(b"\0", b"")  # UTF-16 is XML too
 
 
+def declared_encoding(beginning: bytes) -> str | None:
+    """The encoding that an XML file says it has: "" where expat reads it by itself, None where it says nothing.
+
+    Raises
+    ------
+    InputError: an encoding that Python does not know.
+    """
+    if beginning.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return ""
+    declared = _DECLARED.match(beginning)
+    if declared is None:
+        return "" if b"\0" in beginning[:4] else None  # UTF-16 without a mark
+    name = named_encoding(declared[1].decode("ascii"))
+    return "" if name in _OF_EXPAT else name
+
+
 def articles(source: Source, stream: BinaryIO, counts: Counter[str]) -> Iterator[tuple[str, str]]:
     """(identity, plain text) of the articles of a dump.
 
@@ -65,7 +86,7 @@ def articles(source: Source, stream: BinaryIO, counts: Counter[str]) -> Iterator
     ------
     DamagedError: the file is damaged or cut short.
     """
-    reader = _Reader(counts)
+    reader = _Reader(counts, "utf-8" if source.encoding else None)
     while True:
         block = guarded(source, partial(stream.read1, BLOCK))  # type: ignore[attr-defined]
         broken = None
@@ -97,10 +118,10 @@ def _raise(error: Exception) -> None:
 class _Reader:
     """Collects pages from expat's events."""
 
-    def __init__(self, counts: Counter[str]):
+    def __init__(self, counts: Counter[str], encoding: str | None):
         self.counts = counts
         self.spaces: dict[str, str] = {}  # names of name spaces by their key
-        self.parser = expat.ParserCreate()
+        self.parser = expat.ParserCreate(encoding)
         self.parser.buffer_text = True
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end

@@ -1,0 +1,128 @@
+"""Which files of a folder are text of a corpus, in sorted order, and which are left out, by name.
+
+    files = text_files(Path("wiki"), is_known, out=Path("wiki/store"))
+
+Links to folders are not followed, hidden files not read. What this project writes is no text, wherever it lies: stores
+(finished or not), runs, models, the vocabulary of a tokenizer, and the --out of the command itself, so that a second
+run of it sees the same corpus. All that is left out is said, by kind and name.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data_prep.cli import InputError, printable, say
+
+SHOWN = 4  # names of a kind
+_ASIDE = re.compile(r"\.partial[0-9a-f]{8}$")  # what a crash left of a file of data_prep/files.py
+_SHARD = re.compile(r"shard-\d{5,}-\d{3,}\.bin$")
+_WEIGHTS = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
+_SPECIAL = {"[CLS]", "[SEP]", "[MASK]"}
+_OF_TOKENIZERS = {"vocab.txt", "merges.txt", "added_tokens.txt"}
+
+
+def text_files(folder: Path, is_known: Callable[[Path], bool], out: Path | None = None) -> list[Path]:
+    """The files below a folder that are text; what is left out is said.
+
+    Raises
+    ------
+    InputError: a folder that cannot be read; one that is a store, a run or a model itself.
+    """
+    left_out: dict[str, list[str]] = {}
+    found: list[Path] = []
+    for path, why in _walk(folder, out.resolve() if out is not None else None):
+        if not why and is_known(path):
+            found.append(path)
+        else:
+            left_out.setdefault(why or _kind_of(path), []).append(path.relative_to(folder).as_posix())
+    if left_out:
+        say(f"{printable(folder)}: left out: {'; '.join(_named(why, left_out[why]) for why in sorted(left_out))}")
+    return sorted(found)
+
+
+def _named(kind: str, names: list[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f"{kind}: {len(names):,} ({', '.join(map(printable, names[:SHOWN]))}{more})"
+
+
+def _walk(folder: Path, out: Path | None) -> Iterator[tuple[Path, str]]:
+    """Files below a folder, with the reason if they are left out for what they are or where they lie; so are folders
+    into which there is no going."""
+    for here, folders, names in os.walk(folder, onerror=_refuse):
+        place = Path(here)
+        what = _ours(place, folders, names)
+        if what and place == folder:
+            raise InputError(f"{printable(folder)} is {what}, not text; give the folder of the text")
+        for name in sorted(folders):
+            if why := _closed(place / name, out):
+                folders.remove(name)
+                yield place / name, why
+        if what:
+            yield place, what
+            folders.clear()
+            continue
+        for name in names:
+            yield place / name, _why_not(place / name, names, out)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{printable(error.filename)} cannot be read: {error.strerror}") from error
+
+
+def _closed(folder: Path, out: Path | None) -> str:
+    if folder.name.startswith("."):
+        return "hidden"
+    if folder.is_symlink():
+        return "links to folders"
+    if out is not None and folder.resolve() == out:
+        return "the --out of this command"
+    return "half-written by this project" if _ASIDE.search(folder.name) else ""
+
+
+def _why_not(path: Path, beside: list[str], out: Path | None) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    if _ASIDE.search(path.name):
+        return "half-written by this project"
+    if not path.is_file():
+        return "links to nothing" if path.is_symlink() else "pipes, sockets or devices"
+    if out is not None and path.resolve() == out:
+        return "the --out of this command"
+    return "of a tokenizer" if _is_of_tokenizer(path, beside) else ""
+
+
+def _ours(folder: Path, folders: list[str], names: list[str]) -> str:
+    """What of this project a folder is, if it is any."""
+    if "parts" in folders and (folder / "parts/plan.json").is_file():
+        return "a token store in the making"
+    if "manifest.json" in names and (any(map(_SHARD.match, names)) or _is_manifest(folder / "manifest.json")):
+        return "a token store"
+    if "config.json" in names and ("metrics.jsonl" in names or "checkpoints" in folders):
+        return "a run of training"
+    return "a model" if "config.json" in names and not _WEIGHTS.isdisjoint(names) else ""
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"format", "vocab", "shards"} <= content.keys()
+
+
+def _is_of_tokenizer(path: Path, beside: list[str]) -> bool:
+    """Whether a file is the vocabulary of a tokenizer: beside tokenizer.json, or by what it holds."""
+    if path.name in _OF_TOKENIZERS and ("tokenizer.json" in beside or "tokenizer_config.json" in beside):
+        return True
+    if "vocab" not in path.name or path.suffix != ".txt":
+        return False
+    with open(path, "rb") as file:
+        entries = file.read(1 << 16).decode("utf-8", "replace").split()
+    return set(entries) >= _SPECIAL
+
+
+def _kind_of(path: Path) -> str:
+    return f"{path.suffix.lower()} files" if path.suffix else "files without an ending"
