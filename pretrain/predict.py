@@ -10,6 +10,7 @@ For a model of pairs a tab separates the two texts; for any other a tab is white
 """
 
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ def main(config: PredictConfig) -> None:
     with hf_folder.quiet():
         architecture = hf_folder.load_config(config.folder)
         kind: Kind = "fill" if config.fill else kind_of(config.folder, architecture)
-        pairs = kind == "labels" and (config.pair or answers_pairs(architecture))
+        pairs = config.pair or (kind == "labels" and answers_pairs(architecture))
+        if pairs and kind != "labels":
+            raise InputError(f"--pair: {config.folder} answers {kind}, and no pairs of texts")
         texts = texts_of(config, pairs)  # before the weights, which take longer
         tokenizer = hf_folder.load_tokenizer(config.folder)
         model = load(config.folder, kind)
@@ -139,7 +142,6 @@ def texts_of(config: PredictConfig, pairs: bool) -> Iterable[str]:
         return [checked(f"text {number}", text, pairs) for number, text in enumerate(config.texts, 1)]
     lines = (checked(f"line {number} of standard input", line, pairs) for number, line in lines_of_stdin())
     if sys.stdin.isatty():
-        say("one text a line; Ctrl-D ends")
         return lines
     texts = list(lines)
     if not texts:
@@ -154,19 +156,21 @@ def lines_of_stdin() -> Iterator[tuple[int, str]]:
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if sys.stdin.isatty():
+        say("one text a line; Ctrl-D ends")
     blank = 0
     for number, line in enumerate(sys.stdin, 1):
         if line.strip():
-            yield number, line.rstrip("\n").removeprefix("\ufeff")
+            yield number, line.rstrip("\r\n").removeprefix("\ufeff")
         else:
             blank += 1
     if blank:
-        say(f"{blank} lines of standard input are blank and have no answer")
+        say(f"blank lines of standard input, which have no answer: {blank}")
 
 
 def checked(where: str, text: str, pairs: bool) -> str:
     """`text`, if it can be answered; otherwise an InputError that says where it stands."""
-    if any("\udc80" <= sign <= "\udcff" for sign in text):
+    if re.search("[\udc80-\udcff]", text):
         raise InputError(f"{where} is not UTF-8; convert it, for example: iconv -f WINDOWS-1252 -t UTF-8")
     if "\0" in text:
         raise InputError(f"{where} holds a zero byte, as in UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
@@ -174,10 +178,8 @@ def checked(where: str, text: str, pairs: bool) -> str:
         raise InputError(f"{where} is empty")
     tabs = text.count("\t")
     if pairs and tabs != 1:
-        raise InputError(
-            f"{where}: this model answers pairs of texts; separate the two by a tab, by one alone "
-            f"(found {tabs}): {text[:60]!r}"
-        )
+        what = f"{tabs} tabs, but one alone must" if tabs else "a tab must"
+        raise InputError(f"{where}: {what} separate the two texts that this model answers: {text[:60]!r}")
     return text
 
 

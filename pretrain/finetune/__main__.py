@@ -140,9 +140,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     )
     notes = task.tell(training, evaluation)
     if unit:
-        say(
-            f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in the unit of the file"
-        )
+        say(f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
         notes["unit"] = unit._asdict()
     learnt = in_unit(training, unit) if unit else training
     train_features = task.encode(tokenizer, learnt, names, config.seq_len)

@@ -161,12 +161,12 @@ def _quotes_are_text(text: str, rows: list[tuple[int, Cells]]) -> str | None:
     # Cells that cut lines or hold tabs: without quotes the rows have no common width.
     if any(len(cells) != len(rows[0][1]) for _, cells in rows):
         return None
-    body = [cells for _, cells in rows[1:]]
+    header, body = rows[0][1], [cells for _, cells in rows[1:]]
     cells = [cell for row in body for cell in row]
+    if any(map(_in_quotes, header)) or any('""' in cell[1:-1] for cell in cells if _in_quotes(cell)):
+        return None
     if any(cell.startswith('"') and not _in_quotes(cell) for cell in cells):
         return "whole rows would lie between two of them"
-    if any('""' in cell[1:-1] for cell in cells if _in_quotes(cell)):
-        return None
     # Spreadsheets quote what holds a comma; other writers quote all names, or all but numbers.
     if all(("," in cell) == _in_quotes(cell) for cell in cells):
         return None

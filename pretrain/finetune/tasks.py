@@ -118,9 +118,7 @@ def tell_classes(training: list[Example], evaluation: list[Example]) -> dict[str
     """Say which labels of one side the other lacks."""
     known, asked = ({label for example in side for label in labels_of(example)} for side in (training, evaluation))
     if absent := sorted(known - asked):
-        say(
-            f"not in the file to measure on: {listed(absent)}; f1 is the mean over labels that occur there or in answers"
-        )
+        say(f"not in the file to measure on: {listed(absent)}; f1 is the mean over what occurs there or in answers")
     if unseen := sorted(asked - known):
         say(f"not among the examples to learn from: {listed(unseen)}; no answer can name them")
     return {"not_in_eval": absent}
