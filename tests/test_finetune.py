@@ -179,17 +179,6 @@ def test_tags_are_learnt(hf, tmp_path):
     assert results["mean"] > 0.9
 
 
-def test_spans_of_bio_tags():
-    assert tasks.spans("O B-a I-a O B-a B-a I-b I-b".split()) == {
-        (1, 3, "a"),
-        (4, 5, "a"),
-        (5, 6, "a"),
-        (6, 8, "b"),
-    }
-    assert tasks.spans(["NOUN", "NOUN", "VERB"]) == {(0, 1, "NOUN"), (1, 2, "NOUN"), (2, 3, "VERB")}
-    assert tasks.spans([]) == set()
-
-
 def test_words_without_a_token_count_as_outside():
     tokenizer = tiny_tokenizer()
     examples = [
@@ -250,7 +239,8 @@ def test_reading_columns_by_any_of_their_names(tmp_path):
         ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
         ("a.jsonl", '{"text": 5, "label": 1}\n', "line 1: a text must be a string, not 5"),
         ("a.jsonl", '{"text": "x", "label": 0.5}\n', "line 1: a label must be a name or an integer, not 0.5"),
-        ("a.csv", "text,label\n", "must end in .tsv"),
+        ("a.csv", "text,label\n", "no examples below its header"),
+        ("a.txt", "text,label\n", r"must end in \.csv or \.tsv"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path, name, content, message):
