@@ -140,6 +140,8 @@ def texts_of(config: PredictConfig, pairs: bool) -> Iterable[str]:
     """
     if config.texts:
         return [checked(f"text {number}", text, pairs) for number, text in enumerate(config.texts, 1)]
+    if sys.stdin is None:  # closed, as by <&-
+        raise InputError("no text: give one on the command line; standard input is closed")
     lines = (checked(f"line {number} of standard input", line, pairs) for number, line in lines_of_stdin())
     if sys.stdin.isatty():
         return lines

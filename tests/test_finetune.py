@@ -208,6 +208,23 @@ def test_words_without_a_token_count_as_outside():
     assert scores == pytest.approx({"precision": 1.0, "recall": 1 / 3, "f1": 0.5, "accuracy": 0.5})
 
 
+def test_texts_on_both_sides_are_said(capsys):
+    learnt = [
+        labelled.Example(1, "a b", None, "x"),
+        labelled.Example(2, "c", "d", "x"),
+        labelled.Example(3, ["e"], None, "x"),
+    ]
+    asked = [
+        labelled.Example(1, "a b", None, "y"),
+        labelled.Example(2, "c", None, "x"),
+        labelled.Example(3, ["e"], None, "x"),
+    ]
+    finetune.tell_shared(learnt, asked)
+    assert capsys.readouterr().err == "2 of 3 examples to measure on (66.7%) are also among those to learn from\n"
+    finetune.tell_shared(learnt, asked[1:2])
+    assert capsys.readouterr().err == ""
+
+
 def test_interval_of_students_t():
     assert summary([0.5]) == {"mean": 0.5, "std": None, "ci95": None}
     # Three values 1, 2, 3: mean 2, deviation 1, t(0.975, 2 degrees) = 4.3027, over the root of 3.

@@ -196,6 +196,12 @@ def test_white_space_is_no_part_of_a_label_and_its_share_is_said(tmp_path, capsy
     assert "1 of 2 labels (50.0%)" in capsys.readouterr().err
 
 
+def test_letters_that_were_lost_before_are_said(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", "text,label\nsch\ufffdn,1\nfine,0\n")
+    assert len(pairs_in(path)) == 2
+    assert "1 of 2 rows (50.0%) hold \ufffd (U+FFFD)" in capsys.readouterr().err
+
+
 def test_labels_that_look_alike_are_said(tmp_path, capsys):
     path = write(tmp_path / "t.csv", "text,label\na,Neg\nb,neg\nc,caf\u00e9\nd,cafe\u0301\ne,pos\n")
     assert len({example.label for example in labelled.read_texts(path)}) == 5

@@ -136,6 +136,9 @@ def test_what_is_no_text_is_refused_before_anything_is_answered(classifier, caps
     stdin_of(monkeypatch, raw)
     with pytest.raises(InputError, match=message):
         predict.main(PredictConfig(classifier))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        predict.main(PredictConfig(classifier))
     for text, why in [("\udcff", "text 2 is not UTF-8"), ("", "text 2 is empty"), (" \t", "text 2 is empty")]:
         with pytest.raises(InputError, match=why):
             predict.main(PredictConfig(classifier, ("one", text)))

@@ -136,6 +136,8 @@ def test_labels_of_one_side_are_named(capsys):
     assert "not in the file to measure on: neutral; f1 is the mean over what occurs" in capsys.readouterr().err
     tasks.tell_classes(side("neg"), side("neg", "pos"))
     assert "not among the examples to learn from: pos" in capsys.readouterr().err
+    tasks.tell_classes(side("1.5", "2.5", "3", "3"), side("3"))
+    assert "2 of 3 labels occur only once; are they numbers, for --task regress" in capsys.readouterr().err
     assert tasks.class_names(side("01", "1", "10", "2"), Path("f")) == ["01", "1", "2", "10"]
 
 

@@ -138,6 +138,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
         f"{len(training)} examples to learn from, {len(evaluation)} to measure on"
         + (f", {len(names)} labels" if names else "")
     )
+    tell_shared(training, evaluation)
     notes = task.tell(training, evaluation)
     if unit:
         say(f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
@@ -185,11 +186,13 @@ def check_out(out: Path, inputs: tuple[Path, ...]) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"--out {out} would replace {path}, which is read: choose another folder")
-    standing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not standing.is_dir():
-        raise InputError(f"--out {out}: {standing} is a file: choose a folder")
-    if not os.access(standing, os.W_OK):
-        raise InputError(f"--out {out}: {standing} cannot be written to")
+    # The result is made beside `out` and renamed, in the nearest folder that exists, once hours have been spent on it.
+    above = next(path for path in out.absolute().parents if path.exists())
+    for path in (out, above):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out {out}: {path} is a file: choose a folder")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
     present = {path.name for path in out.iterdir()} if out.exists() else set()
     foreign = sorted(present - written_names(out))
     if foreign:
@@ -219,6 +222,18 @@ def check_pairs(config: FinetuneConfig, training: list[Example], evaluation: lis
     if (training[0].pair is None) != (evaluation[0].pair is None):
         one, two = (config.train, config.eval) if training[0].pair is None else (config.eval, config.train)
         raise InputError(f"{two} holds pairs of texts and {one} single texts: both must hold the same")
+
+
+def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
+    """Say which share of the file to measure on is also learnt from: its score says nothing about other texts."""
+    learnt, asked = (
+        [(e.text if isinstance(e.text, str) else " ".join(e.text), e.pair) for e in side]
+        for side in (training, evaluation)
+    )
+    shared = sum(map(set(learnt).__contains__, asked))
+    if shared:
+        share = f"{shared} of {len(evaluation)} examples to measure on ({shared / len(evaluation):.1%})"
+        say(f"{share} are also among those to learn from")
 
 
 def check_labels(path: Path, examples: list[Example], names: list[str], train: Path) -> None:

@@ -104,6 +104,10 @@ def read_tags(path: Path) -> list[Example]:
 def _told_rows(path: Path) -> list[tuple[int, Fields]]:
     """The rows of `path`; where several columns could be meant, the one that is read is said."""
     rows = read_rows(path)
+    damaged = sum(any("\ufffd" in value for value in fields.values() if isinstance(value, str)) for _, fields in rows)
+    if damaged:
+        share = f"{damaged} of {len(rows)} rows ({damaged / len(rows):.1%})"
+        say(f"{path}: {share} hold \ufffd (U+FFFD), a letter that was lost when the file was made; make it again")
     fields = rows[0][1]
     for names in (LABEL_COLUMNS,) if _pair_columns(fields) else (TEXT_COLUMNS, LABEL_COLUMNS):
         present = [name for name in names if name in fields]

@@ -9,6 +9,7 @@ in the unit of the file, whatever program opens it.
 N examples, L tokens, labels: how many names there are.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +118,9 @@ def no_names(examples: list[Example], path: Path) -> list[str]:
 def tell_classes(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
     """Say which labels of one side the other lacks."""
     known, asked = ({label for example in side for label in labels_of(example)} for side in (training, evaluation))
+    once = sum(count == 1 for count in Counter(example.label for example in training).values())
+    if once > len(known) / 2:
+        say(f"{once} of {len(known)} labels occur only once; are they numbers, for --task regress, or another column?")
     if absent := sorted(known - asked):
         say(f"not in the file to measure on: {listed(absent)}; f1 is the mean over what occurs there or in answers")
     if unseen := sorted(asked - known):
