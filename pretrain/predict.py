@@ -6,11 +6,13 @@
 
 What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
 number or a tag per word from a fine-tuned one. Without a text on the command line, each line of standard input is one.
-The two texts of a pair are separated by a tab. Answers go to stdout.
+For a model of pairs a tab separates the two texts; for any other a tab is white space. Answers go to stdout.
 """
 
+import io
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+MAX_TOP = 10**6  # no vocabulary is larger
 
 Kind = Literal["fill", "labels", "tags"]
 Answer = dict[str, Any]
@@ -59,14 +63,16 @@ class PredictConfig:
     """Texts; without any, the lines of standard input."""
     fill: bool = False
     """Ask for masked words, whatever the folder was made for."""
+    pair: bool = False
+    """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
     top: int = 5
     """How many answers a text, or a mask, at most."""
     json: bool = False
     """Print one JSON object."""
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise InputError(f"--top must be at least 1, got {self.top}")
+        if not 1 <= self.top <= MAX_TOP:
+            raise InputError(f"--top must be at least 1 and at most {MAX_TOP}, got {self.top}")
 
 
 def main(config: PredictConfig) -> None:
@@ -74,18 +80,20 @@ def main(config: PredictConfig) -> None:
     with hf_folder.quiet():
         architecture = hf_folder.load_config(config.folder)
         kind: Kind = "fill" if config.fill else kind_of(config.folder, architecture)
+        pairs = config.pair or (kind == "labels" and answers_pairs(architecture))
+        if pairs and kind != "labels":
+            raise InputError(f"--pair: {config.folder} answers {kind}, and no pairs of texts")
+        texts = texts_of(config, pairs)  # before the weights, which take longer
         tokenizer = hf_folder.load_tokenizer(config.folder)
         model = load(config.folder, kind)
     if kind == "fill" and tokenizer.mask_token is None:
         raise InputError(f"{config.folder}: the tokenizer has no mask token, so that nothing can be filled")
     answers = []
-    for text in config.texts or lines_of_stdin():
-        answer = ask(model, tokenizer, kind, text, config.top)
+    for text in texts:
+        answer = ask(model, tokenizer, kind, pairs, text, config.top)
         answers.append(answer)
         if not config.json:
             print(shown(answer), flush=True)
-    if not answers:
-        raise InputError("no text: give one on the command line, or lines on standard input")
     if config.json:
         print_json({"folder": str(config.folder), "kind": kind, "answers": answers})
 
@@ -123,24 +131,78 @@ def load(folder: Path, kind: Kind) -> PreTrainedModel:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def lines_of_stdin() -> Iterator[str]:
-    """Lines that are not blank, as they come."""
-    if sys.stdin.isatty():
-        say("one text a line; Ctrl-D ends")
-    for line in sys.stdin:
-        if line.strip():
-            yield line.rstrip("\r\n")
-
-
-@torch.inference_mode()
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, text: str, top: int) -> Answer:
-    """The answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
+def texts_of(config: PredictConfig, pairs: bool) -> Iterable[str]:
+    """The texts to answer, all of them checked before the first is answered, unless somebody types them in.
 
     Raises
     ------
-    InputError: no mask token in a text to fill, or not one tab in the text of a model for pairs.
+    InputError: no text, or as `checked`.
     """
-    first, second = pair_of(model.config, kind, text)
+    if config.texts:
+        return [checked(f"text {number}", text, pairs) for number, text in enumerate(config.texts, 1)]
+    if sys.stdin is None:  # closed, as by <&-
+        raise InputError("no text: give one on the command line; standard input is closed")
+    lines = (checked(f"line {number} of standard input", line, pairs) for number, line in lines_of_stdin())
+    if sys.stdin.isatty():
+        return lines
+    texts = list(lines)
+    if not texts:
+        raise InputError("no text: give one on the command line, or lines on standard input")
+    return texts
+
+
+def lines_of_stdin() -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that are not blank, in UTF-8 whatever the locale says; how many are blank is said.
+
+    A byte that is not UTF-8 comes as half a surrogate pair, as Python reads it on the command line, too.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if sys.stdin.isatty():
+        say("one text a line; Ctrl-D ends")
+    blank = 0
+    for number, line in enumerate(sys.stdin, 1):
+        if line.strip():
+            yield number, line.rstrip("\r\n").removeprefix("\ufeff")
+        else:
+            blank += 1
+    if blank:
+        say(f"blank lines of standard input, which have no answer: {blank}")
+
+
+def checked(where: str, text: str, pairs: bool) -> str:
+    """`text`, if it can be answered; otherwise an InputError that says where it stands."""
+    if re.search("[\udc80-\udcff]", text):
+        raise InputError(f"{where} is not UTF-8; convert it, for example: iconv -f WINDOWS-1252 -t UTF-8")
+    if "\0" in text:
+        raise InputError(f"{where} holds a zero byte, as in UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
+    if not text.strip():
+        raise InputError(f"{where} is empty")
+    tabs = text.count("\t")
+    if pairs and tabs != 1:
+        what = f"{tabs} tabs, but one alone must" if tabs else "a tab must"
+        raise InputError(f"{where}: {what} separate the two texts that this model answers: {text[:60]!r}")
+    return text
+
+
+def answers_pairs(architecture: PreTrainedConfig) -> bool:
+    """Whether a folder was fine-tuned on pairs of texts."""
+    return getattr(architecture, "zerobert_pairs", None) is True or getattr(architecture, "zerobert_task", "") == "pair"
+
+
+@torch.inference_mode()
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, pairs: bool, text: str, top: int
+) -> Answer:
+    """The answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
+
+    pairs: the text is two, around a tab
+
+    Raises
+    ------
+    InputError: no mask token in a text to fill.
+    """
+    first, second = text.split("\t") if pairs else (text, None)
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
     encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
     if encoded.encodings[0].overflowing:
@@ -154,16 +216,6 @@ def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, 
     if model.config.num_labels == 1:
         return {"text": text, "score": float(logits[0])}
     return {"text": text, "labels": ranked(logits, top, lambda index: {"label": names[index]})}
-
-
-def pair_of(architecture: PreTrainedConfig, kind: Kind, text: str) -> tuple[str, str | None]:
-    """The text, or the two texts around its tab."""
-    first, *others = text.split("\t") if kind == "labels" else [text]
-    if len(others) > 1:
-        raise InputError(f"{len(others)} tabs, but at most one may separate two texts: {text!r}")
-    if not others and getattr(architecture, "zerobert_task", None) == "pair":
-        raise InputError(f"this model was fine-tuned on pairs of texts; separate the two by a tab: {text!r}")
-    return first, others[0] if others else None
 
 
 def masked_words(
@@ -206,7 +258,7 @@ def shown(answer: Answer) -> str:
         lines += [f"  {word['probability']:.4f}  {word['token']}" for word in words]
     lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
     if "score" in answer:
-        lines.append(f"  {answer['score']:.4f}")
+        lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
     if "tags" in answer:
         lines.append("  " + " ".join(f"{word['word']}/{word['tag']}" for word in answer["tags"]))
     return "\n".join(lines)

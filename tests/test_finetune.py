@@ -1,12 +1,13 @@
 """Fine-tuning on toy tasks that a model of 32 units learns in seconds, and what it refuses."""
 
 import json
+import math
 import random
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -159,12 +160,25 @@ def test_pairs_are_learnt(hf, tmp_path):
 
 
 def test_numbers_are_learnt(hf, tmp_path):
-    rows = [(" ".join([WORDS[0]] * (at % 5) + [WORDS[1]] * (4 - at % 5)), str(at % 5 / 4)) for at in range(200)]
+    # Far from 0 and in a unit of their own: the labels of a head as it starts lie around 0 and within 1.
+    rows = [(" ".join([WORDS[0]] * (at % 5) + [WORDS[1]] * (4 - at % 5)), str(1850 + at % 5 * 25)) for at in range(200)]
     file = write_tsv(tmp_path / "numbers.tsv", rows, ("sentence", "label"))
     results = results_of(config_of(hf, (file, file), tmp_path / "out", task="regress", epochs=6))
     assert results["metric"] == "pearson"
     assert results["mean"] > 0.9
     assert results["majority"] is None
+    assert results["unit"] == pytest.approx({"mean": 1900, "std": 50**0.5 * 5})
+    rmse = results["seeds"][0]["scores"]["rmse"]
+    assert rmse < 15
+    # Plain transformers gives the same numbers, in the unit of the file.
+    guess: Any = pipeline("text-classification", model=str(tmp_path / "out"), device="cpu", function_to_apply="none")(
+        [text for text, _ in rows[:5]]
+    )
+    errors = [answer["score"] - float(label) for answer, (_, label) in zip(guess, rows[:5], strict=True)]
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(rmse, rel=1e-3)
+    pairs = write_tsv(tmp_path / "pairs.tsv", [("a", "b", "1"), ("c", "d", "2")], ("text_a", "text_b", "label"))
+    with pytest.raises(InputError, match=r"pairs\.tsv holds pairs of texts and .*numbers\.tsv single texts"):
+        finetune.main(config_of(hf, (file, pairs), tmp_path / "out", task="regress"))
 
 
 def test_tags_are_learnt(hf, tmp_path):
@@ -177,17 +191,6 @@ def test_tags_are_learnt(hf, tmp_path):
     results = results_of(config_of(hf, (file, file), tmp_path / "out", task="tag"))
     assert results["metric"] == "f1"
     assert results["mean"] > 0.9
-
-
-def test_spans_of_bio_tags():
-    assert tasks.spans("O B-a I-a O B-a B-a I-b I-b".split()) == {
-        (1, 3, "a"),
-        (4, 5, "a"),
-        (5, 6, "a"),
-        (6, 8, "b"),
-    }
-    assert tasks.spans(["NOUN", "NOUN", "VERB"]) == {(0, 1, "NOUN"), (1, 2, "NOUN"), (2, 3, "VERB")}
-    assert tasks.spans([]) == set()
 
 
 def test_words_without_a_token_count_as_outside():
@@ -203,6 +206,23 @@ def test_words_without_a_token_count_as_outside():
     logits[0, [2], 1] = 1
     scores = tasks.score_tags(logits, features, examples, names)
     assert scores == pytest.approx({"precision": 1.0, "recall": 1 / 3, "f1": 0.5, "accuracy": 0.5})
+
+
+def test_texts_on_both_sides_are_said(capsys):
+    learnt = [
+        labelled.Example(1, "a b", None, "x"),
+        labelled.Example(2, "c", "d", "x"),
+        labelled.Example(3, ["e"], None, "x"),
+    ]
+    asked = [
+        labelled.Example(1, "a b", None, "y"),
+        labelled.Example(2, "c", None, "x"),
+        labelled.Example(3, ["e"], None, "x"),
+    ]
+    finetune.tell_shared(learnt, asked)
+    assert capsys.readouterr().err == "2 of 3 examples to measure on (66.7%) are also among those to learn from\n"
+    finetune.tell_shared(learnt, asked[1:2])
+    assert capsys.readouterr().err == ""
 
 
 def test_interval_of_students_t():
@@ -250,7 +270,8 @@ def test_reading_columns_by_any_of_their_names(tmp_path):
         ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
         ("a.jsonl", '{"text": 5, "label": 1}\n', "line 1: a text must be a string, not 5"),
         ("a.jsonl", '{"text": "x", "label": 0.5}\n', "line 1: a label must be a name or an integer, not 0.5"),
-        ("a.csv", "text,label\n", "must end in .tsv"),
+        ("a.csv", "text,label\n", "no examples below its header"),
+        ("a.txt", "text,label\n", r"must end in \.csv or \.tsv"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path, name, content, message):
@@ -269,10 +290,18 @@ def test_what_does_not_fit_is_refused_before_training(hf, toy, tmp_path):
     out = tmp_path / "out"
     unseen = write_tsv(tmp_path / "unseen.tsv", [("x", "good"), ("y", "ugly")])
     alone = write_tsv(tmp_path / "alone.tsv", [("x", "good"), ("y", "good")])
+    more = write_tsv(tmp_path / "more.tsv", [("x", "vile"), ("y", "ugly"), ("y", "good")])
+    header = write_tsv(tmp_path / "header.tsv", [])
+    equal = write_tsv(tmp_path / "equal.tsv", [("x", "3"), ("y", "3.0")])
     (tmp_path / "empty").mkdir()
     for config, message in [
         (config_of(hf, (toy[0], unseen), out), r"unseen\.tsv, line 3: label 'ugly' does not occur in .*train\.tsv"),
+        (config_of(hf, (toy[0], more), out), "line 2: labels 'ugly', 'vile' do not occur in .*known are bad, good"),
         (config_of(hf, (alone, toy[1]), out), "every label is 'good'"),
+        (config_of(hf, toy, out, limit=1), "every label is '(good|bad)'; at least two"),
+        (config_of(hf, (toy[0], header), out), r"header\.tsv holds no examples below its header"),
+        (config_of(hf, (equal, equal), out, task="regress"), "every label is 3; at least two"),
+        (config_of(hf, toy, alone / "out"), r"alone\.tsv is a file: choose a folder"),
         (config_of(hf, toy, out, seq_len=65), "--seq_len 65 must lie between 4 and the 64 positions"),
         (config_of(tmp_path / "none", toy, out), "no such folder"),
         (config_of(tmp_path / "empty", toy, out), r"has no model \(config\.json\)"),
@@ -315,7 +344,21 @@ def test_the_tasks_offered_are_the_tasks_there_are():
     assert end.value.code == 2
 
 
-@pytest.mark.parametrize("option", [{"seeds": 0}, {"epochs": 0}, {"batch_size": 0}, {"limit": 0}, {"lr": 0.0}])
-def test_options_out_of_range(option):
-    with pytest.raises(InputError, match=f"--{next(iter(option))} must be"):
-        config_of(Path("hf"), (Path("a"), Path("b")), Path("c"), **option)
+ODD_COUNTS = (0, -1, 10**23)
+ODD = {
+    **dict.fromkeys(("seeds", "epochs", "batch_size", "limit"), ODD_COUNTS),
+    "seed": (-1, 2**32, 10**23),
+    "lr": (0.0, -1.0, math.nan, math.inf, -math.inf, 2.0),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ODD.items() for value in values])
+def test_options_out_of_range(name, value):
+    with pytest.raises(InputError, match=f"--{name} must be"):
+        config_of(Path("hf"), (Path("a"), Path("b")), Path("c"), **{name: value})
+
+
+def test_every_number_among_the_options_has_a_range():
+    # seq_len's depends on the model: what is refused says so above.
+    hints = get_type_hints(FinetuneConfig)
+    assert {name for name, hint in hints.items() if hint in (int, float, int | None)} == {*ODD, "seq_len"}

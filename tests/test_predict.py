@@ -83,10 +83,72 @@ def test_a_pair_is_two_texts_around_a_tab(tmp_path, capsys):
         {"text": "one two", "text_pair": "three"}
     )
     assert ours["probability"] == pytest.approx(theirs["score"], abs=1e-5)
-    with pytest.raises(InputError, match="separate the two by a tab: 'one two'"):
-        answers_of(capsys, folder, "one two")
-    with pytest.raises(InputError, match="2 tabs"):
-        answers_of(capsys, folder, "a\tb\tc")
+    # All texts are looked at before one is answered.
+    with pytest.raises(
+        InputError, match="text 2: a tab must separate the two texts that this model answers: 'one two'"
+    ):
+        predict.main(PredictConfig(folder, ("one\ttwo", "one two")))
+    with pytest.raises(InputError, match="text 3: 2 tabs, but one alone must separate the two texts"):
+        predict.main(PredictConfig(folder, ("one\ttwo", "a\tb", "a\tb\tc")))
+    assert capsys.readouterr().out == ""
+    # A folder of another program, which does not say so itself, and one for numbers.
+    set_config(folder, zerobert_task=None)
+    assert answers_of(capsys, folder, "one two\tthree", pair=True)["answers"][0]["labels"][0] == ours
+    set_config(folder, zerobert_task="regress", zerobert_pairs=True)
+    assert answers_of(capsys, folder, "one two\tthree")["answers"][0]["labels"][0] == ours
+
+
+def test_for_a_model_of_single_texts_a_tab_is_white_space(classifier, pretrained, capsys):
+    texts = ("one\ttwo", "one\ttwo\tthree", "\tone\t\ttwo\t")
+    tabs, spaces = (
+        answers_of(capsys, classifier, *asked)["answers"]
+        for asked in (texts, tuple(text.replace("\t", " ") for text in texts))
+    )
+    assert [answer["text"] for answer in tabs] == list(texts)
+    assert [answer["labels"] for answer in tabs] == [answer["labels"] for answer in spaces]
+    with pytest.raises(InputError, match=r"--pair: .* answers fill, and no pairs"):
+        answers_of(capsys, pretrained, "one\t[MASK]", pair=True)
+
+
+def stdin_of(monkeypatch: pytest.MonkeyPatch, raw: bytes, encoding: str = "utf-8") -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding=encoding))
+
+
+def test_standard_input_is_utf8_whatever_the_locale_says(classifier, capsys, monkeypatch):
+    stdin_of(monkeypatch, "\ufeffone é\u2028字\r\n\n \t\ntwo".encode(), "latin-1")
+    predict.main(PredictConfig(classifier, json=True))
+    told = capsys.readouterr()
+    assert [answer["text"] for answer in json.loads(told.out)["answers"]] == ["one é\u2028字", "two"]
+    assert "blank lines of standard input, which have no answer: 2" in told.err
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"one\n\ntwo \xff\n", "line 3 of standard input is not UTF-8; convert it"),
+        ("one\ntwo\n".encode("utf-16"), "line 1 of standard input is not UTF-8"),
+        ("one\ntwo\n".encode("utf-16-le"), "line 1 of standard input holds a zero byte, as in UTF-16"),
+        (b"", "no text: give one"),
+        (b"\n \n", "no text: give one"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_anything_is_answered(classifier, capsys, monkeypatch, raw, message):
+    stdin_of(monkeypatch, raw)
+    with pytest.raises(InputError, match=message):
+        predict.main(PredictConfig(classifier))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        predict.main(PredictConfig(classifier))
+    for text, why in [("\udcff", "text 2 is not UTF-8"), ("", "text 2 is empty"), (" \t", "text 2 is empty")]:
+        with pytest.raises(InputError, match=why):
+            predict.main(PredictConfig(classifier, ("one", text)))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("top", [0, -1, 10**23])
+def test_a_count_that_makes_no_sense_is_refused(top):
+    with pytest.raises(InputError, match="--top must be at least 1 and at most 1000000, got"):
+        PredictConfig(Path("hf"), top=top)
 
 
 def test_a_number_and_tags(tmp_path, capsys):

@@ -4,9 +4,10 @@
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out tuned --seeds 5 --lr 2e-4
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out raw --seeds 5 --from_scratch
 
-Files end in .tsv (a header line, tabs, no quoting) or .jsonl. Columns by task:
-classify: text (or sentence, or tokens), label (or intent). pair: text_a, text_b (or question, sentence; sentence1,
-sentence2; premise, hypothesis), label. regress: either of both, label a number. tag: tokens, tags (JSONL only).
+Files end in .csv or .tsv (a header line; quoted as pandas and spreadsheets do, or a .tsv without quoting) or .jsonl.
+Columns by task: classify: text (or sentence, or tokens), label (or intent). pair: text_a, text_b (or question,
+sentence; sentence1, sentence2; premise, hypothesis; question1, question2), label. regress: either of both, label a
+number in any unit. tag: tokens, tags (JSONL only), tags as BIO, IOB1, BIOES, BILOU, BMES or without spans.
 
 OUT holds the model of the first seed, for pretrain.predict or plain transformers, and results.json: the scores of
 every seed, their mean, standard deviation and the half-width of the 95 % confidence interval. The first seed is kept,
@@ -18,6 +19,7 @@ Small models learn better from a larger --lr than the default, which suits BERT-
 
 import json
 import math
+import os
 import random
 import sys
 import tempfile
@@ -51,13 +53,15 @@ from transformers import (
 )
 
 from data_prep.files import write_folder, write_json
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.tasks import TASKS, Task
+from pretrain.finetune.labelled import Example, labels_of
+from pretrain.finetune.tasks import TASKS, Task, Unit, answer_in_own_unit, in_unit, listed, unit_of
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 RESULTS = "results.json"
+MAX_COUNT = 10**9  # more is a slip of the hand
+MAX_SEED = 2**32 - 1  # numpy's
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,12 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("seeds", "epochs", "batch_size", "limit"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1, got {value}")
-        if not self.lr > 0:
-            raise InputError(f"--lr must be above 0, got {self.lr}")
+            if value is not None and not 1 <= value <= MAX_COUNT:
+                raise InputError(f"--{name} must be at least 1 and at most {MAX_COUNT}, got {value}")
+        if not 0 <= self.seed <= MAX_SEED - self.seeds:
+            raise InputError(f"--seed must be at least 0 and at most {MAX_SEED - self.seeds}, got {self.seed}")
+        if not 0 < self.lr <= 1:
+            raise InputError(f"--lr must be above 0 and at most 1, got {self.lr}")
 
 
 def main(config: FinetuneConfig) -> None:
@@ -121,26 +127,35 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     tokenizer = hf_folder.load_tokenizer(config.hf)
     check_seq_len(config, architecture)
     everything, evaluation = task.read(config.train), task.read(config.eval)
+    check_pairs(config, everything, evaluation)
     names = task.label_names(everything, config.train)
     if names:
         check_labels(config.eval, evaluation, names, config.train)
     training = subset(everything, config.limit)
+    task.label_names(training, config.train)  # refuses a subset with one label alone
+    unit = None if names else unit_of(training, config.train)
     say(
         f"{len(training)} examples to learn from, {len(evaluation)} to measure on"
         + (f", {len(names)} labels" if names else "")
     )
-    train_features = task.encode(tokenizer, training, names, config.seq_len)
+    tell_shared(training, evaluation)
+    notes = task.tell(training, evaluation)
+    if unit:
+        say(f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
+        notes["unit"] = unit._asdict()
+    learnt = in_unit(training, unit) if unit else training
+    train_features = task.encode(tokenizer, learnt, names, config.seq_len)
     eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
 
     seeds: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
-        model = build_model(config, task, names)
-        loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features)
+        model = build_model(config, task, names, pairs=training[0].pair is not None)
+        loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, unit)
         scores = task.score(logits, eval_features, evaluation, names)
         seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
-        say(f"seed {seed}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
         if seed == config.seed:
             kept = model.cpu()
 
@@ -152,6 +167,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
         "saved_seed": config.seed,
         "majority": majority_share(training, evaluation) if isinstance(evaluation[0].label, str) else None,
         "labels": names,
+        **notes,
         "examples": {"train": len(training), "eval": len(evaluation)},
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
@@ -170,8 +186,13 @@ def check_out(out: Path, inputs: tuple[Path, ...]) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"--out {out} would replace {path}, which is read: choose another folder")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file: choose a folder")
+    # The result is made beside `out` and renamed, in the nearest folder that exists, once hours have been spent on it.
+    above = next(path for path in out.absolute().parents if path.exists())
+    for path in (out, above):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out {out}: {path} is a file: choose a folder")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
     present = {path.name for path in out.iterdir()} if out.exists() else set()
     foreign = sorted(present - written_names(out))
     if foreign:
@@ -196,16 +217,37 @@ def check_seq_len(config: FinetuneConfig, architecture: PreTrainedConfig) -> Non
         )
 
 
+def check_pairs(config: FinetuneConfig, training: list[Example], evaluation: list[Example]) -> None:
+    """Refuse single texts to learn from and pairs to measure on, or the reverse."""
+    if (training[0].pair is None) != (evaluation[0].pair is None):
+        one, two = (config.train, config.eval) if training[0].pair is None else (config.eval, config.train)
+        raise InputError(f"{two} holds pairs of texts and {one} single texts: both must hold the same")
+
+
+def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
+    """Say which share of the file to measure on is also learnt from: its score says nothing about other texts."""
+    learnt, asked = (
+        [(e.text if isinstance(e.text, str) else " ".join(e.text), e.pair) for e in side]
+        for side in (training, evaluation)
+    )
+    shared = sum(map(set(learnt).__contains__, asked))
+    if shared:
+        share = f"{shared} of {len(evaluation)} examples to measure on ({shared / len(evaluation):.1%})"
+        say(f"{share} are also among those to learn from")
+
+
 def check_labels(path: Path, examples: list[Example], names: list[str], train: Path) -> None:
-    """Refuse a label that the training file does not have: no model could ever give it."""
-    known = set(names)
-    for example in examples:
-        for label in [example.label] if isinstance(example.label, str) else example.label:
-            if label not in known:
-                raise InputError(
-                    f"{path}, line {example.line}: label {label!r} does not occur in {train}; "
-                    f"known are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-                )
+    """Refuse labels that the training file does not have: no model could ever give them."""
+    unknown = {label: example.line for example in reversed(examples) for label in labels_of(example)}
+    for name in names:
+        unknown.pop(name, None)
+    if unknown:
+        first = min(unknown.values())
+        what = listed([repr(label) for label in sorted(unknown)])
+        raise InputError(
+            f"{path}, line {first}: label{'s' if len(unknown) > 1 else ''} {what} "
+            f"{'do' if len(unknown) > 1 else 'does'} not occur in {train}; known are {listed(names)}"
+        )
 
 
 def subset(examples: list[Example], limit: int | None) -> list[Example]:
@@ -215,12 +257,13 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
     return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def build_model(config: FinetuneConfig, task: Task, names: list[str]) -> PreTrainedModel:
+def build_model(config: FinetuneConfig, task: Task, names: list[str], pairs: bool) -> PreTrainedModel:
     """The encoder of the folder, or the same at random, under a new head for `names`."""
     architecture = hf_folder.load_config(config.hf)
     architecture.id2label = dict(enumerate(names or ["score"]))
     architecture.label2id = {name: index for index, name in architecture.id2label.items()}
-    architecture.zerobert_task = config.task  # tells pretrain.predict whether texts come in pairs
+    architecture.zerobert_task = config.task
+    architecture.zerobert_pairs = pairs  # tells pretrain.predict whether a tab separates two texts
     if task.model is AutoModelForSequenceClassification:
         architecture.problem_type = "single_label_classification" if names else "regression"
     if config.from_scratch:
@@ -269,8 +312,12 @@ def fine_tune(
     collator: Any,
     train_features: Any,  # lists of Feature; Trainer's own annotation asks for a Dataset and needs none
     eval_features: Any,
+    unit: Unit | None,
 ) -> tuple[float, np.ndarray]:
-    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features."""
+    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features.
+
+    unit: what the labels of train_features are measured in; the logits are in that of the file
+    """
     with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
         arguments = OneDevice(
             output_dir=scratch,
@@ -301,9 +348,18 @@ def fine_tune(
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
+        if unit:
+            answer_in_own_unit(model, unit)
         arguments.train_sampling_strategy = "random"  # it governs prediction too, which must keep the file's order
-        logits = trainer.predict(eval_features).predictions
-    return loss, np.asarray(logits)
+        logits = np.asarray(trainer.predict(eval_features).predictions)
+    if not np.isfinite(logits).all():
+        sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
+    return loss, logits
+
+
+def shown(score: float) -> str:
+    """Four places, or four digits where a unit is so small or large that places say nothing."""
+    return f"{score:.4f}" if score == 0 or 1e-2 <= abs(score) < 1e6 else f"{score:.4g}"
 
 
 def summary(values: list[float]) -> dict[str, float | None]:

@@ -1,18 +1,21 @@
-"""Labelled files -> examples, the only form in which fine-tuning sees them.
+"""Rows of a labelled file -> examples, the only form in which fine-tuning sees them.
 
-    train.tsv     a header line, columns separated by tabs, no quoting      sentence <tab> label
-    train.jsonl   one JSON object a line                                    {"text": ..., "label": ...}
+    columns text, label                          a text and its label
+    columns text_a, text_b, label                a pair of texts and its label
+    fields tokens, tags (JSONL)                  words with one tag each
 
-Every complaint names the file, the line and the value.
+Labels are names without white space around them. Every complaint names the file, the line and the value.
 """
 
-import json
 import math
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, say
+from pretrain.finetune.tables import Fields, read_rows, shorten
 
 # Where several names mean the same, the first that a file has is taken.
 TEXT_COLUMNS = ("text", "sentence", "tokens")
@@ -25,11 +28,14 @@ PAIR_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "intent")
 
-Fields = dict[str, Any]
+MAX_NUMBER = 1e30  # its square, and a few of them summed, is still a number in float64
+
+_SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with two signs that nobody sees, left by editors and web pages
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
 
 class Example(NamedTuple):
-    """One labelled line. `label` is a name, a number or, for tagging, one tag a word."""
+    """One labelled row. `label` is a name, a number or, for tagging, one tag a word."""
 
     line: int  # in its file, from 1
     text: str | list[str]  # a list holds words
@@ -42,10 +48,10 @@ def read_texts(path: Path) -> list[Example]:
 
     Raises
     ------
-    InputError: no such file, a missing column, a line of the wrong shape, or a file of pairs, whose second text
-        would be dropped unnoticed.
+    InputError: as `tables.read_rows`; a missing column, an empty cell, or a file of pairs, whose second text would be
+        dropped unnoticed.
     """
-    return list(_texts(path, _name))
+    return _tidied(path, [_text_of(path, line, fields, _name) for line, fields in _told_rows(path)])
 
 
 def read_pairs(path: Path) -> list[Example]:
@@ -55,7 +61,7 @@ def read_pairs(path: Path) -> list[Example]:
     ------
     InputError: as `read_texts`.
     """
-    return list(_pairs(path, _name))
+    return _tidied(path, [_pair_of(path, line, fields, _name) for line, fields in _told_rows(path)])
 
 
 def read_numbers(path: Path) -> list[Example]:
@@ -65,8 +71,9 @@ def read_numbers(path: Path) -> list[Example]:
     ------
     InputError: as `read_texts`, or a label that is not a finite number.
     """
-    read = _pairs if _pair_columns(_first(path)) else _texts
-    return list(read(path, _number))
+    rows = _told_rows(path)
+    read = _pair_of if _pair_columns(rows[0][1]) else _text_of
+    return [read(path, line, fields, _number) for line, fields in rows]
 
 
 def read_tags(path: Path) -> list[Example]:
@@ -76,126 +83,152 @@ def read_tags(path: Path) -> list[Example]:
     ------
     InputError: as `read_texts`, or tokens and tags of different number.
     """
+    if path.is_file() and path.suffix.lower() != ".jsonl":
+        raise InputError(
+            f"{path}: --task tag reads .jsonl only, one sentence a line: "
+            '{"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]}'
+        )
     examples = []
-    for line, fields in _rows(path):
-        words, tags = _field(path, line, fields, ("tokens",)), _field(path, line, fields, ("tags",))
+    for line, fields in read_rows(path):
+        words = _field(path, line, fields, ("tokens",))
+        tags = _field(path, line, fields, ("tags",))
         for name, value in (("tokens", words), ("tags", tags)):
             if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-                raise InputError(f"{path}, line {line}: {name} must be a list of strings, not {_short(value)}")
+                raise InputError(f"{path}, line {line}: {name} must be a list of strings, not {shorten(value)}")
         if len(words) != len(tags):
             raise InputError(f"{path}, line {line}: {len(words)} tokens but {len(tags)} tags; each token needs one")
-        examples.append(Example(line, words, None, tags))
-    return examples
+        examples.append(Example(line, [_unicode(path, line, word) for word in words], None, tags))
+    return _tidied(path, examples)
 
 
-def _texts(path: Path, label_of: Any) -> Iterator[Example]:
-    for line, fields in _rows(path):
-        if columns := _pair_columns(fields):
-            raise InputError(f"{path} holds pairs (columns {', '.join(columns)}): use --task pair")
-        text = _field(path, line, fields, TEXT_COLUMNS)
-        words = text if isinstance(text, list) else [text]
-        yield Example(line, " ".join(_text(path, line, word) for word in words), None, label_of(path, line, fields))
+def _told_rows(path: Path) -> list[tuple[int, Fields]]:
+    """The rows of `path`; where several columns could be meant, the one that is read is said."""
+    rows = read_rows(path)
+    damaged = sum(any("\ufffd" in value for value in fields.values() if isinstance(value, str)) for _, fields in rows)
+    if damaged:
+        share = f"{damaged} of {len(rows)} rows ({damaged / len(rows):.1%})"
+        say(f"{path}: {share} hold \ufffd (U+FFFD), a letter that was lost when the file was made; make it again")
+    fields = rows[0][1]
+    for names in (LABEL_COLUMNS,) if _pair_columns(fields) else (TEXT_COLUMNS, LABEL_COLUMNS):
+        present = [name for name in names if name in fields]
+        if len(present) > 1:
+            say(f"{path}: column {present[0]} is read, {', '.join(present[1:])} is not")
+    return rows
 
 
-def _pairs(path: Path, label_of: Any) -> Iterator[Example]:
-    for line, fields in _rows(path):
-        columns = _pair_columns(fields)
-        if columns is None:
-            wanted = " or ".join(f"{a}, {b}" for a, b in PAIR_COLUMNS)
-            raise InputError(f"{path}, line {line}: no pair of texts (columns {wanted}); found {', '.join(fields)}")
-        first, second = (_text(path, line, fields[column]) for column in columns)
-        yield Example(line, first, second, label_of(path, line, fields))
+def _text_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, int, Fields], Any]) -> Example:
+    if columns := _pair_columns(fields):
+        raise InputError(f"{path} holds pairs (columns {', '.join(columns)}): use --task pair")
+    text = _field(path, line, fields, TEXT_COLUMNS)
+    words = text if isinstance(text, list) else [text]
+    joined = " ".join(_unicode(path, line, word) for word in words)
+    return Example(line, _filled(path, line, joined), None, label_of(path, line, fields))
+
+
+def _pair_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, int, Fields], Any]) -> Example:
+    columns = _pair_columns(fields)
+    if columns is None:
+        wanted = " or ".join(f"{a}, {b}" for a, b in PAIR_COLUMNS)
+        raise InputError(f"{path}, line {line}: no pair of texts (columns {wanted}); found {_found(fields)}")
+    first, second = (_filled(path, line, _unicode(path, line, fields[column])) for column in columns)
+    return Example(line, first, second, label_of(path, line, fields))
 
 
 def _pair_columns(fields: Fields) -> tuple[str, str] | None:
     return next((columns for columns in PAIR_COLUMNS if set(columns) <= set(fields)), None)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Fields]]:
-    """(line number, column -> value) of every line that is not blank; at least one."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    if path.suffix not in (".tsv", ".jsonl"):
-        raise InputError(f"{path}: the name must end in .tsv (with a header line) or .jsonl")
-    empty = True
-    for row in _tsv_rows(path) if path.suffix == ".tsv" else _jsonl_rows(path):
-        yield row
-        empty = False
-    if empty:
-        raise InputError(f"{path} holds no examples" + (" below its header line" if path.suffix == ".tsv" else ""))
-
-
-def _first(path: Path) -> Fields:
-    return next(_rows(path))[1]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines end at a line feed only: texts may hold other marks that Python also takes for line ends."""
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
-            if text.strip():
-                yield number, text
-
-
-def _tsv_rows(path: Path) -> Iterator[tuple[int, Fields]]:
-    lines = _lines(path)
-    header = next(lines, (0, ""))[1].split("\t")
-    for number, line in lines:
-        values = line.split("\t")
-        if len(values) != len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(values)} columns where the header has {len(header)} "
-                f"({', '.join(header)}); texts must not hold tabs: {_short(line)}"
-            )
-        yield number, dict(zip(header, values, strict=True))
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Fields]]:
-    for number, line in _lines(path):
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg}): {_short(line)}") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"{path}, line {number}: not a JSON object: {_short(line)}")
-        yield number, fields
-
-
 def _field(path: Path, line: int, fields: Fields, names: tuple[str, ...]) -> Any:
     for name in names:
         if name in fields:
             return fields[name]
-    raise InputError(f"{path}, line {line}: no column {' or '.join(names)}; found {', '.join(fields) or 'none'}")
+    where, hint = f"{path}, line {line}", ""
+    if path.suffix.lower() != ".jsonl":
+        where, hint = str(path), "; the first line must name the columns"
+    elif names == ("tags",) and "ner_tags" in fields:
+        hint = "; tags must be names such as B-PER, not numbers"
+    raise InputError(f"{where}: no column {' or '.join(names)}; found {_found(fields)}{hint}")
 
 
-def _text(path: Path, line: int, value: Any) -> str:
+def _found(fields: Fields) -> str:
+    shown = ", ".join(fields) or "none"
+    return shown if len(shown) <= 120 else f"{shown[:120]}..."
+
+
+def _unicode(path: Path, line: int, value: Any) -> str:
     if not isinstance(value, str):
-        raise InputError(f"{path}, line {line}: a text must be a string, not {_short(value)}")
+        raise InputError(f"{path}, line {line}: a text must be a string, not {shorten(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        where = f"{path}, line {line}"
+        raise InputError(f"{where}: half a surrogate pair, which is no character, in {shorten(value)}") from error
     return value
+
+
+def _filled(path: Path, line: int, text: str) -> str:
+    if not text.strip():
+        raise InputError(f"{path}, line {line}: the text is empty; fill it in or remove the row")
+    return text
 
 
 def _name(path: Path, line: int, fields: Fields) -> str:
     label = _field(path, line, fields, LABEL_COLUMNS)
-    if not isinstance(label, str | int) or isinstance(label, bool) or label == "":
-        raise InputError(f"{path}, line {line}: a label must be a name or an integer, not {_short(label)}")
+    if not isinstance(label, str | int) or isinstance(label, bool):
+        raise InputError(f"{path}, line {line}: a label must be a name or an integer, not {shorten(label)}")
     return str(label)
 
 
 def _number(path: Path, line: int, fields: Fields) -> float:
     label = _field(path, line, fields, LABEL_COLUMNS)
+    # float() alone would also read 1_000, True and nan.
+    plain = _NUMBER.fullmatch(label) if isinstance(label, str) else isinstance(label, int | float)
     try:
-        number = float(label)
-    except (TypeError, ValueError):
-        number = math.nan
+        number = float(label) if plain and not isinstance(label, bool) else math.nan
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
-        raise InputError(f"{path}, line {line}: a label of --task regress must be a number, not {_short(label)}")
+        raise InputError(f"{path}, line {line}: a label of --task regress must be a number, not {shorten(label)}")
+    if abs(number) > MAX_NUMBER:
+        raise InputError(f"{path}, line {line}: the label {number:g} is beyond {MAX_NUMBER:g}; use a larger unit")
     return number
 
 
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _tidied(path: Path, examples: list[Example]) -> list[Example]:
+    """The examples with the white space around labels left out, and said: 'neg ' and 'neg' are one label."""
+    before = [label for example in examples for label in labels_of(example)]
+    tidy = {label: _SPACE.sub(" ", label).strip() for label in set(before)}
+    for example in examples:
+        for label in labels_of(example):
+            if not tidy[label]:
+                raise InputError(
+                    f"{path}, line {example.line}: a label must be a name or an integer, not {shorten(label)}; "
+                    "fill it in or remove the row"
+                )
+            _unicode(path, example.line, label)
+    changed = sum(tidy[label] != label for label in before)
+    if changed:
+        share = f"{changed} of {len(before)} labels ({changed / len(before):.1%})"
+        say(f"{path}: {share} held white space around or between words, which is left out")
+    _tell_look_alikes(path, set(tidy.values()))
+    return [
+        example._replace(
+            label=tidy[example.label] if isinstance(example.label, str) else [tidy[tag] for tag in example.label]
+        )
+        for example in examples
+    ]
+
+
+def _tell_look_alikes(path: Path, names: set[str]) -> None:
+    """Say which labels differ only in case or in how Unicode writes them: they are learnt as different ones."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(names):
+        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+    for group in alike.values():
+        if len(group) > 1:
+            say(f"{path}: labels {', '.join(map(repr, group))} are learnt as different ones, though they look alike")
+
+
+def labels_of(example: Example) -> list[str]:
+    """The label names of an example: one, or the tag of each word."""
+    return [example.label] if isinstance(example.label, str) else list(example.label)

@@ -2,15 +2,21 @@
 
     labelled file -> read -> examples -> encode -> features -> model -> logits -> score -> numbers
 
+Numbers as labels are learnt in a unit of their own (mean 0, deviation 1): a new head answers around 0, and reaches
+1,900 or 1e-6 neither soon nor exactly. After training the unit goes into the head's weights, so that the model answers
+in the unit of the file, whatever program opens it.
+
 N examples, L tokens, labels: how many names there are.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy import stats
 from sklearn import metrics
 from transformers import (
@@ -18,11 +24,13 @@ from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.labelled import Example, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
 
 IGNORED = -100  # label of a position that counts for nothing; torch's cross entropy skips it
 
@@ -36,6 +44,7 @@ class Task:
 
     read: Callable[[Path], list[Example]]
     label_names: Callable[[list[Example], Path], list[str]]  # from the training examples; none: the label is a number
+    tell: Callable[[list[Example], list[Example]], dict[str, Any]]  # training, evaluation -> more for results.json
     model: Any  # transformers' AutoModelFor... class
     encode: Callable[[PreTrainedTokenizerBase, list[Example], list[str], int], list[Feature]]
     collator: Callable[[PreTrainedTokenizerBase], Any]
@@ -43,29 +52,107 @@ class Task:
     score: Callable[[np.ndarray, list[Feature], list[Example], list[str]], Scores]  # the first are the logits
 
 
-def _sorted_names(names: set[str], path: Path) -> list[str]:
-    """2 before 10 where all are integers."""
-    if len(names) == 1:
-        raise InputError(f"{path}: every label is {names.pop()!r}; at least two different ones are needed")
-    try:
-        return sorted(names, key=int)
-    except ValueError:
-        return sorted(names)
+class Unit(NamedTuple):
+    """What numbers as labels are measured in while they are learnt."""
+
+    mean: float
+    std: float
+
+
+def unit_of(examples: list[Example], path: Path) -> Unit:
+    """Mean and standard deviation of the labels.
+
+    Raises
+    ------
+    InputError: the labels are all the same, or differ by less than the model's numbers can tell apart.
+    """
+    labels = np.array([example.label for example in examples], dtype=np.float64)
+    if len(set(labels)) == 1:
+        raise InputError(f"{path}: every label is {labels[0]:g}; at least two different ones are needed")
+    unit = Unit(float(labels.mean()), float(labels.std()))
+    step = float(np.spacing(np.float32(np.abs(labels).max())))  # from one float32 to the next, where labels lie
+    if unit.std < 100 * step or unit.std < 1e-30:
+        raise InputError(
+            f"{path}: labels of {unit.mean:.9g} ± {unit.std:.3g} differ by less than float32 tells apart; "
+            "subtract a constant from all of them, or use another unit"
+        )
+    return unit
+
+
+def in_unit(examples: list[Example], unit: Unit) -> list[Example]:
+    """The examples with their numbers in `unit`."""
+    return [example._replace(label=(example.label - unit.mean) / unit.std) for example in examples]
+
+
+@torch.no_grad()
+def answer_in_own_unit(model: PreTrainedModel, unit: Unit) -> None:
+    """Turn a model that learnt numbers in `unit` into one that answers in the unit of the file, in place."""
+    linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1][-1]
+    # In float64, so that each weight is rounded once.
+    bias = linear.bias.double() * unit.std + unit.mean
+    linear.weight.copy_(linear.weight.double() * unit.std)
+    linear.bias.copy_(bias)
 
 
 def class_names(examples: list[Example], path: Path) -> list[str]:
-    """The labels of the training file; one alone is an InputError."""
-    return _sorted_names({example.label for example in examples}, path)
+    """The label names of the training file, tags included, 2 before 10 where all are integers.
 
-
-def tag_names(examples: list[Example], path: Path) -> list[str]:
-    """The tags of the training file; one alone is an InputError."""
-    return _sorted_names({tag for example in examples for tag in example.label}, path)
+    Raises
+    ------
+    InputError: there is only one.
+    """
+    names = {label for example in examples for label in labels_of(example)}
+    if len(names) == 1:
+        raise InputError(f"{path}: every label is {names.pop()!r}; at least two different ones are needed")
+    try:
+        return sorted(names, key=lambda name: (int(name), name))
+    except ValueError:
+        return sorted(names)
 
 
 def no_names(examples: list[Example], path: Path) -> list[str]:
     """A number as label has no names."""
     return []
+
+
+def tell_classes(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+    """Say which labels of one side the other lacks."""
+    known, asked = ({label for example in side for label in labels_of(example)} for side in (training, evaluation))
+    once = sum(count == 1 for count in Counter(example.label for example in training).values())
+    if once > len(known) / 2:
+        say(f"{once} of {len(known)} labels occur only once; are they numbers, for --task regress, or another column?")
+    if absent := sorted(known - asked):
+        say(f"not in the file to measure on: {listed(absent)}; f1 is the mean over what occurs there or in answers")
+    if unseen := sorted(asked - known):
+        say(f"not among the examples to learn from: {listed(unseen)}; no answer can name them")
+    return {"not_in_eval": absent}
+
+
+def tell_numbers(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+    """Say where a correlation will be undefined."""
+    if len({example.label for example in evaluation}) == 1:
+        say("all labels to measure on are the same: no correlation is defined, and it is given as 0; look at rmse")
+    return {}
+
+
+def tell_tags(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+    """Say which scheme the tags follow, and which kinds of spans one side lacks."""
+    scheme = scheme_of([example.label for example in training])
+    known, asked = (kinds_of([example.label for example in side], scheme) for side in (training, evaluation))
+    what = "no scheme of spans, so that each tag counts for itself" if scheme.name == PLAIN else scheme.name
+    say(f"tags: {what}; {len(known)} kinds ({listed(known)})")
+    if not asked:
+        say("nothing but O in the file to measure on: f1 is 0 whatever the answers; look at accuracy")
+    elif absent := sorted(set(known) - set(asked)):
+        say(f"not in the file to measure on: {listed(absent)}")
+    if unseen := sorted(set(asked) - set(known)):
+        say(f"not among the examples to learn from: {listed(unseen)}; no answer can name them")
+    return {"scheme": scheme.name, "not_in_eval": sorted(set(known) - set(asked))}
+
+
+def listed(names: list[str], limit: int = 8) -> str:
+    """The names for a message, the first of them where there are many."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def encode_texts(
@@ -112,26 +199,31 @@ def _tell_cuts(batch: Any, seq_len: int) -> None:
 
 
 def score_classes(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
-    """Accuracy and F1, the mean over the labels; of two labels also the F1 of the second. logits: [N, labels]."""
+    """Accuracy and F1, the mean over the labels that occur; of two labels also the F1 of the second.
+
+    A label that is neither true nor answered anywhere has no F1, as a mean over all would take for 0.
+    logits: [N, labels]
+    """
     truth = [feature["labels"] for feature in features]
     guess = logits.argmax(-1)
-    numbers = list(range(len(names)))
     scores = {
         "accuracy": metrics.accuracy_score(truth, guess),
-        "f1": metrics.f1_score(truth, guess, labels=numbers, average="macro", zero_division=0),
+        "f1": metrics.f1_score(truth, guess, average="macro"),
     }
     if len(names) == 2:
-        scores[f"f1_{names[1]}"] = metrics.f1_score(truth, guess, pos_label=1, zero_division=0)
+        scores[f"f1_{names[1]}"] = metrics.f1_score(truth, guess, pos_label=1, zero_division=1)
     return {name: float(value) for name, value in scores.items()}
 
 
 def score_numbers(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
     """Pearson and Spearman correlation (0 where one side is constant) and root mean square error. logits: [N, 1]."""
-    truth, guess = np.array([feature["labels"] for feature in features]), logits[:, 0]
+    truth, guess = np.array([feature["labels"] for feature in features]), logits[:, 0].astype(np.float64)
     defined = np.ptp(truth) > 0 and np.ptp(guess) > 0
+    if np.ptp(truth) > 0 and not defined:
+        say("the model gives one number for all texts: no correlation is defined, and it is given as 0")
     return {
-        "pearson": float(stats.pearsonr(truth, guess).statistic) if defined else 0.0,
-        "spearman": float(stats.spearmanr(truth, guess).statistic) if defined else 0.0,
+        "pearson": float(np.nan_to_num(stats.pearsonr(truth, guess).statistic)) if defined else 0.0,
+        "spearman": float(np.nan_to_num(stats.spearmanr(truth, guess).statistic)) if defined else 0.0,
         "rmse": float(metrics.root_mean_squared_error(truth, guess)),
     }
 
@@ -139,8 +231,10 @@ def score_numbers(logits: np.ndarray, features: list[Feature], examples: list[Ex
 def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
     """Accuracy over words; precision, recall and F1 over spans that are right in place and kind. logits: [N, L, tags].
 
+    names: all tags of the training file, which tell how spans are marked
     Every word of the file counts: one that has no token is guessed to be outside of any span.
     """
+    scheme = scheme_of([names])
     right, words = 0, 0
     found, wanted, hits = 0, 0, 0
     for row, (feature, example) in enumerate(zip(features, examples, strict=True)):
@@ -150,7 +244,7 @@ def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Examp
             guess[word] = names[int(logits[row, at].argmax())]
         right += sum(a == b for a, b in zip(guess, example.label, strict=True))
         words += len(guess)
-        guessed_spans, true_spans = spans(guess), spans(example.label)
+        guessed_spans, true_spans = spans(guess, scheme), spans(example.label, scheme)
         found, wanted, hits = (
             found + len(guessed_spans),
             wanted + len(true_spans),
@@ -164,25 +258,10 @@ def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Examp
     }
 
 
-def spans(tags: list[str]) -> set[tuple[int, int, str]]:
-    """(first word, word after the last, kind) of each span in BIO tags; an I- that continues nothing begins a span.
-
-    A tag that is neither B-, I- nor O, as of parts of speech, is a span of its own, so that F1 is then the accuracy.
-    """
-    result, start, kind = set(), 0, ""
-    for at, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-")
-        if prefix == "I" and name and name == kind:
-            continue
-        if kind:
-            result.add((start, at, kind))
-        start, kind = at, "" if tag == "O" else name if prefix in ("B", "I") and name else tag
-    return result
-
-
 CLASSIFY = Task(
     read_texts,
     class_names,
+    tell_classes,
     AutoModelForSequenceClassification,
     encode_texts,
     DataCollatorWithPadding,
@@ -192,10 +271,13 @@ CLASSIFY = Task(
 TASKS = {
     "classify": CLASSIFY,
     "pair": replace(CLASSIFY, read=read_pairs),
-    "regress": replace(CLASSIFY, read=read_numbers, label_names=no_names, metric="pearson", score=score_numbers),
+    "regress": replace(
+        CLASSIFY, read=read_numbers, label_names=no_names, tell=tell_numbers, metric="pearson", score=score_numbers
+    ),
     "tag": Task(
         read_tags,
-        tag_names,
+        class_names,
+        tell_tags,
         AutoModelForTokenClassification,
         encode_words,
         DataCollatorForTokenClassification,

@@ -1,0 +1,207 @@
+"""A labelled file -> its rows, whatever wrote it. Quotes, encodings and line ends are settled here, file by file.
+
+    train.csv     a header line, then commas (or semicolons, or tabs) between cells, quoted as RFC 4180 says
+    train.tsv     a header line, then tabs between cells; with those quotes (pandas, spreadsheets), or without (GLUE)
+    train.jsonl   one JSON object a line
+
+Text is UTF-8 or UTF-16, with or without a byte order mark. Lines end in LF, CR LF or CR. Names of columns are compared
+without white space around them and in lower case. Every complaint names the file and the line, counted from 1.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import InputError, say
+
+KINDS = ".csv or .tsv (with a header line) or .jsonl"
+
+Fields = dict[str, Any]  # column -> value; in a table every value is a string
+Cells = list[str]
+
+# One quoted cell as csv writers make it: doubled quotes inside, nothing between the closing quote and the cell's end.
+_QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
+
+
+def read_rows(path: Path) -> list[tuple[int, Fields]]:
+    """(line, column -> value) of every row that is not blank; at least one.
+
+    Raises
+    ------
+    InputError: no such file, of another kind, in another encoding, without rows, or a row of the wrong shape.
+    """
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise InputError(f"{path}: " + ("not a regular file" if path.exists() else "no such file"))
+    if suffix not in (".csv", ".tsv", ".jsonl"):
+        raise InputError(f"{path}: the name must end in {KINDS}; files of no other kind are read")
+    text = _decoded(path)
+    if suffix == ".jsonl":
+        rows = list(_objects(path, text))
+    else:
+        cells = _comma_rows(path, text) if suffix == ".csv" else _tab_rows(path, text)
+        rows = list(_under_header(path, cells))
+    if not rows:
+        raise InputError(f"{path} holds no examples" + ("" if suffix == ".jsonl" else " below its header line"))
+    return rows
+
+
+def _decoded(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    # Made for JSON, and right for any file that begins with two ASCII characters, as a header does.
+    encoding = json.detect_encoding(raw)
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode(error.encoding, errors="ignore")
+        name = encoding.removesuffix("-sig").upper()
+        raise InputError(
+            f"{path}, line {_line_of(before, len(before))}: not {name} ({error.reason}); "
+            f"convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
+        ) from error
+    if not encoding.startswith("utf-8"):
+        say(f"{path} is read as {encoding.upper()}")
+    return text.lstrip("\ufeff")
+
+
+def _line_of(text: str, place: int) -> int:
+    return len(re.findall(r"\r\n?|\n", text[:place])) + 1
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank. Only a file without any line feed ends its lines by carriage returns.
+
+    A text may hold other marks that Python's splitlines takes for line ends.
+    """
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _objects(path: Path, text: str) -> Iterator[tuple[int, Fields]]:
+    for number, line in _lines(text):
+        try:
+            # Pairs, not a dict: of two fields with one name json would silently keep the last.
+            pairs = json.loads(line, object_pairs_hook=_Pairs)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise InputError(f"{path}, line {number}: not JSON ({reason}): {shorten(line)}") from error
+        if not isinstance(pairs, _Pairs):
+            raise InputError(f"{path}, line {number}: not a JSON object: {shorten(line)}")
+        names = _column_names(path, number, [name for name, _ in pairs])
+        yield number, dict(zip(names, (value for _, value in pairs), strict=True))
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, before anything in it is dropped."""
+
+
+def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Fields]]:
+    top, header = next(rows, (1, []))
+    names = _column_names(path, top, header)
+    for number, cells in rows:
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path}, line {number}: {len(cells)} columns where the header has {len(names)} "
+                f"({shorten(', '.join(header))}); a text that holds what separates columns must be quoted: "
+                f"{shorten(cells[0])}"
+            )
+        if cells == header:
+            raise InputError(f"{path}, line {number} repeats the header: files were joined; remove this line")
+        yield number, dict(zip(names, cells, strict=True))
+
+
+def _column_names(path: Path, line: int, header: list[str]) -> list[str]:
+    names = [name.strip().lower() for name in header]
+    for name in names:
+        if name and names.count(name) > 1:  # nameless columns are never read: spreadsheets and indices leave them
+            raise InputError(f"{path}, line {line}: {names.count(name)} columns are called {name!r}: keep one")
+    return names
+
+
+def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
+    header = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
+    delimiter = max(",;\t", key=header.count)
+    if delimiter != ",":
+        say(f"{path}: columns are separated by {'semicolons' if delimiter == ';' else 'tabs'}")
+    return _quoted_rows(path, text, delimiter, spaced=f"{delimiter} " in header)
+
+
+def _tab_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
+    rows = [(number, line.split("\t")) for number, line in _lines(text)]
+    if '"' not in text:
+        return iter(rows)
+    reason = _quotes_are_text(text, rows)
+    if reason is None:
+        say(f"{path}: cells are quoted, as pandas and spreadsheets write them; the quotes are no part of the texts")
+        return _quoted_rows(path, text, "\t")
+    if any(cell.startswith('"') for _, cells in rows for cell in cells):
+        say(f"{path}: quotes are part of the texts, for {reason}")
+    return iter(rows)
+
+
+def _quotes_are_text(text: str, rows: list[tuple[int, Cells]]) -> str | None:
+    """Why a tab-separated file is not quoted, or None where it is.
+
+    A quoting writer leaves a signature: no quote but around whole cells and doubled inside them, and quotes around
+    every cell that needs them and no other, or around whole columns.
+    rows: cells by line, as they are where quotes are text
+    """
+    # Blank out the cells that are quoted by the rule, line by line; a quote that is left belongs to a text.
+    rest = _QUOTED_CELL.sub(lambda cell: "\n" * (_line_of(cell[0], len(cell[0])) - 1), text)
+    if '"' in rest:
+        return f"the one in line {_line_of(rest, rest.index(chr(34)))} neither opens nor closes a cell"
+    # Cells that cut lines or hold tabs: without quotes the rows have no common width.
+    if any(len(cells) != len(rows[0][1]) for _, cells in rows):
+        return None
+    header, body = rows[0][1], [cells for _, cells in rows[1:]]
+    cells = [cell for row in body for cell in row]
+    if any(map(_in_quotes, header)) or any('""' in cell[1:-1] for cell in cells if _in_quotes(cell)):
+        return None
+    if any(cell.startswith('"') and not _in_quotes(cell) for cell in cells):
+        return "whole rows would lie between two of them"
+    # Spreadsheets quote what holds a comma; other writers quote all names, or all but numbers.
+    if all(("," in cell) == _in_quotes(cell) for cell in cells):
+        return None
+    columns = [[_in_quotes(cell) for cell in column] for column in zip(*body, strict=True)]
+    if all(all(column) or not any(column) for column in columns):
+        return None
+    return "no quoted cell needs them, and others of its column have none"
+
+
+def _in_quotes(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
+def _quoted_rows(path: Path, text: str, delimiter: str, spaced: bool = False) -> Iterator[tuple[int, Cells]]:
+    """Rows with at least one cell that is not blank. spaced: a blank follows each delimiter and belongs to no cell."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+    line = 1
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {line}: a cell that begins with a double quote must end with one, and a quote inside "
+                f"must be doubled ({error})"
+            ) from error
+        if cells is None:
+            return
+        if any(cell.strip() for cell in cells):
+            yield line, cells
+        line = reader.line_num + 1
+
+
+def shorten(value: Any, limit: int = 60) -> str:
+    """The repr of a value from a file, cut to fit into a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
