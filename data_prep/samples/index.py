@@ -167,15 +167,13 @@ def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, p
         return np.concatenate([_full_sentences(sentences, chains, c, seq_len - 2) for c in _blocks(len(chains.first))])
     room = seq_len - 3
     pieces = Pieces.cut(sentences, room, seed, pass_number)
-    chains = _Chains.of(pieces.of, CHAIN * seq_len)
     documents = pieces.of.documents
     document_ends = np.repeat(documents[1:], np.diff(documents)) if objective == "nsp" else None
     parts = []
-    for chosen in _blocks(len(chains.first)):
-        cuts = _cut(pieces.of, chains, chosen, room, objective, draw(seed, pass_number, chosen))
+    for document, cuts in _walk(pieces.of, seq_len, objective, seed, pass_number):
         for some in _blocks(len(cuts.key)):
             few = _Cuts(*(column[some[0] : some[-1] + 1] for column in cuts))
-            parts.append(_pairs(pieces, chains.document[few.chain], few, room, document_ends))
+            parts.append(_pairs(pieces, document[some], few, room, document_ends))
     return np.concatenate(parts)
 
 
@@ -183,13 +181,29 @@ def times_taken(sentences: Sentences, seq_len: int, objective: Objective, seed: 
     """[P] int64: how many samples of a pass take each sentence (of a long one, each piece) in its place, before they are
     cut to their length. It is 1 for all; a random B is not counted. Not for mlm, whose samples leave nothing out."""
     pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).of
-    chains = _Chains.of(pieces, CHAIN * seq_len)
     change = np.zeros(len(pieces.token_starts) + 1, np.int64)
-    for chosen in _blocks(len(chains.first)):
-        cuts = _cut(pieces, chains, chosen, seq_len - 3, objective, draw(seed, pass_number, chosen))
+    for _, cuts in _walk(pieces, seq_len, objective, seed, pass_number):
         np.add.at(change, cuts.first, 1)
         np.add.at(change, np.where(cuts.label, cuts.split, cuts.last) if objective == "nsp" else cuts.last, -1)
     return np.cumsum(change[:-1])
+
+
+def without_choice(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> float:
+    """The share of a pass's samples that hold one sentence: nsp can only put a random B behind it, and sop has nothing
+    to swap. Not for mlm."""
+    pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).of
+    alone = [cuts.last - cuts.first == 1 for _, cuts in _walk(pieces, seq_len, objective, seed, pass_number)]
+    return float(np.concatenate(alone).mean())
+
+
+def _walk(
+    pieces: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int
+) -> Iterator[tuple[np.ndarray, _Cuts]]:
+    """The samples of a pass as cuts, many at once, and the document of each."""
+    chains = _Chains.of(pieces, CHAIN * seq_len)
+    for chosen in _blocks(len(chains.first)):
+        cuts = _cut(pieces, chains, chosen, seq_len - 3, objective, draw(seed, pass_number, chosen))
+        yield chains.document[cuts.chain], cuts
 
 
 def _blocks(count: int) -> Iterator[np.ndarray]:
@@ -262,7 +276,7 @@ def _full_sentences(sentences: Sentences, chains: _Chains, chain: np.ndarray, ro
     while len(sentence):
         begun = at - ends[sentence]
         fits = _reach(ends, sentence, begun + room + 1, stop + 1) - 1  # the first sentence that does not fit whole
-        is_long = (fits < stop) & (ends[np.minimum(fits + 1, stop)] - ends[fits] > room)
+        is_long = ends[np.minimum(fits + 1, stop)] - ends[fits] > room
         end = np.where(is_long, at + room, ends[fits])
         nothing = np.zeros_like(at)
         parts.append(_pack(starts[sentence] + begun, end - at, starts[sentence], nothing, nothing))
