@@ -35,12 +35,14 @@ from data_prep.cli import InputError, run, say  # first: it continues in .venv w
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
 
 from data_prep.files import sha256_of
+from data_prep.samples.coverage import look_over, why_not_evaluated
+from data_prep.samples.index import Objective
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
-from data_prep.store import continuing_entries, tokenizer_sha256
+from data_prep.store import Store, continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
 from data_prep.text.corpus import Source, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
@@ -48,6 +50,8 @@ from data_prep.tokens.encode import Encoder, EncodeWith
 from data_prep.tokens.words import WordBorders, WordsFrom, words_version
 
 REPORT = 1 << 20  # bytes of text between two reports of a worker
+OBJECTIVE: Objective = "nsp"  # of a run that says nothing else
+SEQ_LEN = 128
 SAMPLE = 200  # sentences of the corpus in the self-check of the encoder
 
 
@@ -73,7 +77,8 @@ class ShardConfig:
     shard_mb: float = 64
     """MB of text in a shard at most, about"""
     holdout: float = 0.01
-    """part of the documents kept for evaluation, chosen by a hash of their text"""
+    """part of the documents kept for evaluation, chosen by a hash of their text; of ten documents or more two to eight
+    at least (a tenth); 0: none"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt: one sentence a line, or paragraphs"""
     column: str = "text"
@@ -173,7 +178,24 @@ def make_store(config: ShardConfig) -> None:
             say(f"{config.out}: continuing, {done} of {len(plan.units)} units are done")
         encoder.check(sample_sentences(job))
         work_through(job)
-        manifest.finish(records, plan.units, identity, config.vocab, base)
+        is_finished = manifest.finish(records, plan.units, identity, config.vocab, base)
+    if is_finished:
+        for line in outlook(Store.open(config.out)):
+            say(line)
+
+
+def outlook(store: Store) -> list[str]:
+    """What a run with the usual samples will make of a store: the share of the text that they show, and what is amiss."""
+    lines = []
+    coverage = look_over([store], OBJECTIVE, SEQ_LEN)
+    if coverage is None:
+        lines.append(f"warning: {OBJECTIVE} needs two documents to train on; use --objective mlm, or add documents")
+    else:
+        lines.append(f"tokens seen by {OBJECTIVE} with {SEQ_LEN} tokens a sample: {coverage.in_words()}")
+        lines += [f"warning: {coverage.warning}"] if coverage.warning else []
+    if why := why_not_evaluated([store], OBJECTIVE):
+        lines.append(f"warning: no evaluation, and --patience is refused: {why}")
+    return lines
 
 
 def settings(config: ShardConfig) -> dict[str, Any]:
@@ -278,7 +300,7 @@ def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
         "sentences": len(sections.sentence_lengths),
         "documents": len(sections.document_sentences),
     }
-    return {"shard": entry, "counts": dict(builder.counts)}
+    return {"shard": entry, "counts": dict(builder.counts), "lowest": builder.lowest.record()}
 
 
 if __name__ == "__main__":

@@ -155,6 +155,11 @@ class TrainConfig:
             raise InputError(f"--max_skips {self.max_skips} must be 1 or more")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
+        if self.patience and not (self.eval_samples and self.eval_every):
+            raise InputError(
+                f"--patience {self.patience} waits for evaluations on the way; give --eval_every and --eval_samples "
+                "above 0"
+            )
         for name in (
             "hours",
             "patience",

@@ -1,6 +1,7 @@
 """What the samples of a run show of a store's training text, by counting: how much of it, and whether labels say anything.
 
     look_over([store, ...], "nsp", 128) -> Coverage      None where the objective has nothing to work on
+    why_not_evaluated([store, ...], "nsp")               which stores hold out too little to be evaluated on
 
 Of a large store, documents from all over it stand for the rest.
 """
@@ -13,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.samples.index import Objective, Sentences, build, without_choice
-from data_prep.store import HELD_OUT, Store
+from data_prep.store import Store
 
 PASSES = 10
-LOOKED_AT = 4_000_000  # tokens of a store that are counted, about
+LOOKED_AT = 2_000_000  # tokens of a store that are counted, about
 NEARLY_ALL = 0.99  # of the tokens
 FEW, MOST = 0.5, 0.9  # of the samples have no choice of label: worth a warning; no task at all
 
@@ -87,9 +88,22 @@ def some_sentences(store: Store) -> tuple[Sentences, float]:
     return Sentences(ends[:-1], ends, documents), tokens / share if share else 0.0
 
 
-def held_out_documents(store: Store) -> int:
-    """Documents that are kept for evaluation."""
-    return sum(int(np.count_nonzero(shard.document_flags & HELD_OUT)) for shard in store.shards)
+def evaluated(stores: Sequence[Store], objective: Objective) -> list[Store]:
+    """The stores that hold out enough documents to be evaluated on; a random B needs a second one."""
+    least = 2 if objective == "nsp" else 1
+    return [store for store in stores if store.manifest["counts"]["held_out_documents"] >= least]
+
+
+def why_not_evaluated(stores: Sequence[Store], objective: Objective) -> str:
+    """Which stores no evaluation looks at, why, and the remedy; empty where there is none such."""
+    can = {store.folder for store in evaluated(stores, objective)}
+    told = [
+        f"{store.folder} holds out {counts['held_out_documents'] or 'none'} of {counts['documents']:,} documents"
+        for store, counts in ((store, store.manifest["counts"]) for store in stores if store.folder not in can)
+    ]
+    needs = f" ({objective} needs 2)" if objective == "nsp" else ""
+    remedy = "make the store again with a larger --holdout, or of more documents (whole books can be cut into chapters)"
+    return f"{', '.join(told)}{needs}; {remedy}" if told else ""
 
 
 def _seen(sentences: Sentences, objective: Objective, seq_len: int, seed: int) -> tuple[float, float, float]:

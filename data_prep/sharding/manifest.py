@@ -20,6 +20,7 @@ from typing import Any
 
 from data_prep.cli import InputError, say
 from data_prep.files import write_folder, write_json
+from data_prep.sharding.held_out import hold_out_enough
 from data_prep.sharding.plan import Records, Unit, differing
 from data_prep.store import FORMAT, FORMAT_WITH_WORDS, TOKENIZER_FILES, project_version
 from data_prep.text import cleaning
@@ -137,8 +138,8 @@ def refuse_oddities(sources: list[Source], counts: dict[int, Counter[str]]) -> N
 
 def finish(
     records: Records, units: Sequence[Unit], identity: dict[str, Any], vocab: Path, base: dict[str, Any] | None
-) -> None:
-    """Write the manifest if all units are done, by whichever rank sees it first.
+) -> bool:
+    """Write the manifest if all units are done, by whichever rank sees it first; returns whether it was this one.
 
     Raises
     ------
@@ -148,19 +149,21 @@ def finish(
     with only_one(records.folder) as first:
         if not first:
             say(f"{store} was finished by another rank")
-            return
+            return False
         done = [records.unit(unit) for unit in units]
         found = [record for unit in done if unit is not None for record in unit]
         if None in done:
             say(f"this rank is done; {done.count(None)} of {len(done)} units are with other ranks")
-            return
+            return False
         made = [record["shard"] for record in found if "shard" in record]
         shards = [*(base["shards"] if base else []), *(shard for shard in made if shard["documents"])]
         if not shards:
             shutil.rmtree(store)
             names = ", ".join(source["path"] for source in identity["sources"][:5])
             raise InputError(f"the corpus holds no text: {names}")
+        more = hold_out_enough(store, found, base, identity["settings"]["holdout"], identity["vocab"]["sha256"])
         content = identity | {"shards": shards} | total_counts(found, shards, identity["sources"], base)
+        content["counts"]["held_out_documents"] += more
         if base is None:
             write_folder(store / "vocab", lambda folder: copy_tokenizer(vocab, folder))
         for leftover in store.glob("*.partial*"):
@@ -170,6 +173,7 @@ def finish(
         write_json(store / "manifest.json", content)
         shutil.rmtree(records.folder, ignore_errors=True)  # a network disk may keep the lock's file a while
     summarise(store, shards, content["counts"])
+    return True
 
 
 @contextmanager
