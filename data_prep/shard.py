@@ -185,7 +185,7 @@ def make_store(config: ShardConfig) -> None:
 
 
 def outlook(store: Store) -> list[str]:
-    """What a run with the usual samples will make of a store: the share of the text that they show, and what is amiss."""
+    """What a run with the usual samples will make of a store: the share of the text that they show, what is amiss."""
     lines = []
     coverage = look_over([store], OBJECTIVE, SEQ_LEN)
     if coverage is None:

@@ -1,4 +1,4 @@
-"""What the samples of a run show of a store's training text, by counting: how much of it, and whether labels say anything.
+"""What the samples of a run show of a store's training text: how much of it, and whether labels say anything; counted.
 
     look_over([store, ...], "nsp", 128) -> Coverage      None where the objective has nothing to work on
     why_not_evaluated([store, ...], "nsp")               which stores hold out too little to be evaluated on

@@ -12,8 +12,8 @@ departures, recorded in docs/design.md:
 - A random B starts at a sentence drawn uniformly from all other documents (not: a document, then a sentence), so that
   short documents are not over-represented. It starts within a sentence exactly where the true B would.
 - The tokens that are cut go all from the front, all from the back, or from both, each in a third of the samples.
-- A document of more than CHAIN samples is taken in parts, across whose borders no sample goes: otherwise the index of an
-  epoch would wait for the walk along the longest document.
+- A document of more than CHAIN samples is taken in parts, across whose borders no sample goes: otherwise the index of
+  an epoch would wait for the walk along the longest document.
 
 Without pairs (mlm) samples are whole sentences, and what is longer than a sample goes on in the next: no token is lost.
 """
@@ -178,8 +178,9 @@ def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, p
 
 
 def times_taken(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
-    """[P] int64: how many samples of a pass take each sentence (of a long one, each piece) in its place, before they are
-    cut to their length. It is 1 for all; a random B is not counted. Not for mlm, whose samples leave nothing out."""
+    """[P] int64: how many samples of a pass take each sentence (of a long one, each piece) in its place, before they
+    are cut to their length. It is 1 for all; a random B is not counted. Not for mlm, whose samples leave nothing out.
+    """
     pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).of
     change = np.zeros(len(pieces.token_starts) + 1, np.int64)
     for _, cuts in _walk(pieces, seq_len, objective, seed, pass_number):
@@ -267,8 +268,8 @@ def _pairs(
 
 
 def _full_sentences(sentences: Sentences, chains: _Chains, chain: np.ndarray, room: int) -> np.ndarray:
-    """Whole sentences that fit, without a B. One that is longer than a sample fills what is left of this one, and goes on
-    in the next: every token is in one sample."""
+    """Whole sentences that fit, without a B. One that is longer than a sample fills what is left of this one, and goes
+    on in the next: every token is in one sample."""
     starts, ends, _ = sentences
     sentence, stop = chains.first[chain], chains.stop[chain]
     at = ends[sentence]  # tokens before the sample; they may end within its first sentence

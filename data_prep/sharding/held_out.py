@@ -5,8 +5,8 @@
     hold_out_enough(...)                     at the end, where too few are below: the threshold rises
 
 One document in a hundred is none of fifty, and a run without evaluation says nothing about itself. So the threshold
-rises to the LEAST documents of lowest hash (a tenth of the corpus, two at least). That is a function of the corpus: which
-worker met which document, and how often the work was stopped, makes no difference.
+rises to the LEAST documents of lowest hash (a tenth of the corpus, two at least). That is a function of the corpus:
+which worker met which document, and how often the work was stopped, makes no difference.
 """
 
 import hashlib

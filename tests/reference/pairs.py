@@ -1,5 +1,5 @@
-"""BERT's sentence pairs, one document at a time, after create_instances_from_document of google-research/bert; ALBERT's,
-and samples without pairs.
+"""BERT's sentence pairs, one document at a time, after create_instances_from_document of google-research/bert, those of
+ALBERT, and samples without pairs.
 
 The draws are those of data_prep/samples/index.py (the same keys); everything done with them is written out plainly.
 """
@@ -51,7 +51,7 @@ def nsp_samples(documents: list[list[list[int]]], seq_len: int, seed: int, pass_
 
 
 def sop_samples(documents: list[list[list[int]]], seq_len: int, seed: int, pass_number: int, chain: int) -> list[tuple]:
-    """The same for sentence order: (tokens of A, tokens of B, they are swapped); B is empty where there is one piece."""
+    """The same for sentence order: (tokens of A, tokens of B, they are swapped); B is empty where one piece is left."""
     room = seq_len - 3
     samples = []
     pieces = _in_pieces(documents, room, seed, pass_number)
