@@ -36,12 +36,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads woul
 
 from data_prep.files import sha256_of
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
+from data_prep.samples.coverage import look_over, why_not_evaluated
+from data_prep.samples.index import Objective
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
-from data_prep.store import continuing_entries, tokenizer_sha256
+from data_prep.store import Store, continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
 from data_prep.text.corpus import Source, check_damage, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
@@ -50,6 +52,8 @@ from data_prep.tokens.encode import Encoder, EncodeWith
 from data_prep.tokens.words import WordBorders, WordsFrom, words_version
 
 REPORT = 1 << 20  # bytes of text between two reports of a worker
+OBJECTIVE: Objective = "nsp"  # of a run that says nothing else
+SEQ_LEN = 128
 SAMPLE = 200  # sentences of the corpus in the self-check of the encoder
 
 
@@ -75,7 +79,8 @@ class ShardConfig:
     shard_mb: Annotated[float, SHARD_MB] = 64
     """MB of text in a shard at most, about"""
     holdout: Annotated[float, Range(0, 1, high_open=True, why="a part of the documents")] = 0.01
-    """part of the documents kept for evaluation, chosen by a hash of their text"""
+    """part of the documents kept for evaluation, chosen by a hash of their text; of ten documents or more two to eight
+    at least (a tenth); 0: none"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt: one sentence a line, or paragraphs"""
     encoding: str | None = None
@@ -183,7 +188,12 @@ def make_store(config: ShardConfig) -> None:
             say(f"{config.out}: continuing, {done} of {len(plan.units)} units are done")
         encoder.check(sample_sentences(job))
         work_through(job)
-        manifest.finish(records, plan.units, identity, config.vocab, base, lambda counts: check_sources(job, counts))
+        is_finished = manifest.finish(
+            records, plan.units, identity, config.vocab, base, lambda counts: check_sources(job, counts)
+        )
+    if is_finished:
+        for line in outlook(Store.open(config.out)):
+            say(line)
 
 
 def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
@@ -196,6 +206,20 @@ def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
     for number, source in enumerate(job.sources, job.first_source):
         check_unchanged(source)
         check_damage(source, counts.get(number, Counter()), job.config.max_damaged, job.config.encoding is not None)
+
+
+def outlook(store: Store) -> list[str]:
+    """What a run with the usual samples will make of a store: the share of the text that they show, what is amiss."""
+    lines = []
+    coverage = look_over([store], OBJECTIVE, SEQ_LEN)
+    if coverage is None:
+        lines.append(f"warning: {OBJECTIVE} needs two documents to train on; use --objective mlm, or add documents")
+    else:
+        lines.append(f"tokens seen by {OBJECTIVE} with {SEQ_LEN} tokens a sample: {coverage.in_words()}")
+        lines += [f"warning: {coverage.warning}"] if coverage.warning else []
+    if why := why_not_evaluated([store], OBJECTIVE):
+        lines.append(f"warning: no evaluation, and --patience is refused: {why}")
+    return lines
 
 
 def settings(config: ShardConfig) -> dict[str, Any]:
@@ -304,7 +328,7 @@ def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
         "sentences": len(sections.sentence_lengths),
         "documents": len(sections.document_sentences),
     }
-    return {"shard": entry, "counts": dict(builder.counts)}
+    return {"shard": entry, "counts": dict(builder.counts), "lowest": builder.lowest.record()}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python data_prep/show.py stores/wiki --unit span           # what whole words or spans look like when masked
     python data_prep/show.py stores/wiki --picture lengths.png
     python data_prep/show.py stores/wiki --verify              # read every byte, compare with the checksums
-    python data_prep/show.py stores/wiki --json                # one JSON object
+    python data_prep/show.py stores/wiki --json                # one JSON object; with --objective and --seq_len also
+                                                               # how much of the text samples show
 
 Samples are those of a run with the same --seq_len, --objective and --seed, in its order. On a terminal the segments and
 masks are coloured; elsewhere brackets say so: [MASK:was], [shown:was] for a random token, [was] for one that stays.
@@ -28,6 +29,7 @@ from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from data_prep.ranges import Range, check_ranges
+from data_prep.samples.coverage import look_over
 from data_prep.samples.index import Objective, Sentences, times_taken
 from data_prep.samples.masking import Masking, Unit, mask_tokens
 from data_prep.samples.pairs import Epoch, Mixture, assemble, continuing, deal
@@ -81,7 +83,7 @@ def main(config: ShowConfig) -> None:
     if config.verify:
         found["damaged"] = damaged
     if config.json:
-        print_json(found)
+        print_json(found | seen(store, config))
     else:
         print_statistics(store, found)
         if config.samples and not damaged:
@@ -121,6 +123,12 @@ def statistics(store: Store) -> dict[str, Any]:
 def _unknown_char_rate(counts: dict[str, int]) -> float | None:
     """Share of the characters that are behind unknown tokens; None where the store does not say."""
     return counts["unknown_characters"] / max(counts["characters"], 1) if "characters" in counts else None
+
+
+def seen(store: Store, config: ShowConfig) -> dict[str, Any]:
+    """How much of the training text one pass and ten passes show; null where the objective has nothing to work on."""
+    coverage = look_over([store], config.objective, config.seq_len, config.seed)
+    return coverage.record() if coverage else {"tokens_seen": None, "tokens_seen_10": None}
 
 
 def sentence_lengths(store: Store) -> np.ndarray:
@@ -210,6 +218,10 @@ def print_samples(store: Store, config: ShowConfig) -> None:
     shares = uses_of(store, epoch.parts[0].samples, config.objective)
     for name, share in (taken(store, config) | shares | imbalance(epoch)).items():
         print(f"  {name:58}{100 * share:>8.2f} %")
+    if coverage := look_over([store], config.objective, config.seq_len, config.seed):
+        print(f"  tokens seen: {coverage.in_words()}")
+        if coverage.warning:
+            print(f"  warning: {coverage.warning}")
     print(f"the first {len(lengths)}, masked by {config.unit}:")
     if colour:
         print("  ".join(_paint(name, name) for name in COLOURS))

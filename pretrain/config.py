@@ -149,6 +149,11 @@ class TrainConfig:
             raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
+        if self.patience and not (self.eval_samples and self.eval_every):
+            raise InputError(
+                f"--patience {self.patience} waits for evaluations on the way; give --eval_every and --eval_samples "
+                "above 0"
+            )
 
     @property
     def spans(self) -> list[Span]:

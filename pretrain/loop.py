@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from data_prep.samples.coverage import evaluated
 from data_prep.samples.draws import draw
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
@@ -231,9 +232,8 @@ def is_due(every: int, step: int) -> bool:
 
 def held_out_samples(phase: Phase, config: TrainConfig, stores: list[Store]) -> Evaluation | None:
     """The evaluation set; None where none is wanted, or no store holds out enough documents to make pairs of."""
-    least = 2 if config.objective == "nsp" else 1
-    evaluated = [store for store in stores if store.manifest["counts"]["held_out_documents"] >= least]
-    if not config.eval_samples or not evaluated:
+    chosen = evaluated(stores, config.objective)
+    if not config.eval_samples or not chosen:
         return None
-    mixture = Mixture(evaluated, [1.0] * len(evaluated), phase.span.seq_len, config.objective, seed=0, held_out=True)
+    mixture = Mixture(chosen, [1.0] * len(chosen), phase.span.seq_len, config.objective, seed=0, held_out=True)
     return Evaluation.of(mixture, config.eval_samples, phase.micro_batch, dist.get_rank(), dist.get_world_size())

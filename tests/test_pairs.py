@@ -8,7 +8,7 @@ from data_prep.samples import index
 from data_prep.samples.index import Sentences, build, times_taken
 from data_prep.samples.pairs import Mixture, Picked, assemble
 from data_prep.store import Store
-from tests.reference.pairs import nsp_samples
+from tests.reference.pairs import mlm_samples, nsp_samples, sop_samples
 from tests.stores import random_documents, store_of
 
 
@@ -26,13 +26,19 @@ def as_tokens(store, samples) -> list[tuple]:
 @pytest.mark.parametrize("seq_len", [8, 16, 64])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("chain", [1, 3, 128])
-def test_pairs_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shards, chain):
+@pytest.mark.parametrize(("count", "longest"), [(30, 12), (6, 70)])  # sentences shorter than most samples, and longer
+def test_samples_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shards, chain, count, longest):
     monkeypatch.setattr(index, "CHAIN", chain)
     monkeypatch.setattr(index, "BLOCK", 9)
-    documents = random_documents(30)
+    documents = random_documents(count, longest=longest)
     store = store_of(tmp_path, documents, shards=shards)
-    found = as_tokens(store, build(Sentences.of(store), seq_len, "nsp", seed=5, pass_number=2))
-    assert sorted(found) == sorted(nsp_samples(documents, seq_len, 5, 2, chain))
+    for objective, expected in (
+        ("nsp", nsp_samples(documents, seq_len, 5, 2, chain)),
+        ("sop", sop_samples(documents, seq_len, 5, 2, chain)),
+        ("mlm", mlm_samples(documents, seq_len, chain)),
+    ):
+        found = as_tokens(store, build(Sentences.of(store), seq_len, objective, seed=5, pass_number=2))
+        assert sorted(found) == sorted(expected), objective
 
 
 def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):

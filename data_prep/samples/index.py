@@ -4,11 +4,18 @@
 
 The rules are those of BERT's reference (google-research/bert, create_pretraining_data.py): sentences fill A and B up to
 seq_len - 3 tokens; half of the time B is replaced by sentences of another document and the unused true continuation
-goes back into the stream; one sample in ten is short; what is too long loses tokens at its longer side. Three
-departures, recorded in docs/design.md: a random B starts at a sentence drawn uniformly from all other documents (not: a
-document, then a sentence), so that short documents are not over-represented; the tokens cut from the front are a
-uniform share of those cut; and a document of more than CHAIN samples is taken in parts, across whose borders no sample
-goes: otherwise the index of an epoch would wait for the walk along the longest document.
+goes back into the stream; one sample in ten is short; what is too long loses tokens at its longer side. Four
+departures, recorded in docs/design.md:
+
+- A sentence that fills a sample alone is several sentences, cut at other places in every pass (`Pieces`): otherwise
+  what lies beyond its beginning would never be seen, and it would have no true continuation.
+- A random B starts at a sentence drawn uniformly from all other documents (not: a document, then a sentence), so that
+  short documents are not over-represented. It starts within a sentence exactly where the true B would.
+- The tokens that are cut go all from the front, all from the back, or from both, each in a third of the samples.
+- A document of more than CHAIN samples is taken in parts, across whose borders no sample goes: otherwise the index of
+  an epoch would wait for the walk along the longest document.
+
+Without pairs (mlm) samples are whole sentences, and what is longer than a sample goes on in the next: no token is lost.
 """
 
 from collections.abc import Iterator
@@ -20,7 +27,7 @@ from data_prep.cli import InputError
 from data_prep.samples.draws import below, draw, draw_more
 from data_prep.store import HELD_OUT, Store
 
-VERSION = 2  # counts changes of what `build` gives; part of the name of a cached index
+VERSION = 3  # counts changes of what `build` gives; part of the name of a cached index
 Objective = Literal["nsp", "sop", "mlm"]
 SHORT_SAMPLES = 0.1  # share of samples that aim at a random, shorter length (BERT's short_seq_prob)
 SAMPLE = np.dtype(
@@ -34,7 +41,9 @@ SAMPLE = np.dtype(
 )
 CHAIN = 128  # samples: a longer document is walked along in parts of so many, all at once
 BLOCK = 1 << 14  # chains, or samples, that are worked on together
+PIECES = 4  # of a sample, in a sentence that fills it: about as many as English has sentences in 128 tokens
 _OTHER, _FRONT = range(2)  # what is drawn, as the last part of a key
+_PIECES = 1 << 40  # the same, in the place of a chain's number
 
 
 class Sentences(NamedTuple):
@@ -58,6 +67,57 @@ class Sentences(NamedTuple):
             np.concatenate([[0], np.cumsum(lengths[sentences])]),
             np.concatenate([[0], np.cumsum(counts[chosen])]),
         )
+
+
+class Pieces(NamedTuple):
+    """Sentences, those of `room` tokens or more cut into several. P pieces, numbered like sentences; K cuts."""
+
+    of: Sentences  # the pieces
+    cut_sentences: np.ndarray  # [K] int64, ascending: the sentence in which each cut lies
+    documents: np.ndarray  # [D + 1] int64, first sentence of each document, before the cuts
+
+    @classmethod
+    def cut(cls, sentences: Sentences, room: int, seed: int, pass_number: int) -> "Pieces":
+        """Cut after a first piece of random length, then after every `room` / PIECES tokens."""
+        starts, ends, documents = sentences
+        lengths = np.diff(ends)
+        long = np.flatnonzero(lengths >= room)
+        if not len(long):
+            return cls(sentences, long, documents)
+        piece = max(room // PIECES, 1)
+        first = 1 + below(draw(seed, pass_number, _PIECES, long), piece)
+        cuts = 1 + (lengths[long] - first - 1) // piece
+        owner, place = np.repeat(long, cuts), np.arange(cuts.sum()) - np.repeat(np.cumsum(cuts) - cuts, cuts)
+        within = np.repeat(first, cuts) + place * piece
+        return cls(
+            Sentences(
+                np.insert(starts, owner + 1, starts[owner] + within),
+                np.insert(ends, owner + 1, ends[owner] + within),
+                documents + np.searchsorted(owner, documents),
+            ),
+            owner,
+            documents,
+        )
+
+    @property
+    def inner(self) -> np.ndarray:
+        """[K] int64, ascending: the pieces that begin within a sentence."""
+        return self.cut_sentences + np.arange(1, len(self.cut_sentences) + 1)
+
+    def others(self, split: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """For each true B, which begins with the piece `split` of `document`, a piece drawn uniformly from all other
+        documents: one that begins a sentence as it does, or one that begins within a sentence as it does, if any."""
+        sentence = _from_others(self.documents, document, bits)
+        found = sentence + np.searchsorted(self.cut_sentences, sentence)
+        if not len(self.cut_sentences):
+            return found
+        inner = self.inner
+        documents = np.searchsorted(inner, self.of.documents)
+        own = documents[document + 1] - documents[document]
+        is_inner = inner[np.minimum(np.searchsorted(inner, split), len(inner) - 1)] == split
+        rows = np.flatnonzero(is_inner & (own < len(inner)))
+        found[rows] = inner[_from_others(documents, document[rows], bits[rows])]
+        return found
 
 
 class _Chains(NamedTuple):
@@ -102,31 +162,49 @@ def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, p
         raise InputError("next-sentence pairs need two documents or more; add text, or use --objective sop or mlm")
     if not len(sentences.token_starts):
         return np.zeros(0, SAMPLE)
-    chains = _Chains.of(sentences, CHAIN * seq_len)
-    document_ends = np.repeat(sentences.documents[1:], np.diff(sentences.documents)) if objective == "nsp" else None
-    room = seq_len - (2 if objective == "mlm" else 3)
-    parts = [np.zeros(0, SAMPLE)]
-    for chosen in _blocks(len(chains.first)):
-        if objective == "mlm":
-            parts.append(_full_sentences(sentences, chains, chosen, room))
-            continue
-        cuts = _cut(sentences, chains, chosen, room, objective, draw(seed, pass_number, chosen))
+    if objective == "mlm":
+        chains = _Chains.of(sentences, CHAIN * seq_len)
+        return np.concatenate([_full_sentences(sentences, chains, c, seq_len - 2) for c in _blocks(len(chains.first))])
+    room = seq_len - 3
+    pieces = Pieces.cut(sentences, room, seed, pass_number)
+    documents = pieces.of.documents
+    document_ends = np.repeat(documents[1:], np.diff(documents)) if objective == "nsp" else None
+    parts = []
+    for document, cuts in _walk(pieces.of, seq_len, objective, seed, pass_number):
         for some in _blocks(len(cuts.key)):
             few = _Cuts(*(column[some[0] : some[-1] + 1] for column in cuts))
-            parts.append(_pairs(sentences, chains.document[few.chain], few, room, document_ends))
+            parts.append(_pairs(pieces, document[some], few, room, document_ends))
     return np.concatenate(parts)
 
 
 def times_taken(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
-    """[S] int64: how many samples of a pass take each sentence in its place, before they are cut to their length. It is
-    1 for all; a random B is not counted. Not for mlm, whose samples are whole sentences one after another."""
-    chains = _Chains.of(sentences, CHAIN * seq_len)
-    change = np.zeros(len(sentences.token_starts) + 1, np.int64)
-    for chosen in _blocks(len(chains.first)):
-        cuts = _cut(sentences, chains, chosen, seq_len - 3, objective, draw(seed, pass_number, chosen))
+    """[P] int64: how many samples of a pass take each sentence (of a long one, each piece) in its place, before they
+    are cut to their length. It is 1 for all; a random B is not counted. Not for mlm, whose samples leave nothing out.
+    """
+    pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).of
+    change = np.zeros(len(pieces.token_starts) + 1, np.int64)
+    for _, cuts in _walk(pieces, seq_len, objective, seed, pass_number):
         np.add.at(change, cuts.first, 1)
         np.add.at(change, np.where(cuts.label, cuts.split, cuts.last) if objective == "nsp" else cuts.last, -1)
     return np.cumsum(change[:-1])
+
+
+def without_choice(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> float:
+    """The share of a pass's samples that hold one sentence: nsp can only put a random B behind it, and sop has nothing
+    to swap. Not for mlm."""
+    pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).of
+    alone = [cuts.last - cuts.first == 1 for _, cuts in _walk(pieces, seq_len, objective, seed, pass_number)]
+    return float(np.concatenate(alone).mean())
+
+
+def _walk(
+    pieces: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int
+) -> Iterator[tuple[np.ndarray, _Cuts]]:
+    """The samples of a pass as cuts, many at once, and the document of each."""
+    chains = _Chains.of(pieces, CHAIN * seq_len)
+    for chosen in _blocks(len(chains.first)):
+        cuts = _cut(pieces, chains, chosen, seq_len - 3, objective, draw(seed, pass_number, chosen))
+        yield chains.document[cuts.chain], cuts
 
 
 def _blocks(count: int) -> Iterator[np.ndarray]:
@@ -166,16 +244,16 @@ def _cut(
 
 
 def _pairs(
-    sentences: Sentences, document: np.ndarray, cuts: _Cuts, room: int, document_ends: np.ndarray | None
+    pieces: Pieces, document: np.ndarray, cuts: _Cuts, room: int, document_ends: np.ndarray | None
 ) -> np.ndarray:
     """Samples out of cuts: the random Bs (for nsp, with `document_ends`) or the swaps (for sop), and the truncation."""
-    starts, ends, documents = sentences
+    starts, ends, _ = pieces.of
     split, label = cuts.split, cuts.label
     a_length = ends[split] - ends[cuts.first]
     b_first, b_last = split.copy(), cuts.last.copy()
     if document_ends is not None:
         rows = np.flatnonzero(label)
-        other = _other_sentence(documents, document[rows], draw_more(cuts.key[rows], _OTHER))
+        other = pieces.others(split[rows], document[rows], draw_more(cuts.key[rows], _OTHER))
         b_first[rows] = other
         b_last[rows] = _reach(ends, other, (cuts.target - a_length)[rows], document_ends[other])
     b_length = ends[b_last] - ends[b_first]
@@ -190,17 +268,21 @@ def _pairs(
 
 
 def _full_sentences(sentences: Sentences, chains: _Chains, chain: np.ndarray, room: int) -> np.ndarray:
-    """Whole sentences that fit, without a B; a sentence that alone is too long is cut."""
+    """Whole sentences that fit, without a B. One that is longer than a sample fills what is left of this one, and goes
+    on in the next: every token is in one sample."""
     starts, ends, _ = sentences
-    first, stop = chains.first[chain], chains.stop[chain]
+    sentence, stop = chains.first[chain], chains.stop[chain]
+    at = ends[sentence]  # tokens before the sample; they may end within its first sentence
     parts = []
-    while len(first):
-        last = np.maximum(_reach(ends, first, np.full_like(first, room + 1), stop + 1) - 1, first + 1)
-        length = np.minimum(ends[last] - ends[first], room)
-        nothing = np.zeros_like(length)
-        parts.append(_pack(starts[first], length, starts[first], nothing, nothing))
-        going_on = last < stop
-        first, stop = last[going_on], stop[going_on]
+    while len(sentence):
+        begun = at - ends[sentence]
+        fits = _reach(ends, sentence, begun + room + 1, stop + 1) - 1  # the first sentence that does not fit whole
+        is_long = ends[np.minimum(fits + 1, stop)] - ends[fits] > room
+        end = np.where(is_long, at + room, ends[fits])
+        nothing = np.zeros_like(at)
+        parts.append(_pack(starts[sentence] + begun, end - at, starts[sentence], nothing, nothing))
+        going_on = np.flatnonzero(end < ends[stop])
+        sentence, stop, at = fits[going_on], stop[going_on], end[going_on]
     return np.concatenate(parts)
 
 
@@ -219,16 +301,19 @@ def _reach(ends: np.ndarray, first: np.ndarray, tokens: np.ndarray, stop: np.nda
     return last + 1
 
 
-def _other_sentence(documents: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """A sentence drawn uniformly from all documents but `document`: draw among the others, skip over its own."""
+def _from_others(documents: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """A number below documents[-1] drawn uniformly from all documents but `document`: draw among the others, skip over
+    its own."""
     own_first, own_stop = documents[document], documents[document + 1]
     drawn = below(bits, documents[-1] - (own_stop - own_first))
     return np.where(drawn < own_first, drawn, drawn + (own_stop - own_first))
 
 
 def _share(bits: np.ndarray, excess: np.ndarray) -> np.ndarray:
-    """Of `excess` tokens that must go, how many go from the front: uniform in 0 .. excess, from 32 bits."""
-    return ((bits * (excess + 1).view(np.uint64)) >> np.uint64(32)).view(np.int64)
+    """Of `excess` tokens that must go, how many go from the front: none, all, or uniform in between, each in a third of
+    the cases, from 32 bits. A share that is always in between would hardly ever leave the first and the last token."""
+    drawn = ((bits * (3 * excess + 1).view(np.uint64)) >> np.uint64(32)).view(np.int64)
+    return np.clip(drawn - excess, 0, excess)
 
 
 def _truncate(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:

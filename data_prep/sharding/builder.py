@@ -9,7 +9,6 @@ for each of ten thousand documents. Tokens wait in a file without a name in `fol
 the shard: that megabyte, 2 bytes a sentence, 12 a document.
 """
 
-import hashlib
 import tempfile
 from array import array
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.sharding.held_out import Lowest, digest_of, threshold
 from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections, write_shard
 from data_prep.text.corpus import Document
 from data_prep.text.sentences import Splitter
@@ -35,21 +35,19 @@ class ShardBuilder:
         self, folder: Path, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
     ):
         self.split, self.encoder, self.words = split, encoder, words
-        self.threshold = int(holdout * 2**64)
+        self.threshold, self.lowest = threshold(holdout), Lowest()
         self.counts: Counter[str] = Counter()
         self._tokens = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._token_count = 0
         self._continues: list[np.ndarray] = [np.zeros(0, bool)]
         self._sentence_lengths = array("H")
         self._documents = array("I")  # sentences, source, flags of each
-        self._waiting: list[tuple[int, int, bool, Document]] = []  # source, bytes, held out
+        self._waiting: list[tuple[int, int, int, Document]] = []  # source, bytes, hash
         self._waiting_bytes = self._reported = 0
 
     def add(self, source: int, document: Document, raw: bytes) -> None:
         """Add a document: its source's number, itself, its text in UTF-8."""
-        # By its text, so that a document is held out in every store, whatever else is in the corpus.
-        held_out = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest()) < self.threshold
-        self._waiting.append((source, len(raw), held_out, document))
+        self._waiting.append((source, len(raw), digest_of(raw), document))
         self._waiting_bytes += len(raw)
         if self._waiting_bytes >= BATCH:
             self._encode()
@@ -69,10 +67,12 @@ class ShardBuilder:
             self._continues.append(self.words.continuing(sentences, encoded))
         lengths, counts = self._cut(encoded.lengths, np.array([len(part) for part in parts]))
         self._sentence_lengths.frombytes(lengths.astype(np.uint16).tobytes())
-        for (source, size, held_out, _), count in zip(self._waiting, counts.tolist(), strict=True):
+        for (source, size, digest, _), count in zip(self._waiting, counts.tolist(), strict=True):
             if not count:
                 self.counts["empty_documents"] += 1
                 continue
+            held_out = digest < self.threshold
+            self.lowest.add(digest, len(self._documents) // 3)
             self._documents.extend((count, source, HELD_OUT if held_out else 0))
             self.counts["held_out_documents"] += held_out
             self.counts["text_bytes"] += size

@@ -20,6 +20,7 @@ from typing import Any
 
 from data_prep.cli import InputError, say
 from data_prep.files import write_folder, write_json
+from data_prep.sharding.held_out import hold_out_enough
 from data_prep.sharding.plan import Records, Unit, differing
 from data_prep.store import FORMAT, FORMAT_WITH_WORDS, TOKENIZER_FILES, project_version
 from data_prep.text import cleaning
@@ -177,9 +178,10 @@ def finish(
     vocab: Path,
     base: dict[str, Any] | None,
     check: Callable[[dict[int, Counter[str]]], None] = lambda counts: None,
-) -> None:
-    """Write the manifest if all units are done, by whichever rank sees it first, and `check` takes what was counted in
-    reading, by number of source.
+) -> bool:
+    """Write the manifest if all units are done, by whichever rank sees it first; return whether it was this one.
+
+    `check` takes what was counted in reading, by number of source.
 
     Raises
     ------
@@ -189,12 +191,12 @@ def finish(
     with only_one(records.folder) as first:
         if not first:
             say(f"{store} was finished by another rank")
-            return
+            return False
         done = [records.unit(unit) for unit in units]
         found = [record for unit in done if unit is not None for record in unit]
         if None in done:
             say(f"this rank is done; {done.count(None)} of {len(done)} units are with other ranks")
-            return
+            return False
         check(counts_of_sources(found))
         made = [record["shard"] for record in found if "shard" in record]
         shards = [*(base["shards"] if base else []), *(shard for shard in made if shard["documents"])]
@@ -202,7 +204,9 @@ def finish(
             shutil.rmtree(store)
             names = ", ".join(source["path"] for source in identity["sources"][:5])
             raise InputError(f"the corpus holds no text: {names}")
+        more = hold_out_enough(store, found, base, identity["settings"]["holdout"], identity["vocab"]["sha256"])
         content = identity | {"shards": shards} | total_counts(found, shards, identity["sources"], base)
+        content["counts"]["held_out_documents"] += more
         if base is None:
             write_folder(store / "vocab", lambda folder: copy_tokenizer(vocab, folder))
         for leftover in store.glob("*.partial*"):
@@ -212,6 +216,7 @@ def finish(
         write_json(store / "manifest.json", content)
         shutil.rmtree(records.folder, ignore_errors=True)  # a network disk may keep the lock's file a while
     summarise(store, shards, content["counts"])
+    return True
 
 
 @contextmanager

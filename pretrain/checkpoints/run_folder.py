@@ -26,6 +26,7 @@ from data_prep.files import write_folder, write_json
 from data_prep.store import Store
 from pretrain.checkpoints import checkpoint
 from pretrain.config import TrainConfig
+from pretrain.outlook import look_ahead
 from pretrain.phases import Phase
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
@@ -60,6 +61,7 @@ def record_of(
         "parameters": parameters,
         "deepspeed": settings,
         "stores": [{"folder": str(store.folder), "identity": store.identity} for store in stores],
+        "outlook": look_ahead(config, stores)._asdict(),
         "vocab_sha256": stores[0].vocab_sha256,
         "vocab_size": stores[0].vocab_size,
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers", "numpy")},

@@ -38,12 +38,17 @@ def what_runs(
         told |= {f"Phase {phase.number + 1}": _phase_in_words(phase) for phase in phases}
     if config.hours:
         told["Steps"] = f"as many as {config.hours:g} hours hold, {config.total_steps:,} at most"
+    outlook = record["outlook"]
     told |= {
+        "Tokens seen": outlook["seen"],
         "Masking": f"{100 * config.mask_rate:g}% of the tokens, by {config.mask_unit}",
         "Evaluation": f"{config.eval_samples} held-out samples "
         + (f"every {config.eval_every} steps" if config.eval_every else "at the end")
+        if outlook["is_evaluated"]
+        else f"none: {outlook['no_evaluation']}"
         if config.eval_samples
         else "none",
+        "Warning": "; ".join(outlook["warnings"]) if outlook["is_evaluated"] else "",
         "Devices": devices,
         "Resume": f"from {resumed_from}" if resumed_from else "a new run",
         "Folder": str(config.out),

@@ -33,6 +33,7 @@ from pretrain.data import Position, counts_of
 from pretrain.model import identity_of
 from pretrain.monitor.console import grid, pairs
 from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
+from pretrain.outlook import Outlook, look_ahead
 from pretrain.phases import Phase
 from pretrain.report.words import counted, duration
 from pretrain.zero.ds_config import precision_of
@@ -145,6 +146,7 @@ class Plan(NamedTuple):
     optimizer_seconds: float | None  # of all parameters; None where moments would not fit
     probe_device: str
     done: int  # steps that a checkpoint has
+    outlook: Outlook
 
     @property
     def seconds(self) -> float:
@@ -166,6 +168,9 @@ class Plan(NamedTuple):
             "probe_device": self.probe_device,
             "steps_done": self.done,
             "seconds": self.seconds,
+            "tokens_seen": self.outlook.tokens_seen,
+            "tokens_seen_10": self.outlook.tokens_seen_10,
+            "warnings": self.outlook.warnings,
         }
 
     def _state(self, stage: int) -> float:
@@ -259,6 +264,7 @@ def make(
     ranks, precision = int(os.environ.get("WORLD_SIZE", "1")), precision_of(settings)
     stage = settings["zero_optimization"]["stage"]
     device = device_of(model, settings)
+    outlook = look_ahead(config, stores)
     found = [_looked_at(phase, config, stores, model) for phase in phases]
     optimizer_seconds = probe_optimizer(model, settings)
     planned = []
@@ -284,7 +290,7 @@ def make(
             )
         )
     name = "this GPU" if device.type == "cuda" else "this CPU, fp32"
-    return Plan(parameters, ranks, stage, precision, planned, disk, optimizer_seconds, name, done)
+    return Plan(parameters, ranks, stage, precision, planned, disk, optimizer_seconds, name, done, outlook)
 
 
 def _looked_at(
