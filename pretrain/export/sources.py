@@ -25,7 +25,8 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError
 from data_prep.store import tokenizer_sha256
-from pretrain.checkpoints.checkpoint import Identity, newest_whole, read_manifest, read_weights
+from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_weights
+from pretrain.checkpoints.manifest import Identity
 from pretrain.export import deepspeed_format
 from pretrain.model import identity_of
 
@@ -85,7 +86,7 @@ def _from_run(checkpoint: Path) -> Source:
     if not (run / "config.json").is_file():
         raise InputError(f"{checkpoint} does not lie in a run folder ({run}/config.json is missing)")
     record = json.loads((run / "config.json").read_text())
-    train, step, identity = record["train"], manifest["step"], Identity(**manifest["identity"])
+    train, step, identity = record["train"], manifest.step, manifest.identity
     name = train["model"] or Path(train["init_from"]).name
     objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
     story = (
@@ -95,7 +96,7 @@ def _from_run(checkpoint: Path) -> Source:
     return Source(
         checkpoint,
         step,
-        read_weights(checkpoint, manifest["parameters"]),
+        read_weights(checkpoint, manifest.parameters),
         identity,
         run / "vocab",
         name,
