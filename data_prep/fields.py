@@ -65,8 +65,10 @@ def read_fields(path: Path, remedy: str) -> "Fields":
         content = parse(path.read_bytes())
         found = Fields(content, str(path), remedy)
         is_changed = SEAL in content and content[SEAL] != seal_of(content)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); {remedy}") from error
     if is_changed:
         raise InputError(f"{path} is damaged, or was edited: its own sha256 does not fit; {remedy}")
     return found

@@ -4,7 +4,7 @@
     Manifest.read(folder)               InputError where anything about it is wrong
 
     {"format": 2, "step", "world_size", "zero_stage", "held_out_loss", "identity", "settings", "parameters": name ->
-     shape, "files": name -> {"bytes", "sha256"}, "sha256": of all the above}
+     shape, "files": name -> {"bytes", "sha256"}, perhaps "held_out", "record"; "sha256": of all the above}
 
 Format 1 is the same without its own checksum: still read, by types and ranges, but a digit of it that has changed in
 settings or held_out_loss is not noticed. The names of files and of the slices in them are made and taken apart here.
@@ -51,6 +51,8 @@ class Manifest(NamedTuple):
     settings: dict[str, Any]
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one a rank
+    held_out: str = ""  # which held-out set held_out_loss is of
+    record: dict[str, Any] | None = None  # config.json as it was when the checkpoint was written
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -75,6 +77,8 @@ class Manifest(NamedTuple):
             fields.of("settings").content,
             _shapes(fields.of("parameters")),
             _files(fields),
+            fields.text("held_out", default=""),
+            fields.of("record").content if "record" in fields.content else None,
         )
 
     def write(self, folder: Path) -> None:
@@ -83,7 +87,9 @@ class Manifest(NamedTuple):
             "identity": self.identity._asdict(),
             "files": {name: entry._asdict() for name, entry in self.files.items()},
         }
-        write_sealed(folder / NAME, {"format": FORMAT, **content})
+        optional = {name for name, default in self._field_defaults.items() if content[name] == default}
+        written = {name: value for name, value in content.items() if name not in optional}
+        write_sealed(folder / NAME, {"format": FORMAT, **written})
 
 
 def rank_file(rank: int, world: int) -> str:
