@@ -1,6 +1,7 @@
 """kill -9 at random moments of training and saving: does every run end with the weights of an undisturbed one?
 
     python benchmarks/faults.py --points 50
+    python benchmarks/faults.py --points 0 --flips      every byte of a manifest, a state, a config.json, flipped
 
 Each point starts two ranks, kills one of them or both at a random moment, starts them again from what is on disk, and
 compares the last checkpoint with the undisturbed run's, byte for byte. One JSON line; ends with 1 if a point failed.
@@ -11,19 +12,27 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tests.conftest  # noqa: F401 - one thread, on the CPU; before torch
 from benchmarks.machine import machine
 from data_prep.cli import parse, say
-from pretrain.checkpoints.checkpoint import folder_of, present
+from data_prep.fields import read_fields, write_sealed
+from data_prep.store import Store
+from pretrain.checkpoints.checkpoint import folder_of, present, read_manifest
+from pretrain.checkpoints.manifest import NAME, STATE, Manifest
 from pretrain.train import train
+from tests.checkpoints import checkpoint_of
 from tests.ranks import run_ranks, start_ranks
 from tests.stores import random_documents, store_of
 from tests.test_checkpoint import contents
+from tests.test_damage import sweep
+from tests.test_damaged_run import RECORD
 from tests.test_faults import STEPS, config, steps_done
 
 
@@ -35,6 +44,8 @@ class FaultsConfig:
     """kills"""
     seed: int = 0
     """of the moments and the victims"""
+    flips: bool = False
+    """flip each byte of small files, by three masks: refused by name, or the same content; fails otherwise"""
 
 
 def main(settings: FaultsConfig) -> None:
@@ -46,6 +57,7 @@ def main(settings: FaultsConfig) -> None:
         expected = contents(folder_of(folder / "undisturbed", STEPS))
         outcomes = [strike(store, folder / f"run-{point}", draw) for point in range(settings.points)]
         equal = [contents(folder_of(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
+        flipped = flips(folder / "flips") if settings.flips else {}
     result = {
         "name": "faults",
         "figures": {
@@ -54,11 +66,28 @@ def main(settings: FaultsConfig) -> None:
             "killed_before_the_first_checkpoint": sum(outcome["checkpoints"] == 0 for outcome in outcomes),
             "killed_while_saving": sum(outcome["staged"] for outcome in outcomes),
             "steps_at_the_kill": sorted(outcome["steps"] for outcome in outcomes),
+            "flips": flipped,
         },
-        "ratio": sum(equal) / settings.points,
+        "ratio": sum(equal) / max(settings.points, 1),
     }
     print(json.dumps(result | machine("torch", "deepspeed")))
     sys.exit(0 if all(equal) else 1)
+
+
+def flips(run: Path) -> dict[str, dict[str, int]]:
+    """How many flips of a byte were refused, and how many changed nothing (white space), by file."""
+    saved = checkpoint_of(run, 6)
+    write_sealed(run / "config.json", RECORD)
+    store = store_of(run / "store", random_documents(12), shards=2).folder
+    manifest = json.loads((store / "manifest.json").read_text())
+    write_sealed(store / "manifest.json", manifest)
+    reads: dict[Path, Callable[[], Any]] = {
+        saved / NAME: lambda: Manifest.read(saved),
+        saved / STATE: lambda: read_manifest(saved),
+        run / "config.json": lambda: {name: read_fields(run / "config.json", "").content[name] for name in RECORD},
+        store / "manifest.json": lambda: {name: Store.open(store).manifest[name] for name in manifest},
+    }
+    return {str(path.relative_to(run)): dict(sweep(path, read, masks=3)) for path, read in reads.items()}
 
 
 def strike(store: Path, run: Path, draw: random.Random) -> dict[str, int]:

@@ -21,19 +21,20 @@ from typing import Annotated, Any
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.cli import print_json, run, say  # first: it continues in .venv where packages are missing
+from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
 import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
+from data_prep.mapped import FileChangedError
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.coverage import look_over
 from data_prep.samples.index import Objective, Sentences, times_taken
 from data_prep.samples.masking import Masking, Unit, mask_tokens
 from data_prep.samples.pairs import Epoch, Mixture, assemble, continuing, deal
-from data_prep.sharding.manifest import ODDITIES
+from data_prep.sharding.manifest import ODDITIES, TOTALS
 from data_prep.store import HELD_OUT, Store
 from data_prep.tokens.unknown import advice
 
@@ -78,37 +79,57 @@ def main(config: ShowConfig) -> None:
     InputError: not a finished store.
     """
     store = Store.open(config.store)
-    found = statistics(store)
-    damaged = store.verify() if config.verify else []
-    if config.verify:
-        found["damaged"] = damaged
-    if config.json:
-        print_json(found | seen(store, config))
-    else:
-        print_statistics(store, found)
-        if config.samples and not damaged:
-            print_samples(store, config)
-    if config.picture:
-        draw_lengths(store, config.picture)
-    if damaged:
+    if config.verify and (damaged := store.verify(say)):
+        if config.json:
+            print_json({"damaged": damaged})
         sys.exit("\n".join(["error: the store is damaged; remove it and run data_prep/shard.py again", *damaged]))
+    try:
+        show(store, config)
+    except FileChangedError as error:
+        raise InputError(str(error)) from error
     if config.verify:
         say(f"verified: all {len(store.shards)} shards and the tokenizer have their checksums")
 
 
+def show(store: Store, config: ShowConfig) -> None:
+    """Print what is asked for."""
+    found = statistics(store) | ({"damaged": []} if config.verify else {})
+    if config.json:
+        print_json(found | seen(store, config))
+    else:
+        print_statistics(store, found)
+        if config.samples:
+            try_samples(store, config)
+    if config.picture:
+        draw_lengths(store, config.picture)
+
+
+def try_samples(store: Store, config: ShowConfig) -> None:
+    """Print samples; a store that cannot have them for these options is still one to look at, or to verify.
+
+    Raises
+    ------
+    InputError: there are none, and nothing else was asked for.
+    """
+    try:
+        print_samples(store, config)
+    except InputError as error:
+        if not config.verify and config.picture is None:
+            raise
+        say(f"no samples are shown: {error}")
+
+
 def statistics(store: Store) -> dict[str, Any]:
     """What a store holds, as JSON would say it. Lengths in tokens unless named otherwise."""
-    counts, shards = store.manifest["counts"], store.manifest["shards"]
+    counts, shards = dict.fromkeys(TOTALS, 0) | store.manifest["counts"], store.manifest["shards"]
     tokens = max(counts["tokens"], 1)
-    uses = np.zeros(store.vocab_size, np.int64)
-    for shard in store.shards:
-        uses += np.bincount(shard.tokens, minlength=store.vocab_size)
+    uses = store.token_uses()
     share = uses[uses > 0] / tokens
     return {
         **counts,
         "bytes_per_token": round(sum(shard["bytes"] for shard in shards) / tokens, 4),
         "unknown_rate": counts["unknown"] / tokens,
-        "unknown_char_rate": _unknown_char_rate(counts),
+        "unknown_char_rate": _unknown_char_rate(store.manifest["counts"]),
         "shards": len(shards),
         "vocab_size": store.vocab_size,
         "vocab_used": int(np.count_nonzero(uses)),
@@ -116,7 +137,7 @@ def statistics(store: Store) -> dict[str, Any]:
         "sentence_length": _spread(sentence_lengths(store)),
         "document_length": _spread(document_lengths(store)),
         "sources": _sources(store),
-        "settings": store.manifest["settings"],
+        "settings": store.manifest.get("settings", {}),
     }
 
 
@@ -168,7 +189,7 @@ def print_statistics(store: Store, found: dict[str, Any]) -> None:
     for name in ("documents", "held_out_documents", "sentences", "tokens", "shards"):
         print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
     print(f"  {'bytes a token':24}{found['bytes_per_token']:>16.3f}")
-    print(f"  {'bytes of text a token':24}{found['text_bytes'] / found['tokens']:>16.3f}")
+    print(f"  {'bytes of text a token':24}{found['text_bytes'] / max(found['tokens'], 1):>16.3f}")
     print(f"  {'unknown tokens':24}{100 * found['unknown_rate']:>14.4f} %")
     if found["unknown_char_rate"] is not None:
         print(f"  {'unknown characters':24}{100 * found['unknown_char_rate']:>14.4f} %")

@@ -14,16 +14,18 @@ import json
 import re
 import struct
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from data_prep import mapped
 from data_prep.cli import ROOT, InputError
+from data_prep.fields import Fields, parse, read_fields
 from data_prep.files import sha256_of, write_whole
 
 FORMAT = 1
@@ -40,6 +42,9 @@ _INSIDE = re.compile(
     r"^(?!▁)(?!.*[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]).*\w"
 )
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+SPECIALS = ("pad", "unk", "cls", "sep", "mask")
+LARGEST_VOCABULARY = 1 << 26  # entries; the largest published ones have 2 ** 18
+MEND = "make the store again with data_prep/shard.py"
 
 
 class Sections(NamedTuple):
@@ -128,12 +133,16 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
         raw = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); run data_prep/shard.py again to mend the store") from error
-    if len(raw) < HEADER.size or bytes(raw[:8]) != MAGIC:
+    head = bytes(raw[: HEADER.size])
+    if len(head) < HEADER.size or head[:8] != MAGIC:
         raise InputError(f"{path} is not a shard of a token store; run data_prep/shard.py again to mend the store")
-    _, version, token_bytes, digest, tokens, sentences, documents = HEADER.unpack(bytes(raw[: HEADER.size]))
+    fields = HEADER.unpack(head)
+    _, version, token_bytes, digest, tokens, sentences, documents = fields
     check_format(path, version)
     if digest.hex() != vocab_sha256:
         raise InputError(f"{path} was made with tokenizer {digest.hex()[:12]}, not {vocab_sha256[:12]}")
+    if token_bytes not in (2, 4) or HEADER.pack(*fields) != head:
+        raise InputError(f"{path} has a damaged header; run data_prep/shard.py again to mend the store")
     dtypes = _section_dtypes(token_bytes)
     sizes = [n * d.itemsize for n, d in zip((tokens, sentences, documents, documents, documents), dtypes, strict=False)]
     sizes += [-(-tokens // 8)] if version == FORMAT_WITH_WORDS else []
@@ -143,6 +152,30 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
     spans = zip(starts[:-1], sizes, dtypes, strict=False)
     plain = np.asarray(raw)  # the same memory; slices of a memmap cost ten times as much to make
     return Sections(*(plain[start : start + size].view(dtype) for start, size, dtype in spans))
+
+
+def check_sums(path: Path, shard: Sections, sources: int) -> None:
+    """What can be seen of a shard without its tokens: lengths that add up, sources and flags that there are.
+
+    Raises
+    ------
+    InputError: naming the array that does not fit.
+    """
+    lengths, counts = shard.sentence_lengths, shard.document_sentences
+    least = [int(array.min(initial=1)) for array in (lengths, counts)]
+    sums = [int(array.sum(dtype=np.uint64)) for array in (lengths, counts)]  # of 2 and 4 bytes: no overflow
+    wrong = [
+        name
+        for name, is_right in (
+            ("sentence_lengths", least[0] and sums[0] == len(shard.tokens)),
+            ("document_sentences", least[1] and sums[1] == len(lengths)),
+            ("document_sources", int(shard.document_sources.max(initial=0)) < max(sources, 1)),
+            ("document_flags", int(shard.document_flags.max(initial=0)) <= HELD_OUT),
+        )
+        if not is_right
+    ]
+    if wrong:
+        raise InputError(f"{path} is damaged: its {', '.join(wrong)} cannot be; {MEND}")
 
 
 def check_format(path: Path, version: int) -> None:
@@ -193,20 +226,45 @@ class Store:
             raise InputError(
                 f"{folder} has no manifest.json: not a token store, or data_prep/shard.py has not finished"
             )
-        content = manifest_path.read_bytes()
-        try:
-            manifest = json.loads(content)
-            version, made_with = manifest["format"], manifest["vocab"]["sha256"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{manifest_path} is damaged ({error!r}); make the store again") from error
-        check_format(folder, version)
+        manifest = read_manifest(folder)
+        made_with = manifest["vocab"]["sha256"]
         if vocab_sha256 is not None and made_with != vocab_sha256:
             raise InputError(
                 f"{folder} was made with tokenizer {made_with[:12]}, this run uses {vocab_sha256[:12]}; "
                 "make the store again with this tokenizer, or train with the store's own"
             )
         shards = tuple(read_shard(folder / entry["name"], made_with) for entry in manifest["shards"])
-        return cls(folder, manifest, hashlib.sha256(content).hexdigest(), shards)
+        store = cls(folder, manifest, sha256_of(manifest_path), shards)
+        store._check()
+        _ = store.files  # watched from here on
+        return store
+
+    def _check(self) -> None:
+        """Compare the manifest with the shards and the tokenizer, in a time that grows with sentences, not tokens."""
+        found = {"documents": 0, "sentences": 0, "tokens": 0, "held_out_documents": 0}
+        version, dtype = self.manifest["format"], token_dtype(self.vocab_size)
+        for entry, shard in zip(self.manifest["shards"], self.shards, strict=True):
+            path = self.folder / entry["name"]
+            if (shard.continues is not None) != (version == FORMAT_WITH_WORDS) or shard.tokens.dtype != dtype:
+                raise InputError(f"{path} is of another format or vocabulary size than manifest.json says; {MEND}")
+            check_sums(path, shard, len(self.manifest["sources"]))
+            sizes = (shard.document_sentences, shard.sentence_lengths, shard.tokens)
+            counts = dict(zip(found, map(len, sizes), strict=False)) | {"bytes": path.stat().st_size}
+            if wrong := [name for name, count in counts.items() if entry.get(name, count) != count]:
+                raise InputError(f"{path} has {counts[wrong[0]]:,} {wrong[0]}, manifest.json says {entry[wrong[0]]:,}")
+            counts["held_out_documents"] = int((shard.document_flags & HELD_OUT).sum(dtype=np.int64))
+            found = {name: count + counts[name] for name, count in found.items()}
+        told = self.manifest["counts"]
+        if wrong := [name for name, count in found.items() if told.get(name, count) != count]:
+            raise InputError(
+                f"{self.folder / 'manifest.json'} counts {told[wrong[0]]:,} {wrong[0]}, the shards hold "
+                f"{found[wrong[0]]:,}; {MEND}"
+            )
+        vocab = self.folder / "vocab"
+        if tokenizer_sha256(vocab) != self.vocab_sha256:
+            raise InputError(f"{vocab} is not the tokenizer that the store was made with; put it back, or {MEND}")
+        if (size := _entries(vocab, self.vocab_sha256)) != self.vocab_size:
+            raise InputError(f"{self.folder / 'manifest.json'} says {self.vocab_size:,} entries, {vocab} has {size:,}")
 
     @property
     def vocab_sha256(self) -> str:
@@ -229,6 +287,11 @@ class Store:
         return self.manifest["vocab"]["special_ids"]
 
     @cached_property
+    def files(self) -> mapped.Files:
+        """The shards' files, to notice when one is cut short."""
+        return mapped.Files(self.folder / entry["name"] for entry in self.manifest["shards"])
+
+    @cached_property
     def continues(self) -> np.ndarray:
         """[V] bool: entries of the vocabulary that go on with the word before them; punctuation never does."""
         return continuing_entries(self.folder / "vocab", self.vocab_size, self.special_ids.values())
@@ -240,11 +303,16 @@ class Store:
 
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one document."""
+        self.files.check()
         shards = np.searchsorted(self.token_starts, starts, side="right") - 1
         begins = starts - self.token_starts[shards]
         spans = zip(shards.tolist(), begins.tolist(), (begins + lengths).tolist(), strict=True)
         found = [self.shards[shard].tokens[begin:end] for shard, begin, end in spans]
-        return np.concatenate(found) if found else np.zeros(0, self.shards[0].tokens.dtype)
+        tokens = np.concatenate(found) if found else np.zeros(0, self.shards[0].tokens.dtype)
+        if tokens.max(initial=0) >= self.vocab_size:
+            bad = int(np.searchsorted(np.cumsum(lengths), tokens.argmax(), side="right"))
+            raise self._beyond(self.manifest["shards"][shards[bad]]["name"], int(tokens.max()))
+        return tokens
 
     def sources_at(self, tokens: np.ndarray) -> np.ndarray:
         """The source [N] int64, as an index into manifest["sources"], of the documents with these tokens [N] int64."""
@@ -273,16 +341,99 @@ class Store:
             found[rows] = bits[within >> 3] >> (within & 7) & 1
         return found
 
-    def verify(self) -> list[str]:
-        """Read every byte and compare with the manifest's checksums. Returns one line for each damaged file."""
-        damaged = []
-        for entry in self.manifest["shards"]:
-            found = sha256_of(self.folder / entry["name"])
+    def token_uses(self) -> np.ndarray:
+        """How often each entry of the vocabulary occurs [V] int64; reads all tokens.
+
+        Raises
+        ------
+        FileChangedError: an id that the vocabulary has not.
+        """
+        uses = np.zeros(self.vocab_size, np.int64)
+        for entry, shard in zip(self.manifest["shards"], self.shards, strict=True):
+            counts = np.bincount(shard.tokens, minlength=self.vocab_size)
+            if len(counts) > self.vocab_size:
+                raise self._beyond(entry["name"], len(counts) - 1)
+            uses += counts
+        return uses
+
+    def _beyond(self, shard: str, token: int) -> mapped.FileChangedError:
+        return mapped.FileChangedError(
+            f"{self.folder / shard} is damaged: it holds token {token:,}, the vocabulary has {self.vocab_size:,} "
+            f"entries; see which files are (python data_prep/show.py {self.folder} --verify) and {MEND}"
+        )
+
+    def verify(self, report: Callable[[str], None] = lambda line: None, part: int = 0, parts: int = 1) -> list[str]:
+        """Read every byte and compare with the manifest's checksums. Returns one line for each damaged file.
+
+        `report` is told how far it is; of several `parts` of the shards, only one is read.
+        """
+        damaged, done = [], 0
+        chosen = self.manifest["shards"][part::parts]
+        whole = sum((self.folder / entry["name"]).stat().st_size for entry in chosen)
+        for entry in chosen:
+            path = self.folder / entry["name"]
+            found = sha256_of(path)
             if found != entry["sha256"]:
-                damaged.append(
-                    f"{self.folder / entry['name']}: sha256 {found[:12]}, manifest says {entry['sha256'][:12]}"
-                )
+                damaged.append(f"{path}: sha256 {found[:12]}, manifest says {entry['sha256'][:12]}")
+            done += path.stat().st_size
+            report(f"verified {path}: {done / 1e6:,.0f} of {whole / 1e6:,.0f} MB")
         found = tokenizer_sha256(self.folder / "vocab")
         if found != self.vocab_sha256:
             damaged.append(f"{self.folder / 'vocab'}: tokenizer {found[:12]}, manifest says {self.vocab_sha256[:12]}")
         return damaged
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store, its fields of the types and in the ranges that they must have.
+
+    Raises
+    ------
+    InputError: damaged, or of another format.
+    """
+    fields = read_fields(folder / "manifest.json", MEND)
+    version = fields.whole("format")
+    check_format(folder, version)
+    vocab = fields.of("vocab")
+    vocab.digest("sha256")
+    size = vocab.whole("size", least=len(SPECIALS), most=LARGEST_VOCABULARY)
+    special = vocab.of("special_ids")
+    ids = [special.whole(name, most=size - 1) for name in (*SPECIALS, *(special.content.keys() - set(SPECIALS)))]
+    if len(set(ids)) < len(ids):
+        raise special.error("has one id under two names")
+    fields.text("token_dtype", (token_dtype(size).str,), default=token_dtype(size).str)
+    fields.of("settings", default={})
+    for source in fields.rows("sources"):
+        source.text("path")
+    names = [_shard_fields(entry) for entry in fields.rows("shards")]
+    if not names or len(set(names)) < len(names):
+        raise fields.error("names no shards, or one twice")
+    counts = fields.of("counts")
+    for name in counts.content:
+        counts.whole(name)
+    for _, odd in fields.of("oddities", default={}).each():
+        for count in odd.content:
+            odd.whole(count)
+    return fields.content
+
+
+def _shard_fields(entry: Fields) -> str:
+    """Look at what the manifest says of a shard; its name, which leads nowhere else."""
+    name = entry.text("name")
+    if not re.fullmatch(r"shard-[0-9]{5,}-[0-9]{3,}\.bin", name, re.ASCII):
+        raise entry.error(f"says name {name!r:.60}, which is not one of a shard")
+    entry.digest("sha256")
+    for count in ("bytes", "tokens", "sentences", "documents"):
+        entry.whole(count, default=0)
+    return name
+
+
+@lru_cache
+def _entries(vocab: Path, sha256: str) -> int:
+    """Entries of a tokenizer folder whose files have this hash: those of the model, and added tokens beside them."""
+    try:
+        content = parse((vocab / "tokenizer.json").read_bytes())
+        known = content["model"]["vocab"]
+        added = {token["content"] for token in content["added_tokens"]}
+        return len(known) + len(added - (known.keys() if isinstance(known, dict) else {entry for entry, _ in known}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{vocab / 'tokenizer.json'} cannot be loaded ({error!r}); {MEND}") from error

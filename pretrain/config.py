@@ -114,6 +114,8 @@ class TrainConfig:
     """keep only the inputs of layers and compute each again in the backward pass: less memory, a third more work"""
     compile: bool = False
     """fuse the arithmetic between matrix products with torch.compile: faster on a GPU, slower on a CPU; ZeRO 0 to 2"""
+    verify_store: bool = False
+    """read all of --data and compare it with its checksums before training, each node what it has"""
     allow_untested_deepspeed: bool = False
     """go on with another DeepSpeed than the pinned one, whose private handles may differ"""
     dry_run: bool = False

@@ -15,7 +15,6 @@ import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
 
@@ -26,7 +25,8 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import KINDS, Identity, RunState, complete, folder_of, present
+from pretrain.checkpoints.checkpoint import RunState, complete, folder_of, present
+from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
 from pretrain.config import Preset
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
@@ -63,7 +63,7 @@ def main(config: ImportConfig) -> None:
     model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, store.special_ids["pad"])
     step = step_of(config.universal)
     tensors = {
-        f"{name}|{kind}|0": tensor.flatten()
+        slice_key(name, kind, 0): tensor.flatten()
         for kind in KINDS
         for name, tensor in values_of(config.universal, kind, model, store.vocab_size).items()
     }
@@ -71,19 +71,11 @@ def main(config: ImportConfig) -> None:
     staged = target.with_name(f"{target.name}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save_file(tensors, staged / "rank-00000-of-00001.safetensors")
-    state = RunState(step)
-    content = state._asdict() | {"position": state.position._asdict(), "loss_scaler": {}}
-    about: dict[str, Any] = {
-        "step": step,
-        "world_size": 1,
-        "zero_stage": 0,
-        "held_out_loss": None,
-        "identity": Identity(identity_of(model.config), store.vocab_sha256, store.vocab_size)._asdict(),
-        "settings": {"imported_from": str(config.universal)},
-        "parameters": {name: list(parameter.shape) for name, parameter in model.named_parameters()},
-    }
-    complete(staged, target, content, about)
+    save_file(tensors, staged / rank_file(0, 1))
+    identity = Identity(identity_of(model.config), store.vocab_sha256, store.vocab_size)
+    settings = {"imported_from": str(config.universal)}
+    parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    complete(staged, target, RunState(step), {}, Manifest(step, 1, 0, None, identity, settings, parameters, {}))
     say(f"{target}: {model.num_parameters():,} parameters with their moments, after step {step}")
 
 

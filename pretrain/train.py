@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from transformers import BertConfig, BertForPreTraining
 
-from data_prep.cli import InputError, parse, print_json
+from data_prep.cli import InputError, parse, print_json, say
 from data_prep.store import Store
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import Identity, RunState
@@ -86,6 +86,8 @@ def train(config: TrainConfig) -> RunState:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
     samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
     if config.dry_run:
+        if config.verify_store:
+            verify_stores(stores)
         if os.environ.get("RANK", "0") == "0":
             dry_run(config, phases, stores, model)
         return RunState()
@@ -96,6 +98,9 @@ def train(config: TrainConfig) -> RunState:
     record = record_of(config, phases, settings, stores, model.num_parameters())
     join_ranks()
     with ExitStack() as ending:
+        if config.verify_store:
+            with agreed("stores of --data"):
+                verify_stores(stores)
         resumed_from = None
         with agreed(f"run folder {config.out}"):
             if dist.get_rank() == 0:
@@ -147,6 +152,25 @@ def open_stores(config: TrainConfig) -> list[Store]:
     first, *others = [folder for folder, _ in config.weighted_stores]
     opened = [Store.open(first)]
     return opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
+
+
+def verify_stores(stores: list[Store]) -> None:
+    """Compare the files of all stores with their checksums, shared out among the ranks of a node.
+
+    Raises
+    ------
+    InputError: naming what is damaged.
+    """
+    parts = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    part, is_first = int(os.environ.get("LOCAL_RANK", "0")) % parts, os.environ.get("RANK", "0") == "0"
+    damaged = [line for store in stores for line in store.verify(say if is_first else lambda line: None, part, parts)]
+    if damaged:
+        message = f"stores of --data are damaged, make them again with data_prep/shard.py: {'; '.join(damaged)}"
+        if not is_first:
+            say(f"error: {message}")  # of other errors only the first rank speaks
+        raise InputError(message)
+    if is_first:
+        say(f"verified: {', '.join(str(store.folder) for store in stores)}")
 
 
 def check_lengths(phases: list[Phase], model: BertConfig) -> None:

@@ -77,7 +77,7 @@ def test_resume_at_another_world_size_and_stage(store, tmp_path, world, zero):
 def test_a_checkpoint_has_twelve_bytes_a_parameter_and_no_pickle(whole):
     folder = folder_of(whole, STEPS)
     manifest = read_manifest(folder)
-    parameters = sum(torch.Size(shape).numel() for shape in manifest["parameters"].values())
+    parameters = sum(torch.Size(shape).numel() for shape in manifest.parameters.values())
     slices = sum(piece.length for pieces in stored_pieces(folder).values() for piece in pieces)
     assert slices == 3 * parameters
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]

@@ -56,7 +56,7 @@ def loading(model_class: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def test_weights_are_the_checkpoint_s_without_the_padding(trained, exported):
     manifest = read_manifest(folder_of(trained, 4))
-    weights = read_weights(folder_of(trained, 4), manifest["parameters"])
+    weights = read_weights(folder_of(trained, 4), manifest.parameters)
     stored = load_file(exported / "model.safetensors")
     assert stored.keys() == weights.keys()
     for name, weight in weights.items():

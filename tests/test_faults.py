@@ -8,8 +8,10 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ import psutil
 import pytest
 
 from data_prep.cli import ROOT, InputError
+from data_prep.files import write_json
+from pretrain.checkpoints import run_folder
 from pretrain.checkpoints.checkpoint import RunState, folder_of, newest_whole
 from pretrain.checkpoints.run_folder import RunLock
 from pretrain.config import TrainConfig
@@ -201,8 +205,9 @@ class TestRunLock:
         with RunLock(tmp_path):
             assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
 
-    @pytest.mark.parametrize(("age", "refused"), [(1.0, True), (1000.0, False)])
-    def test_another_host_counts_by_its_heartbeat(self, tmp_path, age, refused):
+    @pytest.mark.parametrize(("age", "refused"), [(1.0, True), (1000.0, False), (-1e9, False), (1e300, False)])
+    def test_another_host_counts_by_its_heartbeat(self, tmp_path, monkeypatch, age, refused):
+        monkeypatch.setattr(run_folder, "WATCHED", 0.1)
         holder = {
             "host": "elsewhere",
             "pid": 1,
@@ -218,10 +223,40 @@ class TestRunLock:
             with RunLock(tmp_path):
                 pass
 
-    def test_a_damaged_lock_is_stale(self, tmp_path):
-        (tmp_path / "lock.json").write_text("{")
+    def test_a_heartbeat_by_another_clock_that_goes_on_is_alive(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(run_folder, "WATCHED", 60.0)
+        holder = {"host": "elsewhere", "pid": 1, "process_start": "1", "started": "then", "heartbeat": 1e12}
+        write_json(tmp_path / "lock.json", holder)
+        beat = threading.Timer(0.5, write_json, (tmp_path / "lock.json", holder | {"heartbeat": 1e12 + 15}))
+        beat.start()
+        with pytest.raises(InputError, match="on elsewhere"), RunLock(tmp_path):
+            pass
+        beat.join()
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "{",
+            "[]",
+            "null",
+            "3",
+            "{}",
+            '{"host": 1}',
+            '{"pid": "x"}',
+            "[" * 99_999,
+            "\xff",
+            '{"host": "h", "pid": true}',
+        ],
+    )
+    def test_a_damaged_lock_is_stale(self, tmp_path, content):
+        (tmp_path / "lock.json").write_bytes(content.encode("latin-1"))
         with RunLock(tmp_path):
             pass
+        changes = {"host": socket.gethostname(), "pid": "1", "started": "then", "heartbeat": "now", "process_start": 1}
+        for name in changes:
+            write_json(tmp_path / "lock.json", {n: v for n, v in changes.items() if n != name})
+            with RunLock(tmp_path):
+                pass
 
 
 def hold_for_ever(folder: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.files import sha256_of, write_json
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.checkpoint import RunState, folder_of, present
@@ -19,6 +18,7 @@ from pretrain.config import TrainConfig
 from pretrain.data import Position, SampleStream
 from pretrain.model import Pretrainer
 from pretrain.train import train
+from tests.checkpoints import rewrite_state
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -68,14 +68,10 @@ def cut_after(run: Path, step: int, out: Path) -> Path:
     return out
 
 
-def place_at(folder: Path, position: Position) -> None:
+def place_at(folder: Path, position: Position, passed_over: list[list[int]]) -> None:
     """Let a checkpoint go on elsewhere in the data."""
     state = json.loads((folder / "state.json").read_text())
-    write_json(folder / "state.json", state | {"position": position._asdict()})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    path = folder / "state.json"
-    manifest["files"]["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    write_json(folder / "manifest.json", manifest)
+    rewrite_state(folder, state | {"position": position._asdict(), "passed_over": passed_over})
 
 
 def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
@@ -83,7 +79,9 @@ def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     stream = SampleStream(Mixture([Store.open(store)], [1.0], 32, "nsp", 0), Position())
     stream.take((SPIKE + BEYOND) * BATCH)
     reference = cut_after(spiked, 12, tmp_path / "reference")
-    place_at(folder_of(reference, 12), stream.position._replace(taken=12 * BATCH))
+    place_at(
+        folder_of(reference, 12), stream.position._replace(taken=12 * BATCH), [[12 * BATCH, (SPIKE + BEYOND) * BATCH]]
+    )
     run_ranks(2, train, config(store, reference, rollback=0.0))
     ours, theirs = (contents(folder_of(run, STEPS)) for run in (spiked, reference))
     states = [json.loads(found.pop("state.json")) for found in (ours, theirs)]

@@ -9,7 +9,6 @@ docs/format.md describes manifest.json key by key.
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -19,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import InputError, say
-from data_prep.files import write_folder, write_json
+from data_prep.fields import write_sealed
+from data_prep.files import write_folder
 from data_prep.sharding.held_out import hold_out_enough
 from data_prep.sharding.plan import Records, Unit, differing
 from data_prep.store import FORMAT, FORMAT_WITH_WORDS, TOKENIZER_FILES, project_version
+from data_prep.store import read_manifest as read_store_manifest
 from data_prep.text import cleaning
 from data_prep.text.corpus import Source
 from data_prep.tokens import unknown
@@ -39,6 +40,7 @@ TOTALS = (
     "characters",
     "unknown_characters",
 )
+WRITTEN = {"format", "token_dtype", "vocab", "settings", "sources", "shards", "counts", "oddities"}
 ODDITIES = (
     *("empty_documents", "cut_documents", "cut_sentences", "invalid_utf8", "nul_characters", "long_lines"),
     *("bad_lines", "damaged_parts", "refused_members", "other_members", "damaged_characters"),
@@ -146,13 +148,20 @@ def new_sources(store: Path, known: list[dict[str, Any]], given: list[dict[str, 
 
 
 def read_manifest(store: Path) -> dict[str, Any] | None:
-    """The manifest of a finished store."""
-    try:
-        return json.loads((store / "manifest.json").read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    """The manifest of a finished store.
+
+    Raises
+    ------
+    InputError: it is damaged.
+    """
+    if not (store / "manifest.json").is_file():
         return None
-    except ValueError as error:
-        raise InputError(f"{store / 'manifest.json'} is damaged ({error}); remove {store} and run again") from error
+    manifest = read_store_manifest(store)
+    shards = [set(shard) for shard in manifest["shards"]]
+    missing = WRITTEN - manifest.keys() | {"bytes", *TOTALS[:3]} - set.intersection(*shards)
+    if missing:
+        raise InputError(f"{store / 'manifest.json'} lacks {', '.join(sorted(missing))}; remove {store} and run again")
+    return manifest
 
 
 def _size_of(path: Path) -> int:
@@ -213,7 +222,7 @@ def finish(
             leftover.unlink()
         for empty in {shard["name"] for shard in made} - {shard["name"] for shard in shards}:
             (store / empty).unlink()
-        write_json(store / "manifest.json", content)
+        write_sealed(store / "manifest.json", content)
         shutil.rmtree(records.folder, ignore_errors=True)  # a network disk may keep the lock's file a while
     summarise(store, shards, content["counts"])
     return True

@@ -6,12 +6,13 @@
       state.json                         counters, position in the data, loss scaler
       manifest.json                      model, tokenizer, sizes and checksums of the other files
 
-Written by saver.py; here is what one is, and how it is found, verified, read and resumed. It holds 12 bytes a parameter
-at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A slice says where in its parameter it
-lies, so reading does not need the ranks, stage or groups that wrote it.
+Written by saver.py; manifest.py has the manifest and the names; here is how a checkpoint is found, verified, read and
+resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A
+slice says where in its parameter it lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 
-import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,19 +21,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, say
+from data_prep.fields import Fields, is_number, read_fields
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
+from pretrain.checkpoints.manifest import (
+    KINDS,
+    NAME,
+    NOT_WHOLE,
+    STATE,
+    FileEntry,
+    Identity,
+    Manifest,
+    parse_slice_key,
+)
 from pretrain.data import Position, StepCounts
 from pretrain.together import agreed
 
 if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
     from pretrain.zero.partition import Partition
 
-FORMAT = 1
 POINTER = "latest"
-KINDS = ("master", "exp_avg", "exp_avg_sq")
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+_STEP = re.compile(r"step-[0-9]{7,}")
 
 
 class RunState(NamedTuple):
@@ -50,14 +64,34 @@ class RunState(NamedTuple):
     passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> "RunState":
-        """From a state.json, which may be of a version that knew fewer fields."""
-        state = cls(**{name: content[name] for name in cls._fields if name in content})
-        return state._replace(
-            position=Position(**content["position"]),
-            recent=tuple(state.recent),
-            passed_over=tuple((first, end) for first, end in state.passed_over),
+    def of(cls, fields: Fields) -> "RunState":
+        """From a state.json, which may be of a version that knew fewer fields.
+
+        Raises
+        ------
+        InputError: a field of another type, or out of its range.
+        """
+        at = fields.of("position")
+        best = fields.get("best_loss", None)
+        state = cls(
+            fields.whole("step"),
+            fields.whole("skipped", default=0),
+            fields.whole("samples", default=0),
+            fields.whole("tokens", default=0),
+            Position(*(at.whole(name, default=0) for name in Position._fields)),
+            fields.number("seconds", least=0.0, default=0.0),
+            None if best is None or best != best else fields.number("best_loss"),
+            fields.whole("worse", default=0),
+            _losses(fields),
+            _spans(fields),
         )
+        if max(state.position.sample, state.position.taken) > state.drawn:
+            raise at.error(f"lies beyond the {state.drawn:,} samples that the run has drawn")
+        return state
+
+    def as_json(self) -> dict[str, Any]:
+        """What of() reads."""
+        return self._asdict() | {"position": self.position._asdict()}
 
     @property
     def drawn(self) -> int:
@@ -77,16 +111,23 @@ class RunState(NamedTuple):
 
     def evaluated(self, loss: float) -> "RunState":
         """The state after an evaluation."""
-        is_better = self.best_loss is None or loss < self.best_loss
+        is_better = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
         return self._replace(best_loss=loss, worse=0) if is_better else self._replace(worse=self.worse + 1)
 
 
-class Identity(NamedTuple):
-    """What a checkpoint may only be resumed under."""
+def _losses(fields: Fields) -> tuple[float, ...]:
+    losses = fields.list("recent", default=[])
+    if not all(map(is_number, losses)):
+        raise fields.error("says recent, which are not losses")
+    return tuple(losses)
 
-    model: dict[str, Any]  # the model's configuration, its vocabulary padded
-    vocab_sha256: str
-    vocab_size: int  # entries of the tokenizer
+
+def _spans(fields: Fields) -> tuple[tuple[int, int], ...]:
+    spans = fields.list("passed_over", default=[])
+    for span in spans:
+        if not (isinstance(span, list) and [type(end) for end in span] == [int, int] and 0 <= span[0] <= span[1]):
+            raise fields.error(f"says passed_over {span!r:.60}, which is not a span of samples")
+    return tuple((first, end) for first, end in spans)
 
 
 class Piece(NamedTuple):
@@ -105,45 +146,102 @@ def folder_of(run: Path, step: int) -> Path:
 
 def present(run: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first; not verified."""
-    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 7), reverse=True)
+    found = [path for path in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are all there, in the right sizes and with the right checksums.
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint that is whole: its files are all there, in the right sizes and with the right
+    checksums, and what they hold fits together.
 
     Raises
     ------
     InputError: naming what is damaged.
     """
-    manifest = _parse_manifest(folder)
-    for name, entry in manifest["files"].items():
-        file = folder / name
-        if not file.is_file():
-            raise InputError(f"{file} is missing")
-        if file.stat().st_size != entry["bytes"]:
-            raise InputError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}")
-        if sha256_of(file) != entry["sha256"]:
-            raise InputError(f"{file} is damaged: its sha256 is not the manifest's")
+    manifest = Manifest.read(folder)
+    if _STEP.fullmatch(folder.name) and step_of(folder) != manifest.step:
+        raise InputError(f"{folder} holds step {manifest.step}, by its {NAME}; {NOT_WHOLE}")
+    for name, entry in manifest.files.items():
+        _check_file(folder / name, entry)
+    if strangers := [path.name for path in folder.glob("*.safetensors") if path.name not in manifest.files]:
+        raise InputError(f"{folder / min(strangers)} is not in {NAME}, which holds another save; remove one of them")
+    read_state(folder, manifest)
+    _check_shapes(folder, manifest)
+    _check_slices(folder, manifest)
     return manifest
 
 
-def _parse_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+def _check_file(file: Path, entry: FileEntry) -> None:
+    if not file.is_file():
+        raise InputError(f"{file} is missing")
     try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); the checkpoint is not whole") from error
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"{folder} has checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
-    return manifest
+        if file.stat().st_size != entry.bytes:
+            raise InputError(f"{file} has {file.stat().st_size} bytes, its manifest says {entry.bytes}")
+        if sha256_of(file) != entry.sha256:
+            raise InputError(f"{file} is damaged: its sha256 is not the manifest's")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error}); {NOT_WHOLE}") from error
 
 
-def complete(staged: Path, target: Path, content: dict[str, Any], about: dict[str, Any]) -> None:
-    """Make a checkpoint of a folder that holds all slices: state.json with `content`, the manifest with `about`, and
+def _check_shapes(folder: Path, manifest: Manifest) -> None:
+    """The parameters are those of the model that the manifest describes."""
+    model = Fields(manifest.identity.model, f"{folder / NAME}: model", NOT_WHOLE)
+    model.whole("num_hidden_layers", least=1, most=len(manifest.parameters))  # before so many are built
+    try:
+        with torch.device("meta"):
+            parameters = BertForPreTraining(BertConfig(**model.content)).named_parameters()
+        shapes = {name: list(parameter.shape) for name, parameter in parameters}
+    except Exception as error:  # a configuration that was edited fails in many ways
+        raise model.error(f"is no configuration of a BERT ({' '.join(str(error).split())})") from error
+    if shapes != manifest.parameters:
+        different = [name for name, shape in shapes.items() if manifest.parameters.get(name) != shape]
+        raise model.error(f"has not the parameters that are stored: {', '.join(different[:3]) or 'there are more'}")
+
+
+def _check_slices(folder: Path, manifest: Manifest) -> None:
+    """Every element of every parameter is stored once, and nothing else is."""
+    pieces = stored_pieces(folder)
+    if left := sorted({name for name, _ in pieces} - manifest.parameters.keys()):
+        raise InputError(f"{folder} holds slices of {left[0]}, which the model has not; {NOT_WHOLE}")
+    for name, shape in manifest.parameters.items():
+        for kind in KINDS:
+            stop = 0
+            for piece in pieces[name, kind]:
+                if piece.offset != stop:
+                    what = "a gap" if piece.offset > stop else "slices over each other"
+                    raise InputError(f"{folder}: {name}, {kind}, has {what} at element {stop}; {NOT_WHOLE}")
+                stop += piece.length
+            if stop != math.prod(shape):
+                raise InputError(f"{folder} holds {stop} of {math.prod(shape)} elements of {name}, {kind}; {NOT_WHOLE}")
+
+
+def read_state(folder: Path, manifest: Manifest) -> tuple[RunState, dict[str, Any]]:
+    """How far the run was, and its loss scaler, which is empty in other precisions than fp16.
+
+    Raises
+    ------
+    InputError: not readable, or not true to itself or the manifest.
+    """
+    fields = read_fields(folder / STATE, NOT_WHOLE)
+    state, scaler = RunState.of(fields), fields.of("loss_scaler", default={})
+    if state.step != manifest.step:
+        raise fields.error(f"says step {state.step}, {NAME} {manifest.step}")
+    for name in SCALER_FIELDS:
+        scaler.number(name, default=0)
+    return state, scaler.content
+
+
+def complete(staged: Path, target: Path, state: RunState, scaler: dict[str, Any], manifest: Manifest) -> None:
+    """Make a checkpoint of a folder that holds all slices: state.json, the manifest, which is given without files, and
     the folder in its place, which the pointer then names."""
-    write_json(staged / "state.json", content)
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(staged.iterdir())}
-    write_json(staged / "manifest.json", {"format": FORMAT, **about, "files": files})
+    write_json(staged / STATE, state.as_json() | {"loss_scaler": scaler})
+    files = {path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(staged.iterdir())}
+    manifest._replace(files=files).write(staged)
     sync_tree(staged)
     replace_folder(staged, target)
     write_whole(target.with_name(POINTER), [f"{target.name}\n".encode()])
@@ -182,20 +280,31 @@ def newest_whole(run: Path) -> Path | None:
 def held_out_loss(folder: Path) -> float:
     """The held-out loss nearest before a checkpoint; infinite where there was no evaluation, or it cannot be read."""
     try:
-        loss = json.loads((folder / "manifest.json").read_text())["held_out_loss"]
-    except (OSError, ValueError, KeyError):
-        return float("inf")
-    return float("inf") if loss is None else loss
+        loss = Manifest.read(folder).held_out_loss
+    except InputError:
+        return math.inf
+    return math.inf if loss is None else loss
 
 
 def stored_pieces(folder: Path) -> dict[tuple[str, str], list[Piece]]:
-    """Every stored slice, by parameter and kind, ordered by offset."""
+    """Every stored slice, by parameter and kind, ordered by offset.
+
+    Raises
+    ------
+    InputError: something in the files that is no slice.
+    """
     pieces: dict[tuple[str, str], list[Piece]] = defaultdict(list)
     for path in sorted(folder.glob("rank-*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                name, kind, offset = key.rsplit("|", 2)
-                pieces[name, kind].append(Piece(int(offset), file.get_slice(key).get_shape()[0], path, key))
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    name, kind, offset = parse_slice_key(key)
+                    stored = file.get_slice(key)
+                    if stored.get_dtype() != "F32" or len(stored.get_shape()) != 1:
+                        raise ValueError(f"{key} is {stored.get_dtype()} {stored.get_shape()}, not flat fp32")
+                    pieces[name, kind].append(Piece(offset, stored.get_shape()[0], path, key))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(f"{path} cannot be read ({error}); {NOT_WHOLE}") from error
     for entry in pieces.values():
         entry.sort()
     return pieces
@@ -208,16 +317,18 @@ def read_parameter(pieces: list[Piece], out: Tensor, first: int) -> None:
     ------
     InputError: where the stored slices leave a gap.
     """
-    stop, filled = first + len(out), 0
+    at, stop = first, first + len(out)
     for piece in pieces:
-        low, high = max(first, piece.offset), min(stop, piece.offset + piece.length)
-        if low < high:
+        if piece.offset > at:
+            break  # a gap: the next ones begin even later
+        high = min(stop, piece.offset + piece.length)
+        if at < high:
             with safe_open(piece.file, framework="pt") as file:
-                part = file.get_slice(piece.key)[low - piece.offset : high - piece.offset]
-            out[low - first : high - first].copy_(part)
-            filled += high - low
-    if filled != len(out):
-        raise InputError(f"the checkpoint holds {filled} of {len(out)} elements of a slice; it is not whole")
+                part = file.get_slice(piece.key)[at - piece.offset : high - piece.offset]
+            out[at - first : high - first].copy_(part)
+            at = high
+    if at != stop:
+        raise InputError(f"the checkpoint holds {at - first} of {len(out)} elements of a slice; it is not whole")
 
 
 def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -244,11 +355,10 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     InputError: of another model or tokenizer.
     """
     with agreed(f"checkpoint {folder}"):
-        manifest = _parse_manifest(folder)
+        manifest = Manifest.read(folder)
         check_identity(folder, manifest, identity, partition.shapes)
-        content = json.loads((folder / "state.json").read_text())
+        state, saved = read_state(folder, manifest)
         pieces = stored_pieces(folder)
-    state = RunState.of(content)
     with partition.writing(), agreed(f"checkpoint {folder}"):
         try:
             for piece in partition.slices:
@@ -258,7 +368,7 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
             raise InputError(f"{folder}: {error}") from error
     for master in partition.masters:
         partition.optimizer.state[master]["step"] = torch.tensor(float(state.step), device=master.device)
-    scaler, saved = getattr(engine.optimizer, "loss_scaler", None), content["loss_scaler"]
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
     if set(saved) == set(SCALER_FIELDS) and all(hasattr(scaler, field) for field in SCALER_FIELDS):
         # fp16 then and now; another precision has a constant scale, or none.
         for field, value in saved.items():
@@ -269,23 +379,21 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     return state
 
 
-def check_identity(
-    folder: Path, manifest: dict[str, Any], identity: Identity, shapes: Mapping[str, Sequence[int]]
-) -> None:
+def check_identity(folder: Path, manifest: Manifest, identity: Identity, shapes: Mapping[str, Sequence[int]]) -> None:
     """Refuse a checkpoint of another model, whose parameters have other `shapes`, or of another tokenizer.
 
     Raises
     ------
     InputError: naming what differs.
     """
-    stored = Identity(**manifest["identity"])
+    stored = manifest.identity
     if stored.vocab_sha256 != identity.vocab_sha256:
         raise InputError(
             f"{folder} was trained with tokenizer {stored.vocab_sha256[:12]}, the store has "
             f"{identity.vocab_sha256[:12]}; resume with its own store, or choose another --out folder"
         )
     own_shapes = {name: list(shape) for name, shape in shapes.items()}
-    if stored.model != identity.model or manifest["parameters"] != own_shapes:
+    if stored.model != identity.model or manifest.parameters != own_shapes:
         different = [key for key in identity.model if stored.model.get(key) != identity.model[key]]
         raise InputError(
             f"{folder} holds another model: {', '.join(different) or 'parameters'} differ; "

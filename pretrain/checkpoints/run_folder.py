@@ -5,10 +5,10 @@
     RUN/lock.json        who writes here now
 
 One writer at a time: the holder of the lock rewrites it every HEARTBEAT seconds. A lock is stale, and taken over, when
-its process is gone from this host, or, on another host, when its heartbeat has stopped for STALE seconds.
+its process is gone from this host, or, on another host, when its heartbeat is not of the last STALE seconds and, since
+clocks differ, does not change while it is watched.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import ROOT, InputError, say
+from data_prep.fields import read_fields, write_sealed
 from data_prep.files import write_folder, write_json
 from data_prep.store import Store
 from pretrain.checkpoints import checkpoint
@@ -30,6 +31,7 @@ from pretrain.outlook import look_ahead
 from pretrain.phases import Phase
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
+WATCHED = 45.0  # seconds for which a heartbeat that may be stale is looked at
 
 
 def find_checkpoint(config: TrainConfig) -> Path | None:
@@ -73,7 +75,7 @@ def record_of(
 def prepare_folder(config: TrainConfig, record: dict[str, Any], stores: list[Store]) -> None:
     """Write the record, and the tokenizer that export will need."""
     config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "config.json", record)
+    write_sealed(config.out / "config.json", record)
 
     def copy_vocab(folder: Path) -> None:
         shutil.copytree(stores[0].folder / "vocab", folder, dirs_exist_ok=True)
@@ -126,7 +128,7 @@ class RunLock:
 
     def _remove_stale(self) -> None:
         holder = _read(self.path)
-        if holder is not None and _is_alive(holder):
+        if holder is not None and _is_alive(self.path, holder):
             raise InputError(
                 f"{self.path.parent} is being written by process {holder['pid']} on {holder['host']} since "
                 f"{holder['started']}; wait for it, stop it, or choose another --out"
@@ -166,16 +168,33 @@ def _holder() -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock; None where the file does not say it, which is nobody's then."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        fields = read_fields(path, "")
+        fields.whole("pid", least=1)
+        fields.number("heartbeat")
+        for name in ("host", "started"):
+            fields.text(name)
+        fields.get("process_start")
+    except InputError:
         return None
+    return fields.content
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
+def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
+    """Whether the holder of a lock lives: by its process on this host, by its heartbeat on another one."""
     if holder["host"] == socket.gethostname():
         return _process_start(holder["pid"]) == holder["process_start"] is not None
-    return time.time() - holder["heartbeat"] < STALE
+    if abs(time.time() - holder["heartbeat"]) < STALE:
+        return True
+    # Long ago, or in the future: or a clock is wrong. What beats changes.
+    say(f"{path} is of {holder['host']}, and its time is not ours: waiting {WATCHED:g} s to see whether it still beats")
+    until = time.monotonic() + WATCHED
+    while time.monotonic() < until:
+        time.sleep(min(1.0, WATCHED / 4))
+        if _read(path) != holder:
+            return True
+    return False
 
 
 def _process_start(pid: int) -> str | None:

@@ -10,6 +10,7 @@ checkpoints and at most a `.partial` folder. A failed save raises at the next sa
 few and the one with the best held-out loss. Costs 12 bytes a parameter of host memory, divided among the ranks.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -23,15 +24,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.checkpoints.checkpoint import (
-    KINDS,
     SCALER_FIELDS,
-    Identity,
     RunState,
     complete,
     folder_of,
     held_out_loss,
     present,
+    step_of,
 )
+from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
 from pretrain.together import agreed, host_group
 from pretrain.zero.partition import Partition, Slice
 
@@ -57,8 +58,7 @@ class Saver:
         OSError: on every rank, if the save before could not be written on one of them.
         """
         self.wait()
-        content = state._asdict() | {"position": state.position._asdict(), "loss_scaler": self._scaler()}
-        self._writing = self._thread.submit(self._write, state.step, self._snapshot(), content, held_out_loss)
+        self._writing = self._thread.submit(self._write, state, self._snapshot(), self._scaler(), held_out_loss)
         return folder_of(self.run, state.step)
 
     def wait(self) -> None:
@@ -79,7 +79,7 @@ class Saver:
     def _snapshot(self) -> dict[str, Tensor]:
         """A copy in host memory of the slices that this rank writes."""
         return {
-            f"{piece.name}|{kind}|{piece.offset}": self.partition.view(piece, kind).to("cpu", copy=True)
+            slice_key(piece.name, kind, piece.offset): self.partition.view(piece, kind).to("cpu", copy=True)
             for piece in self._own_slices()
             for kind in KINDS
         }
@@ -98,9 +98,11 @@ class Saver:
         scaler = getattr(self.engine.optimizer, "loss_scaler", None)
         return {field: getattr(scaler, field) for field in SCALER_FIELDS if hasattr(scaler, field)}
 
-    def _write(self, step: int, tensors: dict[str, Tensor], content: dict[str, Any], held_out: float | None) -> None:
+    def _write(
+        self, state: RunState, tensors: dict[str, Tensor], scaler: dict[str, Any], held_out: float | None
+    ) -> None:
         """In the thread. Every block is left well by all ranks or by none."""
-        target = folder_of(self.run, step)
+        target = folder_of(self.run, state.step)
         staged = target.with_name(f"{target.name}.partial")
         with agreed(f"checkpoint {target}", "saver"):
             if self.rank == 0:
@@ -108,33 +110,36 @@ class Saver:
                 staged.mkdir(parents=True)
         try:
             with agreed(f"checkpoint {target}", "saver"):
-                _write_slices(staged / f"rank-{self.rank:05d}-of-{self.world:05d}.safetensors", tensors)
+                _write_slices(staged / rank_file(self.rank, self.world), tensors)
             with agreed(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
-                    complete(staged, target, content, self._about(staged, step, held_out))
-                    self._remove_old()
+                    complete(staged, target, state, scaler, self._about(staged, state.step, held_out))
+                    self._remove_old(target)
         except OSError:
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)  # room for whoever cleans up a full disk
             raise
 
-    def _about(self, staged: Path, step: int, held_out: float | None) -> dict[str, Any]:
-        """What the manifest says beside the files."""
+    def _about(self, staged: Path, step: int, held_out: float | None) -> Manifest:
+        """The manifest, but for the files."""
         found = len(list(staged.iterdir()))
         if found != self.world:
             raise OSError(f"{staged}: {found} rank files for {self.world} ranks; all nodes must share the folder --out")
-        return {
-            "step": step,
-            "world_size": self.world,
-            "zero_stage": self.partition.stage,
-            "held_out_loss": held_out,
-            "identity": self.identity._asdict(),
-            "settings": self.settings,
-            "parameters": {name: list(shape) for name, shape in self.partition.shapes.items()},
-        }
+        return Manifest(
+            step,
+            self.world,
+            self.partition.stage,
+            held_out if held_out is not None and math.isfinite(held_out) else None,
+            self.identity,
+            self.settings,
+            {name: list(shape) for name, shape in self.partition.shapes.items()},
+            {},
+        )
 
-    def _remove_old(self) -> None:
-        folders = present(self.run)
+    def _remove_old(self, written: Path) -> None:
+        """Keep the newest few up to the one just written. What lies beyond it was passed over when the run was resumed,
+        as damaged or by --resume PATH: it takes no other's place, and is replaced when the run gets there."""
+        folders = [folder for folder in present(self.run) if step_of(folder) <= step_of(written)]
         if self.keep:
             best = min(folders, key=held_out_loss)
             for folder in folders[self.keep :]:

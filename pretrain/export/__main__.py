@@ -193,12 +193,13 @@ def write_card(folder: Path, source: Source, head: str) -> None:
     results = []
     if evaluation is not None:
         results = [
-            EvalResult("fill-mask", "held-out documents", "held-out documents", name, value)
-            for name, value in (
-                ("loss", round(evaluation["mlm_loss"], 4)),
-                ("perplexity", round(evaluation["perplexity"], 2)),
-                ("accuracy", round(evaluation["mlm_acc"], 4)),
+            EvalResult("fill-mask", "held-out documents", "held-out documents", name, round(evaluation[key], digits))
+            for name, key, digits in (
+                ("loss", "mlm_loss", 4),
+                ("perplexity", "perplexity", 2),
+                ("accuracy", "mlm_acc", 4),
             )
+            if key in evaluation
         ]
     card = ModelCardData(
         library_name="transformers",
@@ -214,10 +215,11 @@ def write_card(folder: Path, source: Source, head: str) -> None:
         f"A BERT of {model['num_hidden_layers']} layers and hidden size {model['hidden_size']}, {source.story}",
     ]
     if evaluation is not None:
+        named = (("accuracy", "mlm_acc"), ("pair accuracy", "nsp_acc"))
+        shares = "".join(f", {name} {evaluation[key]:.3f}" for name, key in named if key in evaluation)
         lines.append(
             f"On held-out documents: MLM loss {evaluation['mlm_loss']:.3f} nats (perplexity "
-            f"{evaluation['perplexity']:.1f}), accuracy {evaluation['mlm_acc']:.3f}, pair accuracy "
-            f"{evaluation['nsp_acc']:.3f}."
+            f"{evaluation['perplexity']:.1f}){shares}."
         )
     lines.append("`provenance.json` has the settings, versions and the identity of the data.")
     (folder / "README.md").write_text("\n\n".join(lines) + "\n")

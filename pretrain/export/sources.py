@@ -13,6 +13,7 @@ that repeats the embedding is dropped; another one is refused, since an exported
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +24,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, say
+from data_prep.fields import is_number, read_fields
 from data_prep.store import tokenizer_sha256
-from pretrain.checkpoints.checkpoint import Identity, newest_whole, read_manifest, read_weights
+from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_weights
+from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.export import deepspeed_format
 from pretrain.model import identity_of
+from pretrain.monitor.lines import read_lines
 
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
+TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the last to be refused
 EMBEDDING = "embeddings.word_embeddings.weight"
 COPIES = {
@@ -51,7 +56,7 @@ class Source(NamedTuple):
     name: str
     title: str  # of the model card
     story: str  # how it was trained, after "A BERT of 12 layers and hidden size 768, "
-    evaluation: dict[str, Any] | None  # the last one up to `step`, as metrics.jsonl has it
+    evaluation: dict[str, Any] | None  # the last one up to `step`, as metrics.jsonl has it, or its loss alone
     record: dict[str, Any]  # for provenance.json
 
 
@@ -82,28 +87,46 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
 def _from_run(checkpoint: Path) -> Source:
     manifest = read_manifest(checkpoint)
     run = checkpoint.resolve().parent.parent
-    if not (run / "config.json").is_file():
-        raise InputError(f"{checkpoint} does not lie in a run folder ({run}/config.json is missing)")
-    record = json.loads((run / "config.json").read_text())
-    train, step, identity = record["train"], manifest["step"], Identity(**manifest["identity"])
-    name = train["model"] or Path(train["init_from"]).name
-    objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
-    story = (
-        f"pretrained with zerobert: masked language modelling{objective}, {step:,} steps of "
-        f"{record['deepspeed']['train_batch_size']:,} samples of {train['seq_len']} tokens."
-    )
+    if not (run / "vocab" / "tokenizer.json").is_file():
+        raise InputError(f"{checkpoint} does not lie in a run folder ({run}/vocab/tokenizer.json is missing)")
+    step, identity = manifest.step, manifest.identity
+    name, title, story, record = _told(run, manifest)
     return Source(
         checkpoint,
         step,
-        read_weights(checkpoint, manifest["parameters"]),
+        read_weights(checkpoint, manifest.parameters),
         identity,
         run / "vocab",
         name,
-        f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}",
+        title,
         story,
-        _last_evaluation(run, step),
-        {"run": str(run)} | {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")},
+        _last_evaluation(run, manifest),
+        {"run": str(run)} | record,
     )
+
+
+def _told(run: Path, manifest: Manifest) -> tuple[str, str, str, dict[str, Any]]:
+    """Name, title and story of a run, and its record for provenance.json: from config.json; where that is damaged from
+    the checkpoint, which knows less of where it comes from."""
+    try:
+        record = manifest.record or read_fields(run / "config.json", "it is left out").content
+        train = record["train"]
+        name = train["model"] or Path(train["init_from"]).name
+        objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
+        story = (
+            f"pretrained with zerobert: masked language modelling{objective}, {manifest.step:,} steps of "
+            f"{record['deepspeed']['train_batch_size']:,} samples of {train['seq_len']} tokens."
+        )
+        title = f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}"
+        kept = {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")}
+    except InputError as error:
+        say(f"warning: {error}; what the checkpoint says is used")
+    except (KeyError, TypeError, ValueError) as error:
+        say(f"warning: {run / 'config.json'} is damaged ({error!r}); what the checkpoint says is used")
+    else:
+        return name, title, story, kept
+    story = f"pretrained with zerobert: {manifest.step:,} steps. The settings of the run are not known any more."
+    return run.name, run.name, story, {"deepspeed": manifest.settings, "versions": {}}
 
 
 def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Source:
@@ -238,11 +261,28 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _last_evaluation(run: Path, step: int) -> dict[str, Any] | None:
-    """The newest held-out evaluation of a run up to a step."""
+def _last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """The newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume from
+    before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
+    path = run / "metrics.jsonl"
+    found: list[dict[str, Any]] = []
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
-        return None
-    found = [line for line in lines if line["kind"] == "eval" and line["step"] <= step]
-    return found[-1] if found else None
+        read = read_lines(path, most=1)
+    except OSError as error:
+        say(f"warning: {path} cannot be read ({error}); the checkpoint's own held-out loss is used")
+    else:
+        if read.damaged or read.is_cut:
+            say(f"warning: {read.damaged + read.is_cut} lines of {path} are cut short or damaged, and left out")
+        for line in read.lines:
+            if line["kind"] == "event" and line["event"] in ("resume", "rollback"):
+                found = [earlier for earlier in found if earlier["step"] <= line["step"]]
+            elif line["kind"] == "eval" and line["step"] <= manifest.step and all(map(_is_finite, map(line.get, TOLD))):
+                found.append(line)
+    loss = manifest.held_out_loss
+    if loss is None or (found and found[-1]["mlm_loss"] == loss):
+        return found[-1] if found else None
+    return {"mlm_loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)

@@ -10,7 +10,6 @@ time: it depends on a network that nothing here knows.
 """
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -27,7 +26,7 @@ from data_prep.cli import InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import Identity
+from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.config import TrainConfig
 from pretrain.data import Position, counts_of
 from pretrain.model import identity_of
@@ -256,10 +255,10 @@ def make(
     done = 0
     if resumed_from is not None:
         identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
-        manifest = json.loads((resumed_from / "manifest.json").read_text())
+        manifest = Manifest.read(resumed_from)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         checkpoint.check_identity(resumed_from, manifest, identity, shapes)
-        done = manifest["step"]
+        done = manifest.step
     settings = phases[0].settings
     ranks, precision = int(os.environ.get("WORLD_SIZE", "1")), precision_of(settings)
     stage = settings["zero_optimization"]["stage"]

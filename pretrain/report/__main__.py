@@ -85,7 +85,7 @@ def main(config: ReportConfig) -> None:
     for chart in charts:
         write_whole(config.out / f"{chart.name}.png", [as_png(chart, histories, config.by)], sync=False)
     page = config.out / "index.html"
-    write_whole(page, [page_of(histories, charts, config.by).encode()], sync=False)
+    write_whole(page, [page_of(histories, charts, config.by).encode(errors="replace")], sync=False)
     for history in histories:
         for note in history.notes:
             say(f"{history.folder}: {note}")
@@ -159,7 +159,8 @@ def lead_of(history: History) -> tuple[str, str]:
     if {"Optimizer", "Learning rate"} <= set(told):
         words.append(f"{told['Optimizer']} at {told['Learning rate']}")
     words.append(f"{told['Precision']}, ZeRO {told['ZeRO']}")
-    return told.get("Model", "A model"), f"{size} on {told['Data']}. {'; '.join(words)}."
+    data = f" on {told['Data']}" if "Data" in told else ""
+    return told.get("Model", "A model"), f"{size}{data}. {'; '.join(words)}."
 
 
 def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:

@@ -26,6 +26,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],
     "font.size": 10.5,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "path.simplify_threshold": 0.2,
 }
 TOO_NEAR = 0.03  # share of the axis: events that lie closer share a label
@@ -121,12 +122,18 @@ def _draw_line(axes: Axes, line: Line, places: np.ndarray, several: bool) -> Non
         axes.fill_between(places, *line.band, color=colour, alpha=0.08 if several else 0.15, linewidth=0)
     if line.is_noisy and len(places) >= SMOOTHED:
         axes.plot(places, line.values, color=colour, linewidth=0.8, alpha=0.22 if several else 0.35)
-        axes.plot(places, running_mean(line.values), color=colour, linewidth=1.9, label=line.label)
+        axes.plot(places, running_mean(line.values), color=colour, linewidth=1.9, label=_legend(line.label))
         return
     style: dict[str, Any] = {"linewidth": 1.7}
     if len(places) < 40 and not line.is_noisy:
         style |= {"marker": "o", "markersize": 3.6, "markeredgewidth": 0}
-    axes.plot(places, line.values, color=colour, label=line.label, **style)
+    axes.plot(places, line.values, color=colour, label=_legend(line.label), **style)
+
+
+def _legend(label: str) -> str:
+    """A name as a legend can show it: matplotlib leaves out those that begin with an underscore."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in label)
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def _set_limits(axes: Axes, chart: Chart, end: float) -> None:

@@ -7,12 +7,12 @@
 
 A run that crashed wrote steps after its last checkpoint, which the resumed run does again. Such a lost stretch counts
 once: a resume takes back what was measured after it. A line that a crash cut short is left out; a line glued to its
-remains, as the next process appends, is saved.
+remains is saved (pretrain/monitor/lines.py).
 """
 
-import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,31 @@ from typing import Any, Literal
 import numpy as np
 
 from data_prep.cli import ROOT, InputError
+from data_prep.fields import Fields, is_number, read_fields
 from data_prep.samples.pairs import smoothed
 from data_prep.store import Store
+from pretrain.checkpoints.manifest import Manifest
+from pretrain.monitor.lines import read_lines
 
 Axis = Literal["step", "tokens", "hours"]
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
 ALIVE = 120.0  # seconds since the last heartbeat of lock.json after which a run is no longer believed to train
 MERGED = ("save", "skip")  # events of which an unbroken sequence is one row
+NUMBER, TEXT = int | float | None, str | None
+TYPES: dict[str, dict[str, Any]] = {  # of what the report reads in config.json; all of it may be missing
+    "": {"stores": list, "vocab_size": int | None, "parameters": int | None, "python": TEXT},
+    "train": {
+        "data": list, "phase": list, "model": TEXT, "init_from": TEXT, "objective": str, "schedule": str,
+        "steps": int | None, "seq_len": int | None, "warmup": int | float, "dropout": NUMBER,
+        "temperature": int | float,
+    },
+    "deepspeed": {
+        "optimizer": dict, "bf16": dict, "fp16": dict, "zero_optimization": dict, "gradient_clipping": NUMBER,
+        "train_batch_size": int | None, "train_micro_batch_size_per_gpu": int | None,
+        "gradient_accumulation_steps": int,
+    },
+    "versions": {}, "git": {"commit": TEXT},
+}  # fmt: skip
 
 
 @dataclass
@@ -63,42 +81,49 @@ class History:
 
         Raises
         ------
-        InputError: not a run folder, damaged settings, or no metrics yet.
+        InputError: not a run folder, or no metrics yet.
         """
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; give the --out of a pretraining run")
-        if not (folder / "config.json").is_file():
+        if not any((folder / name).is_file() for name in ("config.json", "metrics.jsonl")):
             raise InputError(f"{folder} is not a run folder (no config.json); give the --out of a pretraining run")
-        try:
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            config["train"]["data"]  # what every run has
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / 'config.json'} is damaged ({error!r}); the report needs it") from error
-        history = cls(folder, label or folder.name, config)
+        history = cls(folder, label or folder.name, {})
+        history._read_config(folder / "config.json")
         history._read_metrics(folder / "metrics.jsonl")
         if not history.train:
             raise InputError(f"{folder / 'metrics.jsonl'} has no training step yet; wait for the first --log_every")
         return history
 
+    def _read_config(self, path: Path) -> None:
+        """The settings; of a file that is damaged what the newest checkpoint says."""
+        try:
+            self.config = _checked(read_fields(path, "the settings are those that the newest checkpoint says"))
+        except InputError as error:
+            self.notes.append(f"{error}.")
+            self.config = {"train": {"data": []}}
+            if self.checkpoint is not None:
+                told = self.checkpoint.record or {"train": {"data": []}, "deepspeed": self.checkpoint.settings}
+                with suppress(InputError):
+                    self.config = _checked(Fields(told, str(path), ""))
+
     def _read_metrics(self, path: Path) -> None:
-        if not path.is_file():
-            raise InputError(f"{path} does not exist: the run has not begun to train")
-        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-        damaged = 0
+        try:
+            found = read_lines(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error}): the run has not begun to train") from error
         offset = 0.0  # of the clock, at the start of the process that wrote the line
-        for number, text in enumerate(lines, 1):
-            line = _parsed(text)
-            if not (line and _is_whole(text)):
-                damaged += number < len(lines)
-                if number == len(lines):
-                    self.notes.append("The last line of metrics.jsonl is cut short: the run crashed, or is writing.")
-            if line and line["kind"] == "train" and self.clock > offset + line.get("seconds", math.inf):
+        for line in found.lines:
+            if line["kind"] == "train" and self.clock > offset + line.get("seconds", math.inf):
                 offset = self.clock  # a process counts its seconds from zero
-            if line:
-                self._take(line, offset)
+            self._take(line, offset)
         self.events = _merged(self.events)
-        if damaged:
-            self.notes.append(f"{damaged} line{'s' * (damaged > 1)} of metrics.jsonl cut short by a crash.")
+        if found.is_cut:
+            self.notes.append("The last line of metrics.jsonl is cut short: the run crashed, or is writing.")
+        if found.damaged:
+            several = "s" * (found.damaged > 1)
+            self.notes.append(f"{found.damaged} line{several} of metrics.jsonl cut short by a crash, or damaged.")
+        if found.every > 1:
+            self.notes.append(f"Of the many lines of training, one of {found.every} is drawn.")
 
     def _take(self, line: dict[str, Any], offset: float) -> None:
         kind, step = line["kind"], line["step"]
@@ -164,10 +189,10 @@ class History:
         if self.steps and self.train[-1]["step"] >= self.steps:
             return "finished"
         try:
-            beat = json.loads((self.folder / "lock.json").read_text())["heartbeat"]
-        except (OSError, ValueError, KeyError):
+            beat = read_fields(self.folder / "lock.json", "").number("heartbeat")
+        except InputError:
             beat = 0.0
-        if time.time() - beat < ALIVE:
+        if abs(time.time() - beat) < ALIVE:  # one from a later time is of a clock that was wrong
             return "training"
         return "stopped" if any(event.name == "stop" for event in self.events[-2:]) else "unfinished"
 
@@ -178,7 +203,7 @@ class History:
         try:
             recorded = [(entry["folder"], entry["identity"]) for entry in self.config["stores"]]
             found = [(_open(folder), identity) for folder, identity in recorded]
-        except (InputError, OSError, KeyError, TypeError):
+        except (InputError, OSError, KeyError, TypeError, ValueError):
             return []
         if any(store.identity != identity for store, identity in found) or len(weights) != len(found):
             return []
@@ -193,27 +218,28 @@ class History:
         if not stores or sum(len(shard.tokens) for store, _ in stores for shard in store.shards) > CHEAP:
             return None
         uses = np.zeros(stores[0][0].vocab_size)
-        for store, weight in stores:
-            for shard in store.shards:
-                uses += weight * np.bincount(shard.tokens, minlength=len(uses))
+        try:
+            for store, weight in stores:
+                uses += weight * store.token_uses()
+        except OSError:  # a damaged store is no reason not to look at a run
+            return None
         share = uses[uses > 0] / max(uses.sum(), 1)
         return float(-(share * np.log(share)).sum())
 
     @cached_property
-    def checkpoint(self) -> dict[str, Any]:
-        """The manifest of the newest checkpoint that can be read; empty without one."""
+    def checkpoint(self) -> Manifest | None:
+        """The manifest of the newest checkpoint that can be read."""
         for path in sorted(self.folder.glob("checkpoints/step-*/manifest.json"), reverse=True):
-            try:
-                return json.loads(path.read_text())
-            except (OSError, ValueError):
-                continue
-        return {}
+            with suppress(InputError):
+                return Manifest.read(path.parent)
+        return None
 
     @property
     def parameters(self) -> int | None:
         """Of the model; known once there is a checkpoint."""
-        shapes = self.checkpoint.get("parameters", {})
-        return self.config.get("parameters") or sum(math.prod(shape) for shape in shapes.values()) or None
+        if self.config.get("parameters") or self.checkpoint is None:
+            return self.config.get("parameters")
+        return sum(math.prod(shape) for shape in self.checkpoint.parameters.values())
 
     def summary(self) -> dict[str, Any]:
         """The numbers that one asks for first; held out where there was an evaluation, else of the last interval."""
@@ -263,6 +289,29 @@ def read_all(folders: tuple[Path, ...]) -> list[History]:
     return [History.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
+def _checked(fields: Fields) -> dict[str, Any]:
+    """The content of a config.json in which everything that is read has its type.
+
+    Raises
+    ------
+    InputError: naming what has not.
+    """
+    fields.of("train").list("data")
+    for part, types in TYPES.items():
+        within = fields.of(part, default={}) if part else fields
+        for name, kind in types.items():
+            if name in within.content and not isinstance(within.content[name], kind):
+                raise within.error(f"says {name} {within.content[name]!r:.40}")
+            if kind is list and part and not all(isinstance(entry, str) for entry in within.list(name, default=[])):
+                raise within.error(f"says {name} of other things than texts")
+    deepspeed = fields.of("deepspeed", default={})
+    optimizer = deepspeed.of("optimizer", default={})
+    optimizer.text("type", default="")
+    optimizer.of("params", default={}).number("lr", default=0.0)
+    deepspeed.whole("gradient_accumulation_steps", least=1, default=1)
+    return fields.content
+
+
 def _merged(events: list[Event]) -> list[Event]:
     """One event for an unbroken sequence of saves, or of skips, with the details of the last."""
     merged: list[Event] = []
@@ -275,26 +324,10 @@ def _merged(events: list[Event]) -> list[Event]:
     return merged
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """A line of metrics; of a cut line and the one glued to it, the latter."""
-    for part in (text, text[max(text.rfind('{"kind"'), 0) :]):
-        try:
-            line = json.loads(part)
-            if line["kind"] in ("train", "eval", "event", "trust") and isinstance(line["step"], int):
-                return line
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
-def _is_whole(text: str) -> bool:
-    return text.count('{"kind"') == 1
-
-
 def _at(line: Any, path: tuple[str, ...]) -> float | None:
     for name in path:
         line = line.get(name) if isinstance(line, dict) else None
-    return float(line) if isinstance(line, int | float) else None
+    return float(line) if is_number(line) else None
 
 
 def _without(line: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def duration(seconds: float) -> str:
 def facts(history: History) -> dict[str, str]:
     """A run in words, the most telling first."""
     train, deepspeed = history.config["train"], history.config.get("deepspeed", {})
-    shape = history.checkpoint.get("identity", {}).get("model", {})
+    shape = history.checkpoint.identity.model if history.checkpoint else {}
     optimizer = deepspeed.get("optimizer", {})
     settings = {name: value for name, value in optimizer.get("params", {}).items() if value is not None}
     versions = history.config.get("versions", {}) | {"python": history.config.get("python")}
@@ -63,7 +63,7 @@ def facts(history: History) -> dict[str, str]:
     in_phases = bool(train.get("phase"))
     told = {
         "Model": train.get("model") or (f"continues {train['init_from']}" if train.get("init_from") else None),
-        "Shape": shape and f"{shape['num_hidden_layers']} layers of {shape['hidden_size']}",
+        "Shape": shape and f"{shape.get('num_hidden_layers')} layers of {shape.get('hidden_size')}",
         "Parameters": history.parameters and f"{history.parameters:,}",
         "Vocabulary": history.config.get("vocab_size") and f"{history.config['vocab_size']:,} entries",
         "Data": "; ".join(_data(history)),

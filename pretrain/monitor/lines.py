@@ -1,0 +1,116 @@
+"""metrics.jsonl, read as it is: lines that a crash cut short or a disk damaged are left out and counted.
+
+    read_lines(path) -> Lines
+
+Of a run with very many lines of training, only every so-manieth is taken apart, and those beside other lines: a chart
+has a few hundred pixels.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_prep.fields import LARGEST, is_number
+
+MOST = 4_000  # lines of training that are read
+TRAIN = b'{"kind": "train"'
+
+
+class Lines(NamedTuple):
+    """What could be read."""
+
+    lines: list[dict[str, Any]]
+    damaged: int  # lines, but for the last, that are not whole
+    is_cut: bool  # the last one is not: a crash, or a run that is writing
+    every: int  # of the lines of training, one of so many was read; 1: all
+
+
+def read_lines(path: Path, most: int = MOST) -> Lines:
+    """Read metrics.jsonl, and at most about `most` lines of training.
+
+    Raises
+    ------
+    OSError: it is not there.
+    """
+    raw = path.read_bytes().splitlines()
+    chosen, every = _chosen(raw, most)
+    lines, damaged = [], sum(not (line.endswith(b"}") and line.startswith(b"{")) for line in raw[:-1])
+    for index in chosen.tolist():
+        text = raw[index].decode("utf-8", "replace")
+        line = _parsed(text)
+        is_whole = line is not None and text.count('{"kind"') == 1
+        looks_whole = text.endswith("}") and text.startswith("{")
+        damaged += not is_whole and looks_whole and index < len(raw) - 1
+        if line is not None:
+            lines.append(line)
+    is_cut = bool(raw) and _parsed(raw[-1].decode("utf-8", "replace")) is None
+    return Lines(lines, damaged, is_cut, every)
+
+
+def _chosen(raw: list[bytes], most: int) -> tuple[np.ndarray, int]:
+    """Indices of the lines to read, and of how many lines of training one is among them."""
+    is_train = np.fromiter((line.startswith(TRAIN) for line in raw), bool, len(raw))
+    every = max(1, math.ceil(int(is_train.sum()) / most))
+    beside = ~is_train
+    for shifted in (np.roll(~is_train, 1), np.roll(~is_train, -1)):
+        beside |= shifted
+    if beside.sum() > 2 * most + (~is_train).sum():
+        beside = ~is_train  # an evaluation after each step: there is no need for every neighbour
+    chosen = beside | (np.arange(len(raw)) % every == 0)
+    chosen[:1], chosen[-1:] = True, True
+    return np.flatnonzero(chosen), every
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A line of metrics; of a cut line and the one glued to it, the latter."""
+    for part in (text, text[max(text.rfind('{"kind"'), 0) :]):
+        try:
+            line = json.loads(part)
+            if isinstance(line, dict) and _fits(line):
+                return line
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _fits(line: dict[str, Any]) -> bool:
+    """Whether what readers rely on is there, and of its type."""
+    check = KINDS.get(line.get("kind", "")) if isinstance(line.get("kind"), str) else None
+    step = line.get("step")
+    return check is not None and type(step) is int and 0 <= step <= LARGEST and check(line)
+
+
+def _is_train(line: dict[str, Any]) -> bool:
+    needed = (line.get(name) for name in ("mlm_loss", "tokens"))
+    seconds = line.get("seconds", 0.0)
+    return all(map(is_number, needed)) and is_number(seconds) and 0 <= seconds < math.inf
+
+
+def _is_eval(line: dict[str, Any]) -> bool:
+    sources = line.get("by_source", {})
+    scores = [line, *(sources.values() if isinstance(sources, dict) else [None])]
+    return all(isinstance(score, dict) and _is_loss(score.get("mlm_loss")) for score in scores)
+
+
+def _is_loss(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _is_event(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("event"), str)
+
+
+def _is_trust(line: dict[str, Any]) -> bool:
+    return all(isinstance(line.get(name, {}), dict) for name in ("ratios", "by_layer"))
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "train": _is_train,
+    "eval": _is_eval,
+    "event": _is_event,
+    "trust": _is_trust,
+}

@@ -1,0 +1,68 @@
+"""Checkpoints that fit in a test, made without training: a BERT of one layer of eight, in the files of two ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import BertConfig, BertForPreTraining
+
+from data_prep.files import sha256_of, write_json
+from pretrain.checkpoints.checkpoint import RunState, complete, folder_of
+from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, rank_file, slice_key
+from pretrain.data import Position
+from pretrain.model import identity_of
+
+SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
+
+
+def tiny_model(seed: int = 0) -> BertForPreTraining:
+    """The least BERT there is."""
+    torch.manual_seed(seed)
+    return BertForPreTraining(
+        BertConfig(
+            vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+            max_position_embeddings=8,
+        )
+    )  # fmt: skip
+
+
+def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: BertForPreTraining | None = None) -> Path:
+    """Write a whole checkpoint of a run, each parameter cut in two."""
+    model = model or tiny_model(step)
+    target = folder_of(run, step)
+    staged = target.with_name(f"{target.name}.partial")
+    staged.mkdir(parents=True)
+    parameters = dict(model.named_parameters())
+    for rank in range(2):
+        slices = {}
+        for name, parameter in parameters.items():
+            half = parameter.numel() // 2
+            begin, end = (0, half) if rank == 0 else (half, parameter.numel())
+            for kind in KINDS:
+                slices[slice_key(name, kind, begin)] = parameter.detach().flatten()[begin:end].clone()
+        save_file(slices, staged / rank_file(rank, 2))
+    state = RunState(
+        step, 1, 8 * step + 8, 900 * step, Position(0, 8 * step + 8, 0, 8 * step), 2.5, 3.25, 1, (3.5, 3.25), ((0, 8),)
+    )
+    identity = Identity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
+    shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    scaler = {"cur_scale": 65536.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
+    complete(staged, target, state, scaler, Manifest(step, 2, 1, 3.25, identity, SETTINGS, shapes, {}))
+    return target
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change the manifest as somebody would who knows the format: checksums of files and of itself fit again."""
+    manifest = Manifest.read(folder)
+    files = {
+        name: entry._replace(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        for name, entry in manifest.files.items()
+    }
+    manifest._replace(files=files)._replace(**changes).write(folder)
+
+
+def rewrite_state(folder: Path, content: dict[str, Any]) -> None:
+    """Change state.json, and let the manifest agree with it."""
+    write_json(folder / STATE, content)
+    rewrite(folder)
