@@ -15,6 +15,7 @@ import tyro
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
+from pretrain.checkpoints.resume_policy import check_names
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
 from pretrain.zero.ds_config import Flags
@@ -96,6 +97,9 @@ class TrainConfig:
     """steps between lines of metrics"""
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
+    allow_change: tuple[str, ...] = ()
+    """settings that may be others than the checkpoint's, of those that are refused otherwise: optimizer, data, seed,
+    objective, seq_len, init_from; with other samples the run goes on at the beginning of an epoch"""
     hang_timeout: float = 600.0
     """seconds without progress after which a rank prints its stacks and ends; 0: never"""
     time_limit: float = 0.0
@@ -139,6 +143,7 @@ class TrainConfig:
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
         _ = self.spans  # refuses values that make no sense
+        check_names(self.allow_change)
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
         if self.log_every < 1:

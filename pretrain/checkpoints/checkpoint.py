@@ -12,6 +12,7 @@ lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ class RunState(NamedTuple):
     tokens: int = 0
     position: Position = Position()
     seconds: float = 0.0  # of training, where --hours measures the run
-    best_loss: float | None = None  # of the evaluations of this phase
+    best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
+    held_out: str = ""  # which set that is (Evaluation.identity)
     worse: int = 0  # evaluations since
     recent: tuple[float, ...] = ()  # losses of the last steps, where --rollback watches them
     passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
@@ -75,10 +77,13 @@ class RunState(NamedTuple):
             seconds=seconds,
         )
 
-    def evaluated(self, loss: float) -> "RunState":
-        """The state after an evaluation."""
-        is_better = self.best_loss is None or loss < self.best_loss
-        return self._replace(best_loss=loss, worse=0) if is_better else self._replace(worse=self.worse + 1)
+    def evaluated(self, loss: float, held_out: str) -> "RunState":
+        """The state after an evaluation; losses of another held-out set are no measure for this one."""
+        best = self.best_loss if held_out == self.held_out else None
+        is_better = best is None or math.isnan(best) or loss < best
+        if is_better:
+            return self._replace(best_loss=loss, held_out=held_out, worse=0)
+        return self._replace(worse=self.worse + 1)
 
 
 class Identity(NamedTuple):
@@ -138,6 +143,22 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_about(folder: Path) -> tuple[dict[str, Any], RunState]:
+    """The manifest and the state of a checkpoint that read_manifest() has found whole.
+
+    Raises
+    ------
+    InputError: they cannot be read.
+    """
+    manifest, path = _parse_manifest(folder), folder / "state.json"
+    try:
+        return manifest, RunState.of(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as the state of a run ({error!r}); resume another checkpoint with --resume PATH"
+        ) from error
+
+
 def complete(staged: Path, target: Path, content: dict[str, Any], about: dict[str, Any]) -> None:
     """Make a checkpoint of a folder that holds all slices: state.json with `content`, the manifest with `about`, and
     the folder in its place, which the pointer then names."""
@@ -179,13 +200,28 @@ def newest_whole(run: Path) -> Path | None:
     return None
 
 
-def held_out_loss(folder: Path) -> float:
-    """The held-out loss nearest before a checkpoint; infinite where there was no evaluation, or it cannot be read."""
-    try:
-        loss = json.loads((folder / "manifest.json").read_text())["held_out_loss"]
-    except (OSError, ValueError, KeyError):
-        return float("inf")
-    return float("inf") if loss is None else loss
+class Scored(NamedTuple):
+    """A checkpoint with the held-out loss nearest before it."""
+
+    loss: float
+    folder: Path
+
+
+def best_of(folders: Sequence[Path]) -> Scored | None:
+    """The checkpoint with the lowest held-out loss, of those on the held-out set of the newest of `folders` (newest
+    first) that has one: losses on different sets do not compare. None where there was no evaluation."""
+    found: list[Scored] = []
+    held_out = None
+    for folder in folders:
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            loss, its_set = manifest["held_out_loss"], manifest.get("held_out")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if isinstance(loss, float) and math.isfinite(loss) and (not found or its_set == held_out):
+            held_out = its_set
+            found.append(Scored(loss, folder))
+    return min(found, key=lambda scored: scored.loss, default=None)
 
 
 def stored_pieces(folder: Path) -> dict[tuple[str, str], list[Piece]]:

@@ -1,6 +1,6 @@
 """Write checkpoints while training goes on.
 
-    saver = Saver(run, partition, engine, identity, settings, keep)
+    saver = Saver(run, partition, engine, identity, settings, keep, record)
     saver.save(state, held_out_loss)        training stops for a copy to memory only
     saver.wait()                            the newest checkpoint is on disk, or this raises
 
@@ -27,9 +27,9 @@ from pretrain.checkpoints.checkpoint import (
     SCALER_FIELDS,
     Identity,
     RunState,
+    best_of,
     complete,
     folder_of,
-    held_out_loss,
     present,
 )
 from pretrain.together import agreed, host_group
@@ -40,10 +40,18 @@ class Saver:
     """Saves the state of one run; every rank has one and calls it alike."""
 
     def __init__(
-        self, run: Path, partition: Partition, engine: Any, identity: Identity, settings: dict[str, Any], keep: int
+        self,
+        run: Path,
+        partition: Partition,
+        engine: Any,
+        identity: Identity,
+        settings: dict[str, Any],
+        keep: int,
+        record: dict[str, Any] | None = None,
     ):
+        """`settings`: the DeepSpeed JSON; `record`: what config.json says of the run."""
         self.run, self.partition, self.engine, self.keep = run, partition, engine, keep
-        self.identity, self.settings = identity, settings
+        self.identity, self.settings, self.record = identity, settings, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         host_group("saver")  # made here, by all ranks together, and used by the thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -58,7 +66,8 @@ class Saver:
         """
         self.wait()
         content = state._asdict() | {"position": state.position._asdict(), "loss_scaler": self._scaler()}
-        self._writing = self._thread.submit(self._write, state.step, self._snapshot(), content, held_out_loss)
+        about = {"step": state.step, "held_out_loss": held_out_loss, "held_out": state.held_out}
+        self._writing = self._thread.submit(self._write, state.step, self._snapshot(), content, about)
         return folder_of(self.run, state.step)
 
     def wait(self) -> None:
@@ -98,7 +107,7 @@ class Saver:
         scaler = getattr(self.engine.optimizer, "loss_scaler", None)
         return {field: getattr(scaler, field) for field in SCALER_FIELDS if hasattr(scaler, field)}
 
-    def _write(self, step: int, tensors: dict[str, Tensor], content: dict[str, Any], held_out: float | None) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], content: dict[str, Any], about: dict[str, Any]) -> None:
         """In the thread. Every block is left well by all ranks or by none."""
         target = folder_of(self.run, step)
         staged = target.with_name(f"{target.name}.partial")
@@ -111,34 +120,32 @@ class Saver:
                 _write_slices(staged / f"rank-{self.rank:05d}-of-{self.world:05d}.safetensors", tensors)
             with agreed(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
-                    complete(staged, target, content, self._about(staged, step, held_out))
+                    complete(staged, target, content, about | self._about(staged))
                     self._remove_old()
         except OSError:
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)  # room for whoever cleans up a full disk
             raise
 
-    def _about(self, staged: Path, step: int, held_out: float | None) -> dict[str, Any]:
-        """What the manifest says beside the files."""
+    def _about(self, staged: Path) -> dict[str, Any]:
+        """What the manifest says of this run."""
         found = len(list(staged.iterdir()))
         if found != self.world:
             raise OSError(f"{staged}: {found} rank files for {self.world} ranks; all nodes must share the folder --out")
         return {
-            "step": step,
             "world_size": self.world,
             "zero_stage": self.partition.stage,
-            "held_out_loss": held_out,
             "identity": self.identity._asdict(),
             "settings": self.settings,
             "parameters": {name: list(shape) for name, shape in self.partition.shapes.items()},
-        }
+        } | ({} if self.record is None else {"record": self.record})
 
     def _remove_old(self) -> None:
         folders = present(self.run)
         if self.keep:
-            best = min(folders, key=held_out_loss)
+            best = best_of(folders)
             for folder in folders[self.keep :]:
-                if folder != best or held_out_loss(best) == float("inf"):
+                if best is None or folder != best.folder:
                     shutil.rmtree(folder)
 
 

@@ -26,6 +26,7 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import InputError
 from data_prep.store import tokenizer_sha256
 from pretrain.checkpoints.checkpoint import Identity, newest_whole, read_manifest, read_weights
+from pretrain.checkpoints.run_folder import disagreement, record_under
 from pretrain.export import deepspeed_format
 from pretrain.model import identity_of
 
@@ -79,24 +80,25 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
     )
 
 
-def _from_run(checkpoint: Path) -> Source:
-    manifest = read_manifest(checkpoint)
-    run = checkpoint.resolve().parent.parent
-    if not (run / "config.json").is_file():
-        raise InputError(f"{checkpoint} does not lie in a run folder ({run}/config.json is missing)")
-    record = json.loads((run / "config.json").read_text())
-    train, step, identity = record["train"], manifest["step"], Identity(**manifest["identity"])
+def _from_run(folder: Path) -> Source:
+    manifest = read_manifest(folder)
+    run = folder.resolve().parent.parent
+    if not (run / "vocab" / "tokenizer.json").is_file():
+        raise InputError(f"{folder} does not lie in a run folder ({run}/vocab/tokenizer.json is missing)")
+    if wrong := disagreement(run, manifest):
+        raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
+    record = record_under(folder, manifest)
+    if missing := [name for name in ("train", "stores", "versions", "git") if name not in record]:
+        raise InputError(f"{run / 'config.json'} cannot be read, or lacks {', '.join(missing)}")
+    train, step = record["train"], manifest["step"]
     name = train["model"] or Path(train["init_from"]).name
     objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
-    story = (
-        f"pretrained with zerobert: masked language modelling{objective}, {step:,} steps of "
-        f"{record['deepspeed']['train_batch_size']:,} samples of {train['seq_len']} tokens."
-    )
+    story = f"pretrained with zerobert: masked language modelling{objective}, {_course(record, step)}."
     return Source(
-        checkpoint,
+        folder,
         step,
-        read_weights(checkpoint, manifest["parameters"]),
-        identity,
+        read_weights(folder, manifest["parameters"]),
+        Identity(**manifest["identity"]),
         run / "vocab",
         name,
         f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}",
@@ -104,6 +106,21 @@ def _from_run(checkpoint: Path) -> Source:
         _last_evaluation(run, step),
         {"run": str(run)} | {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")},
     )
+
+
+def _course(record: dict[str, Any], step: int) -> str:
+    """The steps of a run up to `step` in words, phase by phase."""
+    parts, begun = [], 0
+    for phase in record.get("phases", []):
+        steps = min(phase["steps"], step - begun)
+        if steps > 0:
+            samples = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
+            parts.append(f"{steps:,} steps of {samples}")
+        begun += phase["steps"]
+    if parts and begun >= step:
+        return ", then ".join(parts)
+    batch, seq_len = record["deepspeed"]["train_batch_size"], record["train"]["seq_len"]
+    return f"{step:,} steps of {batch:,} samples of {seq_len} tokens"
 
 
 def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Source:
@@ -239,10 +256,20 @@ def _some(names: list[str]) -> str:
 
 
 def _last_evaluation(run: Path, step: int) -> dict[str, Any] | None:
-    """The newest held-out evaluation of a run up to a step."""
+    """The newest held-out evaluation of a run up to a step, of those on the way there; cut lines are passed over."""
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError:
+        content = (run / "metrics.jsonl").read_text("utf-8", errors="replace")
+    except OSError:
         return None
-    found = [line for line in lines if line["kind"] == "eval" and line["step"] <= step]
+    found: list[dict[str, Any]] = []
+    for text in content.splitlines():
+        try:
+            line = json.loads(text)
+            kind, event, at = line["kind"], line.get("event"), int(line["step"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if kind == "eval" and at <= step:
+            found.append(line)
+        elif event in ("resume", "rollback"):  # what was measured after it was done again
+            found = [line for line in found if line["step"] <= at]
     return found[-1] if found else None
