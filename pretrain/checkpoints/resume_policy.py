@@ -9,8 +9,8 @@ there (intervals, time limits, folders) may change in silence. A value that one 
 older version wrote it, is not compared.
 
 The place in the data is (epoch, sample) of one order of samples. Other stores, weights, seeds or objectives make
-another order, in which the same numbers are another place. Then the run goes on at the beginning of the first epoch none
-of whose passes has begun: nothing comes a second time, and what was left of the old epoch is not trained on.
+another order, in which the same numbers are another place. Then the run goes on at the beginning of the first epoch
+none of whose passes has begun: nothing comes a second time, and what was left of the old epoch is not trained on.
 """
 
 import math

@@ -5,8 +5,8 @@
 
 The remedy of PaLM (Chowdhery et al. 2022, section 5.1): go back by about 100 steps and pass over the 200 to 500 batches
 around the spike. Its authors found that the same batches do no harm in another state of the weights: a spike comes of
-both. A checkpoint of an earlier phase leads back into that phase. Every number here is the same on all ranks and stands in state.json, so that a run that was stopped in between
-does the same again.
+both. A checkpoint of an earlier phase leads back into that phase. Every number here is the same on all ranks and stands
+in state.json, so that a run that was stopped in between does the same again.
 """
 
 import statistics
