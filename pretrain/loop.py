@@ -225,7 +225,7 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
                 sums[number].index_add_(0, source.to(engine.device), torch.stack(losses, 1).double())
     engine.train()
     dist.all_reduce(sums)
-    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources)
+    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources, held_out.identity)
     run.meter.unpause()
     return line
 
