@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def other(tmp_path_factory) -> Path:
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     settings = dict(steps=STEPS, warmup=1, global_batch=8, save_every=2, eval_every=2, eval_samples=8)
-    return tiny_run(store, out, **settings | changes)
+    data = changes.pop("data", (str(store),))
+    return replace(tiny_run(store, out, **settings | changes), data=data)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,9 @@ RECORD: dict[str, Any] = {
         "temperature": 1.0, "dropout": 0.1, "eval_samples": 8,
     },
     "phases": [{"seq_len": 128, "steps": 90, "lr": 1e-3}, {"seq_len": 512, "steps": 10, "lr": 1e-4}],
-    "stores": [{"folder": "a", "identity": "1" * 64, "passes": 1.0}, {"folder": "b", "identity": "2" * 64, "passes": 2}],
+    "stores": [
+        {"folder": "a", "identity": "1" * 64, "passes": 1.0}, {"folder": "b", "identity": "2" * 64, "passes": 2.0},
+    ],
     "deepspeed": {"optimizer": {"type": "adamw", "params": {"weight_decay": 0.01}}},
 }  # fmt: skip
 

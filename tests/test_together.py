@@ -90,10 +90,10 @@ def test_a_difference_is_told_by_rank():
 def speak(failing: list[int]) -> str:
     join_ranks()
     text = io.StringIO()
-    with contextlib.redirect_stderr(text), contextlib.suppress(InputError, together.OtherRankFailed):
-        with together.agreed("a store"):
-            if int(os.environ["RANK"]) in failing:
-                raise InputError("no such store")
+    caught = contextlib.suppress(InputError, together.OtherRankFailed)
+    with contextlib.redirect_stderr(text), caught, together.agreed("a store"):
+        if int(os.environ["RANK"]) in failing:
+            raise InputError("no such store")
     return text.getvalue()
 
 

@@ -214,7 +214,7 @@ SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")
 
 
 def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
-    """The results of several runs, the best of each marked; of scores only where all were scored on the same samples."""
+    """The results of several runs, the best of each marked: of scores where all were scored on the same samples."""
     is_one_set = len({(run["held_out"], run["held_out_set"]) for run in numbers}) == 1
     rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
     rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
