@@ -45,8 +45,8 @@ def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunSta
     """The loss of these forward passes of rank 0 is thirty times as large; a step has one on each rank."""
     forward, calls = Pretrainer.forward, iter(range(1, 10_000))
 
-    def spiked(self: Pretrainer, batch: Any) -> Any:
-        losses = forward(self, batch)
+    def spiked(self: Pretrainer, *arguments: Any, **named: Any) -> Any:
+        losses = forward(self, *arguments, **named)
         if self.training and next(calls) in spiking and os.environ["RANK"] == "0":
             return losses._replace(mlm=losses.mlm * 30)
         return losses

@@ -110,7 +110,6 @@ def _ranks(record: Record, step: int) -> int:
     return settings["train_batch_size"] // share
 
 
-SAMPLES_VERSION_BEFORE_RECORDS = 2  # of data_prep/samples/index.py, when records did not say it
 PLACE = "the place in the data is one in the order of the other samples"
 SETTINGS = (
     Setting(
@@ -126,11 +125,7 @@ SETTINGS = (
     # All that follows makes sense, and is said.
     Setting("weights", _weights, moves=True),
     Setting("temperature", _of_train("temperature"), moves=True),
-    Setting(
-        "samples_version",
-        lambda record, step: record.get("samples_version", SAMPLES_VERSION_BEFORE_RECORDS) if record else {}["unknown"],
-        moves=True,
-    ),
+    Setting("samples_version", lambda record, step: record["samples_version"], moves=True),
     Setting("lr", _of_phases("lr")),
     Setting("schedule", _of_phases("schedule")),
     Setting("warmup", _of_phases("warmup")),

@@ -88,7 +88,8 @@ def record_under(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         content = json.loads((folder.resolve().parent.parent / "config.json").read_text())
     except (OSError, ValueError):
         content = {}
-    return (content if isinstance(content, dict) else {}) | {"deepspeed": manifest["settings"]}
+    known = {"samples_version": 2} | content if isinstance(content, dict) and content else {}
+    return known | {"deepspeed": manifest["settings"]}
 
 
 def _history(folder: Path, before: dict[str, Any], step: int, changes: tuple[Change, ...]) -> dict[str, Any]:
