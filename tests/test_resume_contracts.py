@@ -17,7 +17,8 @@ from data_prep.cli import InputError
 from data_prep.files import sha256_of, write_json
 from pretrain.checkpoints import checkpoint, resume_policy
 from pretrain.checkpoints.checkpoint import RunState, best_of, complete, folder_of, present
-from pretrain.checkpoints.resume_policy import REFUSED, changes_of, placed, refuse
+from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
+from pretrain.checkpoints.run_folder import placed
 from pretrain.config import TrainConfig
 from pretrain.data import Position
 from pretrain.export.sources import find_source

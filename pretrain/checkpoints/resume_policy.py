@@ -2,7 +2,7 @@
 
     changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.record_of() makes them, compared
     refuse(folder, changes, allowed)                   what makes no sense, unless it is asked for by --allow_change
-    placed(state, before, now, changes) -> RunState    whose place in the data is one in the samples of `now`
+    fresh_epoch(begun, before, now) -> int             where to go on in the data, if its order is another one
 
 Model and tokenizer are not here: with others the weights mean nothing, and no option helps. What is neither here nor
 there (intervals, time limits, folders) may change in silence. A value that one of the records does not have, because an
@@ -16,14 +16,10 @@ none of whose passes has begun: nothing comes a second time, and what was left o
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from pretrain.zero.ds_config import precision_of
-
-if TYPE_CHECKING:
-    from pretrain.checkpoints.checkpoint import RunState
-    from pretrain.data import Position
 
 Record = dict[str, Any]
 
@@ -196,21 +192,8 @@ def refuse(folder: Path, changes: Collection[Change], allowed: Collection[str]) 
         )
 
 
-def placed(state: "RunState", before: Record, now: Record, changes: Collection[Change]) -> "RunState":
-    """The state, at a place that is one in the samples of `now`."""
-    position = state.position
-    if not position.seq_len:  # of a version that did not keep it
-        phases = before.get("phases", [])
-        if position.phase < len(phases):
-            position = position._replace(seq_len=phases[position.phase]["seq_len"])
-    if any(change.moves for change in changes) and (position.epoch or position.sample):
-        position = position._replace(epoch=_fresh_epoch(position, before, now), sample=0)
-    return state._replace(position=position)
-
-
-def _fresh_epoch(position: "Position", before: Record, now: Record) -> int:
-    """The first epoch of `now` that begins behind every pass that an epoch of `before` has begun."""
-    begun = position.epoch + (position.sample > 0)
+def fresh_epoch(begun: int, before: Record, now: Record) -> int:
+    """The first epoch of `now` that begins behind every pass that the first `begun` epochs of `before` have begun."""
     try:
         had, have = ({store["identity"]: store["passes"] for store in record["stores"]} for record in (before, now))
     except KeyError:

@@ -34,7 +34,7 @@ from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import Identity, RunState
-from pretrain.checkpoints.resume_policy import Change, changes_of, placed, refuse
+from pretrain.checkpoints.resume_policy import Change, changes_of, fresh_epoch, refuse
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
 
@@ -77,6 +77,19 @@ def find_start(
             f"{config.out}; give more --steps"
         )
     return Start(found, state, changes, record | _history(found, before, state.step, changes), seen)
+
+
+def placed(state: RunState, before: dict[str, Any], now: dict[str, Any], changes: tuple[Change, ...]) -> RunState:
+    """The state, at a place that is one in the samples of `now`."""
+    position = state.position
+    if not position.seq_len:  # of a version that did not keep it
+        phases = before.get("phases", [])
+        if position.phase < len(phases):
+            position = position._replace(seq_len=phases[position.phase]["seq_len"])
+    begun = position.epoch + (position.sample > 0)
+    if begun and any(change.moves for change in changes):
+        position = position._replace(epoch=fresh_epoch(begun, before, now), sample=0)
+    return state._replace(position=position)
 
 
 def record_under(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
