@@ -351,6 +351,11 @@ def test_a_card_tells_of_the_checkpoint_and_of_its_phases(whole, tmp_path):
     rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(phases=phases))
     story = find_source(run, None, None).story
     assert story.endswith("1 steps of 64 samples of 16 tokens, then 3 steps of 8 samples of 32 tokens.")
+    before = {"from_step": 0, "phases": [{"steps": 4, "seq_len": 16, "global_batch": 64}]}
+    changes = {"from_step": 2, "segments": [before]}
+    rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
+    story = find_source(run, None, None).story
+    assert story.endswith("2 steps of 64 samples of 16 tokens, then 2 steps of 8 samples of 32 tokens.")
 
 
 def test_an_evaluation_that_was_done_again_or_cut_is_not_the_card_s(whole, tmp_path):

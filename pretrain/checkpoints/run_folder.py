@@ -204,6 +204,8 @@ def disagreement(run: Path, manifest: dict[str, Any]) -> str:
     """
     wanted: dict[str, Any] = {name: manifest["identity"][name] for name in ("vocab_sha256", "vocab_size")}
     wanted["parameters"] = sum(math.prod(shape) for shape in manifest["parameters"].values())
+    if not (run / "vocab" / "tokenizer.json").is_file():
+        return f"{run}/vocab/tokenizer.json is missing"
     found = tokenizer_sha256(run / "vocab")
     if found != wanted["vocab_sha256"]:
         return (

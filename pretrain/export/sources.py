@@ -83,8 +83,6 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
 def _from_run(folder: Path) -> Source:
     manifest = read_manifest(folder)
     run = folder.resolve().parent.parent
-    if not (run / "vocab" / "tokenizer.json").is_file():
-        raise InputError(f"{folder} does not lie in a run folder ({run}/vocab/tokenizer.json is missing)")
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
     record = record_under(folder, manifest)
@@ -104,21 +102,25 @@ def _from_run(folder: Path) -> Source:
         f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}",
         story,
         _last_evaluation(run, step),
-        {"run": str(run)} | {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")},
+        {"run": str(run), "segments": record.get("segments", [])}
+        | {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")},
     )
 
 
 def _course(record: dict[str, Any], step: int) -> str:
-    """The steps of a run up to `step` in words, phase by phase."""
-    parts, begun = [], 0
-    for phase in record.get("phases", []):
-        steps = min(phase["steps"], step - begun)
-        if steps > 0:
-            samples = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
-            parts.append(f"{steps:,} steps of {samples}")
-        begun += phase["steps"]
-    if parts and begun >= step:
-        return ", then ".join(parts)
+    """The steps of a run up to `step` in words, by segment and phase."""
+    segments = [*record.get("segments", []), record]
+    ends = [*(segment["from_step"] for segment in segments[1:]), step]
+    parts: dict[str, int] = {}  # steps by what they were of, in their order
+    for segment, end in zip(segments, ends, strict=True):
+        first = 0
+        for phase in segment.get("phases", []):
+            begun, first = max(first, segment.get("from_step", 0)), first + phase["steps"]
+            what = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
+            if (steps := min(first, end) - begun) > 0:
+                parts[what] = parts.get(what, 0) + steps
+    if sum(parts.values()) == step:
+        return ", then ".join(f"{steps:,} steps of {what}" for what, steps in parts.items())
     batch, seq_len = record["deepspeed"]["train_batch_size"], record["train"]["seq_len"]
     return f"{step:,} steps of {batch:,} samples of {seq_len} tokens"
 
