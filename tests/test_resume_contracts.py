@@ -163,6 +163,7 @@ def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):
     assert [part["train"]["steps"] for part in (*record(cut)["segments"], record(cut))] == [4, 5, 6]
 
 
+@pytest.mark.slow
 def test_other_data_that_is_allowed_begins_an_epoch(store, other, cut):
     both = config(store, cut, data=(str(store), str(other)), allow_change=("data",))
     assert run_ranks(1, train, both)[0].position[:2] == (1, 16)
@@ -171,6 +172,7 @@ def test_other_data_that_is_allowed_begins_an_epoch(store, other, cut):
     assert "the data goes on at epoch 1, sample 0" in (cut / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_version_resumes(store, cut):
     def older(manifest: dict[str, Any], content: dict[str, Any]) -> None:
         del manifest["record"], manifest["held_out"], content["held_out"], content["position"]["seq_len"]
@@ -192,6 +194,7 @@ def test_a_checkpoint_of_an_older_version_resumes(store, cut):
     assert {name for event in events(cut, "change") for name in event} <= {"kind", "step", "event", "samples_version"}
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_way_are_put_aside(store, whole, tmp_path):
     """Else the next resume, or a rollback, would take the step 4 of before for one of this run."""
     run = tmp_path / "run"
