@@ -18,7 +18,7 @@ from data_prep.files import sha256_of, write_json
 from pretrain.checkpoints import checkpoint, resume_policy
 from pretrain.checkpoints.checkpoint import RunState, best_of, complete, folder_of, present
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
-from pretrain.checkpoints.run_folder import placed
+from pretrain.checkpoints.run_folder import Start, placed, prepare_folder
 from pretrain.config import TrainConfig
 from pretrain.data import Position
 from pretrain.export.sources import find_source
@@ -202,6 +202,17 @@ def test_checkpoints_of_another_way_are_put_aside(store, whole, tmp_path):
     run_ranks(1, train, config(store, run, resume=str(folder_of(run, 2)), steps=3))
     assert [folder.name for folder in present(run)] == ["step-0000003", "step-0000002"]
     assert (run / "checkpoints/aside-1-step-0000004").is_dir()
+
+
+def test_a_run_that_went_on_while_its_checkpoint_was_read_is_not_taken_back(store, cut):
+    """The process before has saved and ended between the look at the folder and its lock."""
+    command = config(store, cut)
+    seen = Start(folder_of(cut, 2), RunState(2), (), {}, ("step-0000002",))
+    folder_of(cut, 3).mkdir()
+    before = all_of(cut)
+    with pytest.raises(InputError, match="has been written by another process just now"):
+        prepare_folder(command.out, seen, [])
+    assert all_of(cut) == before
 
 
 RECORD: dict[str, Any] = {
