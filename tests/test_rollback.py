@@ -51,7 +51,7 @@ def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunSta
             return losses._replace(mlm=losses.mlm * 30)
         return losses
 
-    Pretrainer.forward = spiked  # type: ignore[method-assign,assignment]
+    Pretrainer.forward = spiked  # type: ignore[method-assign]
     return train(settings)
 
 
