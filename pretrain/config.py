@@ -16,6 +16,7 @@ from data_prep.cli import ROOT, InputError
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
+from pretrain.checkpoints.resume_policy import check_names
 from pretrain.limits import BATCH, CLIP, COUNT, LR, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
@@ -99,6 +100,9 @@ class TrainConfig:
     """steps between lines of metrics"""
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
+    allow_change: tuple[str, ...] = ()
+    """settings that may be others than the checkpoint's, of those that are refused otherwise: optimizer, data, seed,
+    objective, seq_len, init_from; with other samples the run goes on at the beginning of an epoch"""
     hang_timeout: Annotated[float, SECONDS] = 600.0
     """seconds without progress after which a rank prints its stacks and ends; 0: never"""
     time_limit: Annotated[float, SECONDS] = 0.0
@@ -144,6 +148,7 @@ class TrainConfig:
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
         check_ranges(self)
+        check_names(self.allow_change)
         _ = self.spans, self.weighted_stores  # refuses values that make no sense
         if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")

@@ -34,12 +34,14 @@ class Position(NamedTuple):
     sample: int = 0
     phase: int = 0  # of the run
     taken: int = 0  # samples that this phase has had
+    seq_len: int = 0  # of the samples that this is a place among; 0: not told
 
-    def entering(self, phase: int, same_samples: bool) -> "Position":
+    def entering(self, phase: int, seq_len: int) -> "Position":
         """Where a phase goes on: where it was, else where the one before ended, else at the first of other samples."""
-        if phase == self.phase:
-            return self
-        return self._replace(phase=phase, taken=0) if same_samples else Position(phase=phase)
+        taken = self.taken if phase == self.phase else 0
+        if self.seq_len in (0, seq_len):
+            return self._replace(phase=phase, taken=taken, seq_len=seq_len)
+        return Position(phase=phase, taken=taken, seq_len=seq_len)
 
 
 class StepCounts(NamedTuple):
@@ -91,7 +93,7 @@ class SampleStream:
             self.take(min(WINDOW, count - first))
 
     def _within_window(self, count: int) -> Picked:
-        epoch, sample, phase, taken = self.position
+        epoch, sample, _, taken, _ = self.position
         if sample >= self._epoch.size:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
@@ -101,7 +103,8 @@ class SampleStream:
             self._window, self._window_start = self._epoch.look_up(np.arange(sample, stop)), sample
         first = sample - self._window_start
         part = Picked(*(column[first : first + count] for column in self._window))
-        self.position = Position(epoch, sample + len(part.samples), phase, taken + len(part.samples))
+        taken += len(part.samples)
+        self.position = self.position._replace(epoch=epoch, sample=sample + len(part.samples), taken=taken)
         return part
 
 

@@ -8,6 +8,8 @@ books-01.jsonl.gz are `books`), and where that leaves more than MAX_SOURCES, the
 are more, the store is one source. A pair counts for the source of its first segment.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from itertools import takewhile
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from data_prep.samples.masking import Masking, mask_counts
-from data_prep.samples.pairs import Mixture, Picked
+from data_prep.samples.pairs import VERSION, Mixture, Picked
 from data_prep.store import Store
 from pretrain.data import longest_first, make_batch
 from pretrain.model import Batch
@@ -44,6 +46,7 @@ class Evaluation(NamedTuple):
     batches: list[tuple[int, Batch, Tensor]]
     batch_count: int  # over all ranks; a batch of a higher number only keeps its rank in step with the others
     sources: list[Source]
+    identity: str = ""  # of the samples and their masks: losses compare where it is the same
 
     @classmethod
     def of(cls, mixture: Mixture, samples: int, batch_size: int, rank: int, world: int) -> "Evaluation":
@@ -59,7 +62,14 @@ class Evaluation(NamedTuple):
             order = longest_first(share)
             share, owner = Picked(*(column[order] for column in share)), owners[start : start + batch_size][order]
             batches.append((number, make_batch(mixture.stores, share, Masking()), torch.from_numpy(owner)))
-        return cls(batches, count, _counts(names, owners, picked))
+        return cls(batches, count, _counts(names, owners, picked), identity_of(mixture, len(owners)))
+
+
+def identity_of(mixture: Mixture, samples: int) -> str:
+    """A hash of all that decides which held-out samples there are, and what of them is masked."""
+    stores = [(store.identity, weight) for store, weight in zip(mixture.stores, mixture.weights, strict=True)]
+    settings = (VERSION, stores, mixture.seq_len, mixture.objective, mixture.seed, samples, Masking())
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
 def _counts(names: list[str], owners: np.ndarray, picked: Picked) -> list[Source]:

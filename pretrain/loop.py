@@ -5,6 +5,7 @@
 A plain loop: DeepSpeed's engine is the engine. What happens when is decided here; how, in the files that are imported.
 """
 
+import enum
 import itertools
 import statistics
 import time
@@ -25,13 +26,13 @@ from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
 from pretrain.config import TrainConfig
-from pretrain.data import MicroBatch, Position, SampleStream, StepCounts, feed, prefetch
+from pretrain.data import MicroBatch, SampleStream, StepCounts, feed, prefetch
 from pretrain.evaluation import Evaluation
 from pretrain.guard import Guard
 from pretrain.model import Losses
 from pretrain.monitor.console import what_came_out
 from pretrain.monitor.meter import Meter
-from pretrain.phases import Phase
+from pretrain.phases import Phase, phase_at
 from pretrain.zero.engine import apply_step, backward
 from pretrain.zero.lamb import Lamb
 
@@ -51,29 +52,38 @@ class Run(NamedTuple):
     lamb: Lamb | None  # the optimizer, where it has trust ratios to look at
 
 
+class PhaseEnd(enum.Enum):
+    """Why the training of a phase came to an end."""
+
+    DONE = enum.auto()
+    STOPPED = enum.auto()  # as asked
+    ROLLED_BACK = enum.auto()  # to a state that may belong to an earlier phase
+
+
 def loop(run: Run, state: RunState) -> RunState:
     """Train from `state` to the last step, or to a request to stop; every rank takes part in everything."""
     first, started = state, time.perf_counter()
-    for phase in run.phases:
-        if state.step >= phase.end or is_finished(run.config, state):
-            continue
+    end = PhaseEnd.DONE
+    while end is not PhaseEnd.STOPPED and not is_finished(run.config, state):
+        phase = phase_at(run.phases, state.step)
         if state.position.phase != phase.number:
             run.meter.event(state.step, "phase", number=phase.number + 1, of=len(run.phases), **phase.described())
-        before = run.phases[max(phase.number - 1, 0)]
-        position = state.position.entering(phase.number, before.span.seq_len == phase.span.seq_len)
-        if position != state.position:
-            state = state._replace(position=position, best_loss=None, worse=0)
-        state, stopped = train_phase(run, phase, state)
-        if stopped:
-            break
+        state, end = train_phase(run, phase, entered(phase, state))
     run.saver.wait()
     seconds = time.perf_counter() - started
     run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
     return state
 
 
-def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool]:
-    """Train to the end of a phase, or to a request to stop: the state then, and whether it was a request."""
+def entered(phase: Phase, state: RunState) -> RunState:
+    """The state at its place in the data of a phase; what it was best at in another phase does not count."""
+    if state.position.phase != phase.number:
+        state = state._replace(best_loss=None, worse=0)
+    return state._replace(position=state.position.entering(phase.number, phase.span.seq_len))
+
+
+def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, PhaseEnd]:
+    """Train to the end of a phase, to a request to stop, or to a rollback: the state then, and which it was."""
     config, guard = run.config, run.guard
     micro_batches = this_ranks_batches(run, phase, state)
     held_out = held_out_samples(phase, config, run.stores)
@@ -86,16 +96,16 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool
         counts, happened, grad_norm = one_step(run, state, micro_batches)
         state = state.after(counts, happened, clock.seconds)
         if happened and config.rollback:
-            state, is_back = watch_for_spikes(run, phase, state, counts)
+            state, is_back = watch_for_spikes(run, state, counts)
             if is_back:
-                micro_batches, held_out_loss = this_ranks_batches(run, phase, state), None
-                continue
+                clock.read()  # the way back took time, too
+                return state._replace(seconds=clock.seconds), PhaseEnd.ROLLED_BACK
         last = state.step == phase.end or is_finished(config, state)
         if happened:
             log_step(run, state, counts, lr, grad_norm, last)
             if held_out is not None and (last or is_due(config.eval_every, state.step)):
                 held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
-                state = state.evaluated(held_out_loss)
+                state = state.evaluated(held_out_loss, held_out.identity)
                 last = last or is_finished(config, state)
         else:
             skip_step(run, state)
@@ -107,15 +117,19 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool
         if (happened and (last or is_due(config.save_every, state.step))) or reason:
             save(run, state, held_out_loss)
         if last or reason:
-            return state, bool(reason)
+            return state, PhaseEnd.STOPPED if reason else PhaseEnd.DONE
 
 
-def watch_for_spikes(run: Run, phase: Phase, state: RunState, counts: StepCounts) -> tuple[RunState, bool]:
+def watch_for_spikes(run: Run, state: RunState, counts: StepCounts) -> tuple[RunState, bool]:
     """Look at the loss of a step: the state with it, or an earlier one to go on from, and whether it is that."""
     loss = run.meter.step_loss(counts)
     if is_spike(loss, state.recent, run.config.rollback):
         details = {"loss": loss, "median": statistics.median(state.recent), "spike": state.step}
-        found = roll_back(run.saver, partial(stream_of, run, phase), state, counts.samples)
+
+        def place(earlier: RunState) -> RunState:
+            return entered(phase_at(run.phases, earlier.step), earlier)
+
+        found = roll_back(run.saver, place, partial(stream_at, run), state, counts.samples)
         if found is not None:
             first, end = found.state.passed_over[-1]
             run.meter.go_back(found.state.step)
@@ -181,14 +195,14 @@ def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixtur
     return Mixture(stores, passes, phase.span.seq_len, config.objective, config.seed)
 
 
-def stream_of(run: Run, phase: Phase, position: Position) -> SampleStream:
-    """The samples of a phase from a position on."""
-    return SampleStream(samples_of(phase, run.config, run.stores), position)
+def stream_at(run: Run, state: RunState) -> SampleStream:
+    """The samples from a state on, in the phase that it has entered."""
+    return SampleStream(samples_of(run.phases[state.position.phase], run.config, run.stores), state.position)
 
 
 def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[MicroBatch]:
     """The micro-batches of this rank from `state` on, made ahead."""
-    stream = stream_of(run, phase, state.position)
+    stream = stream_at(run, state)
     rank, world = dist.get_rank(), dist.get_world_size()
     micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
     if run.engine.device.type == "cuda":
@@ -212,7 +226,7 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
                 sums[number].index_add_(0, source.to(engine.device), torch.stack(losses, 1).double())
     engine.train()
     dist.all_reduce(sums)
-    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources)
+    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources, held_out.identity)
     run.meter.unpause()
     return line
 

@@ -4,6 +4,7 @@
 
     parse_span(text, defaults) -> Span          what one --phase says
     phases_of(spans, ...)      -> [Phase, ...]  with the DeepSpeed settings of each; a run without --phase has one
+    phase_at(phases, step)     -> Phase         which one a step belongs to
 
 A phase begins its own schedule. It goes on in the data where the one before ended if it has the same sequence length;
 another length makes other samples, which begin at their first epoch.
@@ -66,6 +67,9 @@ class Phase(NamedTuple):
 
     def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
         """Learning rate of the step after `step` of the run; by the clock, where a share of its hours is given."""
+        assert self.first <= step < self.end, (
+            f"step {step} is not one of phase {self.number}: {self.first} to {self.end}"
+        )
         span = self.span
         if share_of_hours is None:
             place = (step - self.first, span.warmup_steps, span.steps)
@@ -76,6 +80,11 @@ class Phase(NamedTuple):
     def batch_after(self, taken: int) -> int:
         """Samples of the step that begins after `taken` samples of this phase."""
         return batch_size(taken, self.global_batch, self.span.batch_warmup)
+
+
+def phase_at(phases: list[Phase], step: int) -> Phase:
+    """The phase of the step after `step` of the run; behind the end the last one."""
+    return next((phase for phase in phases if step < phase.end), phases[-1])
 
 
 CLOCK_STEPS = 1_000_000  # a schedule by the clock is one of so many steps

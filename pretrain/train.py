@@ -8,6 +8,7 @@ tensorboard/, vocab/ and checkpoints/. The same command again continues from the
 """
 
 import os
+import socket
 import sys
 import time
 from contextlib import ExitStack
@@ -19,26 +20,35 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, parse, print_json, say
 from data_prep.store import Store
+from pretrain.alike import check_shared, what_ranks_share
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import Identity, RunState
-from pretrain.checkpoints.run_folder import RunLock, find_checkpoint, prepare_folder, record_of
+from pretrain.checkpoints.checkpoint import RunState
+from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.run_folder import (
+    RunLock,
+    Start,
+    disagreement,
+    find_start,
+    prepare_folder,
+    record_of,
+)
 from pretrain.checkpoints.saver import Saver
 from pretrain.config import TrainConfig
 from pretrain.guard import STOPPED, DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import MAX_POSITIONS, build, compile_layers, identity_of
-from pretrain.monitor.console import for_stderr, what_runs
+from pretrain.monitor.console import for_stderr, what_came_out, what_runs
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
 from pretrain.phases import Phase, engine_settings, phases_of
-from pretrain.together import OtherRankFailed, agreed, told_by_first
+from pretrain.together import OtherRankFailed, agreed, same_on_all_ranks, told_by_first
 from pretrain.zero.engine import check_precision, default_precision, join_ranks, quiet, start_engine
 from pretrain.zero.lamb import Lamb
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry of every rank; only the first to meet an error speaks.
+    """Entry of every rank; only the first to meet an error speaks, and before ranks have joined one on each node.
 
     Exit codes as in data_prep/cli.py, and STOPPED where the run was asked to stop, saved, and can be continued.
     """
@@ -46,8 +56,11 @@ def main(argv: list[str] | None = None) -> None:
         config = parse(TrainConfig, __doc__, argv)
         state = train(config)
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
+        elif os.environ.get("LOCAL_RANK") == "0" and not dist.is_initialized():
+            print(f"error: rank {rank} on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except OtherRankFailed as error:
         sys.exit(error.exit_code)
@@ -70,7 +83,7 @@ def train(config: TrainConfig) -> RunState:
 
     Raises
     ------
-    InputError: anything wrong with the stores, settings or the run folder; nothing has been written then.
+    InputError: anything wrong with the stores, settings or the run folder, which is then as it was.
     DivergedError: too many steps in a row did not happen.
     """
     quiet()
@@ -85,42 +98,60 @@ def train(config: TrainConfig) -> RunState:
     if config.compile and settings["zero_optimization"]["stage"] == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
     samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
+    record = record_of(config, phases, settings, stores, model.num_parameters())
+    identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if config.dry_run:
         if config.verify_store:
             verify_stores(stores)
         if os.environ.get("RANK", "0") == "0":
-            dry_run(config, phases, stores, model)
+            dry_run(config, phases, stores, model, find_start(config, record, identity, shapes))
         return RunState()
     check_disk(config, phases, model.num_parameters())
     if config.compile:
         compile_layers(model)
 
-    record = record_of(config, phases, settings, stores, model.num_parameters())
     join_ranks()
     with ExitStack() as ending:
         if config.verify_store:
             with agreed("stores of --data"):
                 verify_stores(stores)
-        resumed_from = None
+        # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
+        same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
+        start = Start(None, RunState(), (), record, ())
         with agreed(f"run folder {config.out}"):
             if dist.get_rank() == 0:
-                resumed_from = find_checkpoint(config)  # one rank reads all of it for its checksums
+                start = find_start(config, record, identity, shapes)  # one rank reads all of it for its checksums
+        start = told_by_first(start)
+        if start.checkpoint is not None and is_finished(config, start.state):
+            with agreed(f"run folder {config.out}"):
+                if dist.get_rank() == 0:
+                    leave(config, start, stores)
+            return start.state
+        with agreed(f"run folder {config.out}"):
+            if dist.get_rank() == 0:
                 ending.enter_context(RunLock(config.out))
-                prepare_folder(config, record, stores)
-        resumed_from = told_by_first(resumed_from)
+        check_shared(config.out)
         engine, partition = start_engine(
             model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
         )
-        identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
-        state = RunState()
-        if resumed_from is not None:
-            state = checkpoint.load(resumed_from, partition, engine, identity)
+        state = start.state
+        if start.checkpoint is not None:
+            checkpoint.load(start.checkpoint, partition, engine, identity)
+        with agreed(f"run folder {config.out}"):
+            if dist.get_rank() == 0:
+                prepare_folder(config.out, start, stores)
         meter = Meter(config.out, model.config, config.total_steps, state.step, engine.device)
         ending.callback(meter.close)
-        meter.show(what_runs(config, phases, record, devices(engine.device), resumed_from))
-        if resumed_from is not None:
-            meter.event(state.step, "resume", checkpoint=resumed_from.name)
-        saver = Saver(config.out, partition, engine, identity, settings, config.keep)
+        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint))
+        if start.checkpoint is not None:
+            meter.event(state.step, "resume", checkpoint=start.checkpoint.name)
+        if start.changes:
+            meter.event(state.step, "change", **{change.setting: change.text for change in start.changes})
+            if any(change.moves for change in start.changes):
+                place = f"epoch {state.position.epoch}, sample {state.position.sample}"
+                meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
+        saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
         ending.callback(saver.close)
         guard = Guard(config.hang_timeout, config.stop_at(time.time()), config.max_skips)
         ending.callback(guard.close)
@@ -128,15 +159,31 @@ def train(config: TrainConfig) -> RunState:
         return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
 
 
-def dry_run(config: TrainConfig, phases: list[Phase], stores: list[Store], model: BertForPreTraining) -> None:
+def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:
+    """Say that a run is finished and leave its folder as it is; mend what an older version has spoilt."""
+    folder = start.checkpoint
+    assert folder is not None
+    if wrong := disagreement(config.out, Manifest.read(folder)):
+        print(f"{wrong}; both are written anew", file=sys.stderr, flush=True)
+        with RunLock(config.out):
+            prepare_folder(config.out, start, stores)
+    print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
+
+
+def dry_run(
+    config: TrainConfig, phases: list[Phase], stores: list[Store], model: BertForPreTraining, start: Start
+) -> None:
     """Print the plan: for people on stderr, for scripts on stdout."""
-    parameters, resumed_from = model.num_parameters(), find_checkpoint(config)
     settings = engine_settings(phases)
-    record = record_of(config, phases, settings, stores, parameters)
-    plan = make_plan(config, phases, stores, model, resumed_from)
-    what = what_runs(config, phases, record, devices(next(model.parameters()).device), resumed_from)
+    plan = make_plan(config, phases, stores, model, start.checkpoint)
+    what = what_runs(config, phases, start.record, devices(next(model.parameters()).device), start.checkpoint)
     print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
-    first = {"settings": settings, "parameters": parameters, "resume": str(resumed_from or "")}
+    first = {
+        "settings": settings,
+        "parameters": model.num_parameters(),
+        "resume": str(start.checkpoint or ""),
+        "changes": {change.setting: change.text for change in start.changes},
+    }
     print_json(first | plan.record())
 
 

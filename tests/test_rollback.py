@@ -9,21 +9,25 @@ from typing import Any
 
 import pytest
 
-from data_prep.cli import InputError
+from data_prep.cli import ROOT, InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.checkpoint import RunState, folder_of, present
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
+from pretrain.checkpoints.saver import Saver
 from pretrain.config import TrainConfig
 from pretrain.data import Position, SampleStream
 from pretrain.model import Pretrainer
+from pretrain.phases import parse_span, phase_at, phases_of
 from pretrain.train import train
+from pretrain.zero.ds_config import Flags
 from tests.checkpoints import rewrite_state
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 from tests.test_checkpoint import contents
 from tests.test_faults import events
+from tests.test_phases import WHOLE
 
 STEPS, BATCH, SPIKE = 20, 8, 14
 
@@ -41,13 +45,13 @@ def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunSta
     """The loss of these forward passes of rank 0 is thirty times as large; a step has one on each rank."""
     forward, calls = Pretrainer.forward, iter(range(1, 10_000))
 
-    def spiked(self: Pretrainer, batch: Any) -> Any:
-        losses = forward(self, batch)
+    def spiked(self: Pretrainer, *arguments: Any, **named: Any) -> Any:
+        losses = forward(self, *arguments, **named)
         if self.training and next(calls) in spiking and os.environ["RANK"] == "0":
             return losses._replace(mlm=losses.mlm * 30)
         return losses
 
-    Pretrainer.forward = spiked  # type: ignore[method-assign,assignment]
+    Pretrainer.forward = spiked  # type: ignore[method-assign]
     return train(settings)
 
 
@@ -127,6 +131,50 @@ def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):
     assert (state.step, state.passed_over, len(state.recent)) == (STEPS, (), STEPS)
     assert [event["step"] for event in events(tmp_path / "run", "spike")] == [SPIKE]
     assert not events(tmp_path / "run", "rollback")
+
+
+def spike_in_phase_two(settings: TrainConfig) -> RunState:
+    """The checkpoint at the end of the first phase is gone when the second one spikes."""
+    save = Saver.save
+
+    def save_but_eight(self: Saver, state: RunState, held_out_loss: float | None) -> Path:
+        return folder_of(self.run, 8) if state.step == 8 else save(self, state, held_out_loss)
+
+    Saver.save = save_but_eight  # type: ignore[method-assign]
+    return train_with_spikes(settings, {10})
+
+
+@pytest.mark.parametrize("seq_len", [24, pytest.param(32, marks=pytest.mark.slow)])
+def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp_path, seq_len):
+    """Spike in the second step of phase 2, the last checkpoint after step 4 of phase 1."""
+    phases = ("seq_len=32,steps=8,lr=1e-3", f"seq_len={seq_len},steps=4,lr=1e-4,global_batch=16")
+    settings = config(store, tmp_path / "run", phase=phases, warmup=2.0, rollback=3.0, save_every=4, eval_samples=8)
+    state = run_ranks(1, spike_in_phase_two, settings)[0]
+    first = [1e-3 * share for share in (1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)]
+    second = [1e-4 * share for share in (1 / 3, 2 / 3, 1, 1 / 2)]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in steps] == [*range(1, 10), *range(5, 13)]
+    assert [line["lr"] for line in steps] == pytest.approx([*first, second[0], *first[4:], *second])
+    (event,) = events(tmp_path / "run", "rollback")
+    assert (event["step"], event["spike"]) == (4, 10)
+    assert [event["step"] for event in events(tmp_path / "run", "phase")] == [8, 8]
+    # 4 steps of phase 1 and 2 of phase 2 since the checkpoint, and as many beyond as the spike's step is large.
+    drawn = 4 * 8 + 2 * 16 + BEYOND * 16
+    assert event["samples_passed_over"] == drawn
+    assert (state.samples, state.passed_over) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
+    assert (state.position.phase, state.position.taken, state.position.seq_len) == (1, 4 * 16, seq_len)
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [8, 8, 12]
+
+
+def test_a_rate_outside_of_a_phase_is_no_rate():
+    phases = phases_of(
+        [parse_span("steps=8", WHOLE), parse_span("steps=4", WHOLE)], ROOT / "ds_configs/auto.json", Flags(), 1, "fp32"
+    )
+    assert [phase_at(phases, step).number for step in (0, 7, 8, 11, 12)] == [0, 0, 1, 1, 1]
+    for phase, step in ((phases[1], 7), (phases[1], 12), (phases[0], 8)):
+        with pytest.raises(AssertionError, match=f"step {step} is not"):
+            phase.lr_at(step)
 
 
 def test_a_spike_is_measured_by_the_median():

@@ -58,7 +58,8 @@ class RunState(NamedTuple):
     tokens: int = 0
     position: Position = Position()
     seconds: float = 0.0  # of training, where --hours measures the run
-    best_loss: float | None = None  # of the evaluations of this phase
+    best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
+    held_out: str = ""  # which set that is (Evaluation.identity)
     worse: int = 0  # evaluations since
     recent: tuple[float, ...] = ()  # losses of the last steps, where --rollback watches them
     passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
@@ -81,6 +82,7 @@ class RunState(NamedTuple):
             Position(*(at.whole(name, default=0) for name in Position._fields)),
             fields.number("seconds", least=0.0, default=0.0),
             None if best is None or best != best else fields.number("best_loss"),
+            fields.text("held_out", default=""),
             fields.whole("worse", default=0),
             _losses(fields),
             _spans(fields),
@@ -109,10 +111,12 @@ class RunState(NamedTuple):
             seconds=seconds,
         )
 
-    def evaluated(self, loss: float) -> "RunState":
-        """The state after an evaluation."""
-        is_better = math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss)
-        return self._replace(best_loss=loss, worse=0) if is_better else self._replace(worse=self.worse + 1)
+    def evaluated(self, loss: float, held_out: str) -> "RunState":
+        """The state after an evaluation; losses of another held-out set are no measure for this one."""
+        best = self.best_loss if held_out == self.held_out else None
+        if math.isfinite(loss) and (best is None or loss < best):
+            return self._replace(best_loss=loss, held_out=held_out, worse=0)
+        return self._replace(worse=self.worse + 1)
 
 
 def _losses(fields: Fields) -> tuple[float, ...]:
@@ -277,13 +281,27 @@ def newest_whole(run: Path) -> Path | None:
     return None
 
 
-def held_out_loss(folder: Path) -> float:
-    """The held-out loss nearest before a checkpoint; infinite where there was no evaluation, or it cannot be read."""
-    try:
-        loss = Manifest.read(folder).held_out_loss
-    except InputError:
-        return math.inf
-    return math.inf if loss is None else loss
+class Scored(NamedTuple):
+    """A checkpoint with the held-out loss nearest before it."""
+
+    loss: float
+    folder: Path
+
+
+def best_of(folders: Sequence[Path]) -> Scored | None:
+    """The checkpoint with the lowest held-out loss, of those on the held-out set of the newest of `folders` (newest
+    first) that has one: losses on different sets do not compare. None where there was no evaluation."""
+    found: list[Scored] = []
+    held_out = None
+    for folder in folders:
+        try:
+            manifest = Manifest.read(folder)
+        except InputError:
+            continue  # whoever looks for a checkpoint to resume says what is wrong with it
+        if manifest.held_out_loss is not None and (not found or manifest.held_out == held_out):
+            held_out = manifest.held_out
+            found.append(Scored(manifest.held_out_loss, folder))
+    return min(found, key=lambda scored: scored.loss, default=None)
 
 
 def stored_pieces(folder: Path) -> dict[tuple[str, str], list[Piece]]:

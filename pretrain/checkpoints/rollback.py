@@ -1,12 +1,12 @@
 """Loss spikes: back to the last checkpoint, and on with other data.
 
     is_spike(loss, state.recent, factor)        whether the loss of a step is beyond all measure
-    roll_back(saver, stream_of, state, batch)   weights, moments and counters of the last checkpoint, later data
+    roll_back(saver, entered, stream_at, state, batch)   weights, moments, counters of the last checkpoint, later data
 
 The remedy of PaLM (Chowdhery et al. 2022, section 5.1): go back by about 100 steps and pass over the 200 to 500 batches
 around the spike. Its authors found that the same batches do no harm in another state of the weights: a spike comes of
-both. Every number here is the same on all ranks and stands in state.json, so that a run that was stopped in between
-does the same again.
+both. A checkpoint of an earlier phase leads back into that phase. Every number here is the same on all ranks and stands
+in state.json, so that a run that was stopped in between does the same again.
 """
 
 import statistics
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import RunState
 from pretrain.checkpoints.saver import Saver
-from pretrain.data import Position, SampleStream
+from pretrain.data import SampleStream
 from pretrain.together import agreed, told_by_first
 
 RECENT = 32  # steps whose median a loss is compared with
@@ -41,11 +41,17 @@ def is_spike(loss: float, recent: Sequence[float], factor: float) -> bool:
 
 
 def roll_back(
-    saver: Saver, stream_of: Callable[[Position], SampleStream], state: RunState, batch: int
+    saver: Saver,
+    entered: Callable[[RunState], RunState],
+    stream_at: Callable[[RunState], SampleStream],
+    state: RunState,
+    batch: int,
 ) -> RolledBack | None:
     """Load the newest whole checkpoint of the run; None where there is none yet. Collective.
 
-    The data from that checkpoint up to BEYOND steps of `batch` samples after `state` is passed over.
+    It goes on in the phase that it belongs to, where `entered` puts it. Of the samples of that phase, which
+    `stream_at` has, as many are passed over as were drawn since the checkpoint, and BEYOND steps of `batch` more: where
+    the spike lies in a later phase with other samples, these begin when they are come to.
     """
     saver.wait()
     newest = None
@@ -55,15 +61,14 @@ def roll_back(
     newest = told_by_first(newest)
     if newest is None:
         return None
-    earlier = checkpoint.load(newest, saver.partition, saver.engine, saver.identity)
-    stream = stream_of(state.position)
-    stream.skip(BEYOND * batch)
-    # The batch grows with what a phase has learnt from, not with what it has passed over.
-    taken = earlier.position.taken if earlier.position.phase == state.position.phase else 0
+    earlier = entered(checkpoint.load(newest, saver.partition, saver.engine, saver.identity))
     span = (earlier.drawn, state.drawn + BEYOND * batch)
+    stream = stream_at(earlier)
+    stream.skip(span[1] - span[0])
     return RolledBack(
         earlier._replace(
-            position=stream.position._replace(taken=taken),
+            # The batch grows with what a phase has learnt from, not with what it has passed over.
+            position=stream.position._replace(taken=earlier.position.taken),
             passed_over=(*earlier.passed_over, span),
             seconds=state.seconds,
         ),

@@ -1,6 +1,6 @@
 """Write checkpoints while training goes on.
 
-    saver = Saver(run, partition, engine, identity, settings, keep)
+    saver = Saver(run, partition, engine, identity, settings, keep, record)
     saver.save(state, held_out_loss)        training stops for a copy to memory only
     saver.wait()                            the newest checkpoint is on disk, or this raises
 
@@ -26,9 +26,9 @@ from torch import Tensor
 from pretrain.checkpoints.checkpoint import (
     SCALER_FIELDS,
     RunState,
+    best_of,
     complete,
     folder_of,
-    held_out_loss,
     present,
     step_of,
 )
@@ -41,10 +41,18 @@ class Saver:
     """Saves the state of one run; every rank has one and calls it alike."""
 
     def __init__(
-        self, run: Path, partition: Partition, engine: Any, identity: Identity, settings: dict[str, Any], keep: int
+        self,
+        run: Path,
+        partition: Partition,
+        engine: Any,
+        identity: Identity,
+        settings: dict[str, Any],
+        keep: int,
+        record: dict[str, Any] | None = None,
     ):
+        """`settings`: the DeepSpeed JSON; `record`: what config.json says of the run."""
         self.run, self.partition, self.engine, self.keep = run, partition, engine, keep
-        self.identity, self.settings = identity, settings
+        self.identity, self.settings, self.record = identity, settings, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         host_group("saver")  # made here, by all ranks together, and used by the thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -113,20 +121,20 @@ class Saver:
                 _write_slices(staged / rank_file(self.rank, self.world), tensors)
             with agreed(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
-                    complete(staged, target, state, scaler, self._about(staged, state.step, held_out))
+                    complete(staged, target, state, scaler, self._about(staged, state, held_out))
                     self._remove_old(target)
         except OSError:
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)  # room for whoever cleans up a full disk
             raise
 
-    def _about(self, staged: Path, step: int, held_out: float | None) -> Manifest:
+    def _about(self, staged: Path, state: RunState, held_out: float | None) -> Manifest:
         """The manifest, but for the files."""
         found = len(list(staged.iterdir()))
         if found != self.world:
             raise OSError(f"{staged}: {found} rank files for {self.world} ranks; all nodes must share the folder --out")
         return Manifest(
-            step,
+            state.step,
             self.world,
             self.partition.stage,
             held_out if held_out is not None and math.isfinite(held_out) else None,
@@ -134,6 +142,8 @@ class Saver:
             self.settings,
             {name: list(shape) for name, shape in self.partition.shapes.items()},
             {},
+            state.held_out,
+            self.record,
         )
 
     def _remove_old(self, written: Path) -> None:
@@ -141,9 +151,9 @@ class Saver:
         as damaged or by --resume PATH: it takes no other's place, and is replaced when the run gets there."""
         folders = [folder for folder in present(self.run) if step_of(folder) <= step_of(written)]
         if self.keep:
-            best = min(folders, key=held_out_loss)
+            best = best_of(folders)
             for folder in folders[self.keep :]:
-                if folder != best or held_out_loss(best) == float("inf"):
+                if best is None or folder != best.folder:
                     shutil.rmtree(folder)
 
 

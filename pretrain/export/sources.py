@@ -25,10 +25,11 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, say
-from data_prep.fields import is_number, read_fields
+from data_prep.fields import is_number
 from data_prep.store import tokenizer_sha256
 from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_weights
 from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.run_folder import disagreement, record_under
 from pretrain.export import deepspeed_format
 from pretrain.model import identity_of
 from pretrain.monitor.lines import read_lines
@@ -84,18 +85,17 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
     )
 
 
-def _from_run(checkpoint: Path) -> Source:
-    manifest = read_manifest(checkpoint)
-    run = checkpoint.resolve().parent.parent
-    if not (run / "vocab" / "tokenizer.json").is_file():
-        raise InputError(f"{checkpoint} does not lie in a run folder ({run}/vocab/tokenizer.json is missing)")
-    step, identity = manifest.step, manifest.identity
-    name, title, story, record = _told(run, manifest)
+def _from_run(folder: Path) -> Source:
+    manifest = read_manifest(folder)
+    run = folder.resolve().parent.parent
+    if wrong := disagreement(run, manifest):
+        raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
+    name, title, story, record = _told(run, manifest, record_under(folder, manifest))
     return Source(
-        checkpoint,
-        step,
-        read_weights(checkpoint, manifest.parameters),
-        identity,
+        folder,
+        manifest.step,
+        read_weights(folder, manifest.parameters),
+        manifest.identity,
         run / "vocab",
         name,
         title,
@@ -105,28 +105,40 @@ def _from_run(checkpoint: Path) -> Source:
     )
 
 
-def _told(run: Path, manifest: Manifest) -> tuple[str, str, str, dict[str, Any]]:
-    """Name, title and story of a run, and its record for provenance.json: from config.json; where that is damaged from
-    the checkpoint, which knows less of where it comes from."""
+def _told(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
+    """Name, title and story of a run, and its record for provenance.json; where that is damaged, what the checkpoint
+    itself says, which knows less of where it comes from."""
     try:
-        record = manifest.record or read_fields(run / "config.json", "it is left out").content
         train = record["train"]
         name = train["model"] or Path(train["init_from"]).name
         objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
-        story = (
-            f"pretrained with zerobert: masked language modelling{objective}, {manifest.step:,} steps of "
-            f"{record['deepspeed']['train_batch_size']:,} samples of {train['seq_len']} tokens."
-        )
+        story = f"pretrained with zerobert: masked language modelling{objective}, {_course(record, manifest.step)}."
         title = f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}"
         kept = {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")}
-    except InputError as error:
-        say(f"warning: {error}; what the checkpoint says is used")
-    except (KeyError, TypeError, ValueError) as error:
-        say(f"warning: {run / 'config.json'} is damaged ({error!r}); what the checkpoint says is used")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        say(f"warning: {run / 'config.json'} does not tell of the run ({error!r}); what the checkpoint says is used")
     else:
-        return name, title, story, kept
+        return name, title, story, kept | {"segments": record.get("segments", [])}
     story = f"pretrained with zerobert: {manifest.step:,} steps. The settings of the run are not known any more."
     return run.name, run.name, story, {"deepspeed": manifest.settings, "versions": {}}
+
+
+def _course(record: dict[str, Any], step: int) -> str:
+    """The steps of a run up to `step` in words, by segment and phase."""
+    segments = [*record.get("segments", []), record]
+    ends = [*(segment["from_step"] for segment in segments[1:]), step]
+    parts: dict[str, int] = {}  # steps by what they were of, in their order
+    for segment, end in zip(segments, ends, strict=True):
+        first = 0
+        for phase in segment.get("phases", []):
+            begun, first = max(first, segment.get("from_step", 0)), first + phase["steps"]
+            what = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
+            if (steps := min(first, end) - begun) > 0:
+                parts[what] = parts.get(what, 0) + steps
+    if sum(parts.values()) == step:
+        return ", then ".join(f"{steps:,} steps of {what}" for what, steps in parts.items())
+    batch, seq_len = record["deepspeed"]["train_batch_size"], record["train"]["seq_len"]
+    return f"{step:,} steps of {batch:,} samples of {seq_len} tokens"
 
 
 def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Source:

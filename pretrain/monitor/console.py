@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pretrain.checkpoints.checkpoint import RunState, held_out_loss, present
+from pretrain.checkpoints.checkpoint import RunState, best_of, present
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
 from pretrain.report.history import History
@@ -67,8 +67,8 @@ def _phase_in_words(phase: Phase) -> str:
 def what_came_out(config: TrainConfig, state: RunState, first: RunState, seconds: float, is_finished: bool) -> Text:
     """A run after it ran, from the state `first` on, and where to look next."""
     tokens = state.tokens - first.tokens
-    best = min(present(config.out), key=held_out_loss, default=None)
-    source = config.out if best is None or not is_finished else best
+    best = best_of(present(config.out))
+    source = config.out if best is None or not is_finished else best.folder
     rows = {
         "Finished" if is_finished else "Stopped": f"at step {state.step:,} of {config.total_steps:,}, "
         f"{duration(seconds)} after step {first.step:,}",
@@ -79,8 +79,8 @@ def what_came_out(config: TrainConfig, state: RunState, first: RunState, seconds
         "Export": f"python -m pretrain.export {source} {config.out.parent / 'hf'}",
         "Report": f"python -m pretrain.report {config.out} --out {config.out / 'report'}",
     }
-    if best is not None and held_out_loss(best) < float("inf"):
-        rows["Best"] = f"held-out loss {held_out_loss(best):.4f}, in {best}"
+    if best is not None:
+        rows["Best"] = f"held-out loss {best.loss:.4f}, in {best.folder}"
     return pairs("What came out", rows.items())
 
 

@@ -212,11 +212,16 @@ class Meter:
         self._reset()
         return line
 
-    def write_evaluation(self, step: int, sums: Tensor, sources: list[Source]) -> dict[str, Any]:
-        """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source."""
+    def write_evaluation(self, step: int, sums: Tensor, sources: list[Source], held_out: str = "") -> dict[str, Any]:
+        """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
+
+        `held_out` says which samples they are: losses on others do not compare.
+        """
         self._measure_peak()
         whole = Source("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
         line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        if held_out:
+            line["held_out"] = held_out
         if len(sources) > 1:
             line["by_source"] = {
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
@@ -267,7 +272,7 @@ class Meter:
                 if name == "by_source":
                     for source, scores in value.items():
                         self.board.add_scalar(f"{group}_by_source/{source}", scores["mlm_loss"], step)
-                elif name not in ("kind", "step"):
+                elif name not in ("kind", "step", "held_out"):
                     self.board.add_scalar(f"{group}/{name}", value, step)
             self.board.flush()
 

@@ -11,6 +11,7 @@ A run that is still training can be looked at; the same command again brings the
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,10 +191,12 @@ def _against_unigrams(history: History, numbers: dict[str, Any]) -> str:
 
 def _best(history: History) -> str:
     """Where the held-out loss was lowest, when that was not at the end."""
-    steps, losses = history.series("evals", "mlm_loss")
-    if not len(losses) or losses[-1] <= losses.min():
+    found = [line for line in history.evals if math.isfinite(line.get("mlm_loss", math.inf))]
+    same = [line for line in found if line.get("held_out") == found[-1].get("held_out")]  # others do not compare
+    best = min(same, key=lambda line: line["mlm_loss"], default=None)
+    if best is None or found[-1]["mlm_loss"] <= best["mlm_loss"]:
         return ""
-    return f"; best {as_text(losses.min(), 'nats')} at {steps[losses.argmin()]:,}"
+    return f"; best {as_text(best['mlm_loss'], 'nats')} at {best['step']:,}"
 
 
 # What a comparison shows: name, key of the summary, unit, and whether more (+1) or less (-1) is better.
@@ -208,10 +211,12 @@ RESULTS: tuple[tuple[str, str, Unit, int], ...] = (
     ("Memory, GB a rank", "memory_gb", "plain", -1),
     ("Tokens", "tokens", "count", 0),
 )
+SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")
 
 
 def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
-    """The results of several runs, the best of each marked."""
+    """The results of several runs, the best of each marked: of scores where all were scored on the same samples."""
+    is_one_set = len({(run["held_out"], run["held_out_set"]) for run in numbers}) == 1
     rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
     rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
     for name, key, unit, sign in RESULTS:
@@ -220,7 +225,8 @@ def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
         if known:
             cells = [as_text(value, unit) for value in values]
             best = as_text(max(known, key=lambda value: sign * value), unit)
-            rows.append(Row(name, cells, best if sign and len(set(cells)) > 1 else ""))
+            compares = sign and (is_one_set or key not in SCORES)
+            rows.append(Row(name, cells, best if compares and len(set(cells)) > 1 else ""))
     rows.append(Row("Time", [duration(run["seconds"]) for run in numbers]))
     return rows
 
@@ -228,11 +234,12 @@ def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
 def by_source(histories: list[History]) -> list[Row]:
     """The held-out loss of several runs on each source."""
     each = [{row["name"]: row["mlm_loss"] for row in sources_of(history)} for history in histories]
+    is_one_set = len({history.evals[-1].get("held_out") for history in histories if history.evals}) == 1
     rows = []
     for name in sorted({name for losses in each for name in losses}):
         cells = [as_text(losses.get(name), "nats") for losses in each]
         best = as_text(min(losses[name] for losses in each if name in losses), "nats")
-        rows.append(Row(f"Loss on {name}", cells, best if len(set(cells)) > 1 else ""))
+        rows.append(Row(f"Loss on {name}", cells, best if is_one_set and len(set(cells)) > 1 else ""))
     return rows
 
 

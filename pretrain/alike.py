@@ -1,0 +1,67 @@
+"""What must be alike on all ranks: software, settings, stores, and the folder that they write into.
+
+    together.same_on_all_ranks(what_ranks_share(record, settings, identity))      before anything is written
+    check_shared(run)                                                             once the first rank has locked it
+
+Two nodes with other versions, another copy of a store or another command would train on, each at its own.
+"""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import ROOT, InputError
+from pretrain.checkpoints.checkpoint import Identity
+from pretrain.checkpoints.run_folder import holder_of
+from pretrain.together import agreed, told_by_first
+
+# Of the settings, these may be others on each node: folders mounted elsewhere. What they hold is compared.
+OF_NODES = ("data", "out", "ds_config", "init_from", "resume")
+SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
+
+
+def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], identity: Identity) -> dict[str, Any]:
+    """All that must be the same on every rank: software, settings, and the contents of stores and models."""
+    shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
+    for number, phase in enumerate(settings, 1):
+        shared |= _flat(phase, "DeepSpeed setting " if len(settings) == 1 else f"phase {number}'s DeepSpeed setting ")
+    shared |= record["versions"] | {"python": record["python"], "zerobert's code": code_sha256()[:12]}
+    shared["tokenizer"] = identity.vocab_sha256[:12]
+    shared |= {f"store {number}": store["identity"][:12] for number, store in enumerate(record["stores"], 1)}
+    shared |= {f"passes of store {number}": store["passes"] for number, store in enumerate(record["stores"], 1)}
+    return (
+        shared
+        | {f"model's {name}": value for name, value in identity.model.items()}
+        | {"--init_from": record.get("init_sha256", "")[:12]}
+    )
+
+
+def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """A nested dict by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def code_sha256() -> str:
+    """Identity of the code that runs: a version says nothing of a file that was edited on one node."""
+    digest = hashlib.sha256()
+    for path in sorted(path for package in ("data_prep", "pretrain") for path in (ROOT / package).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def check_shared(run: Path) -> None:
+    """Refuse a run folder that is another one on another node: every rank must see who has locked it. Collective."""
+    holder = told_by_first(holder_of(run))
+    until = time.monotonic() + SHARED_WITHIN
+    while (found := holder_of(run)) != holder and time.monotonic() < until:
+        time.sleep(0.2)
+    with agreed(f"run folder {run}"):
+        if found != holder:
+            raise InputError(
+                f"--out {run} is not the folder that rank 0 on {holder.get('host')} writes into; checkpoints need one "
+                "that all nodes share"
+            )

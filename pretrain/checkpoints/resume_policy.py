@@ -1,0 +1,208 @@
+"""What may be another thing where a run is continued, and what becomes of its place in the data: the one table of it.
+
+    changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.record_of() makes them, compared
+    refuse(folder, changes, allowed)                   what makes no sense, unless it is asked for by --allow_change
+    fresh_epoch(begun, before, now) -> int             where to go on in the data, if its order is another one
+
+Model and tokenizer are not here: with others the weights mean nothing, and no option helps. What is neither here nor
+there (intervals, time limits, folders) may change in silence. A value that one of the records does not have, because an
+older version wrote it, is not compared.
+
+The place in the data is (epoch, sample) of one order of samples. Other stores, weights, seeds or objectives make
+another order, in which the same numbers are another place. Then the run goes on at the beginning of the first epoch
+none of whose passes has begun: nothing comes a second time, and what was left of the old epoch is not trained on.
+"""
+
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError
+from pretrain.zero.ds_config import precision_of
+
+Record = dict[str, Any]
+
+
+class Setting(NamedTuple):
+    """One thing that is compared."""
+
+    name: str
+    value: Callable[[Record, int], Any]  # in a record, after so many steps of the run
+    why_refused: str = ""  # empty: it may change, and is said
+    moves: bool = False  # another value makes another order of samples
+    text: Callable[[Record], str] | None = None  # for people, where the value itself says nothing
+
+
+class Change(NamedTuple):
+    """A setting that is not what it was."""
+
+    setting: str
+    text: str  # "0.0001 -> 0.0005"
+    why_refused: str
+    moves: bool
+
+
+def _of_train(name: str) -> Callable[[Record, int], Any]:
+    return lambda record, step: record["train"][name]
+
+
+def _of_phases(name: str) -> Callable[[Record, int], Any]:
+    return lambda record, step: [phase[name] for phase in record["phases"]]
+
+
+def _of_optimizer(name: str) -> Callable[[Record, int], Any]:
+    return lambda record, step: record["deepspeed"]["optimizer"]["params"][name]
+
+
+def _phase_trained_last(record: Record, step: int) -> int:
+    """The phase of the steps up to `step`: at its end still itself, since the next one may be another at will."""
+    end = 0
+    for number, phase in enumerate(record["phases"]):
+        end += phase["steps"]
+        if step <= end:
+            return number
+    return len(record["phases"]) - 1
+
+
+def _seq_len(record: Record, step: int) -> int:
+    return record["phases"][_phase_trained_last(record, step)]["seq_len"]
+
+
+def _later_seq_lens(record: Record, step: int) -> list[int]:
+    return [phase["seq_len"] for phase in record["phases"][_phase_trained_last(record, step) + 1 :]]
+
+
+def _stores(record: Record, step: int) -> list[str]:
+    return [store["identity"] for store in record["stores"]]
+
+
+def _stores_in_words(record: Record) -> str:
+    return ", ".join(f"{store['folder']} ({store['identity'][:12]})" for store in record["stores"])
+
+
+def _weights(record: Record, step: int) -> list[float]:
+    return [_weight(entry) for entry in record["train"]["data"]]
+
+
+def _weight(entry: str) -> float:
+    try:
+        return float(entry.rpartition(":")[2])
+    except ValueError:
+        return 1.0
+
+
+def _start(record: Record, step: int) -> str:
+    return record["init_sha256"] if record["train"]["init_from"] else ""
+
+
+def _start_in_words(record: Record) -> str:
+    return str(record["train"]["init_from"] or f"--model {record['train']['model']}")
+
+
+def _ranks(record: Record, step: int) -> int:
+    settings = record["deepspeed"]
+    share = settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"]
+    return settings["train_batch_size"] // share
+
+
+PLACE = "the place in the data is one in the order of the other samples"
+SETTINGS = (
+    Setting(
+        "optimizer",
+        lambda record, step: record["deepspeed"]["optimizer"]["type"],
+        "the checkpoint's moments are the other one's",
+    ),
+    Setting("data", _stores, PLACE, moves=True, text=_stores_in_words),
+    Setting("seed", _of_train("seed"), PLACE, moves=True),
+    Setting("objective", _of_train("objective"), PLACE, moves=True),
+    Setting("seq_len", _seq_len, "the phase that is under way has samples of that length"),
+    Setting("init_from", _start, "weights come from the checkpoint, not from another start", text=_start_in_words),
+    # All that follows makes sense, and is said.
+    Setting("weights", _weights, moves=True),
+    Setting("temperature", _of_train("temperature"), moves=True),
+    Setting("samples_version", lambda record, step: record["samples_version"], moves=True),
+    Setting("lr", _of_phases("lr")),
+    Setting("schedule", _of_phases("schedule")),
+    Setting("warmup", _of_phases("warmup")),
+    Setting("steps", _of_phases("steps")),
+    Setting("later_seq_len", _later_seq_lens),
+    Setting("hours", _of_train("hours")),
+    Setting("global_batch", _of_phases("global_batch")),
+    Setting("micro_batch", _of_phases("micro_batch")),
+    Setting("batch_warmup", _of_phases("batch_warmup")),
+    *(Setting(name, _of_optimizer(name)) for name in ("weight_decay", "betas", "eps", "layer_decay", "variant")),
+    Setting("clip", lambda record, step: record["deepspeed"]["gradient_clipping"]),
+    Setting("precision", lambda record, step: precision_of(record["deepspeed"])),
+    Setting("zero", lambda record, step: record["deepspeed"]["zero_optimization"]["stage"]),
+    Setting("ranks", _ranks),
+    *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_rate", "mask_split", "eval_samples")),
+    Setting("rollback", _of_train("rollback")),
+    Setting("python", lambda record, step: record["python"]),
+    *(
+        Setting(name, lambda record, step, name=name: record["versions"][name])  # type: ignore[misc]
+        for name in ("zerobert", "torch", "deepspeed", "transformers", "numpy")
+    ),
+)
+REFUSED = tuple(setting.name for setting in SETTINGS if setting.why_refused)
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse what --allow_change cannot allow.
+
+    Raises
+    ------
+    InputError: naming what it can.
+    """
+    if unknown := [name for name in names if name not in REFUSED]:
+        raise InputError(
+            f"--allow_change {' '.join(unknown)}: what may be allowed is {', '.join(REFUSED)}; other settings need no "
+            "permission, and another model or tokenizer is another run"
+        )
+
+
+def changes_of(before: Record, now: Record, step: int) -> tuple[Change, ...]:
+    """What is different in `now`, for a run that has done `step` steps under `before`."""
+    changes = []
+    for setting in SETTINGS:
+        try:
+            values = [setting.value(record, step) for record in (before, now)]
+        except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError):
+            continue  # an older version did not record it
+        if values[0] != values[1]:
+            texts = [setting.text(record) for record in (before, now)] if setting.text else map(_text, values)
+            changes.append(Change(setting.name, " -> ".join(texts), setting.why_refused, setting.moves))
+    return tuple(changes)
+
+
+def refuse(folder: Path, changes: Collection[Change], allowed: Collection[str]) -> None:
+    """Refuse to continue `folder` with changes that make no sense, but for those that are allowed.
+
+    Raises
+    ------
+    InputError: naming what was and what would be, why not, and how to go on.
+    """
+    refused = [change for change in changes if change.why_refused and change.setting not in allowed]
+    if refused:
+        what = "; ".join(f"{change.setting} {change.text} ({change.why_refused})" for change in refused)
+        names = " ".join(change.setting for change in refused)
+        raise InputError(
+            f"{folder} was trained with other settings: {what}. Give what it had, choose another --out, or say "
+            f"--allow_change {names}"
+        )
+
+
+def fresh_epoch(begun: int, before: Record, now: Record) -> int:
+    """The first epoch of `now` that begins behind every pass that the first `begun` epochs of `before` have begun."""
+    try:
+        had, have = ({store["identity"]: store["passes"] for store in record["stores"]} for record in (before, now))
+    except KeyError:
+        return begun
+    # Rounded, since 2 x 0.3 / 0.1 is a little more than 6.
+    return max((math.ceil(round(begun * had[name] / have[name], 6)) for name in have if name in had), default=0)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -1,0 +1,384 @@
+"""Contracts of a run that is continued: what may change, what is refused, and that a refusal changes nothing."""
+
+import contextlib
+import copy
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.stores
+from data_prep.cli import InputError
+from data_prep.files import sha256_of, write_json
+from pretrain.checkpoints import checkpoint, resume_policy
+from pretrain.checkpoints.checkpoint import RunState, best_of, complete, folder_of, present
+from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
+from pretrain.checkpoints.run_folder import Start, placed, prepare_folder
+from pretrain.config import TrainConfig
+from pretrain.data import Position
+from pretrain.export.sources import find_source
+from pretrain.train import train
+from tests.ranks import run_ranks
+from tests.runs import tiny_run
+from tests.stores import random_documents, store_of
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(40), held_out={3, 17}).folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    """Another corpus with the same tokenizer."""
+    return store_of(tmp_path_factory.mktemp("other"), random_documents(30, seed=5), held_out={1, 2}).folder
+
+
+def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    settings = dict(steps=STEPS, warmup=1, global_batch=8, save_every=2, eval_every=2, eval_samples=8)
+    data = changes.pop("data", (str(store),))
+    return replace(tiny_run(store, out, **settings | changes), data=data)
+
+
+@pytest.fixture(scope="module")
+def whole(store, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_ranks(1, train, config(store, out))
+    return out
+
+
+@pytest.fixture
+def cut(whole, tmp_path) -> Path:
+    """The run as a crash after the checkpoint of step 2 leaves it."""
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    shutil.rmtree(folder_of(out, STEPS))
+    return out
+
+
+def all_of(folder: Path) -> dict[str, str]:
+    """Every name below a folder, with a hash of what is there."""
+    return {
+        str(path.relative_to(folder)): sha256_of(path) if path.is_file() else "folder" for path in folder.rglob("*")
+    }
+
+
+def answers(*commands: TrainConfig) -> list[str]:
+    """What each command is refused with, one after another in one process; "" where it trains."""
+    found = []
+    for command in commands:
+        try:
+            train(command)
+            found.append("")
+        except InputError as error:
+            found.append(str(error))
+    return found
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """A checkpoint with another manifest or state, its checksums right."""
+    manifest, content = (json.loads((folder / f"{name}.json").read_text()) for name in ("manifest", "state"))
+    change(manifest, content)
+    staged = folder.with_name("staged")
+    staged.mkdir()
+    for path in folder.glob("rank-*"):
+        shutil.copy(path, staged)
+    about = {name: value for name, value in manifest.items() if name not in ("format", "files", "sha256")}
+    complete(staged, folder, content, about)
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line.get("event") == kind]
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())
+
+
+def test_a_refused_command_leaves_the_run_byte_for_byte(store, other, whole, cut, tmp_path, monkeypatch):
+    monkeypatch.setattr(tests.stores, "entries_of", lambda size: [*tests.stores.SPECIAL, *map(str, range(size - 5))])
+    renamed = store_of(tmp_path / "renamed", random_documents(40), held_out={3, 17}).folder
+    here, new = {"out": cut}, {"out": tmp_path / "new", "resume": str(folder_of(whole, 2))}
+    broken = tmp_path / "broken"
+    shutil.copytree(cut, broken)
+    rewritten(folder_of(broken, 2), lambda manifest, content: content.pop("position"))
+    refusals: dict[str, dict[str, Any]] = {
+        "was trained with tokenizer": here | {"store": renamed},
+        "another model: hidden_size": here | {"model": "bert-mini"},
+        "optimizer adamw -> lamb": here | {"optimizer": "lamb"},
+        "--allow_change data": here | {"store": other},
+        "--allow_change data seed": here | {"data": (str(store), str(other)), "seed": 3},
+        "seed 0 -> 1": here | {"seed": 1},
+        "objective nsp -> mlm": here | {"objective": "mlm"},
+        "seq_len 32 -> 24": here | {"seq_len": 24},
+        "--allow_change seq_len": here | {"seq_len": 24, "seed": 1, "allow_change": ("seed",)},
+        "another model: hidden_size, ": new | {"model": "bert-mini"},
+        "tokenizer ": new | {"store": renamed},
+        "nothing is left to train": {"out": tmp_path / "new", "resume": str(folder_of(whole, STEPS))},
+        "state.json cannot be read": {"out": broken},
+        "layer_decay 7": here | {"ds_config": tmp_path / "odd.json"},
+    }
+    write_json(tmp_path / "odd.json", {"optimizer": {"type": "AdamW", "params": {"layer_decay": 7}}})
+    before = all_of(tmp_path)
+    commands = [config(changes.pop("store", store), **changes) for changes in copy.deepcopy(refusals).values()]
+    for (message, _), answer in zip(refusals.items(), run_ranks(1, answers, *commands)[0], strict=True):
+        assert message in answer
+        assert "\n" not in answer
+    assert all_of(tmp_path) == before
+
+
+def test_a_finished_run_is_left_as_it_is(store, whole, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = all_of(run)
+    assert run_ranks(1, train, config(store, run, lr=5e-3))[0].step == STEPS
+    assert all_of(run) == before
+    assert "Finished" in capfd.readouterr().err
+
+
+def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):
+    changes = {"lr": 5e-3, "weight_decay": 0.1, "mask_rate": 0.2, "steps": 5, "global_batch": 16}
+    run_ranks(1, train, config(store, cut, **changes))
+    (event,) = events(cut, "change")
+    assert event == {
+        "kind": "event", "step": 2, "event": "change", "lr": "0.001 -> 0.005", "weight_decay": "0.01 -> 0.1",
+        "mask_rate": "0.15 -> 0.2", "steps": "4 -> 5", "global_batch": "8 -> 16",
+        "micro_batch": "8 -> 16",
+    }  # fmt: skip
+    assert "change, step 2, lr 0.001 -> 0.005" in (cut / "log.txt").read_text()
+    now = record(cut)
+    assert (now["from_step"], now["train"]["lr"]) == (2, 5e-3)
+    assert [(part["from_step"], part["train"]["lr"]) for part in now["segments"]] == [(0, 1e-3)]
+    manifest = checkpoint.read_manifest(folder_of(cut, 5))
+    assert manifest["record"] == now
+    run_ranks(1, train, config(store, cut, **changes | {"steps": 6, "eval_every": 1}))
+    assert [part["train"]["steps"] for part in (*record(cut)["segments"], record(cut))] == [4, 5, 6]
+
+
+@pytest.mark.slow
+def test_other_data_that_is_allowed_begins_an_epoch(store, other, cut):
+    both = config(store, cut, data=(str(store), str(other)), allow_change=("data",))
+    assert run_ranks(1, train, both)[0].position[:2] == (1, 16)
+    (event,) = events(cut, "change")
+    assert event["data"].count(str(store)) == 2
+    assert "the data goes on at epoch 1, sample 0" in (cut / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_an_older_version_resumes(store, cut):
+    def older(manifest: dict[str, Any], content: dict[str, Any]) -> None:
+        del manifest["record"], manifest["held_out"], content["held_out"], content["position"]["seq_len"]
+
+    def refusals(*commands: TrainConfig) -> list[str]:
+        return answers(*commands)
+
+    rewritten(folder_of(cut, 2), older)
+    old = record(cut)
+    write_json(
+        cut / "config.json",
+        {k: v for k, v in old.items() if k not in ("from_step", "from", "segments", "samples_version")},
+    )
+    commands = [config(store, cut, seed=1), config(store, cut, optimizer="lamb"), config(store, cut)]
+    seed, optimizer, nothing = run_ranks(1, refusals, *commands)[0]
+    assert "seed 0 -> 1" in seed
+    assert "optimizer adamw -> lamb" in optimizer
+    assert nothing == ""
+    assert {name for event in events(cut, "change") for name in event} <= {"kind", "step", "event", "samples_version"}
+
+
+@pytest.mark.slow
+def test_checkpoints_of_another_way_are_put_aside(store, whole, tmp_path):
+    """Else the next resume, or a rollback, would take the step 4 of before for one of this run."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    run_ranks(1, train, config(store, run, resume=str(folder_of(run, 2)), steps=3))
+    assert [folder.name for folder in present(run)] == ["step-0000003", "step-0000002"]
+    assert (run / "checkpoints/aside-1-step-0000004").is_dir()
+
+
+def test_a_run_that_went_on_while_its_checkpoint_was_read_is_not_taken_back(store, cut):
+    """The process before has saved and ended between the look at the folder and its lock."""
+    command = config(store, cut)
+    seen = Start(folder_of(cut, 2), RunState(2), (), {}, ("step-0000002",))
+    folder_of(cut, 3).mkdir()
+    before = all_of(cut)
+    with pytest.raises(InputError, match="has been written by another process just now"):
+        prepare_folder(command.out, seen, [])
+    assert all_of(cut) == before
+
+
+RECORD: dict[str, Any] = {
+    "train": {
+        "seed": 0, "objective": "nsp", "init_from": None, "model": "bert-tiny", "data": ["a", "b:2"],
+        "temperature": 1.0, "dropout": 0.1, "eval_samples": 8,
+    },
+    "phases": [{"seq_len": 128, "steps": 90, "lr": 1e-3}, {"seq_len": 512, "steps": 10, "lr": 1e-4}],
+    "stores": [
+        {"folder": "a", "identity": "1" * 64, "passes": 1.0}, {"folder": "b", "identity": "2" * 64, "passes": 2.0},
+    ],
+    "deepspeed": {"optimizer": {"type": "adamw", "params": {"weight_decay": 0.01}}},
+}  # fmt: skip
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    """The record with other settings of the run."""
+    now = copy.deepcopy(RECORD)
+    for name, value in values.items():
+        (now if name in now else now["train"])[name] = value
+    return now
+
+
+def names(now: dict[str, Any], step: int = 50) -> list[str]:
+    return [change.setting for change in changes_of(RECORD, now, step)]
+
+
+def test_a_phase_that_is_behind_or_ahead_may_change():
+    def lengths(*phases: tuple[int, int]) -> dict[str, Any]:
+        rows = [{"seq_len": seq_len, "steps": steps, "lr": 1e-3} for seq_len, steps in phases]
+        return changed(phases=rows)
+
+    assert "seq_len" in names(lengths((64, 90), (512, 10)))
+    assert "seq_len" not in names(lengths((128, 50), (256, 10)))
+    assert "later_seq_len" in names(lengths((128, 90), (256, 10)))
+    assert "seq_len" not in names(lengths((128, 90), (512, 20)), 95)
+    assert "seq_len" not in names(lengths((64, 90), (512, 10)), 95)
+    assert "seq_len" in names(lengths((128, 100)), 95)
+    assert names(RECORD) == names(changed(train=RECORD["train"] | {"keep": 7})) == []
+
+
+def test_a_moved_store_is_the_same_store_and_an_empty_record_says_nothing():
+    moved = changed(stores=[store | {"folder": f"/mnt/{store['folder']}"} for store in RECORD["stores"]])
+    assert names(moved) == []
+    assert changes_of({}, RECORD, 50) == ()
+    assert changes_of({"deepspeed": {"imported_from": "x"}}, RECORD, 50) == ()
+
+
+def test_a_place_in_other_samples_is_the_beginning_of_a_fresh_epoch():
+    state = RunState(50, position=Position(2, 17, 0, 400))
+
+    def place(now: dict[str, Any]) -> Position:
+        return placed(state, RECORD, now, changes_of(RECORD, now, 50)).position
+
+    assert place(RECORD) == Position(2, 17, 0, 400, 128)
+    assert place(changed(dropout=0.0)) == Position(2, 17, 0, 400, 128)
+    assert place(changed(seed=1)) == Position(3, 0, 0, 400, 128)
+    assert place(changed(objective="mlm")) == Position(3, 0, 0, 400, 128)
+    # Half as many passes of b an epoch: it has begun 6 of its passes, which end with epoch 5.
+    slower = changed(data=["a", "b"], stores=[RECORD["stores"][0], RECORD["stores"][1] | {"passes": 1.0}])
+    assert place(slower) == Position(6, 0, 0, 400, 128)
+    third = {"folder": "c", "identity": "3" * 64, "passes": 1.0}
+    assert place(changed(stores=[*RECORD["stores"], third])) == Position(3, 0, 0, 400, 128)
+    assert place(changed(stores=[third])) == Position(0, 0, 0, 400, 128)
+
+
+def test_other_lengths_begin_at_their_first_sample():
+    position = Position(2, 17, 0, 400, 128)
+    assert position.entering(0, 128) == position
+    assert position.entering(1, 128) == Position(2, 17, 1, 0, 128)
+    assert position.entering(1, 512) == Position(0, 0, 1, 0, 512)
+    assert position.entering(0, 512) == Position(0, 0, 0, 400, 512)
+
+
+def test_what_is_allowed_is_allowed_by_name(store, tmp_path):
+    lamb = changed(deepspeed={"optimizer": {"type": "lamb", "params": {"weight_decay": 0.01}}}, seed=1)
+    changes = changes_of(RECORD, lamb, 50)
+    refuse(tmp_path, changes, ("optimizer", "seed", "data"))
+    with pytest.raises(InputError, match=r"seed 0 -> 1 .*or say --allow_change seed$"):
+        refuse(tmp_path, changes, ("optimizer",))
+    with pytest.raises(InputError, match=f"--allow_change lr, model: .*{', '.join(REFUSED)}".replace("lr, ", "lr ")):
+        config(store, tmp_path, allow_change=("lr", "model"))
+    help_text = (Path(resume_policy.__file__).parent.parent / "config.py").read_text()
+    assert all(name in help_text.partition("allow_change:")[2].partition("hang_timeout")[0] for name in REFUSED)
+
+
+def test_best_never_compares_losses_on_different_samples(tmp_path):
+    state = RunState().evaluated(2.0, "short").evaluated(3.0, "short")
+    assert (state.best_loss, state.worse) == (2.0, 1)
+    state = state.evaluated(4.0, "long")
+    assert (state.best_loss, state.worse) == (4.0, 0)
+    assert state.evaluated(float("nan"), "long").worse == 1
+    rows = [(1, 2.0, "short"), (2, 1.0, "short"), (3, 5.0, "long"), (4, 4.0, "long"), (5, 6.0, "long"), (6, None, "")]
+    for step, loss, held_out in rows:
+        folder = folder_of(tmp_path, step)
+        folder.mkdir(parents=True)
+        write_json(folder / "manifest.json", {"held_out_loss": loss, "held_out": held_out})
+    best = best_of(present(tmp_path))
+    assert best is not None
+    assert best.folder == folder_of(tmp_path, 4)
+    assert best_of([folder_of(tmp_path, 6)]) is best_of([]) is None
+
+
+def test_the_held_out_set_is_known_by_what_decides_it(whole, store, tmp_path):
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    sets = {line["held_out"] for line in lines if line["kind"] == "eval"}
+    assert len(sets) == 1
+    manifest = checkpoint.read_manifest(folder_of(whole, STEPS))
+    assert manifest["held_out"] == sets.pop()
+    assert json.loads((folder_of(whole, STEPS) / "state.json").read_text())["held_out"] == manifest["held_out"]
+
+
+def test_export_takes_no_other_tokenizer_or_settings(store, whole, tmp_path, monkeypatch):
+    """As the refused commands of older versions left them."""
+    monkeypatch.setattr(tests.stores, "entries_of", lambda size: [*tests.stores.SPECIAL, *map(str, range(size - 5))])
+    renamed = store_of(tmp_path / "renamed", random_documents(40)).folder
+    for number, source in enumerate((lambda run: run, lambda run: folder_of(run, STEPS))):
+        run = tmp_path / f"run{number}"
+        shutil.copytree(whole, run)
+        assert find_source(source(run), None, None).step == STEPS
+        shutil.rmtree(run / "vocab")
+        shutil.copytree(renamed / "vocab", run / "vocab")
+        with pytest.raises(InputError, match=r"vocab is tokenizer \w{12}, and the model was trained with \w{12}; "):
+            find_source(source(run), None, None)
+        shutil.rmtree(run / "vocab")
+        with pytest.raises(InputError, match=r"vocab/tokenizer.json is missing"):
+            find_source(source(run), None, None)
+        shutil.copytree(whole / "vocab", run / "vocab")
+        write_json(run / "config.json", record(run) | {"parameters": 11_000_000})
+        with pytest.raises(InputError, match=r"config.json says parameters 11000000, the checkpoint \d+; "):
+            find_source(source(run), None, None)
+
+
+def test_a_spoilt_run_is_mended_by_its_own_command(store, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    write_json(run / "config.json", record(run) | {"parameters": 11_000_000})
+    (run / "vocab/tokenizer_config.json").write_text("{}")
+    run_ranks(1, train, config(store, run))
+    assert find_source(run, None, None).step == STEPS
+    assert all_of(run / "vocab") == all_of(whole / "vocab")
+
+
+def test_a_card_tells_of_the_checkpoint_and_of_its_phases(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "config.json").write_text('{"train": {"se')
+    assert find_source(run, None, None).story.endswith("4 steps of 8 samples of 32 tokens.")
+    phases = [{"steps": 1, "seq_len": 16, "global_batch": 64}, {"steps": 9, "seq_len": 32, "global_batch": 8}]
+    rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(phases=phases))
+    story = find_source(run, None, None).story
+    assert story.endswith("1 steps of 64 samples of 16 tokens, then 3 steps of 8 samples of 32 tokens.")
+    before = {"from_step": 0, "phases": [{"steps": 4, "seq_len": 16, "global_batch": 64}]}
+    changes = {"from_step": 2, "segments": [before]}
+    rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
+    story = find_source(run, None, None).story
+    assert story.endswith("2 steps of 64 samples of 16 tokens, then 2 steps of 8 samples of 32 tokens.")
+
+
+def test_an_evaluation_that_was_done_again_or_cut_is_not_the_card_s(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    lines = [
+        {"kind": "eval", "step": 3, "mlm_loss": 9.0}, {"kind": "event", "event": "resume", "step": 2},
+    ]  # fmt: skip
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "eval", "st'
+    (run / "metrics.jsonl").write_text(text)
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert find_source(run, None, None).evaluation is None

@@ -1,0 +1,117 @@
+"""Ranks that are not alike, as on two nodes: refused before anything is written, naming who has what."""
+
+import contextlib
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pretrain.alike
+from data_prep.cli import InputError
+from pretrain import together
+from pretrain.config import TrainConfig
+from pretrain.train import main, train
+from pretrain.zero.engine import join_ranks
+from tests.ranks import run_ranks
+from tests.runs import tiny_run
+from tests.stores import random_documents, store_of
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return store_of(tmp_path_factory.mktemp("store"), random_documents(20)).folder
+
+
+def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
+    return tiny_run(store, out, **dict(steps=1, global_batch=4) | changes)
+
+
+def answers(*commands: tuple[TrainConfig, TrainConfig]) -> list[str]:
+    """What rank 0 and rank 1, each with its own command, are refused with."""
+    pretrain.alike.SHARED_WITHIN = 0.5
+    found = []
+    for each in commands:
+        try:
+            train(each[int(os.environ["RANK"])])
+            found.append("trained")
+        except (InputError, together.OtherRankFailed) as error:
+            found.append(str(error))
+    return found
+
+
+def test_ranks_with_other_stores_settings_or_folders_are_refused(store, tmp_path):
+    other = store_of(tmp_path / "other", random_documents(20, seed=1)).folder
+    copied = tmp_path / "copied"
+    shutil.copytree(store, copied)
+    run, elsewhere, held = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "held"
+    held.mkdir()
+    commands = [
+        (config(store, run), config(other, run)),
+        (config(store, run), config(store, run, seed=1, lr=0.5)),
+        (config(store, run), config(store, elsewhere)),
+        (config(store, run), config(copied, run)),  # the same store, elsewhere
+    ]
+    first, second = run_ranks(2, answers, *commands)
+    assert first[:2] == second[:2]
+    assert "store 1 is " in first[0]
+    assert " on rank 0 (" in first[0]
+    assert " on rank 1 (" in first[0]
+    for part in ("--seed is 0 on rank 0", "1 on rank 1", "DeepSpeed setting optimizer.params.lr is 0.001 on rank 0"):
+        assert part in first[1]
+    assert "rank 1 failed" in first[2]
+    assert "is not the folder that rank 0 on" in second[2]
+    assert not elsewhere.exists()
+    assert first[3] == second[3] == "trained"
+
+
+def compare(what: dict[str, Any], different: dict[int, dict[str, Any]]) -> str:
+    join_ranks()
+    try:
+        together.same_on_all_ranks(what | different.get(int(os.environ["RANK"]), {}))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_difference_is_told_by_rank():
+    what = {"torch": "2.13.0", "python": "3.11"}
+    assert run_ranks(3, compare, what, {}) == ["", "", ""]
+    messages = run_ranks(3, compare, what, {2: {"torch": "2.12.1", "apex": 1}})
+    assert len(set(messages)) == 1
+    assert 'torch is "2.13.0" on ranks 0 to 1 (' in messages[0]
+    assert '"2.12.1" on rank 2 (' in messages[0]
+    assert "apex is absent on ranks 0 to 1" in messages[0]
+    assert "python" not in messages[0]
+
+
+def speak(failing: list[int]) -> str:
+    join_ranks()
+    text = io.StringIO()
+    caught = contextlib.suppress(InputError, together.OtherRankFailed)
+    with contextlib.redirect_stderr(text), caught, together.agreed("a store"):
+        if int(os.environ["RANK"]) in failing:
+            raise InputError("no such store")
+    return text.getvalue()
+
+
+def test_wrong_input_of_a_later_rank_is_said_once():
+    """The first rank's words are main()'s."""
+    silent, lowest, other = run_ranks(3, speak, [1, 2])
+    assert silent == other == ""
+    assert lowest.startswith("error: rank 1 on ")
+    assert "no such store" in lowest
+    assert run_ranks(3, speak, [0, 2]) == ["", "", ""]
+
+
+@pytest.mark.parametrize(("local_rank", "says"), [("0", True), ("1", False)])
+def test_wrong_input_of_another_node_is_said_there(tmp_path, monkeypatch, capsys, local_rank, says):
+    """Before ranks have joined the first rank cannot know of it."""
+    monkeypatch.setenv("RANK", "9")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit):
+        main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"), "--model", "bert-tiny"])
+    error = capsys.readouterr().err
+    assert ("error: rank 9 on " in error and "nowhere does not exist" in error) == says
