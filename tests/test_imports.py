@@ -25,7 +25,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 
 FROM_DATA_PREP = {
     f"data_prep.{name}"
-    for name in "store cli files ranges samples.pairs samples.masking samples.draws samples.coverage".split()
+    for name in "store cli files fields mapped ranges samples.pairs samples.masking samples.draws samples.coverage".split()
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
