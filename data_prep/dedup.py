@@ -116,8 +116,8 @@ def main(config: DedupConfig) -> None:
             seen[number] = found
     counts: dict[int, Counter[str]] = {}
     for part in seen.values():
-        for source, found in part.counts.items():
-            counts.setdefault(source, Counter()).update(found)
+        for source, odd in part.counts.items():
+            counts.setdefault(source, Counter()).update(odd)
     for number, one in enumerate(sources):
         check_unchanged(one)
         check_damage(one, counts.get(number, Counter()), config.max_damaged, config.encoding is not None)

@@ -110,10 +110,10 @@ class TestFinding:
             for mark in (b"", b"\xef\xbb\xbf"):
                 source = find_sources([str(write(tmp_path / "a.txt", mark + tale.encode()))])[0]
                 assert (source.encoding, source.is_stream) == ("", False)
-            raw = bytearray(tale.encode() * 20)
+            broken = bytearray(tale.encode() * 20)
             for _ in range(5):
-                raw[draw.randrange(len(raw))] = draw.randrange(128, 256)
-            assert find_encoding([bytes(raw)]).encoding == "", language
+                broken[draw.randrange(len(broken))] = draw.randrange(128, 256)
+            assert find_encoding([bytes(broken)]).encoding == "", language
         for raw in (b"Good line.\nBad \xff line.\n", b"Nul \x00 and\x00.\n\nNext.\n", b"cut \xe2\x80", b"", b"\n"):
             assert find_encoding([raw]) == ("", "")
 
