@@ -272,17 +272,25 @@ def _full_sentences(sentences: Sentences, chains: _Chains, chain: np.ndarray, ro
     on in the next: every token is in one sample."""
     starts, ends, _ = sentences
     sentence, stop = chains.first[chain], chains.stop[chain]
-    at = ends[sentence]  # tokens before the sample; they may end within its first sentence
+    begun, left = (
+        np.zeros_like(sentence),
+        ends[stop] - ends[sentence],
+    )  # tokens of the first sentence that are taken; of all
     parts = []
     while len(sentence):
-        begun = at - ends[sentence]
         fits = _reach(ends, sentence, begun + room + 1, stop + 1) - 1  # the first sentence that does not fit whole
-        is_long = ends[np.minimum(fits + 1, stop)] - ends[fits] > room
-        end = np.where(is_long, at + room, ends[fits])
-        nothing = np.zeros_like(at)
-        parts.append(_pack(starts[sentence] + begun, end - at, starts[sentence], nothing, nothing))
-        going_on = np.flatnonzero(end < ends[stop])
-        sentence, stop, at = fits[going_on], stop[going_on], end[going_on]
+        before = ends[fits]
+        length = before - ends[sentence] - begun
+        goes_on = ends[np.minimum(fits + 1, stop)] - before > room
+        length[goes_on] = room
+        nothing = np.zeros_like(length)
+        parts.append(_pack(starts[sentence] + begun, length, starts[sentence], nothing, nothing))
+        left = left - length
+        begun = np.where(goes_on, begun + room - (before - ends[sentence]), 0)
+        going_on = np.flatnonzero(left)
+        if len(going_on) < len(left):
+            fits, stop, begun, left = (column[going_on] for column in (fits, stop, begun, left))
+        sentence = fits
     return np.concatenate(parts)
 
 
