@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
+from data_prep.files import share
 from data_prep.store import Store
 from pretrain.checkpoints.checkpoint import KINDS, Identity, RunState, complete, folder_of, present
 from pretrain.config import Preset
@@ -72,6 +73,7 @@ def main(config: ImportConfig) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     save_file(tensors, staged / "rank-00000-of-00001.safetensors")
+    share(staged / "rank-00000-of-00001.safetensors")
     state = RunState(step)
     content = state._asdict() | {"position": state.position._asdict(), "loss_scaler": {}}
     about: dict[str, Any] = {
