@@ -61,7 +61,8 @@ def main(config: ImportConfig) -> None:
     if present(config.out):
         raise InputError(f"{config.out} holds checkpoints already; choose another --out")
     store = Store.open(config.data)
-    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, store.special_ids["pad"])
+    pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
+    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, pad_id, vocab)
     step = step_of(config.universal)
     tensors = {
         f"{name}|{kind}|0": tensor.flatten()

@@ -24,11 +24,15 @@ FOLDERS = (*PACKAGES, "launch", "benchmarks", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 FROM_DATA_PREP = {
-    f"data_prep.{name}" for name in ("store", "cli", "files", "samples.pairs", "samples.masking", "samples.draws")
+    f"data_prep.{name}"
+    for name in (
+        *("store", "cli", "files", "foreign", "tokens.contract"),
+        *("samples.pairs", "samples.masking", "samples.draws"),
+    )
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
-SHARED_HELPERS = {"data_prep.cli", "data_prep.files"}
+SHARED_HELPERS = {"data_prep.cli", "data_prep.files", "data_prep.foreign"}
 TRAINER = {
     f"pretrain.{name}"
     for name in (

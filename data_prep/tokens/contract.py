@@ -41,6 +41,8 @@ NORMALIZER_KEYS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+PARTS = ("normalizer", "pre_tokenizer", "model")
+PLAIN_CLASS = f'set "tokenizer_class": "PreTrainedTokenizerFast" in {CONFIG}'
 LONG = " ".join(HARD) * 4  # longer than any model, so that a cut is seen
 
 
@@ -66,7 +68,9 @@ def open_with_transformers(folder: Path) -> Opened:
     theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     plain: dict[str, Any] = {"split_special_tokens": True, "verbose": False}  # a literal "[MASK]" is text here
     pair = theirs(HARD[0], HARD[2], **plain)
-    ids = {role: theirs.convert_tokens_to_ids(str(name)) for role in ROLES if (name := getattr(theirs, f"{role}_token"))}
+    ids = {
+        role: theirs.convert_tokens_to_ids(str(name)) for role in ROLES if (name := getattr(theirs, f"{role}_token"))
+    }
     return Opened(
         type(theirs).__name__,
         theirs.backend_tokenizer.to_str(),
@@ -124,11 +128,13 @@ def settled(folder: Path) -> Iterator[Path]:
         if state["post_processor"] is None:
             tokenizer.post_processor = bert_template(tokenizer, names["cls"], names["sep"])
             tokenizer.save(str(copy / "tokenizer.json"))
-            say(f"{folder / 'tokenizer.json'} puts no {names['cls']} and {names['sep']} around a text; the store's does")
+            say(
+                f"{folder / 'tokenizer.json'} puts no {names['cls']} and {names['sep']} around a text; the store's does"
+            )
         if missing := _missing(state, config, names):
             write_json(copy / CONFIG, config | missing)
             said = ", ".join(f"{key} {json.dumps(value)}" for key, value in missing.items())
-            say(f"{folder / CONFIG} leaves out what transformers needs; the store's says: {said}")
+            say(f"{folder / CONFIG} leaves out what transformers needs; the copy says: {said}")
         yield copy
 
 
@@ -167,7 +173,8 @@ def _is_built_by_bert(state: dict[str, Any]) -> bool:
     """Whether BertTokenizer can build this tokenizer from a vocabulary and the settings of BERT_DEFAULTS."""
     normalizer, cutter, model = state["normalizer"] or {}, state["pre_tokenizer"] or {}, state["model"]
     return (
-        (normalizer.get("type"), cutter.get("type"), model["type"]) == ("BertNormalizer", "BertPreTokenizer", "WordPiece")
+        (normalizer.get("type"), cutter.get("type"), model["type"])
+        == ("BertNormalizer", "BertPreTokenizer", "WordPiece")
         and normalizer["clean_text"]
         and (model["continuing_subword_prefix"], model["max_input_chars_per_word"]) == ("##", 100)
     )
@@ -192,8 +199,8 @@ def check(
     except ValueError as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(
-            f'{named}: transformers cannot open this tokenizer ({why}); set "tokenizer_class": "PreTrainedTokenizerFast" '
-            f"in {CONFIG}, or make the folder again with data_prep/vocab.py"
+            f"{named}: transformers cannot open this tokenizer ({why}); {PLAIN_CLASS}, or make the folder again with "
+            "data_prep/vocab.py"
         ) from error
     mine = json.loads(encoder.tokenizer.to_str())
     advice = f"; {advised}" if (advised := _advice(mine, json.loads(theirs.state), folder)) else ""
@@ -209,16 +216,16 @@ def check(
     reader.encode_special_tokens = True
     for text, ours, other in zip(texts, _ids(encoder.tokenizer, texts), _ids(reader, texts), strict=True):
         if ours != other:
-            at = next((n for n, pair in enumerate(zip(ours, other, strict=False)) if pair[0] != pair[1]), 0)
+            at = _first_difference(ours, other)
             raise InputError(
                 f"{named}: {text[:60]!r} becomes {_part(ours, at)} in data preparation and {_part(other, at)} in "
                 f"transformers ({theirs.kind}){advice or '; make the folder again with data_prep/vocab.py'}"
             )
     if differing := _differing_entries(reader, encoder.tokenizer):
-        number, (other, entry) = differing[0]
+        number, (their_entry, entry) = differing[0]
         raise InputError(
-            f"{named}: entry {number} is {entry!r} in tokenizer.json and {other!r} in transformers ({theirs.kind}); take "
-            f"it out of {CONFIG}, or put it into tokenizer.json"
+            f"{named}: entry {number} is {entry!r} in tokenizer.json and {their_entry!r} in transformers "
+            f"({theirs.kind}); take it out of {CONFIG}, or put it into tokenizer.json"
         )
     if theirs.size != encoder.size:
         raise InputError(
@@ -240,11 +247,11 @@ def _check_frame(theirs: Opened, encoder: Encoder, named: Path) -> None:
         ("a pair", theirs.two, framed + second + end),
     ):
         if found != wanted:
-            at = next((n for n, pair in enumerate(zip(found, wanted, strict=False)) if pair[0] != pair[1]), 0)
+            at = _first_difference(found, wanted)
             raise InputError(
-                f"{named}: {what} becomes {_part(found, at)} ({len(found)} tokens) in transformers ({theirs.kind}), not "
-                f"[CLS] a [SEP] ({_part(wanted, at)}, {len(wanted)} tokens); set the post_processor of tokenizer.json "
-                "to BERT's, or to null: the store's copy then gets it"
+                f"{named}: {what} becomes {_part(found, at)} ({len(found)} tokens) in transformers ({theirs.kind}), "
+                f"not BERT's [CLS] a [SEP] ({_part(wanted, at)}, {len(wanted)} tokens); set the post_processor of "
+                "tokenizer.json to BERT's, or to null: the copy in the store then gets it"
             )
     if theirs.segments != segments:
         what = "all in segment 0" if theirs.segments and not any(theirs.segments) else "not told apart"
@@ -260,6 +267,12 @@ def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def _first_difference(ids: list[int], others: list[int]) -> int:
+    """Where two lists begin to differ."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(others)))
+
+
 def _part(ids: list[int], at: int) -> str:
     """Some ids around the place `at`."""
     first = max(0, at - 1)
@@ -270,11 +283,11 @@ def _part(ids: list[int], at: int) -> str:
 def _advice(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> str:
     """What to write into tokenizer_config.json, where transformers builds another tokenizer than tokenizer.json has."""
     ours, other = mine["normalizer"] or {}, theirs["normalizer"] or {}
-    parts = [part for part in ("normalizer", "pre_tokenizer", "model") if _kind_of(mine[part]) != _kind_of(theirs[part])]
-    if parts or _frozen(mine["model"]) != _frozen(theirs["model"]):
+    kinds = [[(state[part] or {}).get("type") for part in PARTS] for state in (mine, theirs)]
+    if kinds[0] != kinds[1] or _frozen(mine["model"]) != _frozen(theirs["model"]):
         config = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
         said = config.get("tokenizer_class")
-        return f'set "tokenizer_class": "PreTrainedTokenizerFast" in {CONFIG} (it says {json.dumps(said)})'
+        return f"{PLAIN_CLASS} (it says {json.dumps(said)})"
     changes = []
     for key, name in NORMALIZER_KEYS.items():
         if name in ours and ours[name] != other.get(name):
@@ -282,12 +295,8 @@ def _advice(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> str:
     if changes:
         return f"set {' and '.join(changes)} in {CONFIG}, as tokenizer.json has it, or make the folder again"
     if ours != other or mine["pre_tokenizer"] != theirs["pre_tokenizer"]:
-        return f'set "tokenizer_class": "PreTrainedTokenizerFast" in {CONFIG}'
+        return PLAIN_CLASS
     return ""
-
-
-def _kind_of(part: dict[str, Any] | None) -> str:
-    return (part or {}).get("type", "")
 
 
 def _frozen(model: dict[str, Any]) -> dict[str, Any]:
@@ -342,12 +351,12 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
                 f"{ours.special_ids[role]}; {remedy} {model}"
             )
     texts = list(HARD)
-    for text, other, mine in zip(texts, _ids(theirs.tokenizer, texts), _ids(ours.tokenizer, texts), strict=True):
-        if other != mine:
-            at = next((n for n, pair in enumerate(zip(other, mine, strict=False)) if pair[0] != pair[1]), 0)
+    for text, read, made in zip(texts, _ids(theirs.tokenizer, texts), _ids(ours.tokenizer, texts), strict=True):
+        if read != made:
+            at = _first_difference(read, made)
             raise InputError(
-                f"--init_from {model}: {text[:60]!r} becomes {_part(other, at)} with its tokenizer and {_part(mine, at)} "
-                f"with the store's (case, accents or cuts differ); {remedy} {model}"
+                f"--init_from {model}: {text[:60]!r} becomes {_part(read, at)} with its tokenizer and "
+                f"{_part(made, at)} with the store's (case, accents or cuts differ); {remedy} {model}"
             )
 
 

@@ -119,6 +119,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     check_out(config.out, (config.hf, config.train, config.eval))
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=config.task == "pair")
     check_seq_len(config, architecture)
     everything, evaluation = task.read(config.train), task.read(config.eval)
     names = task.label_names(everything, config.train)
