@@ -24,6 +24,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
 from data_prep.cli import InputError, say
 from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
@@ -79,19 +80,21 @@ def load_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{path} cannot be read as a model configuration: {_line(error)}") from error
-    refuse_decoder(path, content)
+    check_architecture(path, content)
     # What a model returns is the caller's business, not the folder's.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     return config
 
 
-def refuse_decoder(path: Path, content: dict[str, Any]) -> None:
+def check_architecture(path: Path, content: dict[str, Any]) -> None:
     """Refuse what transformers' BERT would take for a plain encoder, or run as none.
 
     Raises
     ------
-    InputError: a decoder, or positions that transformers no longer knows.
+    InputError: a decoder, positions that transformers no longer knows, an activation that it does not know.
     """
+    if (activation := content.get("hidden_act", "gelu")) not in {*ACT2FN}:
+        raise InputError(f"{path}: hidden_act {activation!r} is none that transformers knows, such as 'gelu'")
     for key in ("is_decoder", "add_cross_attention"):
         if content.get(key):
             raise InputError(
@@ -248,7 +251,7 @@ def report_unused(folder: Path, unexpected: set[str], body: str, heads: tuple[st
     if foreign := sorted(name for name, head in used.items() if head is None):
         raise InputError(
             f"{folder}: {len(foreign)} weights have no place in the model, such as {foreign[0]}: without them it would "
-            "be another model; only plain BERT-like encoders are read (no relative positions, cross-attention or adapters)"
+            "be another model; only plain encoders are read (no relative positions, cross-attention, adapters)"
         )
     if left := sorted({head for head in used.values() if head is not None}):
         _say_once(f"{folder}: not used: {', '.join(left)} (heads of other tasks)")

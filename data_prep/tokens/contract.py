@@ -68,14 +68,12 @@ def open_with_transformers(folder: Path) -> Opened:
     theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     plain: dict[str, Any] = {"split_special_tokens": True, "verbose": False}  # a literal "[MASK]" is text here
     pair = theirs(HARD[0], HARD[2], **plain)
-    ids = {
-        role: theirs.convert_tokens_to_ids(str(name)) for role in ROLES if (name := getattr(theirs, f"{role}_token"))
-    }
+    names = {role: getattr(theirs, f"{role}_token") for role in ROLES}
     return Opened(
         type(theirs).__name__,
         theirs.backend_tokenizer.to_str(),
         len(theirs),
-        {role: ids.get(role) for role in ROLES},
+        {role: theirs.convert_tokens_to_ids(str(name)) if name else None for role, name in names.items()},
         theirs(HARD[0], **plain)["input_ids"],
         theirs(LONG, **plain)["input_ids"],
         pair["input_ids"],
@@ -132,7 +130,7 @@ def settled(folder: Path) -> Iterator[Path]:
                 f"{folder / 'tokenizer.json'} puts no {names['cls']} and {names['sep']} around a text; the store's does"
             )
         if missing := _missing(state, config, names):
-            write_json(copy / CONFIG, config | missing)
+            write_json(copy / CONFIG, config | missing, sync=False)
             said = ", ".join(f"{key} {json.dumps(value)}" for key, value in missing.items())
             say(f"{folder / CONFIG} leaves out what transformers needs; the copy says: {said}")
         yield copy
@@ -204,6 +202,12 @@ def check(
         ) from error
     mine = json.loads(encoder.tokenizer.to_str())
     advice = f"; {advised}" if (advised := _advice(mine, json.loads(theirs.state), folder)) else ""
+    roles = {number: role for role, number in encoder.special_ids.items()}
+    if twice := [role for role, number in encoder.special_ids.items() if roles[number] != role]:
+        number = encoder.special_ids[twice[0]]
+        raise InputError(
+            f"{named}: {roles[number]} and {twice[0]} are both entry {number}; name two tokens in {CONFIG}"
+        )
     for role, number in theirs.special_ids.items():
         if number != encoder.special_ids[role]:
             raise InputError(

@@ -29,7 +29,7 @@ from data_prep.foreign import check_model_config, read_object, refuse_code, weig
 from data_prep.store import tokenizer_sha256
 from pretrain.checkpoints.checkpoint import Identity, newest_whole, read_manifest, read_weights
 from pretrain.export import deepspeed_format
-from pretrain.hf_folder import refuse_decoder
+from pretrain.hf_folder import check_architecture
 from pretrain.model import COPIES, identity_of
 
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
@@ -170,7 +170,7 @@ def read_config(path: Path) -> BertConfig:
     if missing := [key for key in NEEDED if key not in content]:
         raise InputError(f"{path} lacks {', '.join(missing)}; only post-LayerNorm BERT encoders are converted")
     check_model_config(path, content)
-    refuse_decoder(path, content)
+    check_architecture(path, content)
     try:
         return BertConfig.from_dict(content)
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
