@@ -231,6 +231,7 @@ def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab:
         refuse_code(folder)
         raise InputError(f"--init_from {folder} is a {kind!r} model; only post-LayerNorm BERT is supported")
     config: Any = hf_folder.load_config(folder)
+    weight_files(folder)  # refuses pickles, before anything else is said
     if vocab is not None:
         same_tokenizer(folder, vocab)
     # Rows beyond the entries of the tokenizer pad the vocabulary: to a multiple of 8 or 64.

@@ -369,7 +369,8 @@ def test_weights_without_a_place_are_refused(tmp_path, change, command) -> None:
     weights, settings, message = CHANGES[change]
     hf = changed(tiny_bert(tmp_path / "hf", BertForPreTraining), weights, **settings)
     if change == "a prefix" and command is by_export:
-        return command(hf)  # which takes wrappers' prefixes off
+        command(hf)  # which takes wrappers' prefixes off
+        return
     with pytest.raises(InputError) as refusal:
         command(hf)
     if command is not by_export:  # which matches names by its own rules

@@ -177,7 +177,7 @@ def test_a_tokenizer_of_its_own_makes_no_store(tmp_path):
     hf, marker = tiny_bert(tmp_path / "hf", BertForPreTraining), tmp_path / "marker"
     code_of_the_tokenizer(hf, marker)
     write(tmp_path / "corpus.txt", "one two three. four five.\n\nsix seven. eight.")
-    with pytest.raises(InputError, match="auto_map .* never run"):
+    with pytest.raises(InputError, match=r"auto_map .* never run"):
         shard.main(shard.ShardConfig(hf, tmp_path / "out", (str(tmp_path / "corpus.txt"),), workers=1))
     assert not marker.exists()
     assert not (tmp_path / "out").exists()
