@@ -48,16 +48,16 @@ def write_json(path: Path, content: Any, sync: bool = True) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder aside, then put it in the place of `folder`, which may exist.
 
-    Its files get the mode that the umask gives, whatever library wrote them or whence they were copied.
+    Folders and files get the mode that the umask gives, whatever library wrote them or whence they were copied.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _aside(folder)
     partial.mkdir()
+    mode = partial.stat().st_mode  # before shutil.copytree gives it another
     try:
         fill(partial)
-        for path in partial.rglob("*"):
-            if path.is_file():
-                share(path)
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(mode & 0o777 if path.is_dir() else mode & 0o666)
         sync_tree(partial)
         replace_folder(partial, folder)
     finally:

@@ -299,7 +299,7 @@ def test_rows_that_pad_are_neutral(tmp_path):
 # Weights and settings that a model would be another one without
 
 
-def changed(hf: Path, weights: Callable[[dict[str, torch.Tensor]], Any] | None = None, **settings: Any) -> Path:
+def changed(hf: Path, weights: Callable[[dict[str, torch.Tensor]], Any] | None, **settings: Any) -> Path:
     """The same folder with other weights, or other values in config.json."""
     found = load_file(hf / "model.safetensors")
     if weights is not None:
@@ -448,7 +448,7 @@ def test_pairs_that_cannot_be_told_apart_are_not_learnt(tmp_path):
 
 
 NAN, HUGE = float("nan"), 10**23
-WRONG = [
+WRONG: list[tuple[str, Any]] = [
     *((key, value) for key in ("vocab_size", "num_hidden_layers", "hidden_size") for value in (NAN, -1, "12", HUGE, 0)),
     *(("num_attention_heads", value) for value in (0, 3, 1.5, True, None, [])),
     *(("intermediate_size", value) for value in (-64, float("inf"), {})),
@@ -464,7 +464,7 @@ def test_numbers_of_others_are_checked(tmp_path):
     hf = tiny_bert(tmp_path / "hf", BertForPreTraining)
     whole = (hf / "config.json").read_text()
     for key, value in WRONG:
-        changed(hf, **{key: value})
+        changed(hf, None, **{key: value})
         for command in COMMANDS:
             with pytest.raises(InputError) as refusal:
                 command(hf)

@@ -62,7 +62,6 @@ class Opened(NamedTuple):
 
 def open_with_transformers(folder: Path) -> Opened:
     """Open a folder as everyone who uses the exported model will: by AutoTokenizer, running no code of the folder's."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoTokenizer
 
     theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -208,10 +207,10 @@ def check(
         raise InputError(
             f"{named}: {roles[number]} and {twice[0]} are both entry {number}; name two tokens in {CONFIG}"
         )
-    for role, number in theirs.special_ids.items():
-        if number != encoder.special_ids[role]:
+    for role, found in theirs.special_ids.items():
+        if found != encoder.special_ids[role]:
             raise InputError(
-                f"{named}: the {role} token is entry {encoder.special_ids[role]} in data preparation, {number} in "
+                f"{named}: the {role} token is entry {encoder.special_ids[role]} in data preparation, {found} in "
                 f"transformers ({theirs.kind}); write {role}_token into {CONFIG}{advice}"
             )
     added = {token["content"] for state in (mine, json.loads(theirs.state)) for token in state["added_tokens"]}
@@ -374,7 +373,11 @@ def _differing_entries(theirs: Tokenizer, ours: Tokenizer) -> list[tuple[int, tu
 def _main() -> None:
     """The process aside: print a folder as transformers opens it."""
     sys.modules["torch"] = None  # type: ignore[assignment]  # half the time and three quarters of the memory
-    os.environ |= {"TRANSFORMERS_VERBOSITY": "critical", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "critical",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    }
     print(json.dumps(open_with_transformers(Path(sys.argv[1]))._asdict()))
 
 

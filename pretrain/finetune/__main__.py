@@ -225,7 +225,7 @@ def build_model(config: FinetuneConfig, task: Task, names: list[str]) -> PreTrai
     if task.model is AutoModelForSequenceClassification:
         architecture.problem_type = "single_label_classification" if names else "regression"
     if config.from_scratch:
-        return task.model.from_config(architecture, dtype="float32")
+        return task.model.from_config(architecture, dtype="float32", trust_remote_code=False)
     model, fresh = hf_folder.load_model(task.model, config.hf, architecture)
     if any(".pooler." in name for name in fresh):
         say(f"{config.hf} has no pooler (it was pretrained without sentence pairs): it starts at random")
