@@ -270,10 +270,29 @@ def test_another_vocabulary_of_the_same_size_is_refused(tmp_path, store):
     write_tokenizer(tmp_path, [*entries_of(64)[:-1], "hello"], cased=False)
     with pytest.raises(InputError, match=r"'Hello, my dog is cute' becomes 1, .* with its tokenizer and 63, "):
         contract.same_tokenizer(hf, tmp_path)
-    bare = bert_folder(tmp_path / "bare", entries_of(64))
-    (bare / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer\.json: whether the ids"):
-        init_from(bare, store)
+
+
+def test_an_old_folder_has_its_entries_in_vocab_txt(tmp_path, store):
+    old = bert_folder(tmp_path / "old", entries_of(64))
+    (old / "tokenizer.json").unlink()
+    init_from(old, store)
+    listed = (old / "vocab.txt").read_text()
+    write(old / "vocab.txt", listed.replace("w5\n", "other\n"))
+    with pytest.raises(InputError, match="entry 10 of its vocabulary is 'other', of the store's 'w5'"):
+        init_from(old, store)
+    (old / "vocab.txt").unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer\.json and no vocab\.txt"):
+        init_from(old, store)
+
+
+def test_entries_that_occur_twice_are_the_same(tmp_path):
+    """vocab.py names the earlier one apart; transformers, which lets the last one win, has no name for it."""
+    entries = [*entries_of(64)[:20], "w60", *entries_of(64)[21:]]
+    hf = bert_folder(tmp_path / "hf", entries)
+    (hf / "tokenizer.json").unlink()
+    entries[20] = "[repeated20]"
+    write_tokenizer(tmp_path, entries, cased=False)
+    contract.same_tokenizer(hf, tmp_path)
 
 
 @pytest.mark.parametrize("rows", [0, 5, 64])

@@ -330,15 +330,7 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
     ------
     InputError: naming the first entries, or a text, that differ.
     """
-    if not (model / "tokenizer.json").is_file():
-        raise InputError(
-            f"--init_from {model} has no tokenizer.json: whether the ids of the store are this model's cannot be "
-            "told; put its tokenizer files there (an old vocab.txt: data_prep/vocab.py --from_vocab)"
-        )
-    with settled(model) as folder:
-        if tokenizer_sha256(folder) == tokenizer_sha256(store_vocab):
-            return
-        theirs, ours = Encoder.load(folder, "tokenizers"), Encoder.load(store_vocab, "tokenizers")
+    ours, theirs = Encoder.load(store_vocab, "tokenizers"), _of_model(model)
     remedy = "make the store with this folder's tokenizer: data_prep/shard.py --vocab"
     if differing := _differing_entries(theirs.tokenizer, ours.tokenizer):
         number, (other, mine) = differing[0]
@@ -363,11 +355,45 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
             )
 
 
+def _of_model(model: Path) -> Encoder:
+    """The tokenizer of a model's folder; of an old one, which has vocab.txt alone, as transformers builds it."""
+    if (model / "tokenizer.json").is_file():
+        with settled(model) as folder:
+            return Encoder.load(folder, "tokenizers")
+    if not (model / "vocab.txt").is_file():
+        raise InputError(
+            f"--init_from {model} has no tokenizer.json and no vocab.txt: whether the ids of the store are this "
+            "model's cannot be told; put the files of its tokenizer there"
+        )
+    refuse_code(model, (CONFIG,))
+    with tempfile.TemporaryDirectory() as scratch:
+        _copy_tokenizer(model, Path(scratch))
+        write_json(Path(scratch) / "config.json", {"model_type": "bert"}, sync=False)
+        try:
+            opened = open_with_transformers(Path(scratch))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise InputError(
+                f"{model}: the tokenizer cannot be loaded: {' '.join(str(error).split())[:200]}"
+            ) from error
+    tokenizer = Tokenizer.from_str(opened.state)
+    tokenizer.encode_special_tokens = True
+    ids = {role: -1 if number is None else number for role, number in opened.special_ids.items()}
+    return Encoder(tokenizer, ids, "tokenizers")
+
+
 def _differing_entries(theirs: Tokenizer, ours: Tokenizer) -> list[tuple[int, tuple[str | None, str | None]]]:
-    """Entries by number that are not the same in two vocabularies."""
+    """Entries by number that are not the same in two vocabularies.
+
+    Of two that are spelled alike the last one counts; data_prep/vocab.py gives the earlier one a name of its own.
+    """
     size = max(theirs.get_vocab_size(), ours.get_vocab_size())
     pairs = ((number, (theirs.id_to_token(number), ours.id_to_token(number))) for number in range(size))
-    return [(number, pair) for number, pair in pairs if pair[0] != pair[1]]
+    return [
+        (number, pair)
+        for number, pair in pairs
+        if pair[0] != pair[1]
+        and not (pair[1] == f"[repeated{number}]" and (pair[0] is None or theirs.token_to_id(pair[0]) != number))
+    ]
 
 
 def _main() -> None:
