@@ -92,7 +92,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
         raise InputError(
-            f"{folder} has no weights (model.safetensors or {INDEX}); pickled ones are not read: convert them first"
+            f"{folder} has no weights (model.safetensors or {INDEX}); pickled weights are not read: convert them first"
         )
     entries = read_object(folder / INDEX).get("weight_map")
     if not isinstance(entries, dict) or not entries:

@@ -125,9 +125,7 @@ def settled(folder: Path) -> Iterator[Path]:
         if state["post_processor"] is None:
             tokenizer.post_processor = bert_template(tokenizer, names["cls"], names["sep"])
             tokenizer.save(str(copy / "tokenizer.json"))
-            say(
-                f"{folder / 'tokenizer.json'} puts no {names['cls']} and {names['sep']} around a text; the store's does"
-            )
+            say(f"{folder / 'tokenizer.json'} puts no {names['cls']} and {names['sep']} around a text; the copy does")
         if missing := _missing(state, config, names):
             write_json(copy / CONFIG, config | missing, sync=False)
             said = ", ".join(f"{key} {json.dumps(value)}" for key, value in missing.items())
