@@ -469,8 +469,8 @@ def test_pairs_that_cannot_be_told_apart_are_not_learnt(tmp_path):
 NAN, HUGE = float("nan"), 10**23
 WRONG: list[tuple[str, Any]] = [
     *((key, value) for key in ("vocab_size", "num_hidden_layers", "hidden_size") for value in (NAN, -1, "12", HUGE, 0)),
-    *(("num_attention_heads", value) for value in (0, 3, 1.5, True, None, [])),
-    *(("intermediate_size", value) for value in (-64, float("inf"), {})),
+    *(("num_attention_heads", value) for value in (0, 3, 1.5, True, None, [2])),
+    *(("intermediate_size", value) for value in (-64, float("inf"), {"a": 1})),
     *(("layer_norm_eps", value) for value in (NAN, -1e-12, "1e-12", 0)),
     *(("hidden_dropout_prob", value) for value in (NAN, -0.1, 1.5, "0.1")),
     *(("pad_token_id", value) for value in (-3, "0", HUGE, 0.5)),
