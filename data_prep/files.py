@@ -46,12 +46,18 @@ def write_json(path: Path, content: Any, sync: bool = True) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder aside, then put it in the place of `folder`, which may exist."""
+    """Let `fill` write into a folder aside, then put it in the place of `folder`, which may exist.
+
+    Folders and files get the mode that the umask gives, whatever library wrote them or whence they were copied.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _aside(folder)
     partial.mkdir()
+    mode = partial.stat().st_mode  # before shutil.copytree gives it another
     try:
         fill(partial)
+        for path in (partial, *partial.rglob("*")):
+            path.chmod(mode & 0o777 if path.is_dir() else mode & 0o666)
         sync_tree(partial)
         replace_folder(partial, folder)
     finally:
@@ -71,6 +77,12 @@ def replace_folder(new: Path, folder: Path) -> None:
 def _aside(path: Path) -> Path:
     """A name of our own beside `path`: process numbers repeat across the hosts of a shared file system."""
     return path.with_name(f"{path.name}.partial{secrets.token_hex(4)}")
+
+
+def share(path: Path) -> None:
+    """Give a file the mode that the umask gives: read off its folder, which must be new, since asking for the umask
+    itself changes it for all threads. safetensors writes 600, and a copy has the mode of what was copied."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,7 +19,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,7 @@ from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop
 from data_prep.text.corpus import Source, check_damage, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
 from data_prep.text.unpack import check_unchanged
+from data_prep.tokens import contract
 from data_prep.tokens.encode import Encoder, EncodeWith
 from data_prep.tokens.words import WordBorders, WordsFrom, words_version
 
@@ -155,6 +156,12 @@ def make_store(config: ShardConfig) -> None:
     WorkFailed: a worker died or failed. OSError: the disk.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes do it; threads would not survive the fork
+    with contract.settled(config.vocab) as vocab:
+        _make_store(replace(config, vocab=vocab), config.vocab)
+
+
+def _make_store(config: ShardConfig, named: Path) -> None:
+    """As above; `named` is the tokenizer folder that the user gave, --vocab the one that the store will keep."""
     encoder, vocab_sha256 = Encoder.load(config.vocab, config.encode_with), tokenizer_sha256(config.vocab)
     sources = find_sources(
         config.corpus,
@@ -181,12 +188,15 @@ def make_store(config: ShardConfig) -> None:
     job = Job(config, sources, first_source, encoder, vocab_sha256, plan, records, clean, word_borders(config, encoder))
     place = rank_and_world()
     times = {"modified": [source.modified for source in sources]}
+    sentences = sample_sentences(job)
+    if base is None and not (records.folder / "plan.json").exists():  # else it was done when the store was begun
+        contract.check(config.vocab, encoder, sentences, named)
     continuing = records.begin(identity | times, base is not None)
     with only_writer(records.folder, place):
         done = sum(records.unit(unit) is not None for unit in plan.units)
         if continuing and (done or place.world == 1):
             say(f"{config.out}: continuing, {done} of {len(plan.units)} units are done")
-        encoder.check(sample_sentences(job))
+        encoder.check(sentences)
         work_through(job)
         is_finished = manifest.finish(
             records, plan.units, identity, config.vocab, base, lambda counts: check_sources(job, counts)

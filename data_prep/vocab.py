@@ -33,7 +33,7 @@ from data_prep.cli import InputError, run, say  # first: it continues in .venv w
 
 # isort: split
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
@@ -42,6 +42,7 @@ from data_prep.text.corpus import Source, check_damage, find_sources, read_docum
 from data_prep.text.sentences import splitter
 from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import sentencepieces
+from data_prep.tokens.contract import bert_template
 from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
@@ -359,11 +360,7 @@ def bert_tokenizer(ids: dict[str, int], cased: bool) -> Tokenizer:
 def finish_tokenizer(tokenizer: Tokenizer) -> None:
     """Make a tokenizer put BERT's special tokens around one text or two."""
     tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-    )
+    tokenizer.post_processor = bert_template(tokenizer, "[CLS]", "[SEP]")
 
 
 def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:

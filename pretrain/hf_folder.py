@@ -1,7 +1,8 @@
-"""Open a Hugging Face folder with transformers alone: nothing of the trainer, nothing fetched, nothing unpickled.
+"""Open a Hugging Face folder with transformers alone: nothing of the trainer, nothing fetched, unpickled or run.
 
 transformers reports every unused and every newly initialised weight in a table meant for people, and goes on. Here the
-table is silenced and its content checked instead: an encoder that would silently start at random is an InputError.
+table is silenced and its content checked instead: an encoder that would silently start at random, or weights that the
+model has no place for, are an InputError; only heads of other tasks are left aside, and said.
 """
 
 import os
@@ -9,23 +10,39 @@ import os
 # Before huggingface_hub is imported, which reads it once: a folder on this disk must never lead to the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, say
+from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER = ("tokenizer.json", "vocab.txt")
+# Heads of transformers' encoders: what a folder made for one task holds and another task does not use.
+HEADS = (
+    *("cls.predictions", "cls.seq_relationship", "classifier", "pre_classifier", "qa_outputs", "score", "lm_head"),
+    *("vocab_transform", "vocab_layer_norm", "vocab_projector", "predictions", "sop_classifier", "lm_predictions"),
+    *("discriminator_predictions", "generator_predictions", "generator_lm_head", "pooler"),
+)
+BUFFERS = ("position_ids", "token_type_ids")  # of older versions: 0, 1, 2, ...
+# Sizes that config.json and the weights of a BERT must agree on: rows of an embedding.
+ROWS = {
+    "embeddings.word_embeddings.weight": "vocab_size",
+    "embeddings.position_embeddings.weight": "max_position_embeddings",
+    "embeddings.token_type_embeddings.weight": "type_vocab_size",
+}
 
 
 @contextmanager
@@ -55,10 +72,39 @@ def load_config(folder: Path) -> PreTrainedConfig:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     _need(folder, "model", ("config.json",))
+    path = folder / "config.json"
+    content = read_object(path)
+    refuse_code(folder)
+    check_model_config(path, content)
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}/config.json cannot be read as a model configuration: {_line(error)}") from error
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{path} cannot be read as a model configuration: {_line(error)}") from error
+    check_architecture(path, content)
+    # What a model returns is the caller's business, not the folder's.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    return config
+
+
+def check_architecture(path: Path, content: dict[str, Any]) -> None:
+    """Refuse what transformers' BERT would take for a plain encoder, or run as none.
+
+    Raises
+    ------
+    InputError: a decoder, positions that transformers no longer knows, an activation that it does not know.
+    """
+    if (activation := content.get("hidden_act", "gelu")) not in {*ACT2FN}:
+        raise InputError(f"{path}: hidden_act {activation!r} is none that transformers knows, such as 'gelu'")
+    for key in ("is_decoder", "add_cross_attention"):
+        if content.get(key):
+            raise InputError(
+                f"{path}: {key} is {content[key]!r}: a decoder, which sees no words ahead; give an encoder"
+            )
+    if str(content.get("position_embedding_type", "absolute")).startswith("relative"):
+        raise InputError(
+            f"{path}: position_embedding_type {content['position_embedding_type']!r}: relative positions are no longer "
+            "in transformers, which would leave their weights out; give a model with absolute ones"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -70,17 +116,42 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     # Without these files AutoTokenizer would make an empty vocabulary without a word.
     _need(folder, "tokenizer", TOKENIZER)
+    config = load_config(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {_line(error)}") from error
-    entries = load_config(folder).vocab_size
+    entries = config.vocab_size
     if len(tokenizer) > entries:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} entries but the model only {entries} embeddings; "
             "they are not of one model: export the folder again"
         )
+    if getattr(config, "type_vocab_size", 2) < 2:  # the model knows no second segment
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
+
+
+def check_frame(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, pairs: bool) -> None:
+    """Refuse to fine-tune a BERT on texts without its special tokens, or on `pairs` that it cannot tell apart.
+
+    Raises
+    ------
+    InputError: as said, with what to change in the tokenizer's files.
+    """
+    if config.model_type != "bert":
+        return
+    one = tokenizer("a")["input_ids"]
+    if tokenizer.cls_token_id is None or one[:1] != [tokenizer.cls_token_id] or one[-1:] != [tokenizer.sep_token_id]:
+        raise InputError(
+            f"{folder}: its tokenizer puts no [CLS] and [SEP] around a text; set the post_processor of tokenizer.json, "
+            'or "tokenizer_class": "BertTokenizer" in tokenizer_config.json'
+        )
+    if pairs and config.type_vocab_size > 1 and 1 not in tokenizer("a", "b").get("token_type_ids", []):
+        raise InputError(
+            f"{folder}: its tokenizer puts both texts of a pair into segment 0; put "
+            '"model_input_names": ["input_ids", "token_type_ids", "attention_mask"] into tokenizer_config.json'
+        )
 
 
 def load_model(
@@ -93,20 +164,23 @@ def load_model(
 
     Raises
     ------
-    InputError: no safetensors file, a damaged one, or weights of the encoder below the task head are missing
-        (the pooler excepted: a folder pretrained without sentence pairs has none).
+    InputError: no safetensors file, a damaged one, weights that the model has no place for, or weights of the encoder
+        below the task head are missing (the pooler excepted: a folder pretrained without sentence pairs has none).
     """
-    _need(folder, "weights", WEIGHTS)
+    config = config or load_config(folder)
+    check_shapes(folder, config, shapes_in(folder))
     try:
         model, info = auto_class.from_pretrained(
             folder,
             dtype=torch.float32,  # else a folder saved in 16 bit would be trained in 16 bit
             use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head of another number of labels starts afresh
-            config=config or load_config(folder),
+            config=config,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"{folder}: the weights cannot be loaded: {_line(error)}") from error
     fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     body = f"{model.base_model_prefix}."
@@ -116,7 +190,76 @@ def load_model(
             f"{folder}: {len(lost)} weights of the encoder are missing or of another shape, such as {lost[0]}; "
             "the folder is incomplete, or its names or config.json belong to another model: export it again"
         )
+    report_unused(folder, info["unexpected_keys"], body)
     return model, fresh
+
+
+def shapes_in(folder: Path) -> dict[str, list[int]]:
+    """The shapes of a folder's weights by name, from the headers of its .safetensors files.
+
+    Raises
+    ------
+    InputError: there is none, or one is damaged.
+    """
+    shapes: dict[str, list[int]] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: the weights cannot be loaded: {_line(error)}") from error
+    return shapes
+
+
+def check_shapes(folder: Path, config: PreTrainedConfig, shapes: dict[str, list[int]]) -> None:
+    """Compare a BERT's configuration with its weights before memory is spent on either.
+
+    Raises
+    ------
+    InputError: naming the key and both numbers.
+    """
+    if config.model_type != "bert":
+        return
+    for name, shape in shapes.items():
+        for ending, key in ROWS.items():
+            wanted = [getattr(config, key), config.hidden_size]
+            if f".{name}".endswith(f".{ending}") and shape != wanted:
+                raise InputError(
+                    f"{folder}: config.json says {key} {wanted[0]} and hidden_size {wanted[1]}, but {name} is {shape}; "
+                    "weights and config.json are not of one model: take both from its source again"
+                )
+    layers = {int(match[1]) for name in shapes if (match := re.search(r"(?:^|\.)encoder\.layer\.(\d+)\.", name))}
+    if layers and max(layers) + 1 != config.num_hidden_layers:
+        raise InputError(
+            f"{folder}: config.json says num_hidden_layers {config.num_hidden_layers}, but the weights have "
+            f"{max(layers) + 1} layers; take both from their source again"
+        )
+
+
+def report_unused(folder: Path, unexpected: set[str], body: str, heads: tuple[str, ...] = HEADS) -> None:
+    """Say which heads of a folder are left aside.
+
+    unexpected: names of weights that the model has no place for
+    body: the prefix of the encoder's names
+
+    Raises
+    ------
+    InputError: weights that are of no head: the model would be another one without them.
+    """
+    names = {name: name.removeprefix(body) for name in unexpected if name.rpartition(".")[2] not in BUFFERS}
+    used = {name: next((head for head in heads if inner.startswith(f"{head}.")), None) for name, inner in names.items()}
+    if foreign := sorted(name for name, head in used.items() if head is None):
+        raise InputError(
+            f"{folder}: {len(foreign)} weights have no place in the model, such as {foreign[0]}: without them it would "
+            "be another model; only plain encoders are read (no relative positions, cross-attention, adapters)"
+        )
+    if left := sorted({head for head in used.values() if head is not None}):
+        _say_once(f"{folder}: not used: {', '.join(left)} (heads of other tasks)")
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)  # a folder is loaded once for each seed
 
 
 def positions(config: PreTrainedConfig) -> int:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
+from data_prep.files import share
 from data_prep.store import Store
 from pretrain.checkpoints.checkpoint import RunState, complete, folder_of, present
 from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
@@ -60,7 +61,8 @@ def main(config: ImportConfig) -> None:
     if present(config.out):
         raise InputError(f"{config.out} holds checkpoints already; choose another --out")
     store = Store.open(config.data)
-    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, store.special_ids["pad"])
+    pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
+    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, pad_id, vocab)
     step = step_of(config.universal)
     tensors = {
         slice_key(name, kind, 0): tensor.flatten()
@@ -72,6 +74,7 @@ def main(config: ImportConfig) -> None:
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     save_file(tensors, staged / rank_file(0, 1))
+    share(staged / rank_file(0, 1))
     identity = Identity(identity_of(model.config), store.vocab_sha256, store.vocab_size)
     settings = {"imported_from": str(config.universal)}
     parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +25,9 @@ from transformers import BertConfig, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
 from data_prep.cli import InputError, say
+from data_prep.foreign import read_object, refuse_code, weight_files
+from data_prep.tokens.contract import same_tokenizer
+from pretrain import hf_folder
 from pretrain.attention import IMPLEMENTATION, Layout, attend
 from pretrain.config import PRESETS, Preset
 
@@ -35,6 +39,11 @@ CONFIG_KEYS = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act max_position_embeddings "
     "type_vocab_size layer_norm_eps pad_token_id"
 ).split()
+# Weights that repeat others in a folder of transformers: the language-model head shares the embedding.
+COPIES = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 IGNORED = -100  # nsp label of a sample without a second segment
 
 
@@ -154,19 +163,20 @@ def build(
     seed: int,
     needs_nsp: bool,
     pad_id: int = 0,  # whose embedding stays 0
+    vocab: Path | None = None,  # tokenizer folder of the store; `init_from` must have the same tokenizer
 ) -> BertForPreTraining:
     """A new or an existing BERT in float32, its vocabulary padded; weights are a function of the arguments alone.
 
     Raises
     ------
-    InputError: `init_from` is not a usable BERT folder, or its vocabulary has another size.
+    InputError: `init_from` is not a usable BERT folder, or its tokenizer is another one.
     """
     torch.manual_seed(seed)
     if preset is not None:
         model = BertForPreTraining(preset_config(preset, vocab_size, dropout, pad_id))
     else:
         assert init_from is not None
-        model = _load(init_from, vocab_size, dropout, needs_nsp)
+        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab)
     model.set_attn_implementation(IMPLEMENTATION)
     _pad_vocabulary(model, vocab_size)
     return model
@@ -213,35 +223,62 @@ def from_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> BertFo
     return model.eval()
 
 
-def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool) -> BertForPreTraining:
+def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None) -> BertForPreTraining:
     if not (folder / "config.json").is_file():
         raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
-    if not list(folder.glob("*.safetensors")):
-        raise InputError(
-            f"--init_from {folder} has no .safetensors weights; pickled ones are not read, convert them first"
-        )
-    config = BertConfig.from_pretrained(folder)
-    if config.model_type != "bert":
-        raise InputError(
-            f"--init_from {folder} is a {config.model_type!r} model; only post-LayerNorm BERT is supported"
-        )
-    if config.vocab_size != vocab_size:
+    content = read_object(folder / "config.json")
+    if (kind := content.get("model_type", "bert")) != "bert":
+        refuse_code(folder)
+        raise InputError(f"--init_from {folder} is a {kind!r} model; only post-LayerNorm BERT is supported")
+    config: Any = hf_folder.load_config(folder)
+    weight_files(folder)  # refuses pickles, before anything else is said
+    if vocab is not None:
+        same_tokenizer(folder, vocab)
+    # Rows beyond the entries of the tokenizer pad the vocabulary: to a multiple of 8 or 64.
+    if config.vocab_size < vocab_size or (vocab is None and config.vocab_size != vocab_size):
         raise InputError(
             f"--init_from {folder} has {config.vocab_size} vocabulary entries, the store {vocab_size}; "
             f"make the store with this folder's tokenizer"
         )
+    if needs_nsp and config.type_vocab_size < 2:
+        raise InputError(
+            f"--init_from {folder} knows one segment (type_vocab_size 1), but sentence pairs have two; "
+            "train with --objective mlm"
+        )
+    hf_folder.check_shapes(folder, config, hf_folder.shapes_in(folder))
+    _refuse_own_decoder(folder)
+    config.tie_word_embeddings = True  # as it is, then
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
-    loaded: Any = BertForPreTraining.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    try:
+        loaded: Any = BertForPreTraining.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"--init_from {folder}: the weights cannot be loaded: {str(error)[:200]!r}") from error
     model, report = loaded  # a pair, with output_loading_info
     _report_missing(folder, set(report["missing_keys"]), {key[0] for key in report["mismatched_keys"]}, needs_nsp)
+    others = tuple(head for head in hf_folder.HEADS if not head.startswith("cls."))  # those are the model's own
+    hf_folder.report_unused(folder, report["unexpected_keys"], "bert.", others)
     return model
+
+
+def _refuse_own_decoder(folder: Path) -> None:
+    """Refuse a language-model head with weights of its own where BERT shares the embedding's."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            here = {*COPIES, *COPIES.values()} & {*file.keys()}
+            weights |= {name: file.get_tensor(name) for name in here}
+    for copy, original in COPIES.items():
+        if copy in weights and original in weights and not torch.equal(weights[copy], weights[original]):
+            raise InputError(
+                f"--init_from {folder}: {copy} differs from {original}; a model with untied ones is not continued"
+            )
 
 
 def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs_nsp: bool) -> None:

@@ -92,8 +92,9 @@ def train(config: TrainConfig) -> RunState:
     phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
     settings = engine_settings(phases)
     check_precision(settings)
-    needs_nsp, pad_id = config.objective == "nsp", stores[0].special_ids["pad"]
-    model = build(config.model, config.init_from, stores[0].vocab_size, config.dropout, config.seed, needs_nsp, pad_id)
+    needs_nsp, pad_id = config.objective != "mlm", stores[0].special_ids["pad"]
+    vocab_size, vocab = stores[0].vocab_size, stores[0].folder / "vocab"
+    model = build(config.model, config.init_from, vocab_size, config.dropout, config.seed, needs_nsp, pad_id, vocab)
     check_lengths(phases, model.config)
     if config.compile and settings["zero_optimization"]["stage"] == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")

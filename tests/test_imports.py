@@ -25,11 +25,14 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 
 FROM_DATA_PREP = {
     f"data_prep.{name}"
-    for name in "store cli files fields mapped ranges samples.pairs samples.masking samples.draws samples.coverage".split()
+    for name in (
+        *("store", "cli", "fields", "files", "foreign", "mapped", "ranges", "tokens.contract"),
+        *("samples.pairs", "samples.masking", "samples.draws", "samples.coverage"),
+    )
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
-SHARED_HELPERS = {"data_prep.cli", "data_prep.files", "data_prep.ranges"}
+SHARED_HELPERS = {f"data_prep.{name}" for name in ("cli", "fields", "files", "foreign", "ranges")}
 TRAINER = {
     f"pretrain.{name}"
     for name in (

@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.normalizers import BertNormalizer
 
 from data_prep.cli import InputError, say
+from data_prep.foreign import read_object
 from data_prep.store import token_dtype
 from data_prep.tokens.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
 from data_prep.tokens.unknown import UnknownCharacters
@@ -63,15 +63,15 @@ class Encoder:
 
         Raises
         ------
-        InputError: no such folder, damaged files, no special tokens, or a configuration that contradicts the tokenizer.
+        InputError: no such folder, damaged files, or no special tokens. That transformers opens it alike: contract.py.
         """
         files = _read_folder(folder)
         files.tokenizer.encode_special_tokens = True
         files.tokenizer.no_truncation()
         files.tokenizer.no_padding()
-        names = {role: files.config.get(f"{role}_token", f"[{role.upper()}]") for role in ROLES}
-        ids = {role: files.tokenizer.token_to_id(_content(name)) for role, name in names.items()}
-        if missing := [str(names[role]) for role in ROLES if ids[role] is None]:
+        names = special_names(files.config)
+        ids = {role: files.tokenizer.token_to_id(name) for role, name in names.items()}
+        if missing := [names[role] for role in ROLES if ids[role] is None]:
             raise InputError(f"{folder / 'tokenizer.json'} lacks {', '.join(missing)}; make it with data_prep/vocab.py")
         return cls(
             files.tokenizer, {role: int(number) for role, number in ids.items() if number is not None}, encode_with
@@ -153,22 +153,15 @@ def _read_folder(folder: Path) -> _Files:
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         path = folder / "tokenizer_config.json"
-        config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        config = read_object(path) if path.is_file() else {}
+    except InputError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{folder} cannot be loaded ({error}); make it again with data_prep/vocab.py") from error
-    normalizer = tokenizer.normalizer
-    if (
-        isinstance(normalizer, BertNormalizer)
-        and config.get("do_lower_case", normalizer.lowercase) != normalizer.lowercase
-    ):
-        raise InputError(
-            f"{folder}: tokenizer_config.json says do_lower_case {config['do_lower_case']}, tokenizer.json says "
-            f"{normalizer.lowercase}; "
-            "transformers would give other ids than the store; make the folder again with data_prep/vocab.py"
-        )
     return _Files(tokenizer, config)
 
 
-def _content(token: Any) -> str:
-    """A special token's text; configurations write it as a string or as an object."""
-    return token["content"] if isinstance(token, dict) else str(token)
+def special_names(config: dict[str, Any]) -> dict[str, str]:
+    """The special tokens by role, as tokenizer_config.json names them: by strings or by objects."""
+    named = {role: config.get(f"{role}_token") or f"[{role.upper()}]" for role in ROLES}
+    return {role: str(name["content"] if isinstance(name, dict) else name) for role, name in named.items()}

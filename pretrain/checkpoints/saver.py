@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_prep.files import share
 from pretrain.checkpoints.checkpoint import (
     SCALER_FIELDS,
     RunState,
@@ -162,5 +163,6 @@ def _write_slices(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path)
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(f"{path}: {error}") from error
+    share(path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())

@@ -31,7 +31,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
 from data_prep.files import write_folder, write_json
+from data_prep.foreign import read_object
 from data_prep.store import TOKENIZER_FILES
+from data_prep.tokens import contract
 from pretrain import hf_folder
 from pretrain.attention import Layout
 from pretrain.export.sources import Source, find_source
@@ -113,9 +115,25 @@ def write_model(folder: Path, source: Source, head: str) -> None:
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
     with hf_folder.quiet():
         model.save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        if (source.tokenizer / name).is_file():
-            shutil.copy(source.tokenizer / name, folder / name)
+    write_tokenizer(folder, source, config.max_position_embeddings)
+
+
+def write_tokenizer(folder: Path, source: Source, positions: int) -> None:
+    """The tokenizer of the source, opened as transformers will and compared with what made the ids.
+
+    Raises
+    ------
+    InputError: transformers would give other ids; naming a text, both ids and what to change.
+    """
+    with contract.settled(source.tokenizer) as vocab:
+        for name in TOKENIZER_FILES:
+            if (vocab / name).is_file():
+                shutil.copyfile(vocab / name, folder / name)
+    settings = read_object(folder / contract.CONFIG)
+    # Readers cut a text there: beyond its positions the model has no embedding.
+    if not 0 < (settings.get("model_max_length") or 0) <= positions:
+        write_json(folder / contract.CONFIG, settings | {"model_max_length": positions})
+    contract.check(folder, named=source.tokenizer)
 
 
 def trained_model(source: Source) -> BertForPreTraining:
@@ -136,7 +154,7 @@ def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_
     RuntimeError: above TOLERANCE; the folder is not the trained model.
     """
     with hf_folder.quiet():
-        theirs = HEADS[head].from_pretrained(folder).eval()
+        theirs = HEADS[head].from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
         tokenizer = hf_folder.load_tokenizer(folder)
     longest = min(theirs.config.max_position_embeddings, 128)
     texts = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]

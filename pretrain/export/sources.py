@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,22 +27,20 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, say
 from data_prep.fields import is_number
+from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
 from data_prep.store import tokenizer_sha256
 from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_weights
 from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.checkpoints.run_folder import disagreement, record_under
 from pretrain.export import deepspeed_format
-from pretrain.model import identity_of
+from pretrain.hf_folder import check_architecture
+from pretrain.model import COPIES, identity_of
 from pretrain.monitor.lines import read_lines
 
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the last to be refused
 EMBEDDING = "embeddings.word_embeddings.weight"
-COPIES = {
-    "cls.predictions.decoder.weight": f"bert.{EMBEDDING}",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # of older versions: 0, 1, 2, ...
 OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's time
 
@@ -160,13 +159,10 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Sourc
 
 
 def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
-    index = folder / "model.safetensors.index.json"
+    refuse_code(folder)
     try:
-        names = {"model.safetensors"}
-        if index.is_file():
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        weights = {name: tensor for file in sorted(names) for name, tensor in load_file(folder / file).items()}
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        weights = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} has no whole model.safetensors (pickled weights are not read): {error}") from error
     record: dict[str, Any] = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
@@ -203,17 +199,17 @@ def read_config(path: Path) -> BertConfig:
     InputError: missing, damaged, or of another architecture.
     """
     path = path / "config.json" if path.is_dir() else path
+    content = read_object(path)
+    if (kind := content.get("model_type", "bert")) != "bert":
+        raise InputError(f"{path} is of a {kind!r} model; only post-LayerNorm BERT encoders are converted")
+    if missing := [key for key in NEEDED if key not in content]:
+        raise InputError(f"{path} lacks {', '.join(missing)}; only post-LayerNorm BERT encoders are converted")
+    check_model_config(path, content)
+    check_architecture(path, content)
     try:
-        content = json.loads(path.read_text())
-        missing = [key for key in NEEDED if key not in content]
-        kind = content.get("model_type", "bert")
-        meaning = BertConfig.from_dict(content) if not missing and kind == "bert" else None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as a model configuration: {error}") from error
-    if meaning is None or meaning.is_decoder:
-        what = f"lacks {', '.join(missing)}" if missing else f"is of a {kind!r} model"
-        raise InputError(f"{path} {what}; only post-LayerNorm BERT encoders are converted")
-    return meaning
+        return BertConfig.from_dict(content)
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{path} cannot be read as a model configuration: {' '.join(str(error).split())}") from error
 
 
 def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:

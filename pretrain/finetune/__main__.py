@@ -125,6 +125,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     check_out(config.out, (config.hf, config.train, config.eval))
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=config.task == "pair")
     check_seq_len(config, architecture)
     everything, evaluation = task.read(config.train), task.read(config.eval)
     check_pairs(config, everything, evaluation)
@@ -267,7 +268,7 @@ def build_model(config: FinetuneConfig, task: Task, names: list[str], pairs: boo
     if task.model is AutoModelForSequenceClassification:
         architecture.problem_type = "single_label_classification" if names else "regression"
     if config.from_scratch:
-        return task.model.from_config(architecture, dtype="float32")
+        return task.model.from_config(architecture, dtype="float32", trust_remote_code=False)
     model, fresh = hf_folder.load_model(task.model, config.hf, architecture)
     if any(".pooler." in name for name in fresh):
         say(f"{config.hf} has no pooler (it was pretrained without sentence pairs): it starts at random")
