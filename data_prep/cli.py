@@ -15,6 +15,7 @@ Importing this module from a Python that lacks the project's packages continues 
 made one, and says to run launch/setup.sh where it has not. Entry files therefore import it before anything else.
 """
 
+import errno
 import importlib.util
 import json
 import os
@@ -40,6 +41,8 @@ if importlib.util.find_spec("tyro") is None:
     _continue_in_venv()
 
 import tyro  # noqa: E402
+
+from data_prep.outlets import failure_of, survive_console  # noqa: E402
 
 
 class InputError(Exception):
@@ -73,7 +76,9 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
 
 
 def run(main: Callable[[C], None], config_class: type[C], description: str | None) -> NoReturn:
-    """Parse, call `main`, and end the process with the exit codes above."""
+    """Parse, call `main`, and end the process with the exit codes above. A console that dies ends nothing; results
+    that a full disk refuses on stdout are a failure."""
+    survive_console()
     try:
         main(parse(config_class, description))
     except InputError as error:
@@ -82,4 +87,10 @@ def run(main: Callable[[C], None], config_class: type[C], description: str | Non
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    failure = failure_of(sys.stdout)
+    if failure is not None and failure.errno != errno.EPIPE:  # a reader that has gone has what it wanted
+        say(f"error: the results could not be written to stdout: {failure.strerror}")
+        sys.exit(1)
     sys.exit(0)

@@ -15,6 +15,7 @@ import tyro
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
+from data_prep.sharding.ranks import number_in
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
 from pretrain.zero.ds_config import Flags
@@ -138,7 +139,7 @@ class TrainConfig:
             raise InputError("--data needs a token store; make one with data_prep/shard.py")
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
-        _ = self.spans  # refuses values that make no sense
+        _ = self.spans, self.stop_at(0.0)  # refuse values that make no sense
         if not 0 <= self.dropout < 1:
             raise InputError(f"--dropout {self.dropout} must lie in [0, 1)")
         if self.log_every < 1:
@@ -211,7 +212,7 @@ class TrainConfig:
 
     def stop_at(self, now: float) -> float | None:
         """When the run should save and stop, in seconds as time.time() counts them; None without a limit."""
-        end = now + self.time_limit if self.time_limit else float(os.environ.get("SLURM_JOB_END_TIME", 0))
+        end = now + self.time_limit if self.time_limit else number_in(os.environ, "SLURM_JOB_END_TIME", 0, most=10**12)
         return end - self.stop_before if end else None
 
     def record(self) -> dict[str, Any]:

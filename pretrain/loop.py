@@ -65,7 +65,8 @@ def loop(run: Run, state: RunState) -> RunState:
         state, stopped = train_phase(run, phase, state)
         if stopped:
             break
-    run.saver.wait()
+    with run.guard.working():
+        run.saver.wait()
     seconds = time.perf_counter() - started
     run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
     return state
@@ -74,8 +75,9 @@ def loop(run: Run, state: RunState) -> RunState:
 def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, bool]:
     """Train to the end of a phase, or to a request to stop: the state then, and whether it was a request."""
     config, guard = run.config, run.guard
-    micro_batches = this_ranks_batches(run, phase, state)
-    held_out = held_out_samples(phase, config, run.stores)
+    with guard.working():  # an index for each of them
+        micro_batches = this_ranks_batches(run, phase, state)
+        held_out = held_out_samples(phase, config, run.stores)
     held_out_loss: float | None = None
     clock = Clock(config.hours, state.seconds)
     while True:
@@ -159,7 +161,8 @@ def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> 
     """All micro-batches of a step and the optimizer: its counts, whether it happened, its gradient's norm."""
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
     for number in itertools.count():
-        batch, counts, is_last = next(micro_batches)
+        with run.guard.working():
+            batch, counts, is_last = next(micro_batches)
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
         torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
         losses: Losses = engine(batch.to(engine.device))
@@ -192,7 +195,7 @@ def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[Micr
     micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
     if run.engine.device.type == "cuda":
         micro_batches = map(MicroBatch.pin_memory, micro_batches)
-    return prefetch(micro_batches)
+    return prefetch(micro_batches, at_end=stream.mixture.abandon)
 
 
 def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
@@ -219,7 +222,8 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
     """Begin a checkpoint and say so; it is written while training goes on."""
     run.meter.pause()
-    folder = run.saver.save(state, held_out_loss)
+    with run.guard.working():
+        folder = run.saver.save(state, held_out_loss)
     run.meter.event(state.step, "save", checkpoint=folder.name)
     run.meter.unpause()
 

@@ -11,7 +11,7 @@ uniform share of those cut; and a document of more than CHAIN samples is taken i
 goes: otherwise the index of an epoch would wait for the walk along the longest document.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -91,8 +91,17 @@ class _Cuts(NamedTuple):
     label: np.ndarray  # [N] bool
 
 
-def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
+def build(
+    sentences: Sentences,
+    seq_len: int,
+    objective: Objective,
+    seed: int,
+    pass_number: int,
+    go_on: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """The samples [N] (SAMPLE) of one pass over the sentences: every sentence is used, none twice but as a random B.
+
+    `go_on` is called in between, and gives up by raising.
 
     Raises
     ------
@@ -107,6 +116,7 @@ def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, p
     room = seq_len - (2 if objective == "mlm" else 3)
     parts = [np.zeros(0, SAMPLE)]
     for chosen in _blocks(len(chains.first)):
+        go_on()
         if objective == "mlm":
             parts.append(_full_sentences(sentences, chains, chosen, room))
             continue

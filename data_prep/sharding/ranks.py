@@ -12,6 +12,7 @@ a missing part is never passed over.
 import fcntl
 import multiprocessing
 import os
+import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,15 +46,60 @@ class Place(NamedTuple):
 
 
 def rank_and_world(environment: Mapping[str, str] = os.environ) -> Place:
-    """This process' place as its launcher tells it; (0, 1) where nothing launched it."""
+    """This process' place as its launcher tells it; (0, 1) where nothing launched it.
+
+    Raises
+    ------
+    InputError: what a launcher says cannot be: parts of the work would be done twice, or by nobody.
+    """
     for rank, world in _LAUNCHERS:
         if rank in environment and world in environment:
-            return Place(int(environment[rank]), int(environment[world]))
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", d)) for name, d in (("MIN", 0), ("STEP", 1)))
-        task = int(environment["SLURM_ARRAY_TASK_ID"])
-        return Place((task - first) // step, int(environment["SLURM_ARRAY_TASK_COUNT"]))
+            return _place(environment, rank, number_in(environment, rank), number_in(environment, world, least=1))
+    task = "SLURM_ARRAY_TASK_ID"
+    if task in environment:
+        first = number_in(environment, "SLURM_ARRAY_TASK_MIN", 0)
+        step = number_in(environment, "SLURM_ARRAY_TASK_STEP", 1, least=1)
+        count = number_in(environment, "SLURM_ARRAY_TASK_COUNT", least=1)
+        return _place(environment, task, (number_in(environment, task) - first) // step, count)
     return Place(0, 1)
+
+
+def _place(environment: Mapping[str, str], name: str, rank: int, world: int) -> Place:
+    if not 0 <= rank < world:
+        raise InputError(
+            f"{name}={environment[name]} makes this rank {rank} of {world}; ranks go from 0 to {world - 1} "
+            "(a Slurm array must be one range, such as --array=0-7)"
+        )
+    return Place(rank, world)
+
+
+def check_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse what a launcher of ranks that train together cannot have meant.
+
+    Raises
+    ------
+    InputError: naming the variable.
+    """
+    world = number_in(environment, "WORLD_SIZE", 1, least=1)
+    _place({"RANK": "0"} | dict(environment), "RANK", number_in(environment, "RANK", 0), world)
+    number_in(environment, "LOCAL_RANK", 0)
+    number_in(environment, "LOCAL_SIZE", 1, least=1)
+    number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
+
+
+def number_in(
+    environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0, most: int = 1_000_000
+) -> int:
+    """The whole number that a variable holds; `default` where it is not set.
+
+    Raises
+    ------
+    InputError: it holds something else, or is not set and there is no default.
+    """
+    text = environment.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise InputError(f"{name}={text!r} is no whole number from {least} to {most}; mend or unset this variable")
+    return int(text)
 
 
 def part_of(items: Sequence[T], rank: int, world: int) -> Sequence[T]:

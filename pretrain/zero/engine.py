@@ -55,6 +55,12 @@ def join_ranks() -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
 
+def leave_ranks() -> None:
+    """End the threads of torch.distributed, where it was started: none may be left when the interpreter ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def start_engine(
     model: BertForPreTraining,
     settings: dict[str, Any],
