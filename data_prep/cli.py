@@ -19,8 +19,9 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -57,6 +58,21 @@ def say(message: str) -> None:
 def print_json(result: dict[str, Any]) -> None:
     """The result of `--json`: one object on one line of stdout."""
     print(json.dumps(result, ensure_ascii=False))
+
+
+def number_in(
+    environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0, most: int = 1_000_000
+) -> int:
+    """The whole number that a variable holds; `default` where it is not set.
+
+    Raises
+    ------
+    InputError: it holds something else, or is not set and there is no default.
+    """
+    text = environment.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise InputError(f"{name}={text!r} is no whole number from {least} to {most}; mend or unset this variable")
+    return int(text)
 
 
 def parse(config_class: type[C], description: str | None, args: list[str] | None = None) -> C:

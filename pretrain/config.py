@@ -12,10 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import ROOT, InputError, number_in
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
-from data_prep.sharding.ranks import number_in
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
 from pretrain.zero.ds_config import Flags

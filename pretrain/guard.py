@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from pretrain.together import host_group, largest
+from pretrain.watch import STOPPED as STOPPED
 from pretrain.watch import Watch, ancestors
 
 REASONS = ("", "SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "the launcher is gone", "time is up")

@@ -19,7 +19,6 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, parse, print_json, say
 from data_prep.outlets import survive_console
-from data_prep.sharding.ranks import check_launch
 from data_prep.store import Store
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import Identity, RunState
@@ -36,7 +35,15 @@ from pretrain.monitor.plan import make as make_plan
 from pretrain.phases import Phase, engine_settings, phases_of
 from pretrain.together import OtherRankFailed, agreed, told_by_first
 from pretrain.watch import STOPPED, Watch
-from pretrain.zero.engine import check_precision, default_precision, join_ranks, leave_ranks, quiet, start_engine
+from pretrain.zero.engine import (
+    check_launch,
+    check_precision,
+    default_precision,
+    join_ranks,
+    leave_ranks,
+    quiet,
+    start_engine,
+)
 from pretrain.zero.lamb import Lamb
 
 

@@ -24,7 +24,8 @@ FOLDERS = (*PACKAGES, "launch", "benchmarks", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 FROM_DATA_PREP = {
-    f"data_prep.{name}" for name in ("store", "cli", "files", "samples.pairs", "samples.masking", "samples.draws")
+    f"data_prep.{name}"
+    for name in ("store", "cli", "files", "outlets", "samples.pairs", "samples.masking", "samples.draws")
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}

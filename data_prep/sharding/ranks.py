@@ -12,7 +12,6 @@ a missing part is never passed over.
 import fcntl
 import multiprocessing
 import os
-import re
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, number_in
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,35 +70,6 @@ def _place(environment: Mapping[str, str], name: str, rank: int, world: int) -> 
             "(a Slurm array must be one range, such as --array=0-7)"
         )
     return Place(rank, world)
-
-
-def check_launch(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse what a launcher of ranks that train together cannot have meant.
-
-    Raises
-    ------
-    InputError: naming the variable.
-    """
-    world = number_in(environment, "WORLD_SIZE", 1, least=1)
-    _place({"RANK": "0"} | dict(environment), "RANK", number_in(environment, "RANK", 0), world)
-    number_in(environment, "LOCAL_RANK", 0)
-    number_in(environment, "LOCAL_SIZE", 1, least=1)
-    number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
-
-
-def number_in(
-    environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0, most: int = 1_000_000
-) -> int:
-    """The whole number that a variable holds; `default` where it is not set.
-
-    Raises
-    ------
-    InputError: it holds something else, or is not set and there is no default.
-    """
-    text = environment.get(name, "" if default is None else str(default))
-    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
-        raise InputError(f"{name}={text!r} is no whole number from {least} to {most}; mend or unset this variable")
-    return int(text)
 
 
 def part_of(items: Sequence[T], rank: int, world: int) -> Sequence[T]:
