@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 STOPPED = 75  # exit code (EX_TEMPFAIL): stopped as asked and saved; the same command continues
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 5.0  # seconds between a signal before there is anything to save and the end, however deep in a library
-JOINING = 120.0  # seconds, at least, in which all ranks must have started: machines are busy
+STARTING = 120.0  # seconds that a start may rest in any case: ranks start apart, and libraries load others
 _LONGEST = 1e9  # seconds that the timer can count
 _BUSY = 0.05  # share of a core that is work and not a library's housekeeping
 _MOVED = 1 << 18  # bytes, the same for a disk
@@ -76,6 +76,7 @@ class Watch:
     def hold(self) -> None:
         """From here on the run can save: signals are noted."""
         self._holds = True
+        self._wind()
         if self.requested:  # has been swallowed by a library
             raise SystemExit(STOPPED)
 
@@ -101,14 +102,9 @@ class Watch:
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """The ranks meet: they may have started apart, however short the timeout is. From then on they wait for each
-        other, and the progress of any is progress."""
+        """The ranks meet. From then on they wait for each other, and the progress of any is progress."""
         self._working -= 1
-        shortly, self._timeout = self._timeout, max(self._timeout, JOINING) if self._timeout else 0.0
-        self._wind()
         yield
-        self._timeout = shortly
-        self._wind()
         if self._timeout and int(os.environ["WORLD_SIZE"]) > 1:
             self._store = _store()
 
@@ -131,7 +127,8 @@ class Watch:
 
     def _wind(self) -> None:
         if self._timeout:
-            faulthandler.dump_traceback_later(self._timeout, exit=True, file=sys.__stderr__ or 2)
+            timeout = self._timeout if self._holds else max(self._timeout, STARTING)
+            faulthandler.dump_traceback_later(timeout, exit=True, file=sys.__stderr__ or 2)
 
     def _look(self) -> None:
         """In the thread: several looks in the span of a hang."""
@@ -170,7 +167,7 @@ def _store() -> Any:
     from torch.distributed import TCPStore
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=JOINING))
+    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STARTING))
 
 
 class _Use(NamedTuple):
