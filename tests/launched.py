@@ -27,9 +27,9 @@ _LIBC = ctypes.CDLL(None)
 
 def start(*command: object, **settings: Any) -> subprocess.Popen:
     """Start a command in a session of its own; it gets SIGTERM when the tests themselves are killed."""
-    env = os.environ | settings.pop("env", {})
-    defaults = dict(cwd=ROOT, start_new_session=True, preexec_fn=_end_with_parent)
-    return subprocess.Popen([str(word) for word in command], env=env, **defaults | settings)
+    settings["env"] = os.environ | settings.get("env", {})
+    words = [str(word) for word in command]
+    return subprocess.Popen(words, cwd=ROOT, start_new_session=True, preexec_fn=_end_with_parent, **settings)
 
 
 def _end_with_parent() -> None:

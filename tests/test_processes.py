@@ -188,6 +188,32 @@ class TestFirstMoments:
         assert rank.wait(PATIENCE) == STOPPED
 
 
+class TestStuck:
+    """A rank that has not begun to train and makes no progress."""
+
+    WORK = """
+        import pretrain.watch
+        pretrain.watch.STARTING = 0
+        watch.expect(2.0)
+        stands("it")
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            burning = time.thread_time() + AT_ONCE
+            while time.thread_time() < burning:
+                pass
+            time.sleep(0.05)
+        sys.exit(0)
+    """
+
+    @pytest.mark.parametrize(("at_once", "code"), [(0.03, 0), (0.0, 1)])
+    def test_it_is_ended_unless_it_works(self, tmp_path, at_once, code):
+        work = self.WORK.replace("AT_ONCE", str(at_once))
+        rank = start(sys.executable, script(tmp_path / "rank.py", RANK, work), stderr=subprocess.PIPE, text=True)
+        _, said = rank.communicate(timeout=PATIENCE)
+        assert rank.returncode == code
+        assert ("Timeout" in said) == bool(code)
+
+
 class TestThreads:
     """None is left when the interpreter ends."""
 
@@ -255,7 +281,7 @@ class TestThreads:
             sys.keep = items
         """
         store = store_of(tmp_path / "store", random_documents(30)).folder
-        command = [sys.executable, "-c", textwrap.dedent(code), store]
+        command = [sys.executable, "-c", textwrap.dedent(code), str(store)]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
         assert (result.returncode, result.stderr) == (0, "")
 
@@ -273,7 +299,7 @@ def train_with_slow_index(settings: TrainConfig, slow_rank: str, busy: bool) -> 
             time.sleep(0.05)
         return samples_at(*arguments)
 
-    pretrain.loop.this_ranks_batches = slow
+    pretrain.loop.this_ranks_batches = slow  # type: ignore[assignment]
     return train(settings)
 
 
