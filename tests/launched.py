@@ -34,6 +34,8 @@ def start(*command: object, **settings: Any) -> subprocess.Popen:
 
 def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    for number in (signal.SIGHUP, signal.SIGINT):  # whoever started the tests may have switched them off
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
