@@ -15,7 +15,8 @@
 # `bash launch/pretrain.sh --help` lists everything. Running the same command again continues the run.
 #
 # As bash: RANKS is the number of local ranks (default: all GPUs, or 1 on CPU); DEEPSPEED_FLAGS="..." goes to the
-# launcher of DeepSpeed; RESTARTS=N starts a run that failed again. SIGTERM, SIGUSR1 and Ctrl-C save and stop.
+# launcher of DeepSpeed; RESTARTS=N starts a run that failed again. SIGTERM, SIGUSR1, Ctrl-C and a terminal that is closed
+# save and stop.
 # Exit codes: 0 finished, 2 wrong input, 75 stopped and saved (the same command continues), else failed.
 
 # How it works: bash reads the next line as the command `:`, never comes past `exec`, and takes what follows for the

@@ -97,7 +97,7 @@ class TrainConfig:
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
     hang_timeout: float = 600.0
-    """seconds without progress after which a rank prints its stacks and ends; 0: never"""
+    """seconds without progress of any rank after which each prints its stacks and ends; 0: never"""
     time_limit: float = 0.0
     """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
     stop_before: float = 120.0

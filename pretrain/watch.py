@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -106,7 +106,8 @@ class Watch:
         self._working -= 1
         yield
         if self._timeout and int(os.environ["WORLD_SIZE"]) > 1:
-            self._store = _store()
+            with suppress(RuntimeError):  # met by other means: then the progress of each counts for itself
+                self._store = _store()
 
     def end(self) -> None:
         """No more watching; signals are still noted."""
