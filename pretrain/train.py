@@ -69,6 +69,10 @@ def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
     """Train as the command line says; an error becomes one line and a code."""
     try:
         check_launch()
+    except InputError as error:  # of this rank, whichever it is
+        say(f"error: {error}")
+        return 2
+    try:
         config = parse(TrainConfig, __doc__, argv)
         state = train(config, watch)
     except InputError as error:

@@ -25,7 +25,7 @@ from data_prep.samples.pairs import Abandoned, Mixture
 from data_prep.sharding.ranks import rank_and_world
 from pretrain.config import TrainConfig
 from pretrain.data import prefetch
-from pretrain.train import train
+from pretrain.train import exit_code_of, train
 from pretrain.watch import STOPPED
 from pretrain.zero.engine import check_launch
 from tests.launched import PATIENCE, start, wait_for
@@ -335,6 +335,12 @@ class TestEnvironment:
     def test_a_rank_that_is_no_number_is_refused_by_name(self, name, value):
         with pytest.raises(InputError, match=f"{name}="):
             check_launch({name: value})
+
+    def test_every_rank_says_what_is_wrong_with_its_own_place(self, monkeypatch, capsys):
+        for rank in ("x", "2"):
+            monkeypatch.setenv("RANK", rank)
+            assert exit_code_of([], None) == 2  # type: ignore[arg-type]
+            assert capsys.readouterr().err.startswith(f"error: RANK='{rank}' is no whole number from 0 to 0")
 
     def test_a_rank_lies_below_the_number_of_ranks(self):
         check_launch({"RANK": "1", "WORLD_SIZE": "2"})
