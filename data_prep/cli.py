@@ -15,12 +15,13 @@ Importing this module from a Python that lacks the project's packages continues 
 made one, and says to run launch/setup.sh where it has not. Entry files therefore import it before anything else.
 """
 
+import errno
 import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -43,6 +44,8 @@ if importlib.util.find_spec("tyro") is None:
     _continue_in_venv()
 
 import tyro  # noqa: E402
+
+from data_prep.outlets import failure_of, survive_console  # noqa: E402
 
 
 class InputError(Exception):
@@ -71,6 +74,21 @@ def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(result, ensure_ascii=False))
 
 
+def number_in(
+    environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0, most: int = 1_000_000
+) -> int:
+    """The whole number that a variable holds; `default` where it is not set.
+
+    Raises
+    ------
+    InputError: it holds something else, or is not set and there is no default.
+    """
+    text = environment.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise InputError(f"{name}={text!r} is no whole number from {least} to {most}; mend or unset this variable")
+    return int(text)
+
+
 def parse(config_class: type[C], description: str | None, args: list[str] | None = None) -> C:
     """Read the command line into `config_class`; unknown names and values end the program with code 2.
 
@@ -92,7 +110,9 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
 
 
 def run(main: Callable[[C], None], config_class: type[C], description: str | None) -> NoReturn:
-    """Parse, call `main`, and end the process with the exit codes above."""
+    """Parse, call `main`, and end the process with the exit codes above. A console that dies ends nothing; results
+    that a full disk refuses on stdout are a failure."""
+    survive_console()
     try:
         main(parse(config_class, description))
     except InputError as error:
@@ -101,4 +121,10 @@ def run(main: Callable[[C], None], config_class: type[C], description: str | Non
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    failure = failure_of(sys.stdout)
+    if failure is not None and failure.errno != errno.EPIPE:  # a reader that has gone has what it wanted
+        say(f"error: the results could not be written to stdout: {failure.strerror}")
+        sys.exit(1)
     sys.exit(0)

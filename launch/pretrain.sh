@@ -15,17 +15,20 @@
 # `bash launch/pretrain.sh --help` lists everything. Running the same command again continues the run.
 #
 # As bash: RANKS is the number of local ranks (default: all GPUs, or 1 on CPU); DEEPSPEED_FLAGS="..." goes to the
-# launcher of DeepSpeed; RESTARTS=N starts a run that failed again. SIGTERM, SIGUSR1 and Ctrl-C save and stop.
+# launcher of DeepSpeed; RESTARTS=N starts a run that failed again. SIGTERM, SIGUSR1, Ctrl-C and a terminal that is closed
+# save and stop.
 # Exit codes: 0 finished, 2 wrong input, 75 stopped and saved (the same command continues), else failed.
 
 # How it works: bash reads the next line as the command `:`, never comes past `exec`, and takes what follows for the
 # text of an unused here-document. Python reads from there to the closing quotes as one string (so no backslash and no
 # triple quote within), and goes on below it.
 ''':'
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@" # sh launch/pretrain.sh
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-if [[ $# -eq 0 ]]; then sed -nE '1d; /^#/!q; s/^# ?//p' "$here/pretrain.sh" >&2; exit 2; fi
-if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]*$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks" >&2; exit 2; fi
+self=$(readlink -f "$0") # of a link: what it points to
+here=$(dirname "$self")
+if [[ $# -eq 0 ]]; then sed -nE '1d; /^#/!q; s/^# ?//p' "$self" >&2; exit 2; fi
+if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]{0,4}$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks" >&2; exit 2; fi
 
 if ! command -v deepspeed > /dev/null; then
     export PATH="$here/../.venv/bin:$PATH"
@@ -34,7 +37,7 @@ fi
 python=$(dirname "$(command -v deepspeed)")/python
 [[ -x $python ]] || python=python3
 for argument in "$@"; do
-    case $argument in -h | --help) exec "$python" "$here/pretrain.sh" --help ;; esac
+    case $argument in -h | --help) exec "$python" "$self" --help ;; esac
 done
 
 # Asking torch takes seconds, so it is asked only where there may be a GPU at all.
@@ -63,7 +66,7 @@ if [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" 
     fi
 fi
 # Where a flag stands twice the last one counts: the user overrides all of ours.
-exec "$python" "$here/supervise.py" deepspeed $flags ${DEEPSPEED_FLAGS-} "$here/pretrain.sh" "$@"
+exec "$python" "$here/supervise.py" deepspeed $flags ${DEEPSPEED_FLAGS-} "$self" "$@"
 : << "# end"
 '''
 
@@ -73,7 +76,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RANK = int(os.environ.get("RANK", 0))
+RANK = os.environ.get("RANK", "0")
+STOPPED = 75
 
 
 def usage() -> str:
@@ -91,23 +95,28 @@ def settle_on_cpu() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", 1))))
+        ranks = os.environ.get("LOCAL_SIZE", "1")  # checked where there is somebody to say so
+        torch.set_num_threads(max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1)))
 
 
 def main() -> None:
     # The launcher puts --local_rank=N before our arguments; LOCAL_RANK says the same.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     if not arguments:
-        if RANK == 0:
+        if RANK == "0":
             print(usage(), file=sys.stderr)
         sys.exit(2)
     sys.path[0] = str(ROOT)  # in place of launch/, which is no package
     import data_prep.cli  # noqa: F401  goes on in .venv where this Python lacks the packages
+    from data_prep.outlets import survive_console
+    from pretrain.watch import Watch
 
+    survive_console()
+    watch = Watch()
     settle_on_cpu()
     from pretrain.train import main as train
 
-    train(arguments)
+    train(arguments, watch)
 
 
 if __name__ == "__main__":
@@ -115,7 +124,7 @@ if __name__ == "__main__":
         main()
     except SystemExit as stop:
         # The launcher ends every rank as soon as one has left; the first is the one that says why.
-        if stop.code and RANK:
+        if stop.code not in (None, 0, STOPPED) and RANK != "0":
             time.sleep(10)
         raise
 # end

@@ -10,10 +10,12 @@
 # Every stage is one command of the project, shown before it runs: a tour as much as a test. Run it again and finished
 # work is kept or made again, alike. The text is tiny, so is the model: it learns which words are frequent and not much
 # more, and a model fine-tuned from random weights (--from_scratch) does as well or better. Expect a working line.
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@" # sh launch/quickstart.sh
 set -euo pipefail
-case "${1-}" in -*) sed -nE '1d; /^#/!q; s/^# ?//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;; esac
-out=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/quickstart}")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+self=$(readlink -f "$0") # of a link: what it points to
+case "${1-}" in -*) sed -nE '1d; /^#/!q; s/^# ?//p' "$self" >&2; exit 2 ;; esac
+out=$(realpath -m "${1:-$(dirname "$self")/../runs/quickstart}")
+cd "$(dirname "$self")/.."
 [[ $out != "$PWD"/* ]] || out=${out#"$PWD"/} # shorter to read, and to type
 sample=launch/sample
 python=.venv/bin/python

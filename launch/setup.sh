@@ -10,8 +10,9 @@
 #   PYTHON=python3.12 bash launch/setup.sh                          another Python, 3.11 or newer
 #   TORCH="torch==2.13.0 --index-url URL" bash launch/setup.sh      another build of torch (CPU only, another CUDA);
 #                                                                   remembered too
+[ -n "${BASH_VERSION-}" ] || exec bash "$0" "$@" # sh launch/setup.sh
 set -euo pipefail
-cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
+cd -P "$(dirname "$(readlink -f "$0")")/.." # of a link: what it points to
 
 say() { echo "set-up: $*" >&2; }
 fail() { say "$*"; exit 1; }

@@ -5,17 +5,21 @@
 DeepSpeed's launcher ends with 0 when it is killed in the middle, leaves ranks behind, and ends ranks one after another
 when it gets a signal, so that they cannot save together. Here
 
-1. SIGTERM, SIGINT and SIGUSR1 go to the ranks themselves, which save together at the next step and end; a second one
-   kills everything;
-2. nothing that was started outlives this process: orphans come to it (it is their subreaper) and are waited for;
+1. SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a terminal that was closed, unless under nohup) go to the ranks themselves,
+   which save together at the next step and end; a second one kills everything;
+2. nothing that was started outlives this process: orphans come to it (it is their subreaper) and are waited for; where
+   it is itself killed, the kernel ends the launcher, and ranks that lose theirs save and end;
 3. a run that failed is started again, up to RESTARTS times (default 0); it continues from its newest whole checkpoint.
 
 Ends with 0: the run is finished; 2: wrong input; 75: stopped as asked, and saved; else the code of what failed, 128 +
-the number of a signal for what was killed.
+the number of a signal for what was killed. 0 and 75 are what every rank of this host has written at its end, and are
+believed unless one of them then came to another end.
 """
 
+import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,8 +31,12 @@ from types import FrameType
 import psutil
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PR_SET_CHILD_SUBREAPER = 36
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+# A launcher that gets one of these ends by it, or with 1 (DeepSpeed's launch.py): neither says anything about ranks.
+OF_A_SIGNAL = {128 + number for number in FORWARDED}
+OF_THE_LAUNCHER = {*OF_A_SIGNAL, 128 + signal.SIGKILL, 1}
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+LIBC = ctypes.CDLL(None)
 PAUSE = 5.0  # seconds before a restart
 POLL = 0.2  # seconds
 
@@ -39,9 +47,11 @@ class Supervisor:
     def __init__(self, command: list[str], restarts: int):
         self.command, self.restarts = command, restarts
         self.signals = 0  # forwarded so far
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self._stopped_early = False
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
         for number in FORWARDED:
-            signal.signal(number, self._forward)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._forward)
 
     def run(self) -> int:
         """The exit code of the last attempt."""
@@ -49,28 +59,45 @@ class Supervisor:
             code = self._attempt()
             if code in (FINISHED, WRONG_INPUT, STOPPED) or self.signals or attempt == self.restarts:
                 break
-            print(f"the run failed with code {code}; restart {attempt + 1} of {self.restarts}", file=sys.stderr)
+            _say(f"the run failed with code {code}; restart {attempt + 1} of {self.restarts}")
             time.sleep(PAUSE)
+            if self.signals:  # in the pause
+                break
         return code
 
     def _attempt(self) -> int:
-        with tempfile.TemporaryDirectory() as folder:
-            outcome = Path(folder) / "outcome"  # written by rank 0 where it ends well, on this host
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             # A session of its own: Ctrl-C reaches the ranks through us only, once.
             launcher = subprocess.Popen(
-                self.command, start_new_session=True, env={**os.environ, "ZEROBERT_OUTCOME": str(outcome)}
+                self.command,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+                env={**os.environ, "ZEROBERT_OUTCOME": folder},
             )
             try:
-                codes = [_positive(launcher.wait()), *self._wait_for_orphans()]
+                code = launcher.wait()
+                codes = [_positive(code), *self._wait_for_orphans()]
             finally:
                 for process in _descendants():
                     _send(process, signal.SIGKILL)
-            return int(outcome.read_text()) if outcome.exists() else _worst(codes)
+            outcome = _outcome(Path(folder))
+        failures = {code for code in codes if code not in (FINISHED, STOPPED)}
+        if outcome is not None and code <= 192 and failures <= OF_THE_LAUNCHER:
+            return outcome
+        if self._stopped_early and failures <= OF_A_SIGNAL:
+            return STOPPED
+        return _worst(codes)
 
     def _wait_for_orphans(self) -> list[int]:
         """Exit codes of what the launcher left behind. Ranks that lose their launcher save and end by themselves."""
         codes: list[int] = []
+        told: set[int] = set()
         while True:
+            # But for those that lost it in their first moments.
+            for rank in filter(_is_rank, psutil.Process().children()):
+                if rank.pid not in told:
+                    told.add(rank.pid)
+                    _send(rank, signal.SIGTERM)
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -84,6 +111,8 @@ class Supervisor:
         self.signals += 1
         processes = _descendants()
         ranks = [process for process in processes if _is_rank(process)]
+        # Until ranks stand they end by a signal like any process, and there is nothing to save.
+        self._stopped_early = self.signals == 1 and not any(map(_is_remote, processes))
         if self.signals > 1 or not ranks:
             # A second request, or nothing has begun (or runs on other hosts, where the launcher's end is noticed).
             for process in processes:
@@ -104,6 +133,14 @@ def _is_rank(process: psutil.Process) -> bool:
         return False
 
 
+def _is_remote(process: psutil.Process) -> bool:
+    """Whether it starts ranks on other hosts, of which nothing is known here."""
+    try:
+        return process.name() in ("pdsh", "ssh", "mpirun", "mpiexec", "srun")
+    except psutil.Error:
+        return False
+
+
 def _send(process: psutil.Process, number: int) -> None:
     try:
         process.send_signal(number)
@@ -119,9 +156,34 @@ def _positive(code: int) -> int:
 
 def _worst(codes: list[int]) -> int:
     """Stopped-and-saved counts more than the launcher's 0, a failure more than either."""
-    failures = [code for code in codes if code not in (FINISHED, STOPPED)]
-    return failures[0] if failures else max(codes)
+    return next((code for code in codes if code not in (FINISHED, STOPPED)), max(codes))
+
+
+def _outcome(folder: Path) -> int | None:
+    """What all ranks of this host say, each in a file "CODE RANKS"; None where one says nothing, or something else."""
+    told = [path.read_text().split() for path in folder.iterdir()]
+    codes = {int(code) for code, _ in told}
+    return codes.pop() if len(codes) == 1 and len(told) == int(told[0][1]) else None
+
+
+def _end_with_parent() -> None:
+    """In the child: if we are killed, the kernel ends it."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _say(message: str) -> None:
+    with contextlib.suppress(OSError):  # a console that has died ends nothing
+        print(message, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the command line."""
+    restarts = os.environ.get("RESTARTS", "0")
+    if not re.fullmatch(r"[0-9]{1,6}", restarts):
+        _say(f"error: RESTARTS={restarts} is not a number of restarts")
+        return 2
+    return Supervisor(sys.argv[1:], int(restarts)).run()
 
 
 if __name__ == "__main__":
-    sys.exit(Supervisor(sys.argv[1:], int(os.environ.get("RESTARTS", "0"))).run())
+    sys.exit(main())

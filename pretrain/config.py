@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
@@ -104,7 +104,7 @@ class TrainConfig:
     """settings that may be others than the checkpoint's, of those that are refused otherwise: optimizer, data, seed,
     objective, seq_len, init_from; with other samples the run goes on at the beginning of an epoch"""
     hang_timeout: Annotated[float, SECONDS] = 600.0
-    """seconds without progress after which a rank prints its stacks and ends; 0: never"""
+    """seconds without progress of any rank after which each prints its stacks and ends; 0: never"""
     time_limit: Annotated[float, SECONDS] = 0.0
     """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
     stop_before: Annotated[float, SECONDS] = 120.0
@@ -149,7 +149,7 @@ class TrainConfig:
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
         check_ranges(self)
         check_names(self.allow_change)
-        _ = self.spans, self.weighted_stores  # refuses values that make no sense
+        _ = self.spans, self.weighted_stores, self.stop_at(0.0)  # refuse values that make no sense
         if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
         if self.rollback and self.rollback <= 1:
@@ -204,7 +204,7 @@ class TrainConfig:
 
     def stop_at(self, now: float) -> float | None:
         """When the run should save and stop, in seconds as time.time() counts them; None without a limit."""
-        end = now + self.time_limit if self.time_limit else float(os.environ.get("SLURM_JOB_END_TIME", 0))
+        end = now + self.time_limit if self.time_limit else number_in(os.environ, "SLURM_JOB_END_TIME", 0, most=10**12)
         return end - self.stop_before if end else None
 
     def record(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ step is cut. Each rank counts the whole step from the index alone. Position is a
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -177,10 +178,12 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
     )
 
 
-def prefetch(items: Iterator[Item], ahead: int = AHEAD) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], ahead: int = AHEAD, at_end: Callable[[], None] = lambda: None) -> Iterator[Item]:
     """The same items, made by a thread up to `ahead` in advance. An error in the thread is raised here.
 
-    Closing the result, or dropping it, ends the thread.
+    Closing the result, or dropping it, calls `at_end`, which may hurry an item that is being made, and waits for the
+    thread. No daemon: one that frees tensors while the interpreter ends takes the process down. It ends by itself when
+    the main thread does.
     """
     made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(ahead)
     stop = threading.Event()
@@ -193,7 +196,8 @@ def prefetch(items: Iterator[Item], ahead: int = AHEAD) -> Iterator[Item]:
         except BaseException as error:  # handed over, not handled
             _put(made, (None, error), stop)
 
-    threading.Thread(target=work, daemon=True, name="prefetch").start()
+    thread = threading.Thread(target=work, name="prefetch")
+    thread.start()
     try:
         while True:
             item, error = made.get()
@@ -203,10 +207,15 @@ def prefetch(items: Iterator[Item], ahead: int = AHEAD) -> Iterator[Item]:
             yield item
     finally:
         stop.set()
+        at_end()
+        with suppress(queue.Empty):  # room, so that the thread sees it at once
+            while True:
+                made.get_nowait()
+        thread.join()
 
 
 def _put(made: queue.Queue, entry: tuple, stop: threading.Event) -> bool:
-    while not stop.is_set():
+    while not stop.is_set() and threading.main_thread().is_alive():
         try:
             made.put(entry, timeout=0.5)
         except queue.Full:

@@ -1,31 +1,26 @@
 """What can go wrong while training: stop requests, a launcher that died, hangs, and numbers that are no numbers.
 
-    guard = Guard(hang_timeout, stop_at, max_skips)
+    guard = Guard(watch, stop_at, max_skips)
     guard.beat()                 after every micro-batch: not hanging
     guard.skipped(scaler)        a step did not happen: after too many in a row DivergedError says what to try
     guard.stop_reason()          at the step boundary, collective: all ranks stop together, or none
 
 A signal only sets a flag: a rank that saved inside a handler would wait for ranks that are still computing. Flags are
-compared at the step boundary, all ranks save together and end with STOPPED. A hang ends through faulthandler's own
-timer, which needs no Python to run: it prints the stack of every thread and ends the process.
+compared at the step boundary, all ranks save together and end with STOPPED. Hangs, and signals before the first step,
+are the matter of watch.py.
 """
 
-import ctypes
-import faulthandler
-import os
 import signal
-import sys
 import time
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 from pretrain.together import host_group, largest
+from pretrain.watch import STOPPED as STOPPED
+from pretrain.watch import Watch, ancestors
 
-STOPPED = 75  # exit code (EX_TEMPFAIL): stopped as asked and saved; the same command continues
-REASONS = ("", "SIGTERM", "SIGINT", "SIGUSR1", "the launcher is gone", "time is up")
-_SIGNALS = {signal.SIGTERM: 1, signal.SIGINT: 2, signal.SIGUSR1: 3}
-_LAUNCHER, _TIME = 4, 5
-_PR_SET_PDEATHSIG = 1
+REASONS = ("", "SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "the launcher is gone", "time is up")
+_LAUNCHER, _TIME = 5, 6
 
 
 class DivergedError(Exception):
@@ -35,33 +30,21 @@ class DivergedError(Exception):
 class Guard:
     """One a rank."""
 
-    def __init__(self, hang_timeout: float, stop_at: float | None, max_skips: int):
-        """`hang_timeout` in seconds; `stop_at` as time.time() has it; `max_skips` steps in a row."""
-        self.hang_timeout, self.stop_at, self.max_skips = hang_timeout, stop_at, max_skips
+    def __init__(self, watch: Watch, stop_at: float | None, max_skips: int):
+        """`stop_at` as time.time() has it; `max_skips` steps in a row."""
+        self.watch, self.stop_at, self.max_skips = watch, stop_at, max_skips
         self.skips = 0
         self._rollbacks = (-1, 0)  # the step that runs went back to last, how often in a row
         self._group = host_group()
-        self._requested = 0
-        self._launcher = _ancestors()
-        self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
-        if "LOCAL_RANK" in os.environ:
-            # The kernel tells this rank when the process that started it dies, by whatever means.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        self.beat()
-
-    def close(self) -> None:
-        """Give signals back and end the watch."""
-        faulthandler.cancel_dump_traceback_later()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: Any) -> None:
-        self._requested = _SIGNALS[signal.Signals(number)]
+        watch.hold()
 
     def beat(self) -> None:
         """This rank is alive; the watch begins anew."""
-        if self.hang_timeout:
-            faulthandler.dump_traceback_later(self.hang_timeout, exit=True, file=sys.__stderr__ or 2)
+        self.watch.beat()
+
+    def working(self) -> AbstractContextManager[None]:
+        """A block of work of this rank alone, however long: no hang while it keeps the processor or the disk busy."""
+        return self.watch.working()
 
     def stepped(self) -> None:
         """A step happened."""
@@ -101,21 +84,9 @@ class Guard:
 
     def stop_reason(self) -> str:
         """Why all ranks should stop now; empty: go on. Collective."""
-        if not self._requested and _ancestors() != self._launcher:
-            self._requested = _LAUNCHER
-        if not self._requested and self.stop_at is not None and time.time() >= self.stop_at:
-            self._requested = _TIME
-        return REASONS[largest(self._requested, self._group)]
-
-
-def _ancestors() -> tuple[int, int]:
-    """The process that started this rank, and the one that started it: a launcher killed in between shows here."""
-    parent = os.getppid()
-    return parent, _parent_of(parent)
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
+        requested = REASONS.index(signal.Signals(self.watch.requested).name) if self.watch.requested else 0
+        if not requested and ancestors() != self.watch.launcher:
+            requested = _LAUNCHER
+        if not requested and self.stop_at is not None and time.time() >= self.stop_at:
+            requested = _TIME
+        return REASONS[largest(requested, self._group)]

@@ -69,7 +69,8 @@ def loop(run: Run, state: RunState) -> RunState:
         if state.position.phase != phase.number:
             run.meter.event(state.step, "phase", number=phase.number + 1, of=len(run.phases), **phase.described())
         state, end = train_phase(run, phase, entered(phase, state))
-    run.saver.wait()
+    with run.guard.working():
+        run.saver.wait()
     seconds = time.perf_counter() - started
     run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
     return state
@@ -85,8 +86,9 @@ def entered(phase: Phase, state: RunState) -> RunState:
 def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, PhaseEnd]:
     """Train to the end of a phase, to a request to stop, or to a rollback: the state then, and which it was."""
     config, guard = run.config, run.guard
-    micro_batches = this_ranks_batches(run, phase, state)
-    held_out = held_out_samples(phase, config, run.stores)
+    with guard.working():  # an index for each of them
+        micro_batches = this_ranks_batches(run, phase, state)
+        held_out = held_out_samples(phase, config, run.stores)
     held_out_loss: float | None = None
     clock = Clock(config.hours, state.seconds)
     while True:
@@ -174,7 +176,8 @@ def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> 
     """All micro-batches of a step and the optimizer: its counts, whether it happened, its gradient's norm."""
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
     for number in itertools.count():
-        batch, counts, is_last = next(micro_batches)
+        with run.guard.working():
+            batch, counts, is_last = next(micro_batches)
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
         torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
         losses: Losses = engine(batch.to(engine.device))
@@ -207,7 +210,7 @@ def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[Micr
     micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
     if run.engine.device.type == "cuda":
         micro_batches = map(MicroBatch.pin_memory, micro_batches)
-    return prefetch(micro_batches)
+    return prefetch(micro_batches, at_end=stream.mixture.abandon)
 
 
 def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
@@ -234,7 +237,8 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
     """Begin a checkpoint and say so; it is written while training goes on."""
     run.meter.pause()
-    folder = run.saver.save(state, held_out_loss)
+    with run.guard.working():
+        folder = run.saver.save(state, held_out_loss)
     run.meter.event(state.step, "save", checkpoint=folder.name)
     run.meter.unpause()
 

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, parse, print_json, say
+from data_prep.outlets import survive_console
 from data_prep.store import Store
 from pretrain.alike import check_shared, what_ranks_share
 from pretrain.checkpoints import checkpoint
@@ -34,7 +35,7 @@ from pretrain.checkpoints.run_folder import (
 )
 from pretrain.checkpoints.saver import Saver
 from pretrain.config import TrainConfig
-from pretrain.guard import STOPPED, DivergedError, Guard
+from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import MAX_POSITIONS, build, compile_layers, identity_of
 from pretrain.monitor.console import for_stderr, what_came_out, what_runs
@@ -43,49 +44,89 @@ from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
 from pretrain.phases import Phase, engine_settings, phases_of
 from pretrain.together import OtherRankFailed, agreed, same_on_all_ranks, told_by_first
-from pretrain.zero.engine import check_precision, default_precision, join_ranks, quiet, start_engine
+from pretrain.watch import STOPPED, Watch
+from pretrain.zero.engine import (
+    check_launch,
+    check_precision,
+    default_precision,
+    join_ranks,
+    leave_ranks,
+    quiet,
+    start_engine,
+)
 from pretrain.zero.lamb import Lamb
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:
     """Entry of every rank; only the first to meet an error speaks, and before ranks have joined one on each node.
 
     Exit codes as in data_prep/cli.py, and STOPPED where the run was asked to stop, saved, and can be continued.
     """
+    survive_console()
+    watch = watch or Watch()
     try:
-        config = parse(TrainConfig, __doc__, argv)
-        state = train(config)
-    except InputError as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        elif os.environ.get("LOCAL_RANK") == "0" and not dist.is_initialized():
-            print(f"error: rank {rank} on {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except OtherRankFailed as error:
-        sys.exit(error.exit_code)
-    except DivergedError as error:  # on all ranks alike
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
-    except OSError as error:  # the disk, of this rank
-        print(f"error: {error}; checkpoints that were whole still are", file=sys.stderr, flush=True)
-        sys.exit(1)
-    code = 0 if is_finished(config, state) or config.dry_run else STOPPED
-    # For launch/supervise.py: the launcher in between loses exit codes when it is killed or told to end.
-    if os.environ.get("RANK", "0") == "0" and "ZEROBERT_OUTCOME" in os.environ:
-        Path(os.environ["ZEROBERT_OUTCOME"]).write_text(str(code))
+        code = exit_code_of(argv, watch)
+        if code in (0, STOPPED):
+            leave_ranks()
+    finally:
+        watch.end()
+    if code in (0, STOPPED):
+        tell_outcome(code)
     sys.exit(code)
 
 
-def train(config: TrainConfig) -> RunState:
+def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
+    """Train as the command line says; an error becomes one line and a code."""
+    try:
+        check_launch()
+    except InputError as error:  # of this rank, whichever it is
+        say(f"error: {error}")
+        return 2
+    try:
+        config = parse(TrainConfig, __doc__, argv)
+        state = train(config, watch)
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            say(f"error: {error}")
+        elif os.environ.get("LOCAL_RANK") == "0" and not dist.is_initialized():
+            say(f"error: rank {rank} on {socket.gethostname()}: {error}")
+        return 2
+    except OtherRankFailed as error:
+        return error.exit_code
+    except DivergedError as error:  # on all ranks alike
+        if os.environ.get("RANK", "0") == "0":
+            say(f"error: {error}")
+        return 1
+    except OSError as error:  # the disk, of this rank
+        say(f"error: {error}; checkpoints that were whole still are")
+        return 1
+    return 0 if is_finished(config, state) or config.dry_run else STOPPED
+
+
+def tell_outcome(code: int) -> None:
+    """For launch/supervise.py, by each rank: the launcher in between loses exit codes when it is killed or told to end.
+    That the process then ends with this code, too, is seen from there."""
+    if "ZEROBERT_OUTCOME" in os.environ:
+        outcome = Path(os.environ["ZEROBERT_OUTCOME"]) / os.environ.get("LOCAL_RANK", "0")
+        with suppress(OSError):  # the supervisor was killed, nobody will ask
+            outcome.write_text(f"{code} {os.environ.get('LOCAL_SIZE', '1')}")
+
+
+def train(config: TrainConfig, watch: Watch | None = None) -> RunState:
     """Run, or continue, one pretraining. Collective over the ranks that the launcher started.
+
+    `watch` may stand already; it then goes on after this function's end, to that of the process.
 
     Raises
     ------
     InputError: anything wrong with the stores, settings or the run folder, which is then as it was.
     DivergedError: too many steps in a row did not happen.
     """
+    if watch is None:
+        with closing(Watch()) as own:
+            return train(config, own)
+    watch.expect(config.hang_timeout)
     quiet()
     stores = open_stores(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -112,15 +153,16 @@ def train(config: TrainConfig) -> RunState:
     if config.compile:
         compile_layers(model)
 
-    join_ranks()
+    with watch.joining():
+        join_ranks()
     with ExitStack() as ending:
         if config.verify_store:
-            with agreed("stores of --data"):
+            with agreed("stores of --data"), watch.working():
                 verify_stores(stores)
         # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
         same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
         start = Start(None, RunState(), (), record, ())
-        with agreed(f"run folder {config.out}"):
+        with agreed(f"run folder {config.out}"), watch.working():
             if dist.get_rank() == 0:
                 start = find_start(config, record, identity, shapes)  # one rank reads all of it for its checksums
         start = told_by_first(start)
@@ -138,7 +180,8 @@ def train(config: TrainConfig) -> RunState:
         )
         state = start.state
         if start.checkpoint is not None:
-            checkpoint.load(start.checkpoint, partition, engine, identity)
+            with watch.working():
+                checkpoint.load(start.checkpoint, partition, engine, identity)
         with agreed(f"run folder {config.out}"):
             if dist.get_rank() == 0:
                 prepare_folder(config.out, start, stores)
@@ -154,8 +197,7 @@ def train(config: TrainConfig) -> RunState:
                 meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
         saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
         ending.callback(saver.close)
-        guard = Guard(config.hang_timeout, config.stop_at(time.time()), config.max_skips)
-        ending.callback(guard.close)
+        guard = Guard(watch, config.stop_at(time.time()), config.max_skips)
         lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
         return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
 
@@ -165,10 +207,10 @@ def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:
     folder = start.checkpoint
     assert folder is not None
     if wrong := disagreement(config.out, Manifest.read(folder)):
-        print(f"{wrong}; both are written anew", file=sys.stderr, flush=True)
+        say(f"{wrong}; both are written anew")
         with RunLock(config.out):
             prepare_folder(config.out, start, stores)
-    print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
+    say(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)))
 
 
 def dry_run(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-DEADLINE = 240.0  # seconds
+DEADLINE = 540.0  # seconds, of a busy machine
 
 
 def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadline: float = DEADLINE) -> list[Any]:

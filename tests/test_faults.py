@@ -13,28 +13,30 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import InputError
 from data_prep.files import write_json
 from pretrain.checkpoints import run_folder
 from pretrain.checkpoints.checkpoint import RunState, folder_of, newest_whole
 from pretrain.checkpoints.run_folder import RunLock
 from pretrain.config import TrainConfig
-from pretrain.guard import STOPPED
 from pretrain.model import Pretrainer
 from pretrain.train import train
+from pretrain.watch import STOPPED
+from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks, start_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 from tests.test_checkpoint import contents
 
 STEPS = 24
+pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +59,6 @@ def undisturbed(store, tmp_path_factory) -> Path:
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line.get("event") == kind]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise TimeoutError("what the test waits for has not happened")
 
 
 def steps_done(run: Path) -> int:
@@ -133,16 +126,16 @@ def train_with_stderr(settings: TrainConfig, path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path):
     run = tmp_path / "run"
-    ranks = start_ranks(2, train_with_stderr, config(store, run, hang_timeout=3.0), run)
+    ranks = start_ranks(2, train_with_stderr, config(store, run, hang_timeout=10.0), run)
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, signal.SIGSTOP)  # rank 1 is silent; rank 0 waits for it in a collective
-    ranks[0][0].join(30)
+    ranks[0][0].join(PATIENCE)
     assert ranks[0][0].exitcode == 1
     stack = (tmp_path / "stderr-0").read_text()
     assert "Timeout" in stack
     assert "one_step" in stack or "stop_reason" in stack
     os.kill(ranks[1][0].pid, signal.SIGCONT)
-    ranks[1][0].join(30)
+    ranks[1][0].join(PATIENCE)
     assert ranks[1][0].exitcode == 1
     finish_and_compare(store, run, undisturbed)
 
@@ -332,37 +325,68 @@ def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_pat
     assert contents(folder_of(cut, 6)) == contents(folder_of(tmp_path / "run", 6))
 
 
+KINDS = {"supervise.py": "supervisor", "--local_rank=": "rank", "deepspeed.launcher.launch": "launch.py"}
+
+
+def kind_of(process: psutil.Process) -> str:
+    """Which part of a launched run a process is; empty for others, such as git, or one that has just gone."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return ""
+    found = (kind for part, kind in KINDS.items() if any(word.endswith(part) or part in word for word in words))
+    return next(found, "deepspeed" if any(word.endswith("/deepspeed") for word in words) else "")
+
+
+def family(process: subprocess.Popen) -> dict[str, list[psutil.Process]]:
+    """The processes of a run that has begun to train, by kind."""
+    found: dict[str, list[psutil.Process]] = {"rank": [], "launch.py": [], "deepspeed": [], "supervisor": []}
+    for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        if kind := kind_of(member):
+            found[kind].append(member)
+    return found
+
+
+def is_over(member: psutil.Process) -> bool:
+    """Whether a process has ended; it may wait for a parent that reads its exit code."""
+    try:
+        return not member.is_running() or member.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.slow
 class TestLauncher:
     """The real command, its processes found in the process table."""
 
-    def start(self, store: Path, run: Path, *more: str) -> subprocess.Popen:
-        command = [
-            "bash", "launch/pretrain.sh", "--data", str(store), "--out", str(run), "--model", "bert-tiny",
+    def launch(self, store: Path, run: Path, *more: str, **environment: str) -> subprocess.Popen:
+        return start(
+            "bash", "launch/pretrain.sh", "--data", store, "--out", run, "--model", "bert-tiny",
             "--seq_len", "32", "--steps", "100000", "--lr", "1e-3", "--global_batch", "8", "--save_every", "0",
             "--eval_samples", "0", "--log_every", "1", *more,
-        ]  # fmt: skip
-        return subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "RANKS": "2"}, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+            env={"RANKS": "2", **environment}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
-    def family(self, process: subprocess.Popen) -> dict[str, list[psutil.Process]]:
-        found: dict[str, list[psutil.Process]] = {"rank": [], "launch.py": [], "deepspeed": [], "supervisor": []}
-        for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            line = " ".join(member.cmdline())
-            kind = (
-                "rank" if "--local_rank=" in line else "launch.py" if "deepspeed.launcher.launch" in line
-                else "supervisor" if "supervise.py" in line else "deepspeed"
-            )  # fmt: skip
-            found[kind].append(member)
+    def training(self, process: subprocess.Popen, run: Path) -> dict[str, list[psutil.Process]]:
+        wait_for(lambda: steps_done(run) >= 3 or process.poll() is not None)
+        found = family(process)
+        assert {kind: len(members) for kind, members in found.items()} == {
+            "rank": 2, "launch.py": 1, "deepspeed": 1, "supervisor": 1,
+        }  # fmt: skip
         return found
+
+    def saved_once(self, run: Path) -> None:
+        assert len(events(run, "stop")) == len(events(run, "save")) == 1
+        assert newest_whole(run) == folder_of(run, events(run, "save")[0]["step"])
 
     @pytest.mark.parametrize(
         ("target", "number"),
         [
             ("supervisor", signal.SIGTERM),
             ("supervisor", signal.SIGUSR1),
+            ("supervisor", signal.SIGHUP),
             ("deepspeed", signal.SIGTERM),
+            ("deepspeed", signal.SIGKILL),
             ("launch.py", signal.SIGTERM),
             ("launch.py", signal.SIGUSR1),
             ("launch.py", signal.SIGKILL),
@@ -372,34 +396,29 @@ class TestLauncher:
     )
     def test_a_signal_saves_once_and_leaves_no_orphan(self, store, tmp_path, target, number):
         run = tmp_path / "run"
-        process = self.start(store, run)
-        try:
-            wait_for(lambda: steps_done(run) >= 3)
-            family = self.family(process)
-            assert {kind: len(members) for kind, members in family.items()} == {
-                "rank": 2, "launch.py": 1, "deepspeed": 1, "supervisor": 1,
-            }  # fmt: skip
-            if target == "group":
-                os.killpg(process.pid, number)
-            else:
-                family[target][0].send_signal(number)
-            code = process.wait(60)
-        finally:
-            process.kill()
-        assert code == STOPPED
-        wait_for(lambda: not any(member.is_running() for members in family.values() for member in members), 10)
-        assert len(events(run, "stop")) == len(events(run, "save")) == 1
-        assert newest_whole(run) == folder_of(run, events(run, "save")[0]["step"])
+        process = self.launch(store, run)
+        members = self.training(process, run)
+        if target == "group":
+            os.killpg(process.pid, number)
+        else:
+            members[target][0].send_signal(number)
+        assert wait_for(lambda: process.poll() is not None and [process.returncode]) == [STOPPED]
+        wait_for(lambda: all(is_over(member) for kind in members.values() for member in kind))
+        self.saved_once(run)
 
-    def test_a_killed_rank_is_restarted(self, store, tmp_path, monkeypatch):
-        monkeypatch.setenv("RESTARTS", "1")
+    def test_kill_9_of_the_supervisor_saves_and_leaves_no_orphan(self, store, tmp_path):
         run = tmp_path / "run"
-        process = self.start(store, run, "--steps", "40", "--save_every", "5")
-        try:
-            wait_for(lambda: newest_whole(run) if (run / "checkpoints").exists() else None)
-            self.family(process)["rank"][1].kill()
-            assert process.wait(240) == 0
-        finally:
-            process.kill()
+        process = self.launch(store, run)
+        members = self.training(process, run)
+        process.kill()
+        wait_for(lambda: all(is_over(member) for kind in members.values() for member in kind))
+        self.saved_once(run)
+
+    def test_a_killed_rank_is_restarted(self, store, tmp_path):
+        run = tmp_path / "run"
+        process = self.launch(store, run, "--steps", "40", "--save_every", "5", RESTARTS="1")
+        wait_for(lambda: newest_whole(run) if (run / "checkpoints").exists() else None)
+        family(process)["rank"][1].kill()
+        assert wait_for(lambda: process.poll() is not None and [process.returncode]) == [0]
         assert len(events(run, "resume")) == 1
         assert newest_whole(run) == folder_of(run, 40)

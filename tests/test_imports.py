@@ -26,7 +26,7 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 FROM_DATA_PREP = {
     f"data_prep.{name}"
     for name in (
-        *("store", "cli", "fields", "files", "foreign", "mapped", "ranges", "tokens.contract"),
+        *("store", "cli", "fields", "files", "foreign", "mapped", "outlets", "ranges", "tokens.contract"),
         *("samples.pairs", "samples.masking", "samples.draws", "samples.coverage"),
     )
 }

@@ -18,7 +18,7 @@ departures, recorded in docs/design.md:
 Without pairs (mlm) samples are whole sentences, and what is longer than a sample goes on in the next: no token is lost.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -151,8 +151,17 @@ class _Cuts(NamedTuple):
     label: np.ndarray  # [N] bool
 
 
-def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
+def build(
+    sentences: Sentences,
+    seq_len: int,
+    objective: Objective,
+    seed: int,
+    pass_number: int,
+    go_on: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """The samples [N] (SAMPLE) of one pass over the sentences: every sentence is used, none twice but as a random B.
+
+    `go_on` is called in between, and gives up by raising.
 
     Raises
     ------
@@ -164,13 +173,18 @@ def build(sentences: Sentences, seq_len: int, objective: Objective, seed: int, p
         return np.zeros(0, SAMPLE)
     if objective == "mlm":
         chains = _Chains.of(sentences, CHAIN * seq_len)
-        return np.concatenate([_full_sentences(sentences, chains, c, seq_len - 2) for c in _blocks(len(chains.first))])
+        parts = []
+        for chosen in _blocks(len(chains.first)):
+            go_on()
+            parts.append(_full_sentences(sentences, chains, chosen, seq_len - 2))
+        return np.concatenate(parts)
     room = seq_len - 3
     pieces = Pieces.cut(sentences, room, seed, pass_number)
     documents = pieces.of.documents
     document_ends = np.repeat(documents[1:], np.diff(documents)) if objective == "nsp" else None
     parts = []
     for document, cuts in _walk(pieces.of, seq_len, objective, seed, pass_number):
+        go_on()
         for some in _blocks(len(cuts.key)):
             few = _Cuts(*(column[some[0] : some[-1] + 1] for column in cuts))
             parts.append(_pairs(pieces, document[some], few, room, document_ends))

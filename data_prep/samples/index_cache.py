@@ -16,6 +16,7 @@ import hashlib
 import io
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,10 +29,16 @@ from data_prep.files import write_whole
 
 WORTH = 4 << 20  # bytes; a smaller array is made in a few milliseconds
 KEPT = 2  # passes before the newest one
+POLL = 0.05  # seconds between two looks at a lock that another process holds
 
 
-def cached(settings: tuple[Any, ...], number: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` returns, from the cache where it is there; `settings` and `number` say all that it depends on."""
+def cached(
+    settings: tuple[Any, ...], number: int, make: Callable[[], np.ndarray], go_on: Callable[[], None] = lambda: None
+) -> np.ndarray:
+    """What `make` returns, from the cache where it is there; `settings` and `number` say all that it depends on.
+
+    `go_on` is called while another process makes it, and gives up by raising.
+    """
     folder = _folder()
     if folder is None:
         return make()
@@ -40,7 +47,7 @@ def cached(settings: tuple[Any, ...], number: int, make: Callable[[], np.ndarray
     try:
         if (found := _load(path)) is not None:
             return found
-        with _locked(path):
+        with _locked(path, go_on):
             if (found := _load(path)) is not None:  # made while we waited
                 return found
             made = make()
@@ -81,13 +88,23 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, go_on: Callable[[], None]) -> Iterator[None]:
     descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _is_mine(descriptor):
+            go_on()
+            time.sleep(POLL)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_mine(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _forget(folder: Path, key: str, newest: int) -> None:

@@ -11,6 +11,7 @@ index_cache.py keeps it on disk for all ranks and for a run that continues.
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ from data_prep.samples.index_cache import cached
 from data_prep.store import HELD_OUT, Store
 
 _ORDER, _STORE = 2, 3  # what is drawn, as the last part of a key
+
+
+class Abandoned(Exception):  # noqa: N818
+    """Nobody waits for this any more."""
 
 
 class Picked(NamedTuple):
@@ -98,6 +103,7 @@ class Mixture:
         self.seq_len, self.objective, self.seed, self.held_out = seq_len, objective, seed, held_out
         self._passes: dict[tuple[int, int], np.ndarray] = {}
         self._ahead: threading.Thread | None = None
+        self._abandoned = threading.Event()
         flags = np.concatenate([shard.document_flags for store in stores for shard in store.shards])
         if not ((flags & HELD_OUT > 0) == held_out).any():
             kind = "held-out" if held_out else "training"
@@ -128,13 +134,25 @@ class Mixture:
     def build_ahead(self, number: int) -> None:
         """Begin to make what `epoch(number)` will need, in a thread."""
         if self._ahead is None:
-            self._ahead = threading.Thread(target=self._build_passes, args=(number,), daemon=True, name="index")
+            self._ahead = threading.Thread(target=self._build_passes, args=(number,), name="index")
             self._ahead.start()
 
+    def abandon(self) -> None:
+        """No more epochs are needed: what is being built is given up."""
+        self._abandoned.set()
+        if self._ahead is not None:
+            self._ahead.join()
+
     def _build_passes(self, number: int) -> None:
-        for store, weight in enumerate(self.weights):
-            for pass_number in range(int(number * weight), math.ceil((number + 1) * weight)):
-                self._samples(store, pass_number)
+        with suppress(Abandoned):
+            for store, weight in enumerate(self.weights):
+                for pass_number in range(int(number * weight), math.ceil((number + 1) * weight)):
+                    self._samples(store, pass_number)
+
+    def _go_on(self) -> None:
+        """Called again and again by what takes long: a thread must not outlive the program's end for it."""
+        if self._abandoned.is_set() or not threading.main_thread().is_alive():
+            raise Abandoned
 
     def _samples(self, store: int, pass_number: int) -> np.ndarray:
         key = (store, pass_number)
@@ -149,7 +167,9 @@ class Mixture:
                     self.objective,
                     self.seed,
                     pass_number,
+                    self._go_on,
                 ),
+                self._go_on,
             )
         return self._passes[key]
 

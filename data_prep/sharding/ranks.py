@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, number_in
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,15 +45,31 @@ class Place(NamedTuple):
 
 
 def rank_and_world(environment: Mapping[str, str] = os.environ) -> Place:
-    """This process' place as its launcher tells it; (0, 1) where nothing launched it."""
+    """This process' place as its launcher tells it; (0, 1) where nothing launched it.
+
+    Raises
+    ------
+    InputError: what a launcher says cannot be: parts of the work would be done twice, or by nobody.
+    """
     for rank, world in _LAUNCHERS:
         if rank in environment and world in environment:
-            return Place(int(environment[rank]), int(environment[world]))
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", d)) for name, d in (("MIN", 0), ("STEP", 1)))
-        task = int(environment["SLURM_ARRAY_TASK_ID"])
-        return Place((task - first) // step, int(environment["SLURM_ARRAY_TASK_COUNT"]))
+            return _place(environment, rank, number_in(environment, rank), number_in(environment, world, least=1))
+    task = "SLURM_ARRAY_TASK_ID"
+    if task in environment:
+        first = number_in(environment, "SLURM_ARRAY_TASK_MIN", 0)
+        step = number_in(environment, "SLURM_ARRAY_TASK_STEP", 1, least=1)
+        count = number_in(environment, "SLURM_ARRAY_TASK_COUNT", least=1)
+        return _place(environment, task, (number_in(environment, task) - first) // step, count)
     return Place(0, 1)
+
+
+def _place(environment: Mapping[str, str], name: str, rank: int, world: int) -> Place:
+    if not 0 <= rank < world:
+        raise InputError(
+            f"{name}={environment[name]} makes this rank {rank} of {world}; ranks go from 0 to {world - 1} "
+            "(a Slurm array must be one range, such as --array=0-7)"
+        )
+    return Place(rank, world)
 
 
 def part_of(items: Sequence[T], rank: int, world: int) -> Sequence[T]:

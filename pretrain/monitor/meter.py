@@ -25,13 +25,14 @@ import torch.distributed as dist
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import BertConfig
 
+from data_prep.outlets import Journal, failure_of
 from pretrain.data import StepCounts
 from pretrain.evaluation import Source
 from pretrain.model import Losses
+from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
 from pretrain.monitor.memory import peak
 
@@ -94,12 +95,12 @@ class Meter:
     def __init__(self, run: Path, config: BertConfig, steps: int, first_step: int, device: torch.device):
         self.config, self.steps, self.device = config, steps, device
         self.is_writer = dist.get_rank() == 0
-        self.metrics = open(run / "metrics.jsonl", "a") if self.is_writer else None  # noqa: SIM115 - lives with the run
-        self.log = open(run / "log.txt", "a") if self.is_writer else None  # noqa: SIM115
-        # purge_step: what a lost stretch after the checkpoint wrote would otherwise be drawn twice.
-        self.board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1) if self.is_writer else None
+        self.metrics, self.log = Journal(run / "metrics.jsonl"), Journal(run / "log.txt")
+        self._failing: set[str] = set()  # what has been complained about
         on_terminal = self.is_writer and sys.stderr.isatty()
+        tqdm.monitor_interval = 0  # no thread of its own
         self.bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal, dynamic_ncols=True)
+        self.board = Board(run / "tensorboard", first_step, self.say) if self.is_writer else None
         self.peak = 0.0
         self._measure_peak()
         self.started = self.last_time = time.perf_counter()
@@ -130,8 +131,7 @@ class Meter:
         self._reset()
         self.last_time, self.last_step = time.perf_counter(), step
         if self.board is not None:
-            self.board.close()
-            self.board = SummaryWriter(self.board.log_dir, purge_step=step + 1)
+            self.board.begin(step)
 
     def add_step(self, counts: StepCounts) -> None:
         """Add a step that happened, with its counts over all ranks."""
@@ -159,15 +159,30 @@ class Meter:
 
     def say(self, message: str) -> None:
         """A line for people, on rank 0: console (above the bar, if there is one) and log.txt."""
-        if self.log is not None:
-            self.bar.write(message, file=sys.stderr)
-            print(message, file=self.log, flush=True)
+        if self.is_writer:
+            self._tell(message, message)
 
     def show(self, *parts: Table | Text) -> None:
         """Tables for people, on rank 0: console and log.txt."""
-        if self.log is not None:
-            self.bar.write(for_stderr(*parts), file=sys.stderr)
-            print(rendered(*parts), file=self.log, flush=True)
+        if self.is_writer:
+            self._tell(for_stderr(*parts), rendered(*parts))
+
+    def _tell(self, on_console: str, in_log: str) -> None:
+        self.bar.write(on_console, file=sys.stderr)
+        self.log.write(in_log)
+        self._complain("the console", failure_of(sys.stderr), 0)
+        self._complain(self.log.path, self.log.failure, self.log.lost)
+
+    def _complain(self, outlet: object, failure: OSError | None, lost: int) -> None:
+        """Say once that an outlet fails, and once that it does no longer: to those that are left. The run goes on."""
+        name = str(outlet)
+        if failure is not None and name not in self._failing:
+            self._failing.add(name)
+            reason = failure.strerror or failure
+            self.say(f"warning: {name} cannot be written ({reason}); the run goes on, and saves as it would")
+        elif failure is None and name in self._failing:
+            self._failing.remove(name)
+            self.say(f"{name} is written again; " + (f"{lost:,} lines are lost" if lost else "nothing is lost"))
 
     def write(
         self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
@@ -247,8 +262,7 @@ class Meter:
         line = {"kind": "trust", "step": step, "ratios": _spread(list(ratios.values())), "by_layer": summary}
         self._record(line, step, None)
         if self.board is not None:
-            for layer, spread in summary.items():
-                self.board.add_scalars(f"trust_ratio/{layer}", spread, step)
+            self.board.draw(step, {}, {f"trust_ratio/{layer}": spread for layer, spread in summary.items()})
 
     def event(self, step: int, event: str, **details: Any) -> None:
         """Write that something happened: resume, save, skip, stop."""
@@ -264,21 +278,19 @@ class Meter:
         self.last_time += time.perf_counter() - self.paused_at
 
     def _record(self, line: dict[str, Any], step: int, group: str | None) -> None:
-        if self.metrics is None or self.board is None:
+        if self.board is None:
             return
-        print(json.dumps(line), file=self.metrics, flush=True)
+        self.metrics.write(json.dumps(line))
+        self._complain(self.metrics.path, self.metrics.failure, self.metrics.lost)
         if group is not None:
-            for name, value in line.items():
-                if name == "by_source":
-                    for source, scores in value.items():
-                        self.board.add_scalar(f"{group}_by_source/{source}", scores["mlm_loss"], step)
-                elif name not in ("kind", "step", "held_out"):
-                    self.board.add_scalar(f"{group}/{name}", value, step)
-            self.board.flush()
+            self.board.draw(step, scalars(group, line))
 
     def close(self) -> None:
-        """Flush and close the files."""
+        """End the bar and the curves, and say what of the metrics is missing in the end."""
         self.bar.close()
-        for file in (self.metrics, self.log, self.board):
-            if file is not None:
-                file.close()
+        if self.board is not None:
+            self.board.close()
+        if missing := self.metrics.waiting + self.metrics.lost:
+            self.say(
+                f"warning: {self.metrics.path} lacks {missing:,} lines ({self.metrics.failure or 'too many waited'})"
+            )

@@ -7,7 +7,7 @@ With partition.py the only file that knows DeepSpeed.
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, number_in
 from pretrain.model import Pretrainer, parameter_groups
 from pretrain.zero.ds_config import precision_of
 from pretrain.zero.lamb import VARIANTS, Lamb
@@ -44,6 +44,20 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def check_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse what a launcher of ranks that train together cannot have meant.
+
+    Raises
+    ------
+    InputError: naming the variable.
+    """
+    world = number_in(environment, "WORLD_SIZE", 1, least=1)
+    number_in(environment, "RANK", 0, most=world - 1)
+    number_in(environment, "LOCAL_RANK", 0, most=world - 1)
+    number_in(environment, "LOCAL_SIZE", 1, least=1)
+    number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
+
+
 def join_ranks() -> None:
     """Start torch.distributed: gloo on CPU, NCCL on GPUs. A process alone needs no launcher and no set port."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -53,6 +67,12 @@ def join_ranks() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+
+
+def leave_ranks() -> None:
+    """End the threads of torch.distributed, where it was started: none may be left when the interpreter ends."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def start_engine(
