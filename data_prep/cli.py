@@ -23,6 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from data_prep.errors import InputError as InputError
+from data_prep.ranges import check_arguments
+
 ROOT = Path(__file__).resolve().parent.parent
 C = TypeVar("C")
 
@@ -42,10 +45,6 @@ if importlib.util.find_spec("tyro") is None:
 import tyro  # noqa: E402
 
 
-class InputError(Exception):
-    """Something a user gave us is wrong. The message names the file, the value and the remedy."""
-
-
 def say(message: str) -> None:
     """A line of progress: to stderr, so that stdout holds results only."""
     print(message, file=sys.stderr, flush=True)
@@ -63,8 +62,6 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     ------
     InputError: an empty value, a number out of its range; where the dataclass' own `__post_init__` refuses one.
     """
-    from data_prep.ranges import check_arguments  # inside: it takes its error from here
-
     args = sys.argv[1:] if args is None else args
     check_arguments(config_class, args)
     return tyro.cli(
