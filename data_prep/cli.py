@@ -25,6 +25,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from data_prep.errors import InputError as InputError
+from data_prep.ranges import check_arguments
+
 ROOT = Path(__file__).resolve().parent.parent
 C = TypeVar("C")
 # What a terminal would act on, or an encoder choke on: controls, marks of writing direction, halves of surrogates.
@@ -46,10 +49,6 @@ if importlib.util.find_spec("tyro") is None:
 import tyro  # noqa: E402
 
 from data_prep.outlets import failure_of, survive_console  # noqa: E402
-
-
-class InputError(Exception):
-    """Something a user gave us is wrong. The message names the file, the value and the remedy."""
 
 
 def printable(text: object) -> str:
@@ -96,8 +95,6 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     ------
     InputError: an empty value, a number out of its range; where the dataclass' own `__post_init__` refuses one.
     """
-    from data_prep.ranges import check_arguments  # inside: it takes its error from here
-
     args = sys.argv[1:] if args is None else args
     check_arguments(config_class, args)
     return tyro.cli(

@@ -13,7 +13,7 @@ Every range has two finite ends, so that nan, inf and a slip of the finger over 
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from data_prep.cli import InputError
+from data_prep.errors import InputError
 
 SHOWN = 40  # characters of a value in a message
 

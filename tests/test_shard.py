@@ -210,7 +210,7 @@ def test_oddities_are_counted_and_sentences_cut(vocab, tmp_path):
         ({"a.txt": "\n \n"}, "", "the corpus holds no text"),
         ({"a.txt": ""}, "", "the corpus is empty"),
         ({"a.jsonl": '{"body": "x"}'}, "--workers 2", "has no field 'text'"),
-        ({"a.jsonl": '{"text": "x"}'}, "--holdout 1.5", "--holdout 1.5 is not a part"),
+        ({"a.jsonl": '{"text": "x"}'}, "--holdout 1.5", "--holdout 1.5 must lie in [0, 1)"),
         ({"a.jsonl": '{"text": "x"}'}, "--vocab c", "is not a tokenizer folder"),
         ({"a.jsonl": '{"text": "x"}'}, "--out taken", "exists and is not a token store"),
         ({"a.jsonl": '{"text": "x"}'}, "--txt paragraphs", "paragraphs"),

@@ -110,7 +110,9 @@ def _wrong(name: str, value: Any) -> str:
     if name in YES_OR_NO:
         return "" if isinstance(value, bool) else "be true or false"
     if allowed := NUMBERS.get(name):
-        return "" if allowed.holds(value) else f"be a {'whole ' if allowed.whole else ''}number and {allowed}"
+        is_number = type(value) is int or (type(value) is float and not allowed.whole)
+        kind = "" if is_number else f"be a {'whole ' if allowed.whole else ''}number and "
+        return "" if allowed.holds(value) else f"{kind}{allowed}"
     if allowed := PAIRS.get(name):
         fits = isinstance(value, list) and len(value) == 2 and all(map(allowed.holds, value))
         return "" if fits else f"be two numbers that {allowed}"
