@@ -210,7 +210,7 @@ def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:
         say(f"{wrong}; both are written anew")
         with RunLock(config.out):
             prepare_folder(config.out, start, stores)
-    say(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)))
+    print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
 
 
 def dry_run(
