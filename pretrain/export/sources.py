@@ -89,7 +89,7 @@ def _from_run(folder: Path) -> Source:
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
-    name, title, story, record = _told(run, manifest, record_under(folder, manifest))
+    name, title, story, record = describe_run(run, manifest, record_under(folder, manifest))
     return Source(
         folder,
         manifest.step,
@@ -104,7 +104,7 @@ def _from_run(folder: Path) -> Source:
     )
 
 
-def _told(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
+def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
     """Name, title and story of a run, and its record for provenance.json; where that is damaged, what the checkpoint
     itself says, which knows less of where it comes from."""
     try:
