@@ -173,7 +173,7 @@ def test_a_flipped_byte_of_metrics_stops_nothing(run):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         with suppress(InputError):  # of one line of training nothing may be left
             History.read(run).summary()
-        evaluation = sources._last_evaluation(run, manifest)
+        evaluation = sources.last_evaluation(run, manifest)
         assert evaluation is not None
         assert evaluation["mlm_loss"] == 3.25
 
@@ -183,7 +183,7 @@ def test_an_evaluation_that_a_resume_took_back_is_not_on_the_card(run, tmp_path)
     lines = [*LINES[:4], held_out(5, 2.0, perplexity=7.4), event(3, "resume", checkpoint="step-0000003"), train(6)]
     write_metrics(run, lines)
     manifest = sources.read_manifest(run / "checkpoints/step-0000006")._replace(held_out_loss=None)
-    evaluation = sources._last_evaluation(run, manifest)
+    evaluation = sources.last_evaluation(run, manifest)
     assert evaluation is not None
     assert evaluation["mlm_loss"] == 4.5
 

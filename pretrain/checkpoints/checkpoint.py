@@ -181,6 +181,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_file(file: Path, entry: FileEntry) -> None:
+    """Compare a file with its entry in the manifest.
+
+    Raises
+    ------
+    InputError: missing, of another size, or with another checksum.
+    """
     if not file.is_file():
         raise InputError(f"{file} is missing")
     try:

@@ -99,7 +99,7 @@ def _from_run(folder: Path) -> Source:
         name,
         title,
         story,
-        _last_evaluation(run, manifest),
+        last_evaluation(run, manifest),
         {"run": str(run)} | record,
     )
 
@@ -269,7 +269,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
+def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
     """The newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume from
     before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
     path = run / "metrics.jsonl"
