@@ -278,7 +278,7 @@ class TestDamage:
 
     def test_many_short_files_with_a_little_damage_each_are_much_together(self, vocab_folder, tmp_path):
         for number in range(20):
-            write(tmp_path / f"c/{number}.txt", b"a stone \xff\xfa\xff walked %d" % number)
+            write(tmp_path / f"c/{number}.txt", f"a stone \ufffd\ufffd\ufffd walked {number}")
         arguments = tmp_path / "c", vocab_folder, tmp_path / "store"
         done = shard(*arguments)
         assert (done.returncode, "the corpus as a whole, c/0.txt and others: " in done.stderr) == (2, True)
