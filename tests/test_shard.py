@@ -167,7 +167,12 @@ shard.main(parse(shard.ShardConfig, None, sys.argv[3:]))
 
 
 @pytest.mark.parametrize(
-    "moment", ["held_out write_shard", "held_out sha256_of", "manifest copy_tokenizer", "manifest write_sealed"]
+    "moment",
+    [
+        "manifest copy_tokenizer",
+        *(pytest.param(f"held_out {name}", marks=pytest.mark.slow) for name in ("write_shard", "sha256_of")),
+        pytest.param("manifest write_sealed", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_while_it_is_finished_it_continues_to_the_same_bytes(vocab, tmp_path, moment):
     source = write(tmp_path / "a.txt", as_lines(texts(30, seed=2)))
