@@ -199,6 +199,12 @@ class TestNaming:
         done = shard(tmp_path / "c", vocab_folder, tmp_path / "store", "--max_damaged", share)
         assert (done.returncode, f"--max_damaged {share} must lie in [0, 1]" in done.stderr) == (2, True)
 
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+    def test_utf16_and_utf32_can_be_named_without_an_order_of_bytes(self, tmp_path, encoding):
+        write(tmp_path / "a.txt", TALES["de"].encode(encoding))
+        write(tmp_path / "marked.txt", f"\ufeff{TALES['zh']}".encode(encoding))
+        assert read(tmp_path, encoding=encoding[:6]) == [TALES["de"], TALES["zh"]]
+
     def test_utf8_can_be_named(self):
         assert [named_encoding(name) for name in ("UTF8", "utf_8_sig", "U8")] == ["utf-8"] * 3
 

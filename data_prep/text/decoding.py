@@ -103,6 +103,8 @@ def find_encoding(pieces: Sequence[bytes], named: str | None = None, whole: bool
     """The encoding of a text by its beginning, the first of `pieces`, and what else of it is at hand; `named` says it,
     unless a byte order mark does. `whole`: the first piece is all of the text, and no character is cut at its end."""
     found = _by_mark(pieces[0])
+    if found is None and named in ("utf-16", "utf-32"):  # which byte comes first, its zeros say; else as Windows has it
+        found = _wide(pieces[0], 0, 1) or Found(f"{named}-le")
     if found is None:
         found = _by_content(pieces, whole) if named is None else Found("" if named == "utf-8" else named)
     if found.encoding == "" and _ends_in_cr(pieces):
