@@ -36,7 +36,7 @@ from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
 from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import Place, local_workers, run_local
 from data_prep.text.cleaning import hash_of, identity_of
-from data_prep.text.corpus import Source, check_damage, find_sources
+from data_prep.text.corpus import Source, check_damage_of_all, find_sources
 from data_prep.text.unpack import check_unchanged
 
 SHINGLE = 5  # words
@@ -118,9 +118,10 @@ def main(config: DedupConfig) -> None:
     for part in seen.values():
         for source, odd in part.counts.items():
             counts.setdefault(source, Counter()).update(odd)
-    for number, one in enumerate(sources):
+    for one in sources:
         check_unchanged(one)
-        check_damage(one, counts.get(number, Counter()), config.max_damaged, config.encoding is not None)
+    counted = [(one, counts.get(number, Counter())) for number, one in enumerate(sources)]
+    check_damage_of_all(counted, config.max_damaged, config.encoding is not None)
     everything = [seen[unit.number] for unit in plan.units]
     identities, texts = (
         np.concatenate([getattr(part, name) for part in everything]) for name in ("identities", "texts")

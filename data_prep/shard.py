@@ -45,7 +45,7 @@ from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
 from data_prep.store import Store, continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
-from data_prep.text.corpus import Source, check_damage, find_sources
+from data_prep.text.corpus import Source, check_damage_of_all, find_sources
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
 from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import contract
@@ -213,9 +213,10 @@ def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
     ------
     InputError: naming the file.
     """
-    for number, source in enumerate(job.sources, job.first_source):
+    for source in job.sources:
         check_unchanged(source)
-        check_damage(source, counts.get(number, Counter()), job.config.max_damaged, job.config.encoding is not None)
+    counted = [(source, counts.get(number, Counter())) for number, source in enumerate(job.sources, job.first_source)]
+    check_damage_of_all(counted, job.config.max_damaged, job.config.encoding is not None)
 
 
 def outlook(store: Store) -> list[str]:

@@ -38,7 +38,14 @@ from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
 from data_prep.ranges import Range, check_ranges
-from data_prep.text.corpus import Source, check_damage, find_sources, read_documents, sound_documents
+from data_prep.text.corpus import (
+    Source,
+    check_damage,
+    check_damage_of_all,
+    find_sources,
+    read_documents,
+    sound_documents,
+)
 from data_prep.text.sentences import splitter
 from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import sentencepieces
@@ -267,6 +274,7 @@ def _joins(tokenizer: Tokenizer, character: str) -> bool:
 def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[list[str]]:
     """Paragraphs of the whole corpus in batches of about 1 MB, with a progress bar."""
     counts: Counter[str] = Counter()
+    counted: list[tuple[Source, Counter[str]]] = []
     batch: list[str] = []
     size = 0
     with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
@@ -280,8 +288,10 @@ def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[
                     yield batch
                     batch, size = [], 0
             check_unchanged(source)
-            check_damage(source, seen, config.max_damaged, config.encoding is not None)
+            check_damage(source, seen, config.max_damaged, config.encoding is not None)  # now, not hours later
+            counted.append((source, seen))
             counts += seen
+        check_damage_of_all(counted, config.max_damaged, config.encoding is not None)
         bar.update(size)
         yield batch
     if counts["invalid_utf8"] and what == "words":

@@ -36,6 +36,9 @@ TALES = {
     "sv": "Det var en gång en gammal mjölnare som hade tre söner. Den äldste var stark och flitig, "
     "den mellersta kunde "
     "sjunga vackert och den yngste satt hela dagarna vid skogen och lyssnade på fåglarna.",
+    "hu": "Egyszer volt, hol nem volt, volt egyszer egy öreg molnár, akinek három fia volt. A legidősebb erős és "
+    "szorgalmas volt, a középső gyönyörűen énekelt, a legkisebb pedig egész nap az erdő szélén hallgatta a madarakat.",
+    "th": "กาลครั้งหนึ่งนานมาแล้ว มีคนโม่แป้งแก่คนหนึ่งอาศัยอยู่ในหมู่บ้านเล็กๆ ริมแม่น้ำ เขามีลูกชายสามคน คนโตแข็งแรงและขยัน",
     "pl": "Dawno temu w małej wiosce nad rzeką żył stary młynarz, który miał trzech synów. Najstarszy był silny i "
     "pracowity, średni potrafił pięknie śpiewać, a najmłodszy całymi dniami siedział pod lasem i słuchał ptaków.",
     "tr": "Bir zamanlar küçük bir köyde yaşlı bir değirmenci yaşarmış. Üç oğlu varmış. En büyüğü "
@@ -69,6 +72,7 @@ GUESSED = [
     *[("pt", "cp1252"), ("sv", "latin-1"), ("tr", "cp1254"), ("pl", "cp1250"), ("pl", "iso8859-2")],
     *[("ru", name) for name in ("cp1251", "koi8-r", "iso8859-5", "cp866")],
     *[("el", "cp1253"), ("el", "iso8859-7"), ("he", "cp1255"), ("ar", "cp1256"), ("ar", "iso8859-6")],
+    *[("hu", "cp1250"), ("hu", "iso8859-2"), ("th", "cp874"), ("th", "tis-620")],
     *[("ja", name) for name in ("shift_jis", "euc-jp", "iso2022_jp")],
     *[("ko", "euc-kr"), ("ko", "iso2022_kr"), ("zh", "gb18030"), ("zh", "gbk"), ("tw", "big5")],
 ]
@@ -122,6 +126,32 @@ class TestFinding:
             raw = (ENGLISH + extra + ENGLISH).encode(encoding)
             assert raw.decode(find_encoding([raw]).encoding) == ENGLISH + extra + ENGLISH
 
+    @pytest.mark.parametrize("sign", "£20|5 µg|20 m²|½ cup|§5|5 ± 2|2×3|5\xa0mg|38°|“so”|¿Que?|20 €|®".split("|"))
+    def test_signs_among_english_are_signs_and_not_chinese(self, sign):
+        for text in (f"It was {sign} then. {ENGLISH}" * 30, f"{sign} for the patient", f"The patient had {sign}"):
+            for encoding in ("latin-1", "cp1252", "iso8859-15"):
+                raw = text.encode(encoding, "ignore")
+                assert raw.decode(find_encoding([raw], whole=True).encoding or "utf-8") == raw.decode(encoding)
+
+    @pytest.mark.parametrize(
+        ("language", "encoding"), [("el", "cp1253"), ("pl", "cp1250"), ("pl", "iso8859-2"), ("ru", "iso8859-5")]
+    )
+    def test_capitals_that_are_utf8_by_chance_are_guessed_too(self, language, encoding):
+        raw = TALES[language].upper().encode(encoding)
+        assert raw.decode(find_encoding([raw]).encoding) == raw.decode(encoding)
+
+    @pytest.mark.parametrize(
+        ("language", "encoding"), [("ru", "cp1251"), ("he", "cp1255"), ("el", "cp1253"), ("th", "cp874")]
+    )
+    def test_files_of_two_encodings_put_together_are_damage(self, language, encoding):
+        tale = TALES[language]
+        raw = tale.encode() + b"\n" + b"\n".join([tale.encode(encoding)] * 5)
+        assert find_encoding([raw]).encoding == ""
+
+    def test_a_word_at_the_very_ends_of_a_text_counts(self):
+        for text in ("Ein altes Café", "“Hello,", "für"):
+            assert find_encoding([text.encode("cp1252")], whole=True).encoding == "cp1252"
+
     def test_two_encodings_in_one_file_are_damage_not_a_guess(self):
         raw = "It’s a “café”. ".encode() + "It’s a “café”. ".encode("cp1252")
         assert find_encoding([raw]).encoding == ""
@@ -167,7 +197,13 @@ class TestNaming:
     def test_a_limit_that_is_no_share_is_refused(self, vocab_folder, tmp_path, share):
         write(tmp_path / "c/a.txt", ENGLISH)
         done = shard(tmp_path / "c", vocab_folder, tmp_path / "store", "--max_damaged", share)
-        assert (done.returncode, "is not a share of the characters; give 0 to 1" in done.stderr) == (2, True)
+        assert (done.returncode, f"--max_damaged {share} must lie in [0, 1]" in done.stderr) == (2, True)
+
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+    def test_utf16_and_utf32_can_be_named_without_an_order_of_bytes(self, tmp_path, encoding):
+        write(tmp_path / "a.txt", TALES["de"].encode(encoding))
+        write(tmp_path / "marked.txt", f"\ufeff{TALES['zh']}".encode(encoding))
+        assert read(tmp_path, encoding=encoding[:6]) == [TALES["de"], TALES["zh"]]
 
     def test_utf8_can_be_named(self):
         assert [named_encoding(name) for name in ("UTF8", "utf_8_sig", "U8")] == ["utf-8"] * 3
@@ -245,6 +281,16 @@ class TestDamage:
         ):
             for longer in (text, text + "long enough for numpy " * 40):
                 assert damaged_characters(longer, longer.encode()) == count
+
+    def test_many_short_files_with_a_little_damage_each_are_much_together(self, vocab_folder, tmp_path):
+        for number in range(20):
+            write(tmp_path / f"c/{number}.txt", f"a stone \ufffd\ufffd\ufffd walked {number}")
+        arguments = tmp_path / "c", vocab_folder, tmp_path / "store"
+        done = shard(*arguments)
+        assert (done.returncode, "the corpus as a whole, c/0.txt and others: " in done.stderr) == (2, True)
+        with pytest.raises(InputError, match="the corpus as a whole"):
+            vocab.main(parse(vocab.VocabConfig, None, ["--corpus", str(tmp_path / "c"), "--out", str(tmp_path / "v")]))
+        assert shard(*arguments, "--max_damaged", "0.5").returncode == 0
 
     def test_a_file_that_is_mostly_damage_is_refused_at_once(self, vocab_folder, tmp_path):
         write(tmp_path / "c/a.txt", ENGLISH)

@@ -154,6 +154,38 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(corpus, vocab, tmp_
     assert all(path.stat().st_mtime_ns == when for path, when in kept if path.name in recorded)
 
 
+DIES = """
+import os, sys
+from data_prep import shard
+from data_prep.cli import parse
+from data_prep.sharding import held_out, manifest
+
+module, name = {"held_out": held_out, "manifest": manifest}[sys.argv[1]], sys.argv[2]
+setattr(module, name, lambda *_: os._exit(9))
+shard.main(parse(shard.ShardConfig, None, sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "manifest copy_tokenizer",
+        *(pytest.param(f"held_out {name}", marks=pytest.mark.slow) for name in ("write_shard", "sha256_of")),
+        pytest.param("manifest write_sealed", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_while_it_is_finished_it_continues_to_the_same_bytes(vocab, tmp_path, moment):
+    source = write(tmp_path / "a.txt", as_lines(texts(30, seed=2)))
+    arguments = ("--corpus", source, "--vocab", vocab, "--workers", "1")
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", DIES, *moment.split(), *map(str, arguments), "--out", str(out)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 9
+    for folder in (out, tmp_path / "whole"):
+        done = run_script("shard", *arguments, "--out", folder)
+        assert done.returncode == 0, done.stderr
+    assert files_of(out) == files_of(tmp_path / "whole")
+
+
 def test_a_finished_store_is_left_alone(made, corpus, vocab):
     before = [(path, path.stat().st_mtime_ns) for path in made.iterdir()]
     done = shard(corpus, vocab, made)

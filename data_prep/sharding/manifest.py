@@ -218,8 +218,8 @@ def finish(
         content["counts"]["held_out_documents"] += more
         if base is None:
             write_folder(store / "vocab", lambda folder: copy_tokenizer(vocab, folder))
-        for leftover in store.glob("*.partial*"):
-            leftover.unlink()
+        for leftover in store.glob("*.partial*"):  # of a run that was killed: files, or vocab/ half copied
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for empty in {shard["name"] for shard in made} - {shard["name"] for shard in shards}:
             (store / empty).unlink()
         write_sealed(store / "manifest.json", content)

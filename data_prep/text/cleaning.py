@@ -182,7 +182,7 @@ def _texts_of(path: Path) -> Iterable[str]:
             raw = path.read_bytes()
         except OSError as error:
             raise InputError(f"--exclude {path} cannot be read: {error.strerror}") from error
-        text = in_utf8(io.BytesIO(raw), find_encoding([raw]).encoding).read().decode("utf-8", "replace")
+        text = in_utf8(io.BytesIO(raw), find_encoding([raw], whole=True).encoding).read().decode("utf-8", "replace")
         for line in text.splitlines()[1:]:
             yield from line.split("\t")
         return

@@ -187,7 +187,7 @@ def _source(path: Path, name: str, txt: str, encoding: str | None, max_damaged: 
         return source._replace(layout="" if txt == "auto" else txt), ""
     if kind == "parquet":
         return source, ""
-    found = find_encoding(pieces, encoding)
+    found = find_encoding(pieces, encoding, _is_whole(pieces))
     source = source._replace(encoding=found.encoding)
     if not packing:  # what is damaged here and there is so everywhere: better said now than in hours
         check_damage(source, _damage_of(pieces, found.encoding or "utf-8"), max_damaged, encoding is not None)
@@ -232,6 +232,10 @@ def _probe(source: Source) -> list[bytes]:
                 stream.seek(max(0, at) & ~3)  # whole characters of UTF-16 and UTF-32
                 pieces.append(stream.read(PROBED))
     return pieces
+
+
+def _is_whole(pieces: list[bytes]) -> bool:
+    return len(pieces) == 1 and len(pieces[0]) < PROBE
 
 
 def _head(source: Source, stream: BinaryIO, size: int) -> bytes:
@@ -314,13 +318,36 @@ def check_damage(source: Source, counts: Counter[str], most: float | None, named
     ------
     InputError: naming the source, the share and the remedy.
     """
+    _check_share(f"{source.path}, read as {source.encoding or 'utf-8'}", counts, most, named)
+
+
+def check_damage_of_all(
+    counted: Iterable[tuple[Source, Counter[str]]], most: float | None, named: bool = False
+) -> None:
+    """As check_damage, each source by itself and all of them together: many small files, each with little of it.
+
+    Raises
+    ------
+    InputError: naming the source, the share and the remedy.
+    """
+    total: Counter[str] = Counter()
+    worst, damaged = "", 0
+    for source, counts in counted:
+        check_damage(source, counts, most, named)
+        total.update({name: counts[name] for name in ("characters", "damaged_characters")})
+        if counts["damaged_characters"] > damaged:
+            worst, damaged = source.name, counts["damaged_characters"]
+    _check_share(f"the corpus as a whole, {worst} and others", total, most, named)
+
+
+def _check_share(what: str, counts: Counter[str], most: float | None, named: bool) -> None:
     least, most = (0, 0.0) if named and most is None else (LEAST_DAMAGED, MAX_DAMAGED if most is None else most)
     damaged, characters = counts["damaged_characters"], counts["characters"]
     if damaged > max(least, most * characters):
-        read_as, share = source.encoding or "utf-8", 100 * damaged / characters
+        share = 100 * damaged / characters
         raise InputError(
-            f"{source.path}, read as {read_as}: {share:.2f} % of its characters are damaged (U+FFFD or controls), more "
-            f"than {100 * most:g} %; give --encoding NAME if it is another, or --max_damaged SHARE to take it so"
+            f"{what}: {share:.2f} % of its characters are damaged (U+FFFD or controls), more than {100 * most:g} %; "
+            f"give --encoding NAME if it is another, or --max_damaged SHARE to take it so"
         )
 
 
@@ -561,7 +588,7 @@ class _Rejoined(io.RawIOBase):
 def _decoded(source: Source, stream: BinaryIO, named: str) -> tuple[BinaryIO, Found]:
     """The text of a member of an archive, in UTF-8, and the encoding it is in."""
     head = _head(source, stream, PROBE)
-    found = find_encoding([head], named or None)
+    found = find_encoding([head], named or None, _is_whole([head]))
     return in_utf8(io.BufferedReader(_Rejoined(head, stream), 1 << 18), found.encoding), found
 
 

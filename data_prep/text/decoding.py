@@ -28,7 +28,7 @@ from data_prep.cli import InputError
 STEP = 1 << 16  # bytes decoded at once
 SHORT = 512  # bytes; of a shorter text a regular expression is quicker than numpy
 LOOKED_AT = 4096  # characters that are judged one by one
-MIXED = 0.1  # share of valid UTF-8 among the bytes above ASCII from which on a guess of one byte a character is none
+MIXED = 0.1  # share of words of UTF-8 above ASCII from which on a guess of one byte a character is none
 ODD = 0.1  # share of characters above ASCII that may stand where a guess makes no sense of them
 CARRIAGE_RETURNS = 0.1  # share of the line ends from which on CR alone ends a line
 
@@ -55,6 +55,7 @@ _PYTHON = {
 }
 _SEVERAL_BYTES = {"gb18030", "cp932", "cp949", "big5hkscs", "euc_jp", "iso2022_jp", "iso2022_kr"}
 _OLD = ("cp850", "mac_roman", "cp437")  # of DOS and the old Mac, which the web and its detector never knew
+_OFTEN_VALID = {"cp866", "cp874"}  # their letters in a row can be valid UTF-8
 _NO_TEXT = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"}  # codecs of Python for other ends
 
 _CONTROL = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"
@@ -62,9 +63,14 @@ _DAMAGE = re.compile(f"[{_CONTROL}\ufffd]")
 _LOW_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _HIGH_CONTROL = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")
 _ABOVE_ASCII = re.compile(r"[^\x00-\x7f]")
+_ROWS = re.compile("[^\x00-\x7f\ufffd]{3,}")
+_OF_WINDOWS = re.compile(rb"[\x80-\x9f]")
 _BARE_CR = re.compile(rb"\r(?!\r*\n)")
-_JOINING = "’ʼ·\u00ad\u2010\u2011–—"  # signs that do stand inside words
-_AROUND = "“”„‚‘’‹›«»…–—•·°§€£©®™ªº¿¡†‡‰"  # signs that stand at their ends
+_JOINING = "’ʼ·\u00a0\u00ad\u2010\u2011–—"  # signs that do stand inside words
+_AROUND = "“”„‚‘’‹›«»…–—•·°§€£©®™ªº¿¡†‡‰\u00a0\u00ad"  # signs that stand at their ends
+_APART = "½¼¾±×÷¶¢¬"  # signs that touch no word
+_HUNGARIAN = frozenset("áéíóöőúüűÁÉÍÓÖŐÚÜŰ")
+_NOT_LATIN = "\u0370"  # the first letter of other scripts
 
 
 class Found(NamedTuple):
@@ -93,12 +99,14 @@ def named_encoding(name: str) -> str:
     return codec.name.removesuffix("-sig")
 
 
-def find_encoding(pieces: Sequence[bytes], named: str | None = None) -> Found:
+def find_encoding(pieces: Sequence[bytes], named: str | None = None, whole: bool = False) -> Found:
     """The encoding of a text by its beginning, the first of `pieces`, and what else of it is at hand; `named` says it,
-    unless a byte order mark does."""
+    unless a byte order mark does. `whole`: the first piece is all of the text, and no character is cut at its end."""
     found = _by_mark(pieces[0])
+    if found is None and named in ("utf-16", "utf-32"):  # which byte comes first, its zeros say; else as Windows has it
+        found = _wide(pieces[0], 0, 1) or Found(f"{named}-le")
     if found is None:
-        found = _by_content(pieces) if named is None else Found("" if named == "utf-8" else named)
+        found = _by_content(pieces, whole) if named is None else Found("" if named == "utf-8" else named)
     if found.encoding == "" and _ends_in_cr(pieces):
         return Found("utf-8", "lines that end in CR")
     return found
@@ -128,34 +136,37 @@ def whole_characters(pieces: Sequence[bytes], encoding: str) -> list[bytes]:
     return [first or pieces[0], *(piece[at:] for piece, at in zip(others, begins, strict=True) if piece)]
 
 
-def _by_content(pieces: Sequence[bytes]) -> Found:
-    valid = wrong = size = 0
-    for piece in pieces:
-        good, bad = _sequences(piece)
-        valid, wrong, size = valid + good, wrong + bad, size + len(piece)
+def _by_content(pieces: Sequence[bytes], whole: bool) -> Found:
+    valid = wrong = 0
+    for number, piece in enumerate(pieces):
+        good, bad = _sequences(piece, number > 0, not whole)
+        valid, wrong = valid + good, wrong + bad
     if not valid and not wrong:
         for escape, encoding in _ESCAPES:
             if escape in pieces[0]:
                 return Found(encoding, "its escapes")
     if (wide := _wide(pieces[0], valid, wrong)) is not None:
         return wide
-    return Found("") if wrong <= valid else _guess(pieces, valid / (valid + wrong))
+    return Found("") if wrong <= valid else _guess(pieces, whole)
 
 
-def _sequences(piece: bytes) -> tuple[int, int]:
-    """Characters above ASCII that are valid UTF-8, and wrong bytes (in runs)."""
+def _sequences(piece: bytes, begins_cut: bool, ends_cut: bool) -> tuple[int, int]:
+    """Characters above ASCII that are valid UTF-8, and wrong bytes (in runs); none of those that may be cut."""
+    if piece.isascii():
+        return 0, 0
+    uncut = _without_cut(piece, begins_cut, ends_cut)
     try:
-        return len(_ABOVE_ASCII.findall(_without_cut(piece).decode())) if not piece.isascii() else 0, 0
+        return len(_ABOVE_ASCII.findall(uncut.decode())), 0
     except UnicodeDecodeError:
-        text = _without_cut(piece).decode("utf-8", "replace")
+        text = uncut.decode("utf-8", "replace")
     wrong = text.count("\ufffd") - piece.count(b"\xef\xbf\xbd")
     return len(_ABOVE_ASCII.findall(text)) - wrong, wrong
 
 
-def _without_cut(piece: bytes) -> bytes:
+def _without_cut(piece: bytes, begins_cut: bool = True, ends_cut: bool = True) -> bytes:
     """A piece without the rests of characters of UTF-8 that were cut at its ends."""
-    start = next((at for at, byte in enumerate(piece[:3]) if not 0x80 <= byte < 0xC0), 0)
-    end = next((at for at in range(1, min(4, len(piece)) + 1) if piece[-at] >= 0xC0), 0)
+    start = next((at for at, byte in enumerate(piece[:3]) if not 0x80 <= byte < 0xC0), 0) if begins_cut else 0
+    end = next((at for at in range(1, min(4, len(piece)) + 1) if piece[-at] >= 0xC0), 0) if ends_cut else 0
     needed = 0 if not end else 2 if piece[-end] < 0xE0 else 3 if piece[-end] < 0xF0 else 4
     return piece[start : len(piece) - end] if end < needed else piece[start:]
 
@@ -182,22 +193,25 @@ def _wide(beginning: bytes, valid: int, wrong: int) -> Found | None:
     return best
 
 
-def _guess(pieces: Sequence[bytes], utf8: float) -> Found:
-    """What chardetng says, if it makes sense; `utf8`: the share of valid UTF-8 among what is above ASCII."""
+def _guess(pieces: Sequence[bytes], whole: bool) -> Found:
+    """What chardetng says, if it makes sense."""
     from chardetng_py import EncodingDetector  # inside: few corpora need it
 
-    pieces = whole_characters(pieces, "any")
+    pieces = pieces if whole else whole_characters(pieces, "any")
+    sample = b"\n".join(pieces)
+    if western := _only_signs(sample):
+        return Found(western, "a guess")
     detector = EncodingDetector()
     for piece in pieces:
         detector.feed(piece, last=False)
     label = detector.guess(tld=None, allow_utf8=False).lower()
     encoding = codecs.lookup(_PYTHON.get(label, label)).name
-    sample = b"\n".join(pieces)
     if encoding in _SEVERAL_BYTES:
         text = sample.decode(encoding, "replace")
         above = len(_ABOVE_ASCII.findall(text))
         return Found(encoding, "a guess") if text.count("\ufffd") <= 0.01 * above else Found("")
-    if utf8 > MIXED and encoding != "cp866":  # whose letters in a row can be valid UTF-8
+    encoding = _western(sample) if encoding == "cp1252" else encoding
+    if encoding not in _OFTEN_VALID and _words_of_utf8(sample) > MIXED:
         return Found("")
     for candidate, least, allowed in ((encoding, 1, ODD), *((old, 5, ODD / 5) for old in _OLD)):
         fitting, odd = _fitting(sample.decode(candidate, "replace"))
@@ -206,9 +220,37 @@ def _guess(pieces: Sequence[bytes], utf8: float) -> Found:
     return Found("")
 
 
+def _only_signs(sample: bytes) -> str:
+    """The encoding of a text of ASCII but for some signs (£, µ, “”, a hard blank), in which a detector that goes by
+    letters sees Chinese."""
+    text = sample.decode("cp1252", "replace")
+    if any(one.isalpha() for one in set(_ABOVE_ASCII.findall(text)) - set("µªº")):
+        return ""
+    encoding = _western(sample)
+    fitting, odd = _fitting(sample.decode(encoding, "replace"))
+    return encoding if fitting and odd <= ODD * (fitting + odd) else ""
+
+
+def _western(sample: bytes) -> str:
+    """What a text that looks like cp1252 is: iso8859-15, which has € for ¤, a sign that nobody writes; or cp1250, if
+    all its letters are Hungarian ones."""
+    if b"\xa4" in sample and not _OF_WINDOWS.search(sample):
+        return "iso8859-15"
+    letters = [one for one in _ABOVE_ASCII.findall(sample.decode("cp1250", "replace")) if one.isalpha()]
+    hungarian = sum(one in _HUNGARIAN for one in letters) >= 0.98 * len(letters)
+    return "cp1250" if hungarian and {*"őű"} & {*letters} and {*"áíóú"} & {*letters} else "cp1252"
+
+
+def _words_of_utf8(sample: bytes) -> float:
+    """Share of what is above ASCII that is valid UTF-8 in a row; single letters of it may be so by chance, and where
+    they are not, `_fitting` tells."""
+    text = sample.decode("utf-8", "replace")
+    return sum(map(len, _ROWS.findall(text))) / max(len(_ABOVE_ASCII.findall(text)), 1)
+
+
 def _fitting(text: str) -> tuple[int, int]:
-    """Characters above ASCII that stand where they make sense, and where they do not: letters belong to words, and no
-    capital follows a small letter; signs belong around words."""
+    """Characters above ASCII that stand where they make sense, and where they do not: letters belong to words of one
+    script, and no capital follows a small letter; signs belong around words."""
     fitting, odd = 0, len(_LOW_CONTROL.findall(text))
     for match in _ABOVE_ASCII.finditer(f" {text} "):
         if fitting + odd == LOOKED_AT:
@@ -218,15 +260,30 @@ def _fitting(text: str) -> tuple[int, int]:
         if character == "ÿ" or _DAMAGE.match(character):
             odd += 1
         elif character.isalpha() and character not in "ªº":
-            if character.isupper() and before.islower():
+            other_script = character >= _NOT_LATIN and any(
+                one < _NOT_LATIN and one.isalpha() for one in (before, after)
+            )
+            if other_script or (character.isupper() and before.islower()):
                 odd += 1
             elif before.isalpha() or after.isalpha():
                 fitting += 1
-        elif before.isalpha() and after.isalpha() and unicodedata.category(character)[0] != "M":
+        elif unicodedata.category(character)[0] == "M":  # a vowel of Thai, a point of Hebrew: on a letter
+            stands = before.isalpha() or unicodedata.category(before)[0] == "M"
+            fitting, odd = fitting + stands, odd + (not stands)
+        elif before.isalpha() and after.isalpha():
             fitting, odd = fitting + (character in _JOINING), odd + (character not in _JOINING)
         else:
-            fitting, odd = fitting + (character in _AROUND), odd + (character not in _AROUND)
+            stands = _stands_around_words(before, character, after)
+            fitting, odd = fitting + stands, odd + (not stands)
     return fitting, odd
+
+
+def _stands_around_words(before: str, sign: str, after: str) -> bool:
+    if sign in _APART:
+        return not before.isalpha() and not after.isalpha()
+    if sign in "¹²³":
+        return not after.isalpha() and (before == "m" or not before.isalpha())
+    return sign in _AROUND or (sign == "¥" and after.isdigit())
 
 
 def damaged_characters(text: str, raw: bytes) -> int:
