@@ -43,7 +43,17 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
                 slices[slice_key(name, kind, begin)] = parameter.detach().flatten()[begin:end].clone()
         save_file(slices, staged / rank_file(rank, 2))
     state = RunState(
-        step, 1, 8 * step + 8, 900 * step, Position(0, 8 * step + 8, 0, 8 * step), 2.5, 3.25, 1, (3.5, 3.25), ((0, 8),)
+        step,
+        skipped=1,
+        samples=8 * step + 8,
+        tokens=900 * step,
+        position=Position(0, 8 * step + 8, 0, 8 * step, 32),
+        seconds=2.5,
+        best_loss=3.25,
+        held_out="ab",
+        worse=1,
+        recent=(3.5, 3.25),
+        passed_over=((0, 8),),
     )
     identity = Identity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}

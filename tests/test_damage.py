@@ -82,7 +82,7 @@ def read_manifest_of_state(folder: Path) -> Any:
     from pretrain.checkpoints import checkpoint
 
     manifest = Manifest.read(folder)
-    checkpoint._check_file(folder / STATE, manifest.files[STATE])
+    checkpoint.check_file(folder / STATE, manifest.files[STATE])
     return read_state(folder, manifest)
 
 
@@ -203,7 +203,7 @@ def gap_under_overlap(slices: dict[str, torch.Tensor]) -> None:
     slices[f"{POOLER}|2"] = torch.zeros(1)
 
 
-LIES: dict[str, Callable[[Path], None]] = {
+LIES: dict[str, Callable[[Path], object]] = {
     "no files": in_manifest(files={}),
     "another step than the folder": in_manifest(step=5),
     "more ranks than files": in_manifest(world_size=3),
@@ -264,7 +264,7 @@ LIES: dict[str, Callable[[Path], None]] = {
     "a slice of nothing that the model has": in_slices(lambda slices: slices.update({"more|master|0": torch.zeros(1)})),
     "half precision": in_slices(lambda slices: slices.update({f"{POOLER}|0": slices[f"{POOLER}|0"].half()})),
     "a matrix": in_slices(lambda slices: slices.update({f"{POOLER}|0": slices[f"{POOLER}|0"].view(2, 2)})),
-    "no tensors": lambda folder: (folder / RANK0).write_bytes(b"pickle") and rewrite(folder),
+    "no tensors": lambda folder: ((folder / RANK0).write_bytes(b"pickle"), rewrite(folder)),
 }  # fmt: skip
 
 
@@ -303,7 +303,7 @@ def test_losses_that_are_no_numbers_do_not_make_a_checkpoint_unreadable(run):
     assert read_manifest(folder_of(run, 6)).held_out_loss is None
     state, _ = read_state(folder_of(run, 6), read_manifest(folder_of(run, 6)))
     assert state.best_loss is None
-    assert state.evaluated(math.nan).best_loss is None
+    assert state.evaluated(math.nan, "").best_loss is None
 
 
 def test_steps_beyond_seven_digits_are_found(tmp_path):

@@ -12,6 +12,7 @@ from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from data_prep.store import tokenizer_sha256
 from data_prep.vocab import write_tokenizer
+from pretrain.checkpoints.run_folder import record_under
 from pretrain.export import sources
 from pretrain.export.__main__ import ExportConfig
 from pretrain.export.__main__ import main as export
@@ -108,11 +109,12 @@ def test_a_flipped_byte_of_a_config_is_never_taken_for_another_content(run):
 def test_a_flipped_byte_of_a_config_without_checksum_stops_nothing(run):
     path = run / "config.json"
     path.write_text(json.dumps(RECORD))
-    whole, manifest = path.read_bytes(), sources.read_manifest(run / "checkpoints/step-0000006")
+    folder = run / "checkpoints/step-0000006"
+    whole, manifest = path.read_bytes(), sources.read_manifest(folder)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         assert History.read(run).summary()["step"] == 6
-        assert sources._told(run, manifest)[3]["deepspeed"]
+        assert sources.describe_run(run, manifest, record_under(folder, manifest))[3]["deepspeed"]
 
 
 @pytest.mark.parametrize(
@@ -165,12 +167,13 @@ def test_an_odd_line_in_the_middle_is_left_out_and_counted(run, line):
 def test_a_flipped_byte_of_metrics_stops_nothing(run):
     path = run / "metrics.jsonl"
     write_metrics(run, LINES[5:])
-    whole, manifest = path.read_bytes(), sources.read_manifest(run / "checkpoints/step-0000006")
+    folder = run / "checkpoints/step-0000006"
+    whole, manifest = path.read_bytes(), sources.read_manifest(folder)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         with suppress(InputError):  # of one line of training nothing may be left
             History.read(run).summary()
-        evaluation = sources._last_evaluation(run, manifest)
+        evaluation = sources.last_evaluation(run, manifest)
         assert evaluation is not None
         assert evaluation["mlm_loss"] == 3.25
 
@@ -180,7 +183,7 @@ def test_an_evaluation_that_a_resume_took_back_is_not_on_the_card(run, tmp_path)
     lines = [*LINES[:4], held_out(5, 2.0, perplexity=7.4), event(3, "resume", checkpoint="step-0000003"), train(6)]
     write_metrics(run, lines)
     manifest = sources.read_manifest(run / "checkpoints/step-0000006")._replace(held_out_loss=None)
-    evaluation = sources._last_evaluation(run, manifest)
+    evaluation = sources.last_evaluation(run, manifest)
     assert evaluation is not None
     assert evaluation["mlm_loss"] == 4.5
 

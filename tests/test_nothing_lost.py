@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.samples import coverage
 from data_prep.samples.coverage import look_over
-from data_prep.samples.index import Pieces, Sentences, build
+from data_prep.samples.index import Objective, Pieces, Sentences, build
 from data_prep.samples.pairs import Mixture
 from data_prep.shard import outlook
 from data_prep.show import ShowConfig, seen
@@ -160,7 +160,8 @@ def test_a_large_store_is_judged_by_documents_from_all_over_it(tmp_path, monkeyp
 
 def test_show_and_shard_say_the_share(tmp_path):
     store = of_lengths(tmp_path / "s", 600, documents=2)
-    for objective, least in (("mlm", 1), ("nsp", 0.8)):
+    least_of: dict[Objective, float] = {"mlm": 1, "nsp": 0.8}
+    for objective, least in least_of.items():
         found = seen(store, ShowConfig(store.folder, objective=objective, seq_len=64))
         assert least <= found["tokens_seen"] <= found["tokens_seen_10"] == 1
     (line, *_) = outlook(store)

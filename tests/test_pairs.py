@@ -1,11 +1,12 @@
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_prep.cli import InputError
 from data_prep.samples import index
-from data_prep.samples.index import Sentences, build, times_taken
+from data_prep.samples.index import Objective, Sentences, build, times_taken
 from data_prep.samples.pairs import Mixture, Picked, assemble
 from data_prep.store import Store
 from tests.reference.pairs import mlm_samples, nsp_samples, sop_samples
@@ -32,11 +33,12 @@ def test_samples_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shard
     monkeypatch.setattr(index, "BLOCK", 9)
     documents = random_documents(count, longest=longest)
     store = store_of(tmp_path, documents, shards=shards)
-    for objective, expected in (
-        ("nsp", nsp_samples(documents, seq_len, 5, 2, chain)),
-        ("sop", sop_samples(documents, seq_len, 5, 2, chain)),
-        ("mlm", mlm_samples(documents, seq_len, chain)),
-    ):
+    by_objective: dict[Objective, list[Any]] = {
+        "nsp": nsp_samples(documents, seq_len, 5, 2, chain),
+        "sop": sop_samples(documents, seq_len, 5, 2, chain),
+        "mlm": mlm_samples(documents, seq_len, chain),
+    }
+    for objective, expected in by_objective.items():
         found = as_tokens(store, build(Sentences.of(store), seq_len, objective, seed=5, pass_number=2))
         assert sorted(found) == sorted(expected), objective
 

@@ -14,9 +14,11 @@ import pytest
 
 import tests.stores
 from data_prep.cli import InputError
+from data_prep.fields import write_sealed
 from data_prep.files import sha256_of, write_json
 from pretrain.checkpoints import checkpoint, resume_policy
-from pretrain.checkpoints.checkpoint import RunState, best_of, complete, folder_of, present
+from pretrain.checkpoints.checkpoint import RunState, best_of, folder_of, present
+from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, rank_file
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
 from pretrain.checkpoints.run_folder import Start, placed, prepare_folder
 from pretrain.config import TrainConfig
@@ -86,12 +88,12 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], N
     """A checkpoint with another manifest or state, its checksums right."""
     manifest, content = (json.loads((folder / f"{name}.json").read_text()) for name in ("manifest", "state"))
     change(manifest, content)
-    staged = folder.with_name("staged")
-    staged.mkdir()
-    for path in folder.glob("rank-*"):
-        shutil.copy(path, staged)
-    about = {name: value for name, value in manifest.items() if name not in ("format", "files", "sha256")}
-    complete(staged, folder, content, about)
+    write_json(folder / "state.json", content)
+    manifest["files"]["state.json"] = {
+        "bytes": (folder / "state.json").stat().st_size,
+        "sha256": sha256_of(folder / "state.json"),
+    }
+    write_sealed(folder / "manifest.json", manifest)
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -100,7 +102,9 @@ def events(run: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def record(run: Path) -> dict[str, Any]:
-    return json.loads((run / "config.json").read_text())
+    content = json.loads((run / "config.json").read_text())
+    del content["sha256"]
+    return content
 
 
 def test_a_refused_command_leaves_the_run_byte_for_byte(store, other, whole, cut, tmp_path, monkeypatch):
@@ -123,7 +127,7 @@ def test_a_refused_command_leaves_the_run_byte_for_byte(store, other, whole, cut
         "another model: hidden_size, ": new | {"model": "bert-mini"},
         "tokenizer ": new | {"store": renamed},
         "nothing is left to train": {"out": tmp_path / "new", "resume": str(folder_of(whole, STEPS))},
-        "state.json cannot be read": {"out": broken},
+        "none is whole": {"out": broken},
         "layer_decay 7": here | {"ds_config": tmp_path / "odd.json"},
     }
     write_json(tmp_path / "odd.json", {"optimizer": {"type": "AdamW", "params": {"layer_decay": 7}}})
@@ -158,7 +162,7 @@ def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):
     assert (now["from_step"], now["train"]["lr"]) == (2, 5e-3)
     assert [(part["from_step"], part["train"]["lr"]) for part in now["segments"]] == [(0, 1e-3)]
     manifest = checkpoint.read_manifest(folder_of(cut, 5))
-    assert manifest["record"] == now
+    assert manifest.record == now
     run_ranks(1, train, config(store, cut, **changes | {"steps": 6, "eval_every": 1}))
     assert [part["train"]["steps"] for part in (*record(cut)["segments"], record(cut))] == [4, 5, 6]
 
@@ -309,7 +313,8 @@ def test_best_never_compares_losses_on_different_samples(tmp_path):
     for step, loss, held_out in rows:
         folder = folder_of(tmp_path, step)
         folder.mkdir(parents=True)
-        write_json(folder / "manifest.json", {"held_out_loss": loss, "held_out": held_out})
+        files = {name: FileEntry(1, "ab" * 32) for name in (STATE, rank_file(0, 1))}
+        Manifest(step, 1, 0, loss, Identity({}, "ab" * 32, 5), {}, {"weight": [1]}, files, held_out).write(folder)
     best = best_of(present(tmp_path))
     assert best is not None
     assert best.folder == folder_of(tmp_path, 4)
@@ -321,8 +326,8 @@ def test_the_held_out_set_is_known_by_what_decides_it(whole, store, tmp_path):
     sets = {line["held_out"] for line in lines if line["kind"] == "eval"}
     assert len(sets) == 1
     manifest = checkpoint.read_manifest(folder_of(whole, STEPS))
-    assert manifest["held_out"] == sets.pop()
-    assert json.loads((folder_of(whole, STEPS) / "state.json").read_text())["held_out"] == manifest["held_out"]
+    assert manifest.held_out == sets.pop()
+    assert json.loads((folder_of(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out
 
 
 def test_export_takes_no_other_tokenizer_or_settings(store, whole, tmp_path, monkeypatch):
@@ -411,4 +416,7 @@ def test_an_evaluation_that_was_done_again_or_cut_is_not_the_card_s(whole, tmp_p
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "eval", "st'
     (run / "metrics.jsonl").write_text(text)
     with contextlib.redirect_stderr(io.StringIO()):
-        assert find_source(run, None, None).evaluation is None
+        evaluation = find_source(run, None, None).evaluation
+    loss = Manifest.read(folder_of(run, STEPS)).held_out_loss
+    assert evaluation is not None
+    assert evaluation["mlm_loss"] == loss != 9.0  # that of the checkpoint itself

@@ -109,6 +109,7 @@ def test_wrong_input_of_a_later_rank_is_said_once():
 @pytest.mark.parametrize(("local_rank", "says"), [("0", True), ("1", False)])
 def test_wrong_input_of_another_node_is_said_there(tmp_path, monkeypatch, capsys, local_rank, says):
     """Before ranks have joined the first rank cannot know of it."""
+    monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setenv("RANK", "9")
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(SystemExit):

@@ -171,7 +171,7 @@ def read_manifest(folder: Path) -> Manifest:
     if _STEP.fullmatch(folder.name) and step_of(folder) != manifest.step:
         raise InputError(f"{folder} holds step {manifest.step}, by its {NAME}; {NOT_WHOLE}")
     for name, entry in manifest.files.items():
-        _check_file(folder / name, entry)
+        check_file(folder / name, entry)
     if strangers := [path.name for path in folder.glob("*.safetensors") if path.name not in manifest.files]:
         raise InputError(f"{folder / min(strangers)} is not in {NAME}, which holds another save; remove one of them")
     read_state(folder, manifest)
@@ -180,7 +180,13 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _check_file(file: Path, entry: FileEntry) -> None:
+def check_file(file: Path, entry: FileEntry) -> None:
+    """Compare a file with its entry in the manifest.
+
+    Raises
+    ------
+    InputError: missing, of another size, or with another checksum.
+    """
     if not file.is_file():
         raise InputError(f"{file} is missing")
     try:

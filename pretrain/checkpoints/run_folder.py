@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from data_prep.cli import ROOT, InputError, say
-from data_prep.fields import read_fields, write_sealed
+from data_prep.fields import SEAL, read_fields, write_sealed
 from data_prep.files import sha256_of, write_folder, write_json
 from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
@@ -107,6 +107,7 @@ def record_under(folder: Path, manifest: Manifest) -> dict[str, Any]:
     except InputError as error:
         say(f"warning: {error}")
         content = {}
+    content.pop(SEAL, None)  # of the file
     known = {"samples_version": 2} | content if content else {}
     return known | {"deepspeed": manifest.settings}
 

@@ -89,7 +89,7 @@ def _from_run(folder: Path) -> Source:
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
-    name, title, story, record = _told(run, manifest, record_under(folder, manifest))
+    name, title, story, record = describe_run(run, manifest, record_under(folder, manifest))
     return Source(
         folder,
         manifest.step,
@@ -99,12 +99,12 @@ def _from_run(folder: Path) -> Source:
         name,
         title,
         story,
-        _last_evaluation(run, manifest),
+        last_evaluation(run, manifest),
         {"run": str(run)} | record,
     )
 
 
-def _told(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
+def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
     """Name, title and story of a run, and its record for provenance.json; where that is damaged, what the checkpoint
     itself says, which knows less of where it comes from."""
     try:
@@ -292,7 +292,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def _last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
+def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
     """The newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume from
     before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
     path = run / "metrics.jsonl"
