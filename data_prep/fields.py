@@ -62,6 +62,10 @@ def read_fields(path: Path, remedy: str) -> "Fields":
     InputError: it cannot be read, is no object, or is not what was written.
     """
     try:
+        if not path.is_file():
+            path.stat()  # missing: says so
+            # A folder, or a FIFO, which would be waited for without end.
+            raise InputError(f"{path} cannot be read (it is no file); {remedy}")
         content = parse(path.read_bytes())
         found = Fields(content, str(path), remedy)
         is_changed = SEAL in content and content[SEAL] != seal_of(content)

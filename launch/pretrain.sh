@@ -28,7 +28,7 @@ set -euo pipefail
 self=$(readlink -f "$0") # of a link: what it points to
 here=$(dirname "$self")
 if [[ $# -eq 0 ]]; then sed -nE '1d; /^#/!q; s/^# ?//p' "$self" >&2; exit 2; fi
-if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]{0,4}$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks" >&2; exit 2; fi
+if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]{0,2}$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks of one machine, 1 to 999" >&2; exit 2; fi
 
 if ! command -v deepspeed > /dev/null; then
     export PATH="$here/../.venv/bin:$PATH"

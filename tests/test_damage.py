@@ -149,6 +149,14 @@ def test_odd_json_is_passed_over(run, name, content):
     assert newest_whole(run) == folder_of(run, 3)
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+@pytest.mark.parametrize("name", [NAME, STATE])
+def test_what_is_no_file_is_not_waited_for(run, name, make):
+    (folder_of(run, 6) / name).unlink()
+    make(folder_of(run, 6) / name)
+    assert newest_whole(run) == folder_of(run, 3)
+
+
 def in_manifest(**changes: Any) -> Callable[[Path], None]:
     """A lie in the manifest; a dict is laid over what is there."""
 

@@ -251,6 +251,12 @@ class TestRunLock:
             with RunLock(tmp_path):
                 pass
 
+    def test_a_folder_in_the_place_of_the_lock_stays(self, tmp_path):
+        (tmp_path / "lock.json").mkdir()
+        with pytest.raises(InputError, match="is a folder, and none of ours"), RunLock(tmp_path):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == ["lock.json"]
+
 
 def hold_for_ever(folder: Path) -> None:
     with RunLock(folder):

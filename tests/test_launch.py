@@ -132,7 +132,7 @@ def test_a_link_to_pretrain_hands_over_the_script_itself(tmp_path):
     assert f"{PRETRAIN} --out a b" in result.stdout
 
 
-@pytest.mark.parametrize("ranks", ["0", "two", "-1", "nan", "1.5", "1" * 23])
+@pytest.mark.parametrize("ranks", ["0", "two", "-1", "nan", "1.5", "1" * 23, "99999"])
 def test_ranks_must_be_a_number(ranks):
     result = run("bash", PRETRAIN, "--x", RANKS=ranks)
     assert result.returncode == 2

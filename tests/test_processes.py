@@ -330,7 +330,9 @@ class TestHangs:
 class TestEnvironment:
     """What launchers say in variables."""
 
-    @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT"])
+    NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+    @pytest.mark.parametrize("name", NUMBERS)
     @pytest.mark.parametrize("value", ["nan", "-1", "x", "1" * 23, "", "1.5", "٣"])
     def test_a_rank_that_is_no_number_is_refused_by_name(self, name, value):
         with pytest.raises(InputError, match=f"{name}="):

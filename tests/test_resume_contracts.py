@@ -377,6 +377,36 @@ def test_a_card_tells_of_the_checkpoint_and_of_its_phases(whole, tmp_path):
     assert story.endswith("2 steps of 64 samples of 16 tokens, then 2 steps of 8 samples of 32 tokens.")
 
 
+def test_a_card_tells_what_was_trained_in_its_order(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    short, long = ({"steps": 1, "seq_len": length, "global_batch": 8} for length in (16, 32))
+
+    def course(changes: dict[str, Any]) -> Any:
+        rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
+        return find_source(run, None, None)
+
+    # A length that comes again comes after the other one.
+    story = course({"phases": [short, long, short, short]}).story
+    of_16, of_32 = (f"of 8 samples of {length} tokens" for length in (16, 32))
+    assert story.endswith(f"1 steps {of_16}, then 1 steps {of_32}, then 2 steps {of_16}.")
+    # What is another thing since step 3 was not so before.
+    record = json.loads((folder_of(run, STEPS) / "manifest.json").read_text())["record"]
+    before = record | {
+        "phases": [long | {"steps": 4}],
+        "train": record["train"] | {"objective": "sop", "model": None, "init_from": "models/bert-of-others"},
+        "stores": [{"folder": "stores/novels"}],
+    }
+    later = {"phases": [long | {"steps": 4}], "from_step": 3, "segments": [before]}
+    found = course(later | {"train": record["train"] | {"objective": "mlm"}})
+    own = Path(record["stores"][0]["folder"]).name
+    assert found.story == (
+        "pretrained with zerobert, starting from the weights of bert-of-others: masked language modelling and sentence "
+        f"pairs (sop), 3 steps {of_32} with sop of novels, then 1 steps {of_32} with mlm of {own}."
+    )
+    assert found.title == f"bert-tiny, pretrained on novels, {own}"
+
+
 def test_an_evaluation_that_was_done_again_or_cut_is_not_the_card_s(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

@@ -280,6 +280,8 @@ class RunLock:
                 f"{self.path.parent} is being written by process {holder['pid']} on {holder['host']} since "
                 f"{holder['started']}; wait for it, stop it, or choose another --out"
             )
+        if self.path.is_dir() and not self.path.is_symlink():
+            raise InputError(f"{self.path} is a folder, and none of ours; move it away")
         # Renamed, then looked at again: between reading and removing, another process may have taken the lock over.
         aside = self.path.with_name(f"lock.json.stale.{socket.gethostname()}.{os.getpid()}")
         try:

@@ -235,8 +235,10 @@ def write_card(folder: Path, source: Source, head: str) -> None:
     if evaluation is not None:
         named = (("accuracy", "mlm_acc"), ("pair accuracy", "nsp_acc"))
         shares = "".join(f", {name} {evaluation[key]:.3f}" for name, key in named if key in evaluation)
+        at = evaluation.get("step", source.step)
+        when = "" if at == source.step else f" after {at:,} steps"
         lines.append(
-            f"On held-out documents: MLM loss {evaluation['mlm_loss']:.3f} nats (perplexity "
+            f"On held-out documents{when}: MLM loss {evaluation['mlm_loss']:.3f} nats (perplexity "
             f"{evaluation['perplexity']:.1f}){shares}."
         )
     lines.append("`provenance.json` has the settings, versions and the identity of the data.")

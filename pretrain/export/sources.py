@@ -108,11 +108,16 @@ def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple
     """Name, title and story of a run, and its record for provenance.json; where that is damaged, what the checkpoint
     itself says, which knows less of where it comes from."""
     try:
-        train = record["train"]
+        train, segments = record["train"], _segments(record)
         name = train["model"] or Path(train["init_from"]).name
-        objective = "" if train["objective"] == "mlm" else f" and sentence pairs ({train['objective']})"
-        story = f"pretrained with zerobert: masked language modelling{objective}, {_course(record, manifest.step)}."
-        title = f"{name}, pretrained on {', '.join(Path(store['folder']).name for store in record['stores'])}"
+        pairs = ", ".join(dict.fromkeys(found for found in map(_objective, segments) if found not in ("", "mlm")))
+        objectives = f" and sentence pairs ({pairs})" if pairs else ""
+        init = segments[0].get("train", {}).get("init_from")
+        start = f", starting from the weights of {Path(init).name}" if init else ""
+        course = _course(record, manifest.step)
+        story = f"pretrained with zerobert{start}: masked language modelling{objectives}, {course}."
+        stores = dict.fromkeys(name for segment in segments for name in _stores(segment))
+        title = f"{name}, pretrained on {', '.join(stores)}"
         kept = {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         say(f"warning: {run / 'config.json'} does not tell of the run ({error!r}); what the checkpoint says is used")
@@ -122,20 +127,38 @@ def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple
     return run.name, run.name, story, {"deepspeed": manifest.settings, "versions": {}}
 
 
+def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a run in their order: each was in force until the next one."""
+    return [*record.get("segments", []), record]
+
+
+def _objective(segment: dict[str, Any]) -> str:
+    return segment.get("train", {}).get("objective", "")  # an older version did not record it
+
+
+def _stores(segment: dict[str, Any]) -> list[str]:
+    return [Path(store["folder"]).name for store in segment.get("stores", [])]
+
+
 def _course(record: dict[str, Any], step: int) -> str:
-    """The steps of a run up to `step` in words, by segment and phase."""
-    segments = [*record.get("segments", []), record]
+    """The steps of a run up to `step` in words, in their order, by segment and phase; with objective and stores where
+    these were not always the same."""
+    segments = _segments(record)
     ends = [*(segment["from_step"] for segment in segments[1:]), step]
-    parts: dict[str, int] = {}  # steps by what they were of, in their order
-    for segment, end in zip(segments, ends, strict=True):
+    spoken = [(_objective(segment), ", ".join(_stores(segment))) for segment in segments]
+    varied = [len({said for said in column if said}) > 1 for column in zip(*spoken, strict=True)]
+    parts: list[tuple[str, int]] = []  # what steps were of, and how many
+    for segment, end, said in zip(segments, ends, spoken, strict=True):
         first = 0
         for phase in segment.get("phases", []):
             begun, first = max(first, segment.get("from_step", 0)), first + phase["steps"]
             what = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
+            what += f" with {said[0]}" * varied[0] + f" of {said[1]}" * varied[1]
             if (steps := min(first, end) - begun) > 0:
-                parts[what] = parts.get(what, 0) + steps
-    if sum(parts.values()) == step:
-        return ", then ".join(f"{steps:,} steps of {what}" for what, steps in parts.items())
+                before = parts.pop()[1] if parts and parts[-1][0] == what else 0
+                parts.append((what, before + steps))
+    if sum(steps for _, steps in parts) == step:
+        return ", then ".join(f"{steps:,} steps of {what}" for what, steps in parts)
     batch, seq_len = record["deepspeed"]["train_batch_size"], record["train"]["seq_len"]
     return f"{step:,} steps of {batch:,} samples of {seq_len} tokens"
 

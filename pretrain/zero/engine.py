@@ -54,7 +54,8 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     world = number_in(environment, "WORLD_SIZE", 1, least=1)
     number_in(environment, "RANK", 0, most=world - 1)
     number_in(environment, "LOCAL_RANK", 0, most=world - 1)
-    number_in(environment, "LOCAL_SIZE", 1, least=1)
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):  # DeepSpeed's name, and torchrun's
+        number_in(environment, name, 1, least=1)
     number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
 
 
