@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,8 @@ HEADS = (
     *("discriminator_predictions", "generator_predictions", "generator_lm_head", "pooler"),
 )
 BUFFERS = ("position_ids", "token_type_ids")  # of older versions: 0, 1, 2, ...
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
+OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # of LayerNorms, of TensorFlow's time
 # Sizes that config.json and the weights of a BERT must agree on: rows of an embedding.
 ROWS = {
     "embeddings.word_embeddings.weight": "vocab_size",
@@ -191,6 +193,7 @@ def load_model(
             "the folder is incomplete, or its names or config.json belong to another model: export it again"
         )
     report_unused(folder, info["unexpected_keys"], body)
+    check_finite(folder, model.named_parameters())
     return model, fresh
 
 
@@ -199,16 +202,49 @@ def shapes_in(folder: Path) -> dict[str, list[int]]:
 
     Raises
     ------
-    InputError: there is none, or one is damaged.
+    InputError: there is none, one is damaged, or holds numbers of another type than weights have.
     """
     shapes: dict[str, list[int]] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, "pt") as file:
-                shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                shapes |= {name: list(found.get_shape()) for name, found in slices.items()}
+                types = {name: PLAIN.get(found.get_dtype(), found.get_dtype()) for name, found in slices.items()}
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: the weights cannot be loaded: {_line(error)}") from error
+        check_types(path, types)
     return shapes
+
+
+def check_types(origin: Path, types: Mapping[str, object]) -> None:
+    """Refuse weights that are whole numbers or of 8 bits: as floating-point numbers they would mean something else.
+
+    Raises
+    ------
+    InputError: naming a tensor and its type.
+    """
+    for name, dtype in types.items():
+        if dtype not in PLAIN.values() and name.rpartition(".")[2] not in BUFFERS:
+            raise InputError(
+                f"{origin}: {name} is of type {dtype}; weights must be floating-point numbers of 16, 32 or 64 bits: "
+                "save the model without quantisation"
+            )
+
+
+def check_finite(origin: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Refuse a model in which a training that diverged, or 16 bits, left nan or infinity: it has no answers.
+
+    Raises
+    ------
+    InputError: naming a tensor and how many of its numbers.
+    """
+    for name, weight in weights:
+        if wrong := weight.numel() - int(weight.isfinite().sum()):
+            raise InputError(
+                f"{origin}: {wrong:,} of the {weight.numel():,} numbers of {name} are nan or infinite; take an earlier "
+                "checkpoint, or the folder from its source again"
+            )
 
 
 def check_shapes(folder: Path, config: PreTrainedConfig, shapes: dict[str, list[int]]) -> None:
@@ -216,10 +252,16 @@ def check_shapes(folder: Path, config: PreTrainedConfig, shapes: dict[str, list[
 
     Raises
     ------
-    InputError: naming the key and both numbers.
+    InputError: naming the key and both numbers; two tensors for one parameter, of which transformers would take either.
     """
     if config.model_type != "bert":
         return
+    known: dict[str, str] = {}
+    for name in shapes:
+        stem, _, end = name.removeprefix("bert.").rpartition(".")
+        other = known.setdefault(f"{stem}.{OLD_ENDS.get(end, end)}", name)
+        if other != name:
+            raise InputError(f"{folder}: {other} and {name} are one parameter; which one is meant cannot be told")
     for name, shape in shapes.items():
         for ending, key in ROWS.items():
             wanted = [getattr(config, key), config.hidden_size]

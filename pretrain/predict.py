@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-MAX_TOP = 10**6  # no vocabulary is larger
+from data_prep.ranges import Range, check_ranges
 
 Kind = Literal["fill", "labels", "tags"]
 Answer = dict[str, Any]
@@ -65,14 +65,13 @@ class PredictConfig:
     """Ask for masked words, whatever the folder was made for."""
     pair: bool = False
     """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
-    top: int = 5
+    top: Annotated[int, Range(1, 1e6)] = 5  # no vocabulary is larger
     """How many answers a text, or a mask, at most."""
     json: bool = False
     """Print one JSON object."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.top <= MAX_TOP:
-            raise InputError(f"--top must be at least 1 and at most {MAX_TOP}, got {self.top}")
+        check_ranges(self)
 
 
 def main(config: PredictConfig) -> None:

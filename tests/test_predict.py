@@ -145,12 +145,6 @@ def test_what_is_no_text_is_refused_before_anything_is_answered(classifier, caps
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("top", [0, -1, 10**23])
-def test_a_count_that_makes_no_sense_is_refused(top):
-    with pytest.raises(InputError, match="--top must be at least 1 and at most 1000000, got"):
-        PredictConfig(Path("hf"), top=top)
-
-
 def test_a_number_and_tags(tmp_path, capsys):
     number = tiny_bert(tmp_path / "number", BertForSequenceClassification)
     config = BertConfig.from_pretrained(number, num_labels=1)

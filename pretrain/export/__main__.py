@@ -111,6 +111,7 @@ def write_model(folder: Path, source: Source, head: str) -> None:
         raise InputError(
             f"{source.origin} lacks {', '.join(sorted(missing))}, which --head {head} needs; choose another head"
         )
+    hf_folder.check_finite(source.origin, [(name, state[name]) for name in wanted])
     # strict=False: tied copies (the decoder) are no parameters of their own; the logits are compared afterwards.
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
     with hf_folder.quiet():

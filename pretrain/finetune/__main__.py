@@ -28,7 +28,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
@@ -53,6 +53,7 @@ from transformers import (
 )
 
 from data_prep.files import write_folder, write_json
+from data_prep.ranges import Range, check_ranges
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.tasks import TASKS, Task, Unit, answer_in_own_unit, in_unit, listed, unit_of
 
@@ -60,8 +61,8 @@ WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 RESULTS = "results.json"
-MAX_COUNT = 10**9  # more is a slip of the hand
-MAX_SEED = 2**32 - 1  # numpy's
+COUNT = Range(1, 1e9, whole=True)
+SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,19 @@ class FinetuneConfig:
     """Labelled file to measure on."""
     out: Path
     """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
-    seeds: int = 1
+    seeds: Annotated[int, COUNT] = 1
     """How many times to fine-tune, each with another seed."""
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     """The first seed; it decides the new head, the order of the examples and dropout."""
-    epochs: int = 3
+    epochs: Annotated[int, COUNT] = 3
     """Times through the training file."""
-    lr: float = 5e-5
+    lr: Annotated[float, Range(0, 1, low_open=True)] = 5e-5
     """Peak learning rate; small models profit from more (see above)."""
-    batch_size: int = 32
+    batch_size: Annotated[int, COUNT] = 32
     """Examples a step."""
-    seq_len: int = 128
+    seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
     """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
-    limit: int | None = None
+    limit: Annotated[int | None, COUNT] = None
     """Learn from this many examples only, drawn over the whole file and the same for every seed."""
     from_scratch: bool = False
     """Start from random weights of the same architecture, to see what pretraining is worth."""
@@ -98,14 +99,9 @@ class FinetuneConfig:
     """Print the content of results.json as one JSON object."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_COUNT:
-                raise InputError(f"--{name} must be at least 1 and at most {MAX_COUNT}, got {value}")
-        if not 0 <= self.seed <= MAX_SEED - self.seeds:
-            raise InputError(f"--seed must be at least 0 and at most {MAX_SEED - self.seeds}, got {self.seed}")
-        if not 0 < self.lr <= 1:
-            raise InputError(f"--lr must be above 0 and at most 1, got {self.lr}")
+        check_ranges(self)
+        if not SEEDS.holds(self.seed + self.seeds - 1):
+            raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
 
 
 def main(config: FinetuneConfig) -> None:
@@ -125,10 +121,10 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     check_out(config.out, (config.hf, config.train, config.eval))
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
-    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=config.task == "pair")
     check_seq_len(config, architecture)
     everything, evaluation = task.read(config.train), task.read(config.eval)
     check_pairs(config, everything, evaluation)
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=everything[0].pair is not None)
     names = task.label_names(everything, config.train)
     if names:
         check_labels(config.eval, evaluation, names, config.train)
