@@ -58,10 +58,9 @@ def survive_console() -> None:
 
 def _lasting(descriptor: int, stream: TextIO | None) -> TextIO:
     raw = _Lasting(descriptor, "w", closefd=False)
-    encoding, errors = ("utf-8", "replace") if stream is None else (stream.encoding, stream.errors)
+    encoding = "utf-8" if stream is None else stream.encoding
     by_line = descriptor == 2 or raw.isatty()
-    errors = "backslashreplace" if errors == "strict" else errors
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=by_line)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=by_line)
 
 
 def failure_of(stream: TextIO | None) -> OSError | None:

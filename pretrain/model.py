@@ -176,7 +176,7 @@ def build(
         model = BertForPreTraining(preset_config(preset, vocab_size, dropout, pad_id))
     else:
         assert init_from is not None
-        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab)
+        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab, pad_id)
     model.set_attn_implementation(IMPLEMENTATION)
     _pad_vocabulary(model, vocab_size)
     return model
@@ -223,7 +223,9 @@ def from_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> BertFo
     return model.eval()
 
 
-def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None) -> BertForPreTraining:
+def _load(
+    folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None, pad_id: int
+) -> BertForPreTraining:
     if not (folder / "config.json").is_file():
         raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
     content = read_object(folder / "config.json")
@@ -247,6 +249,7 @@ def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab:
         )
     hf_folder.check_shapes(folder, config, hf_folder.shapes_in(folder))
     _refuse_own_decoder(folder)
+    hf_folder.settle_padding(folder, config, pad_id)
     config.tie_word_embeddings = True  # as it is, then
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
     try:

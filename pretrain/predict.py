@@ -199,7 +199,7 @@ def ask(
 
     Raises
     ------
-    InputError: no mask token in a text to fill.
+    InputError: no mask token in a text to fill; the model's numbers overflow.
     """
     first, second = text.split("\t") if pairs else (text, None)
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
@@ -207,6 +207,10 @@ def ask(
     if encoded.encodings[0].overflowing:
         say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
     logits = model(**encoded.to(model.device)).logits[0].float().cpu()
+    if not logits.isfinite().all():
+        raise InputError(
+            f"the model answers with nan or infinity: its weights are too large; the text was {text[:60]!r}"
+        )
     names: dict[Any, str] = model.config.id2label or {}
     if kind == "fill":
         return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}

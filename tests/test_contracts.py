@@ -337,6 +337,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any] | None, dict[s
         {},
         "distance_embedding",
     ),
+    "another key": (None, {"position_embedding_type": "rotary"}, "position_embedding_type 'rotary'"),
+    "an activation": (None, {"hidden_act": ["gelu"]}, "hidden_act"),
+    "labels": (None, {"num_labels": 10**9}, "num_labels 1000000000 is not a whole number from 1"),
+    "attention": (None, {"_attn_implementation": "flash_attention_9"}, "flash_attention_9"),
     "relative key": (None, {"position_embedding_type": "relative_key"}, "relative"),
     "layers beyond": (None, {"num_hidden_layers": 1}, "num_hidden_layers 1, but the weights have 2 layers"),
     "layers missing": (None, {"num_hidden_layers": 3}, "num_hidden_layers 3, but the weights have 2 layers"),
@@ -460,6 +464,15 @@ def test_heads_of_other_tasks_are_named(tmp_path, capsys):
         export(ExportConfig(classifier, tmp_path / "mlm", "mlm"))
     with pytest.raises(InputError, match=r"cls\.predictions\.adapter\.weight"):
         by_init_from(changed(hf, lambda weights: weights.update({"cls.predictions.adapter.weight": torch.zeros(2)})))
+
+
+def test_the_padding_is_the_tokenizers(tmp_path, capsys):
+    hf = changed(tiny_bert(tmp_path / "hf", BertForPreTraining), None, pad_token_id=7, chunk_size_feed_forward=3)
+    model = build(None, hf, len(VOCABULARY), 0.0, 0, True, 0, hf)
+    assert (model.config.pad_token_id, model.bert.embeddings.word_embeddings.padding_idx) == (0, 0)
+    assert "config.json says pad_token_id 7, its tokenizer pads with entry 0" in capsys.readouterr().err
+    by_finetune(hf)  # entry 7 is learnt, and texts of five tokens are no multiple of the chunk
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["pad_token_id"] == 0
 
 
 def test_one_segment_is_not_asked_for_two(tmp_path):

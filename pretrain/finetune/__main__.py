@@ -148,7 +148,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
-        model = build_model(config, task, names, pairs=training[0].pair is not None)
+        model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
         loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, unit)
         scores = task.score(logits, eval_features, evaluation, names)
         seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
@@ -169,7 +169,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-    write_folder(config.out, lambda folder: save(folder, kept, tokenizer, results))
+    write_folder(config.out, lambda folder: save(folder, config.hf, kept, tokenizer, results))
     return json.loads((config.out / RESULTS).read_text())
 
 
@@ -254,9 +254,12 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
     return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def build_model(config: FinetuneConfig, task: Task, names: list[str], pairs: bool) -> PreTrainedModel:
+def build_model(
+    config: FinetuneConfig, task: Task, names: list[str], pairs: bool, pad_id: int | None
+) -> PreTrainedModel:
     """The encoder of the folder, or the same at random, under a new head for `names`."""
     architecture = hf_folder.load_config(config.hf)
+    hf_folder.settle_padding(config.hf, architecture, pad_id)
     architecture.id2label = dict(enumerate(names or ["score"]))
     architecture.label2id = {name: index for index, name in architecture.id2label.items()}
     architecture.zerobert_task = config.task
@@ -381,10 +384,12 @@ def settings(config: FinetuneConfig) -> dict[str, Any]:
     return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
 
 
-def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]) -> None:
+def save(
+    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]
+) -> None:
     """Model, tokenizer and, last, results.json, which also names the files written."""
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    hf_folder.copy_tokenizer(hf, folder, tokenizer)
     files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
     write_json(folder / RESULTS, {**results, "files": files})
 
