@@ -255,6 +255,14 @@ def test_texts_on_both_sides_are_said(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_letters_that_the_tokenizer_does_not_know_are_told(capsys):
+    examples = [labelled.Example(2, "one 北京 two", None, "a")]
+    tasks.encode_texts(tiny_tokenizer(), examples, ["a"], 16)
+    assert "2 of 4 tokens (50.0%) are [UNK]" in capsys.readouterr().err
+    tasks.encode_texts(tiny_tokenizer(), [examples[0]._replace(text="one two")], ["a"], 16)
+    assert capsys.readouterr().err == ""
+
+
 def test_interval_of_students_t():
     assert summary([0.5]) == {"mean": 0.5, "std": None, "ci95": None}
     # Three values 1, 2, 3: mean 2, deviation 1, t(0.975, 2 degrees) = 4.3027, over the root of 3.

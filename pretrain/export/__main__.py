@@ -30,7 +30,7 @@ import tyro
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
-from data_prep.files import write_folder, write_json
+from data_prep.files import check_out, write_folder, write_json
 from data_prep.foreign import read_object
 from data_prep.store import TOKENIZER_FILES
 from data_prep.tokens import contract
@@ -44,6 +44,9 @@ HEADS: dict[str, type[PreTrainedModel]] = {
     "mlm": BertForMaskedLM,
     "encoder": BertModel,
 }
+PROVENANCE = "provenance.json"
+# Files of an export before it listed them there.
+WRITTEN = (*TOKENIZER_FILES, PROVENANCE, "README.md", "config.json", "generation_config.json", "model.safetensors")
 # Largest difference of an output, where the largest is above 1 as a share of it; padding-free and padded sums differ in
 # rounding only.
 TOLERANCE = 1e-4
@@ -61,7 +64,7 @@ class ExportConfig:
     source: tyro.conf.Positional[Path]
     """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
     out: tyro.conf.Positional[Path]
-    """Hugging Face folder to write; an existing one is replaced"""
+    """Hugging Face folder to write; an earlier export there is replaced"""
     head: Literal["pretraining", "mlm", "encoder"] = "pretraining"
     """which head's weights the folder holds beside the encoder's"""
     config: Path | None = None
@@ -74,19 +77,21 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> None:
     """Convert, compare, then put into place."""
+    read = [path for path in (config.source, config.config, config.vocab) if path is not None]
+    check_out(config.out, read, PROVENANCE, WRITTEN)
     source = find_source(config.source, config.config, config.vocab)
-    if config.out.exists() and not (config.out / "config.json").is_file() and any(config.out.iterdir()):
-        raise InputError(f"{config.out} exists and is no Hugging Face folder; choose another place")
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
 
     def fill(folder: Path) -> None:
-        write_model(folder, source, config.head)
+        parameters = write_model(folder, source, config.head)
         write_card(folder, source, config.head)
         difference = largest_difference(folder, config.head, trained_model(source), source.identity.vocab_size)
-        write_json(folder / "provenance.json", provenance(source, config.head, difference))
+        files = sorted({PROVENANCE, *(path.name for path in folder.iterdir())})
+        record = provenance(source, config.head, difference) | {"parameters": parameters, "files": files}
+        write_json(folder / PROVENANCE, record)
 
     write_folder(config.out, fill)
-    result = json.loads((config.out / "provenance.json").read_text())
+    result = json.loads((config.out / PROVENANCE).read_text())
     say(
         f"{config.out}: {config.head}, {result['parameters']:,} parameters, {source.identity.vocab_size} vocabulary "
         f"entries; largest difference to the trainer's outputs {result['largest_difference']:.1e}"
@@ -95,8 +100,8 @@ def main(config: ExportConfig) -> None:
         print_json({"out": str(config.out), "step": source.step, "largest_difference": result["largest_difference"]})
 
 
-def write_model(folder: Path, source: Source, head: str) -> None:
-    """config.json, model.safetensors and the tokenizer, with the vocabulary's true size."""
+def write_model(folder: Path, source: Source, head: str) -> int:
+    """config.json, model.safetensors and the tokenizer, with the vocabulary's true size; the number of parameters."""
     identity = source.identity
     config = BertConfig(**identity.model | {"vocab_size": identity.vocab_size})
     has_pooler = "bert.pooler.dense.weight" in source.weights  # what was trained without sentence pairs has none
@@ -119,6 +124,7 @@ def write_model(folder: Path, source: Source, head: str) -> None:
     with hf_folder.quiet():
         model.save_pretrained(folder)
     write_tokenizer(folder, source, config.max_position_embeddings)
+    return int(model.num_parameters())
 
 
 def write_tokenizer(folder: Path, source: Source, positions: int) -> None:
@@ -203,7 +209,6 @@ def provenance(source: Source, head: str, difference: float) -> dict[str, Any]:
     return source.record | {
         "step": source.step,
         "head": head,
-        "parameters": sum(tensor.numel() for tensor in source.weights.values()),
         "vocab_sha256": source.identity.vocab_sha256,
         "largest_difference": difference,
     }

@@ -12,7 +12,6 @@ embeddings; then every name must be one of BertForPreTraining, in its shape, and
 that repeats the embedding is dropped; another one is refused, since an exported folder could not say so.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,7 +165,10 @@ def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
         raise InputError(f"{folder} has no whole model.safetensors (pickled weights are not read): {error}") from error
     record: dict[str, Any] = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
-        record["provenance"] = json.loads((folder / "provenance.json").read_text())
+        try:
+            record["provenance"] = read_object(folder / "provenance.json")
+        except InputError as error:
+            say(f"warning: where {folder} comes from is not known: {error}")
     return _foreign(folder, weights, config, vocab, None, "converted with zerobert.", record)
 
 

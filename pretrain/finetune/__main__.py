@@ -19,7 +19,6 @@ Small models learn better from a larger --lr than the default, which suits BERT-
 
 import json
 import math
-import os
 import random
 import sys
 import tempfile
@@ -52,7 +51,7 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.files import write_folder, write_json
+from data_prep.files import check_out, write_folder, write_json
 from data_prep.ranges import Range, check_ranges
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.tasks import TASKS, Task, Unit, answer_in_own_unit, in_unit, listed, unit_of
@@ -118,7 +117,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     ------
     InputError: a file, a folder or an option that does not fit; nothing is written then.
     """
-    check_out(config.out, (config.hf, config.train, config.eval))
+    check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
     check_seq_len(config, architecture)
@@ -171,37 +170,6 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     }
     write_folder(config.out, lambda folder: save(folder, config.hf, kept, tokenizer, results))
     return json.loads((config.out / RESULTS).read_text())
-
-
-def check_out(out: Path, inputs: tuple[Path, ...]) -> None:
-    """Refuse an output folder that holds anything but an earlier result, for it will be replaced as a whole.
-
-    Raises
-    ------
-    InputError: as said, or one of `inputs` is or lies in `out`.
-    """
-    for path in inputs:
-        if path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"--out {out} would replace {path}, which is read: choose another folder")
-    # The result is made beside `out` and renamed, in the nearest folder that exists, once hours have been spent on it.
-    above = next(path for path in out.absolute().parents if path.exists())
-    for path in (out, above):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {out}: {path} is a file: choose a folder")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
-    present = {path.name for path in out.iterdir()} if out.exists() else set()
-    foreign = sorted(present - written_names(out))
-    if foreign:
-        raise InputError(f"--out {out} holds {foreign[0]}, which is no fine-tuning result: choose another folder")
-
-
-def written_names(out: Path) -> set[str]:
-    """The files that an earlier run says it wrote into `out`."""
-    try:
-        return set(json.loads((out / RESULTS).read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 def check_seq_len(config: FinetuneConfig, architecture: PreTrainedConfig) -> None:
