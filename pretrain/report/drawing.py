@@ -7,8 +7,8 @@ Training lines are noisy: as logged they are thin, over them lies their running 
 """
 
 import io
-import warnings
 import re
+import warnings
 from typing import Any, NamedTuple
 
 import matplotlib
