@@ -15,6 +15,7 @@ Importing this module from a Python that lacks the project's packages continues 
 made one, and says to run launch/setup.sh where it has not. Entry files therefore import it before anything else.
 """
 
+import codecs
 import errno
 import importlib.util
 import json
@@ -69,8 +70,9 @@ def say(message: str) -> None:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """The result of `--json`: one object on one line of stdout."""
-    print(json.dumps(result, ensure_ascii=False))
+    """The result of `--json`: one object on one line of stdout, in ASCII where that has no letters beyond."""
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    print(json.dumps(result, ensure_ascii=not is_utf8))
 
 
 def number_in(

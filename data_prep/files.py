@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from data_prep.errors import InputError
+
 _BLOCK = 1 << 22
 
 
@@ -48,8 +50,10 @@ def write_json(path: Path, content: Any, sync: bool = True) -> None:
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder aside, then put it in the place of `folder`, which may exist.
 
-    Folders and files get the mode that the umask gives, whatever library wrote them or whence they were copied.
+    Folders and files get the mode that the umask gives, whatever library wrote them or whence they were copied. Of a
+    link, what it points to is replaced.
     """
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _aside(folder)
     partial.mkdir()
@@ -62,6 +66,39 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         replace_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_out(out: Path, inputs: Iterable[Path], record: str, always: Iterable[str] = ()) -> None:
+    """Refuse an output folder that holds anything but an earlier result, for it will be replaced as a whole.
+
+    record: a JSON file of the result which lists the others under "files"
+    always: files that a result may have beside, of versions that did not list them
+
+    Raises
+    ------
+    InputError: as said, or one of `inputs` is or lies in `out`.
+    """
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"--out {out} would replace {path}, which is read: choose another folder")
+    # The result is made beside `out` and renamed, in the nearest folder that exists, once hours have been spent on it.
+    above = next(path for path in out.absolute().parents if path.exists())
+    for path in (out, above):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--out {out}: {path} is a file: choose a folder")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
+    present = {path.name for path in out.iterdir()} if out.exists() else set()
+    try:
+        written = {*json.loads((out / record).read_text())["files"]}
+    except KeyError:
+        written = {*always}
+    except (OSError, ValueError, TypeError):
+        written = set()
+    if foreign := sorted(present - written):
+        raise InputError(
+            f"--out {out} holds {foreign[0]}, which is of no earlier result of this command: choose another folder"
+        )
 
 
 def replace_folder(new: Path, folder: Path) -> None:

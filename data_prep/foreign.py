@@ -34,6 +34,7 @@ COUNTS = {
     "intermediate_size": (1, 1 << 20),
     "max_position_embeddings": (1, 1 << 20),
     "type_vocab_size": (1, 1 << 10),
+    "num_labels": (1, 1 << 20),  # transformers makes a name for each
 }
 PARAMETERS = 1 << 36  # of a model; beyond it a number is wrong, and memory would end before a message comes
 FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -72,8 +73,10 @@ def refuse_code(folder: Path, configs: tuple[str, ...] = CONFIGS) -> None:
             if content.get(key):
                 raise InputError(f"{folder / name}: {key} {_shown(content[key])} {why}")
         for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
-            if "/" in str(content.get(key, "")):
-                raise InputError(f"{folder / name}: {key} {_shown(content[key])} names code to be fetched; take it out")
+            if content.get(key) not in (None, "eager", "sdpa"):
+                raise InputError(
+                    f"{folder / name}: {key} {_shown(content[key])} names code to be fetched, or not here; take it out"
+                )
     if "config.json" in configs and (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{folder} holds an adapter (adapter_config.json) for weights that lie elsewhere; merge it into its model "

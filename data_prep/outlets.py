@@ -39,7 +39,8 @@ class _Lasting(io.FileIO):
 
 
 def survive_console() -> None:
-    """Make stdout and stderr of this process last; call it where a program begins.
+    """Make stdout and stderr of this process last; call it where a program begins. A letter that their encoding does
+    not have is spelled (\\xe9), and ends nothing either.
 
     A stream that was closed (`2>&-`) gets /dev/null: else the next file that is opened would be its descriptor, and
     receive what libraries print.
@@ -57,9 +58,9 @@ def survive_console() -> None:
 
 def _lasting(descriptor: int, stream: TextIO | None) -> TextIO:
     raw = _Lasting(descriptor, "w", closefd=False)
-    encoding, errors = ("utf-8", "replace") if stream is None else (stream.encoding, stream.errors)
+    encoding = "utf-8" if stream is None else stream.encoding
     by_line = descriptor == 2 or raw.isatty()
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=by_line)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=by_line)
 
 
 def failure_of(stream: TextIO | None) -> OSError | None:

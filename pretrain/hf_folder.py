@@ -12,8 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import logging
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
@@ -27,9 +28,22 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.activations import ACT2FN
 
 from data_prep.cli import InputError, say
+from data_prep.files import write_json
 from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
 
 TOKENIZER = ("tokenizer.json", "vocab.txt")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+# Models whose positions are counted from behind the number of the padding.
+OFFSET = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "xmod",
+)
 # Heads of transformers' encoders: what a folder made for one task holds and another task does not use.
 HEADS = (
     *("cls.predictions", "cls.seq_relationship", "classifier", "pre_classifier", "qa_outputs", "score", "lm_head"),
@@ -37,6 +51,8 @@ HEADS = (
     *("discriminator_predictions", "generator_predictions", "generator_lm_head", "pooler"),
 )
 BUFFERS = ("position_ids", "token_type_ids")  # of older versions: 0, 1, 2, ...
+PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
+OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # of LayerNorms, of TensorFlow's time
 # Sizes that config.json and the weights of a BERT must agree on: rows of an embedding.
 ROWS = {
     "embeddings.word_embeddings.weight": "vocab_size",
@@ -83,6 +99,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     check_architecture(path, content)
     # What a model returns is the caller's business, not the folder's.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    config.chunk_size_feed_forward = 0  # memory saved at the price of texts of odd lengths; the numbers are the same
     return config
 
 
@@ -93,17 +110,17 @@ def check_architecture(path: Path, content: dict[str, Any]) -> None:
     ------
     InputError: a decoder, positions that transformers no longer knows, an activation that it does not know.
     """
-    if (activation := content.get("hidden_act", "gelu")) not in {*ACT2FN}:
+    if (activation := content.get("hidden_act", "gelu")) not in [*ACT2FN]:
         raise InputError(f"{path}: hidden_act {activation!r} is none that transformers knows, such as 'gelu'")
     for key in ("is_decoder", "add_cross_attention"):
         if content.get(key):
             raise InputError(
                 f"{path}: {key} is {content[key]!r}: a decoder, which sees no words ahead; give an encoder"
             )
-    if str(content.get("position_embedding_type", "absolute")).startswith("relative"):
+    if content.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(
             f"{path}: position_embedding_type {content['position_embedding_type']!r}: relative positions are no longer "
-            "in transformers, which would leave their weights out; give a model with absolute ones"
+            "in transformers, which would leave them out; give a model with absolute ones"
         )
 
 
@@ -132,6 +149,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def copy_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model made from `source` the very files of its tokenizer: transformers would write others, without
+    vocab.txt. `tokenizer` is what `load_tokenizer` made of them."""
+    for name in {*TOKENIZER, *TOKENIZER_SETTINGS, *tokenizer.vocab_files_names.values()}:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if "token_type_ids" not in tokenizer.model_input_names:  # so that other readers know it, too
+        path = folder / TOKENIZER_SETTINGS[0]
+        settings = read_object(path) if path.is_file() else {}
+        write_json(path, settings | {"model_input_names": tokenizer.model_input_names})
+
+
 def check_frame(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, pairs: bool) -> None:
     """Refuse to fine-tune a BERT on texts without its special tokens, or on `pairs` that it cannot tell apart.
 
@@ -152,6 +181,16 @@ def check_frame(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTok
             f"{folder}: its tokenizer puts both texts of a pair into segment 0; put "
             '"model_input_names": ["input_ids", "token_type_ids", "attention_mask"] into tokenizer_config.json'
         )
+
+
+def settle_padding(folder: Path, config: PreTrainedConfig, pad_id: int | None) -> None:
+    """Set a BERT's padding to the tokenizer's: the entry that config.json names would never be learnt."""
+    if config.model_type == "bert" and None not in (pad_id, config.pad_token_id) and config.pad_token_id != pad_id:
+        _say_once(
+            f"{folder}: config.json says pad_token_id {config.pad_token_id}, its tokenizer pads with entry {pad_id}, "
+            "which is taken"
+        )
+        config.pad_token_id = pad_id
 
 
 def load_model(
@@ -191,6 +230,7 @@ def load_model(
             "the folder is incomplete, or its names or config.json belong to another model: export it again"
         )
     report_unused(folder, info["unexpected_keys"], body)
+    check_finite(folder, model.named_parameters())
     return model, fresh
 
 
@@ -199,16 +239,49 @@ def shapes_in(folder: Path) -> dict[str, list[int]]:
 
     Raises
     ------
-    InputError: there is none, or one is damaged.
+    InputError: there is none, one is damaged, or holds numbers of another type than weights have.
     """
     shapes: dict[str, list[int]] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, "pt") as file:
-                shapes |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                shapes |= {name: list(found.get_shape()) for name, found in slices.items()}
+                types = {name: PLAIN.get(found.get_dtype(), found.get_dtype()) for name, found in slices.items()}
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: the weights cannot be loaded: {_line(error)}") from error
+        check_types(path, types)
     return shapes
+
+
+def check_types(origin: Path, types: Mapping[str, object]) -> None:
+    """Refuse weights that are whole numbers or of 8 bits: as floating-point numbers they would mean something else.
+
+    Raises
+    ------
+    InputError: naming a tensor and its type.
+    """
+    for name, dtype in types.items():
+        if dtype not in PLAIN.values() and name.rpartition(".")[2] not in BUFFERS:
+            raise InputError(
+                f"{origin}: {name} is of type {dtype}; weights must be floating-point numbers of 16, 32 or 64 bits: "
+                "save the model without quantisation"
+            )
+
+
+def check_finite(origin: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Refuse a model in which a training that diverged, or 16 bits, left nan or infinity: it has no answers.
+
+    Raises
+    ------
+    InputError: naming a tensor and how many of its numbers.
+    """
+    for name, weight in weights:
+        if wrong := weight.numel() - int(weight.isfinite().sum()):
+            raise InputError(
+                f"{origin}: {wrong:,} of the {weight.numel():,} numbers of {name} are nan or infinite; take an earlier "
+                "checkpoint, or the folder from its source again"
+            )
 
 
 def check_shapes(folder: Path, config: PreTrainedConfig, shapes: dict[str, list[int]]) -> None:
@@ -216,10 +289,16 @@ def check_shapes(folder: Path, config: PreTrainedConfig, shapes: dict[str, list[
 
     Raises
     ------
-    InputError: naming the key and both numbers.
+    InputError: naming the key and both numbers; two tensors for one parameter, of which transformers would take either.
     """
     if config.model_type != "bert":
         return
+    known: dict[str, str] = {}
+    for name in shapes:
+        stem, _, end = name.removeprefix("bert.").rpartition(".")
+        other = known.setdefault(f"{stem}.{OLD_ENDS.get(end, end)}", name)
+        if other != name:
+            raise InputError(f"{folder}: {other} and {name} are one parameter; which one is meant cannot be told")
     for name, shape in shapes.items():
         for ending, key in ROWS.items():
             wanted = [getattr(config, key), config.hidden_size]
@@ -264,7 +343,8 @@ def _say_once(message: str) -> None:
 
 def positions(config: PreTrainedConfig) -> int:
     """The longest input in tokens, special tokens included."""
-    return int(config.max_position_embeddings)
+    unused = config.pad_token_id + 1 if config.model_type in OFFSET else 0
+    return int(config.max_position_embeddings) - unused
 
 
 def _need(folder: Path, what: str, names: tuple[str, ...]) -> None:

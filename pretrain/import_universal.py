@@ -26,6 +26,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.files import share
 from data_prep.store import Store
+from pretrain import hf_folder
 from pretrain.checkpoints.checkpoint import RunState, complete, folder_of, present
 from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
 from pretrain.config import Preset
@@ -123,6 +124,7 @@ def values_of(universal: Path, kind: str, model: BertForPreTraining, vocab_size:
     theirs: BertConfig = copy.copy(model.config)
     theirs.vocab_size = vocab_size
     tensors = matched(universal, found, theirs)
+    hf_folder.check_finite(universal, [(f"{FILES[kind]} of {name}", tensor) for name, tensor in tensors.items()])
     values = {}
     for name, parameter in model.named_parameters():
         if name not in tensors:

@@ -176,7 +176,7 @@ def build(
         model = BertForPreTraining(preset_config(preset, vocab_size, dropout, pad_id))
     else:
         assert init_from is not None
-        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab)
+        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab, pad_id)
     model.set_attn_implementation(IMPLEMENTATION)
     _pad_vocabulary(model, vocab_size)
     return model
@@ -223,7 +223,9 @@ def from_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> BertFo
     return model.eval()
 
 
-def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None) -> BertForPreTraining:
+def _load(
+    folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None, pad_id: int
+) -> BertForPreTraining:
     if not (folder / "config.json").is_file():
         raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
     content = read_object(folder / "config.json")
@@ -247,23 +249,27 @@ def _load(folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab:
         )
     hf_folder.check_shapes(folder, config, hf_folder.shapes_in(folder))
     _refuse_own_decoder(folder)
+    hf_folder.settle_padding(folder, config, pad_id)
     config.tie_word_embeddings = True  # as it is, then
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
     try:
-        loaded: Any = BertForPreTraining.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with hf_folder.quiet():  # what its report says is checked below
+            loaded: Any = BertForPreTraining.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by name
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"--init_from {folder}: the weights cannot be loaded: {str(error)[:200]!r}") from error
     model, report = loaded  # a pair, with output_loading_info
     _report_missing(folder, set(report["missing_keys"]), {key[0] for key in report["mismatched_keys"]}, needs_nsp)
     others = tuple(head for head in hf_folder.HEADS if not head.startswith("cls."))  # those are the model's own
     hf_folder.report_unused(folder, report["unexpected_keys"], "bert.", others)
+    hf_folder.check_finite(folder, model.named_parameters())
     return model
 
 
@@ -286,7 +292,8 @@ def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs
     nsp = {key for key in missing if key.startswith(("cls.seq_relationship.", "bert.pooler."))}
     mlm = {key for key in missing if key.startswith("cls.predictions.")}
     if other := sorted(missing - nsp - mlm) + sorted(mismatched):
-        raise InputError(f"--init_from {folder} lacks {', '.join(other[:4])} ({len(other)} tensors in all)")
+        some = f"{', '.join(other[:4])} ({len(other)} tensors in all)"
+        raise InputError(f"--init_from {folder} lacks, or has in another shape than config.json says, {some}")
     if mlm:
         say(f"{folder} has no language-model head; it begins at random: {', '.join(sorted(mlm))}")
     if nsp and needs_nsp:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
@@ -34,7 +34,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-MAX_TOP = 10**6  # no vocabulary is larger
+from data_prep.ranges import Range, check_ranges
+
+# Controls, on which a terminal would act or begin a line; a tab stands between two texts.
+SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
 
 Kind = Literal["fill", "labels", "tags"]
 Answer = dict[str, Any]
@@ -65,14 +68,13 @@ class PredictConfig:
     """Ask for masked words, whatever the folder was made for."""
     pair: bool = False
     """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
-    top: int = 5
+    top: Annotated[int, Range(1, 1e6)] = 5  # no vocabulary is larger
     """How many answers a text, or a mask, at most."""
     json: bool = False
     """Print one JSON object."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.top <= MAX_TOP:
-            raise InputError(f"--top must be at least 1 and at most {MAX_TOP}, got {self.top}")
+        check_ranges(self)
 
 
 def main(config: PredictConfig) -> None:
@@ -83,6 +85,7 @@ def main(config: PredictConfig) -> None:
         pairs = config.pair or (kind == "labels" and answers_pairs(architecture))
         if pairs and kind != "labels":
             raise InputError(f"--pair: {config.folder} answers {kind}, and no pairs of texts")
+        check_label_names(config.folder, architecture, kind)
         texts = texts_of(config, pairs)  # before the weights, which take longer
         tokenizer = hf_folder.load_tokenizer(config.folder)
         model = load(config.folder, kind)
@@ -113,6 +116,20 @@ def kind_of(folder: Path, architecture: PreTrainedConfig) -> Kind:
         f"{folder} holds {saved_from}, which answers nothing here (known: Bert{', Bert'.join(KINDS)}); "
         "fine-tune it first: python -m pretrain.finetune"
     )
+
+
+def check_label_names(folder: Path, architecture: PreTrainedConfig, kind: Kind) -> None:
+    """Refuse a folder that has no name for an answer it may give.
+
+    Raises
+    ------
+    InputError: as said.
+    """
+    names: dict[Any, Any] = architecture.id2label or {}
+    if kind != "fill" and (set(names) != set(range(len(names))) or not all(isinstance(n, str) for n in names.values())):
+        raise InputError(
+            f"{folder}/config.json: id2label must name the labels 0, 1, ... by texts, not {str(names)[:80]}"
+        )
 
 
 def load(folder: Path, kind: Kind) -> PreTrainedModel:
@@ -172,10 +189,11 @@ def lines_of_stdin() -> Iterator[tuple[int, str]]:
 
 def checked(where: str, text: str, pairs: bool) -> str:
     """`text`, if it can be answered; otherwise an InputError that says where it stands."""
+    if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+        what = "a zero byte" if "\0" in text else "a byte order mark"
+        raise InputError(f"{where} holds {what}, as in UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
     if re.search("[\udc80-\udcff]", text):
         raise InputError(f"{where} is not UTF-8; convert it, for example: iconv -f WINDOWS-1252 -t UTF-8")
-    if "\0" in text:
-        raise InputError(f"{where} holds a zero byte, as in UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
     if not text.strip():
         raise InputError(f"{where} is empty")
     tabs = text.count("\t")
@@ -200,14 +218,21 @@ def ask(
 
     Raises
     ------
-    InputError: no mask token in a text to fill.
+    InputError: no mask token in a text to fill; the model's numbers overflow.
     """
     first, second = text.split("\t") if pairs else (text, None)
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
     encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
     if encoded.encodings[0].overflowing:
         say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
+    ids = {*encoded["input_ids"][0].tolist()}
+    if kind != "fill" and ids <= {*tokenizer.all_special_ids}:
+        say(f"the tokenizer knows nothing of this text, and the answer does not depend on it: {text[:60]!a}")
     logits = model(**encoded.to(model.device)).logits[0].float().cpu()
+    if not logits.isfinite().all():
+        raise InputError(
+            f"the model answers with nan or infinity: its weights are too large; the text was {text[:60]!r}"
+        )
     names: dict[Any, str] = model.config.id2label or {}
     if kind == "fill":
         return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
@@ -225,7 +250,7 @@ def masked_words(
     places = (ids == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(places):
         where = "only beyond the model's length" if tokenizer.mask_token in text else "not in the text"
-        raise InputError(f"the mask token {tokenizer.mask_token} is {where}: {text!r}")
+        raise InputError(f"the mask token {tokenizer.mask_token} is {where}: {text[:60]!r}")
     return [ranked(logits[at], top, lambda index: {"token": tokenizer.decode([index])}) for at in places]
 
 
@@ -261,7 +286,7 @@ def shown(answer: Answer) -> str:
         lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
     if "tags" in answer:
         lines.append("  " + " ".join(f"{word['word']}/{word['tag']}" for word in answer["tags"]))
-    return "\n".join(lines)
+    return "\n".join(line.translate(SPELLED) for line in lines)
 
 
 if __name__ == "__main__":

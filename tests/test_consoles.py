@@ -106,6 +106,29 @@ def dead_reader() -> int:
 
 
 @pytest.mark.parametrize(
+    ("locale", "plain"), [("C", "Größe 北京 \\ud800"), ("ascii", "Gr\\xf6\\xdfe \\u5317\\u4eac \\ud800")]
+)
+def test_letters_that_a_console_has_not_are_spelled(tmp_path, locale, plain):
+    text = "Größe 北京 \ud800"
+    (tmp_path / "command.py").write_text(
+        "from dataclasses import dataclass\nfrom data_prep.cli import print_json, run\n"
+        "@dataclass\nclass Config: pass\n"
+        f"def main(config): print({text!a}); print_json(dict(text={text!a}))\n"
+        "run(main, Config, '')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONUTF8")}
+    environment |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C"}
+    if locale != "C":  # in which Python says UTF-8
+        environment["PYTHONIOENCODING"] = locale
+    command = [sys.executable, tmp_path / "command.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()
+    assert first == plain
+    assert json.loads(second) == {"text": text}
+
+
+@pytest.mark.parametrize(
     ("redirection", "code"),
     [
         (">&DEAD 2>&DEAD", 0),

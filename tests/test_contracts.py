@@ -3,6 +3,7 @@ with the store's, a folder's weights with the model that is made of them."""
 
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -336,6 +337,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any] | None, dict[s
         {},
         "distance_embedding",
     ),
+    "another key": (None, {"position_embedding_type": "rotary"}, "position_embedding_type 'rotary'"),
+    "an activation": (None, {"hidden_act": ["gelu"]}, "hidden_act"),
+    "labels": (None, {"num_labels": 10**9}, "num_labels 1000000000 is not a whole number from 1"),
+    "attention": (None, {"_attn_implementation": "flash_attention_9"}, "flash_attention_9"),
     "relative key": (None, {"position_embedding_type": "relative_key"}, "relative"),
     "layers beyond": (None, {"num_hidden_layers": 1}, "num_hidden_layers 1, but the weights have 2 layers"),
     "layers missing": (None, {"num_hidden_layers": 3}, "num_hidden_layers 3, but the weights have 2 layers"),
@@ -357,6 +362,25 @@ CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any] | None, dict[s
     ),
     "quantised": (None, {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
     "other sizes": (None, {"vocab_size": 1 << 20}, "vocab_size 1048576"),
+    "nan": (lambda w: w[f"{SELF}.query.weight"].view(-1)[:3].fill_(math.nan), {}, r"3 of the 1,024 numbers of .*query"),
+    "infinity": (lambda w: w["bert.embeddings.word_embeddings.weight"][7].fill_(math.inf), {}, "32 of the .* infinite"),
+    "whole numbers": (
+        lambda w: w.update({name: (100 * weight).to(torch.int8) for name, weight in w.items()}),
+        {},
+        "is of type I8; weights must be floating-point numbers",
+    ),
+    "8 bits": (
+        lambda w: w.update({name: weight.to(torch.float8_e4m3fn) for name, weight in w.items()}),
+        {},
+        "is of type F8_E4M3; weights must be floating-point numbers",
+    ),
+    "another shape": (lambda w: w.update({f"{SELF}.key.bias": torch.zeros(31)}), {}, "another shape"),
+    "two of a LayerNorm": (
+        lambda w: w.update({"bert.embeddings.LayerNorm.gamma": torch.zeros(32)}),
+        {},
+        "are one parameter",
+    ),
+    "two of a prefix": (lambda w: w.update({"pooler.dense.bias": torch.zeros(32)}), {}, "are one parameter"),
     "other positions": (None, {"max_position_embeddings": 128}, "max_position_embeddings 128"),
 }
 
@@ -434,8 +458,21 @@ def test_heads_of_other_tasks_are_named(tmp_path, capsys):
     classifier = tiny_bert(tmp_path / "classifier", BertForSequenceClassification)
     by_init_from(classifier)
     assert "not used: classifier" in capsys.readouterr().err
+    export(ExportConfig(classifier, tmp_path / "encoder", "encoder"))
+    assert f"{classifier}: not converted: classifier (heads of other tasks)" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"lacks .*which --head mlm needs"):
+        export(ExportConfig(classifier, tmp_path / "mlm", "mlm"))
     with pytest.raises(InputError, match=r"cls\.predictions\.adapter\.weight"):
         by_init_from(changed(hf, lambda weights: weights.update({"cls.predictions.adapter.weight": torch.zeros(2)})))
+
+
+def test_the_padding_is_the_tokenizers(tmp_path, capsys):
+    hf = changed(tiny_bert(tmp_path / "hf", BertForPreTraining), None, pad_token_id=7, chunk_size_feed_forward=3)
+    model = build(None, hf, len(VOCABULARY), 0.0, 0, True, 0, hf)
+    assert (model.config.pad_token_id, model.bert.embeddings.word_embeddings.padding_idx) == (0, 0)
+    assert "config.json says pad_token_id 7, its tokenizer pads with entry 0" in capsys.readouterr().err
+    by_finetune(hf)  # entry 7 is learnt, and texts of five tokens are no multiple of the chunk
+    assert json.loads((tmp_path / "tuned/config.json").read_text())["pad_token_id"] == 0
 
 
 def test_one_segment_is_not_asked_for_two(tmp_path):

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BertForMaskedLM,
     BertForPreTraining,
     BertForSequenceClassification,
     BertTokenizer,
@@ -22,8 +23,10 @@ from pretrain.checkpoints.checkpoint import folder_of, read_manifest, read_weigh
 from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig, main
 from pretrain.train import train
+from tests.corpora import files_of
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
+from tests.tiny_hf import tiny_bert
 
 VOCAB = 90  # padded to 128 inside the model
 
@@ -128,8 +131,60 @@ def test_what_is_no_run_is_refused(trained, tmp_path):
     assert json.loads((tmp_path / "hf/provenance.json").read_text())["step"] == 2
 
 
-def test_a_folder_of_something_else_is_not_replaced(trained, tmp_path):
-    (tmp_path / "thesis.txt").write_text("important")
-    with pytest.raises(InputError, match="no Hugging Face folder"):
-        main(ExportConfig(trained, tmp_path))
-    assert (tmp_path / "thesis.txt").read_text() == "important"
+@pytest.fixture
+def hf(tmp_path) -> Path:
+    return tiny_bert(tmp_path / "hf", BertForPreTraining)
+
+
+def test_nothing_but_an_earlier_export_is_replaced(hf, tmp_path):
+    def refused(out: Path, message: str) -> None:
+        before = files_of(tmp_path)
+        with pytest.raises(InputError, match=message) as refusal:
+            main(ExportConfig(hf, out, "mlm"))
+        assert files_of(tmp_path) == before
+        assert "\n" not in str(refusal.value)
+
+    run = tmp_path / "run"  # which has a config.json, too
+    (run / "checkpoints/step-0000002").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "checkpoints/step-0000002/manifest.json"):
+        (run / name).write_text("{}")
+    refused(run, r"holds checkpoints, which is of no earlier result")
+    refused(hf, "would replace .*hf, which is read")
+    refused(tmp_path, "would replace .*hf, which is read")
+    refused(tiny_bert(tmp_path / "other", BertForPreTraining), r"holds config\.json, which is of no earlier result")
+    refused(run / "config.json", r"config\.json is a file: choose a folder")
+    refused(run / "config.json/hf", r"config\.json is a file: choose a folder")
+    out = tmp_path / "out"
+    (tmp_path / "link").symlink_to(out)
+    for head in ("mlm", "encoder", "mlm"):
+        main(ExportConfig(hf, out if head == "mlm" else tmp_path / "link", head))
+        assert json.loads((out / "provenance.json").read_text())["head"] == head
+    assert (tmp_path / "link").is_symlink()
+    assert not list(tmp_path.glob("*.partial*"))
+    (out / "thesis.txt").write_text("important")
+    refused(out, r"holds thesis\.txt")
+    (out / "thesis.txt").unlink()
+    provenance = json.loads((out / "provenance.json").read_text())
+    del provenance["files"]  # of an older version
+    (out / "provenance.json").write_text(json.dumps(provenance))
+    main(ExportConfig(hf, out))
+
+
+def test_the_parameters_told_are_those_of_the_folder(hf, tmp_path):
+    for head, kind in (("mlm", BertForMaskedLM), ("pretraining", BertForPreTraining)):
+        main(ExportConfig(hf, tmp_path / head, head))
+        told = json.loads((tmp_path / head / "provenance.json").read_text())["parameters"]
+        assert told == kind.from_pretrained(tmp_path / head).num_parameters()
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]"])
+def test_a_damaged_record_of_where_a_folder_comes_from_is_left_out(hf, tmp_path, capsys, content):
+    (hf / "provenance.json").write_bytes(content)
+    main(ExportConfig(hf, tmp_path / "out"))
+    assert f"warning: where {hf} comes from is not known" in capsys.readouterr().err
+
+
+def test_large_numbers_are_compared_by_their_size(hf, tmp_path):
+    weights = load_file(hf / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, hf / "model.safetensors", {"format": "pt"})
+    main(ExportConfig(hf, tmp_path / "out", "mlm"))

@@ -1,8 +1,8 @@
 """Fine-tuning on toy tasks that a model of 32 units learns in seconds, and what it refuses."""
 
 import json
-import math
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +12,22 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForPreTraining, BertModel, pipeline
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForPreTraining,
+    BertModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    pipeline,
+)
 
 import pretrain.finetune.__main__ as finetune
 from data_prep.cli import InputError, parse
+from pretrain import hf_folder, predict
 from pretrain.finetune import labelled, tasks
 from pretrain.finetune.__main__ import RESULTS, FinetuneConfig, summary
-from tests.tiny_hf import WORDS, tiny_bert, tiny_tokenizer
+from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,6 +114,27 @@ def test_plain_transformers_loads_the_folder_and_scores_the_same(tuned, toy):
     config = AutoModelForSequenceClassification.from_pretrained(tuned).config
     assert (config.id2label, config.label2id) == ({0: "bad", 1: "good"}, {"bad": 0, "good": 1})
     assert AutoTokenizer.from_pretrained(tuned)("word")["token_type_ids"] == [0, 0, 0]
+
+
+def test_the_tokenizer_is_that_of_the_folder_file_by_file(hf, toy, tmp_path):
+    hf = Path(shutil.copytree(hf, tmp_path / "hf"))
+    (hf / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    finetune.main(config_of(hf, toy, tmp_path / "out", epochs=1))
+    for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (hf / name).read_bytes()
+    assert "vocab.txt" in json.loads((tmp_path / "out/results.json").read_text())["files"]
+
+
+def test_positions_behind_the_padding_are_not_counted(toy, tmp_path):
+    hf = tmp_path / "hf"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(vocab_size=len(VOCABULARY), max_position_embeddings=17, pad_token_id=0, **sizes)
+    RobertaForMaskedLM(config).save_pretrained(hf)
+    tiny_tokenizer().save_pretrained(hf)
+    with pytest.raises(InputError, match="--seq_len 17 must lie between 4 and the 16 positions"):
+        finetune.main(config_of(hf, toy, tmp_path / "out", seq_len=17))
+    assert hf_folder.positions(config) == 16
+    predict.main(predict.PredictConfig(hf, ("[MASK]" + " one" * 40,), fill=True))
 
 
 def test_scores_follow_the_order_of_the_file_not_of_the_lengths(hf, tmp_path):
@@ -222,6 +252,14 @@ def test_texts_on_both_sides_are_said(capsys):
     finetune.tell_shared(learnt, asked)
     assert capsys.readouterr().err == "2 of 3 examples to measure on (66.7%) are also among those to learn from\n"
     finetune.tell_shared(learnt, asked[1:2])
+    assert capsys.readouterr().err == ""
+
+
+def test_letters_that_the_tokenizer_does_not_know_are_told(capsys):
+    examples = [labelled.Example(2, "one 北京 two", None, "a")]
+    tasks.encode_texts(tiny_tokenizer(), examples, ["a"], 16)
+    assert "2 of 4 tokens (50.0%) are [UNK]" in capsys.readouterr().err
+    tasks.encode_texts(tiny_tokenizer(), [examples[0]._replace(text="one two")], ["a"], 16)
     assert capsys.readouterr().err == ""
 
 
@@ -344,21 +382,6 @@ def test_the_tasks_offered_are_the_tasks_there_are():
     assert end.value.code == 2
 
 
-ODD_COUNTS = (0, -1, 10**23)
-ODD = {
-    **dict.fromkeys(("seeds", "epochs", "batch_size", "limit"), ODD_COUNTS),
-    "seed": (-1, 2**32, 10**23),
-    "lr": (0.0, -1.0, math.nan, math.inf, -math.inf, 2.0),
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ODD.items() for value in values])
-def test_options_out_of_range(name, value):
-    with pytest.raises(InputError, match=f"--{name} must be"):
-        config_of(Path("hf"), (Path("a"), Path("b")), Path("c"), **{name: value})
-
-
-def test_every_number_among_the_options_has_a_range():
-    # seq_len's depends on the model: what is refused says so above.
-    hints = get_type_hints(FinetuneConfig)
-    assert {name for name, hint in hints.items() if hint in (int, float, int | None)} == {*ODD, "seq_len"}
+def test_the_last_seed_is_one_of_numpys():
+    with pytest.raises(InputError, match="--seed 4294967295 and the 1 after it must lie in"):
+        config_of(Path("hf"), (Path("a"), Path("b")), Path("c"), seed=2**32 - 1, seeds=2)

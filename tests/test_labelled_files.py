@@ -160,6 +160,7 @@ def test_headers_as_pandas_and_spreadsheets_leave_them(tmp_path):
         "\ufeff\ufeffLabel; Sentence\na;one\nb;two\n",
         'text, label\n"one", a\ntwo, "b"\n',
         "Text\tLABEL\none\ta\ntwo\tb\n",
+        "sep=;\r\ntext;label\r\none;a\r\ntwo;b\r\n",  # Excel's
     ):
         assert pairs_in(write(tmp_path / "t.csv", content)) == rows
 
@@ -196,6 +197,11 @@ def test_white_space_is_no_part_of_a_label_and_its_share_is_said(tmp_path, capsy
     assert "1 of 2 labels (50.0%)" in capsys.readouterr().err
 
 
+def test_a_list_of_objects_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match=r"line 1: not JSON .*one object a line, without a list around them"):
+        labelled.read_texts(write(tmp_path / "t.jsonl", '[\n{"text": "a", "label": "b"}\n]\n'))
+
+
 def test_letters_that_were_lost_before_are_said(tmp_path, capsys):
     path = write(tmp_path / "t.csv", "text,label\nsch\ufffdn,1\nfine,0\n")
     assert len(pairs_in(path)) == 2
@@ -208,6 +214,17 @@ def test_labels_that_look_alike_are_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "labels 'Neg', 'neg' are learnt as different ones" in said
     assert said.count("look alike") == 2
+    path = write(tmp_path / "t.csv", "text,label\na,1.0\nb,1\nc,0.0\nd,x\u0000\ne,x\n")
+    labelled.read_texts(path)
+    said = capsys.readouterr().err
+    assert "labels '1', '1.0' are learnt as different ones" in said
+    assert said.count("look alike") == 2
+
+
+def test_labels_that_stand_for_none_are_said(tmp_path, capsys):
+    path = write(tmp_path / "t.csv", "text,label\na,NA\nb,good\nc,bad\nd,NA\n")
+    assert {example.label for example in labelled.read_texts(path)} == {"NA", "good", "bad"}
+    assert "2 of 4 labels (50.0%) are 'NA', which mostly means that there is none" in capsys.readouterr().err
 
 
 def test_tags_come_as_names_in_jsonl_only(tmp_path):
@@ -230,6 +247,11 @@ def test_what_is_no_finite_number_is_refused(tmp_path, label):
     path = write(tmp_path / "t.tsv", f"text\tlabel\nx\t1\ny\t{label}\n")
     with pytest.raises(InputError, match="line 3: "):
         labelled.read_numbers(path)
+
+
+def test_a_decimal_comma_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(InputError, match="not '3,5'; write a point before decimals"):
+        labelled.read_numbers(write(tmp_path / "t.csv", "text;label\nx;3,5\ny;4\n"))
 
 
 @pytest.mark.parametrize("label", ["true", "NaN", "-Infinity", "null", "[1]", "1" * 400, '"1_0"'])

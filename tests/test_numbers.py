@@ -20,8 +20,10 @@ from data_prep.show import ShowConfig
 from data_prep.vocab import VocabConfig
 from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig
+from pretrain.finetune.__main__ import FinetuneConfig
 from pretrain.import_universal import ImportConfig
 from pretrain.phases import INTEGERS, NUMBERS, Span, parse_span
+from pretrain.predict import PredictConfig
 from pretrain.report.__main__ import ReportConfig
 from pretrain.zero import ds_config, ds_values
 from pretrain.zero.ds_config import Flags, resolve
@@ -36,6 +38,8 @@ COMMANDS = {
     ExportConfig: "run out",
     ImportConfig: "--universal u --data s --out run --model bert-tiny",
     ReportConfig: "run --out page",
+    FinetuneConfig: "hf --task classify --train a.tsv --eval b.tsv --out tuned",
+    PredictConfig: "hf",
 }
 ODD = ("nan", "inf", "-inf", "-1", "-0.5", "9" * 23, "1e400", "1e30", "", "many", "True", "0x10", "1,5")
 

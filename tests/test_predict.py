@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,8 @@ def test_standard_input_is_utf8_whatever_the_locale_says(classifier, capsys, mon
     ("raw", "message"),
     [
         (b"one\n\ntwo \xff\n", "line 3 of standard input is not UTF-8; convert it"),
-        ("one\ntwo\n".encode("utf-16"), "line 1 of standard input is not UTF-8"),
+        ("one\ntwo\n".encode("utf-16"), "line 1 of standard input holds a zero byte, as in UTF-16"),
+        ("北京\n".encode("utf-16"), "line 1 of standard input holds a byte order mark, as in UTF-16"),
         ("one\ntwo\n".encode("utf-16-le"), "line 1 of standard input holds a zero byte, as in UTF-16"),
         (b"", "no text: give one"),
         (b"\n \n", "no text: give one"),
@@ -145,10 +147,27 @@ def test_what_is_no_text_is_refused_before_anything_is_answered(classifier, caps
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("top", [0, -1, 10**23])
-def test_a_count_that_makes_no_sense_is_refused(top):
-    with pytest.raises(InputError, match="--top must be at least 1 and at most 1000000, got"):
-        PredictConfig(Path("hf"), top=top)
+def test_a_label_without_a_name_is_refused(tmp_path):
+    for names in ({"0": "x", "5": "y"}, {"0": 3, "1": "y"}):
+        folder = tiny_bert(tmp_path / "odd", BertForSequenceClassification)
+        set_config(folder, id2label=names)
+        with pytest.raises(InputError, match=r"id2label must name the labels 0, 1, \.\.\. by texts"):
+            predict.main(PredictConfig(folder, ("one",)))
+
+
+def test_an_answer_that_does_not_depend_on_the_text_is_told(classifier, capsys):
+    predict.main(PredictConfig(classifier, ("北京 \u200b", "\u200b", "one 北京")))
+    assert capsys.readouterr().err.count("the tokenizer knows nothing of this text") == 2
+
+
+def test_no_text_and_no_label_acts_on_a_terminal(classifier, tmp_path, capsys):
+    folder = Path(shutil.copytree(classifier, tmp_path / "hf"))
+    set_config(folder, id2label={"0": "x\x1b[2J\ny", "1": "é"})
+    predict.main(PredictConfig(folder, ("one \x1b[31m\ntwo\tthree",)))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "one \\x1b[31m\\x0atwo\tthree"
+    assert len(lines) == 3
+    assert any("x\\x1b[2J\\x0ay" in line for line in lines)
 
 
 def test_a_number_and_tags(tmp_path, capsys):
@@ -205,4 +224,7 @@ def test_the_command_line_is_quiet_and_ends_with_2_for_wrong_input(pretrained):
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout.splitlines()[0] == "one [MASK]"
-    assert done.stderr == "error: the mask token [MASK] is not in the text: 'no mask here'\n"
+    assert done.stderr.splitlines() == [
+        f"{pretrained}: not used: cls.seq_relationship, pooler (heads of other tasks)",
+        "error: the mask token [MASK] is not in the text: 'no mask here'",
+    ]

@@ -246,6 +246,14 @@ def test_numbers_that_are_none_leave_a_gap(tmp_path):
     json.dumps(History.read(folder).summary(), allow_nan=False)
 
 
+def test_an_evaluation_without_a_loss_and_sources_of_loss_0_are_read(tmp_path):
+    sources = {"\u65e5\u672c": {"mlm_loss": 0.0}, "b": {"mlm_loss": None}}
+    lines = [train(10), held_out(10, 2.0), train(20), held_out(20, 3.0) | {"mlm_loss": None, "by_source": sources}]
+    folder = run_folder(tmp_path / "run", lines)
+    report(tmp_path / "out", folder)
+    assert History.read(folder).summary()["mlm_loss"] == 2.0
+
+
 def test_the_unigram_entropy_is_that_of_the_store_and_of_no_other(tmp_path):
     store = store_of(tmp_path / "store", random_documents(30))
     folder = run_folder(tmp_path / "run", [train(10)], data=[str(store.folder)])

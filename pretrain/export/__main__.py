@@ -30,7 +30,7 @@ import tyro
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
 
-from data_prep.files import write_folder, write_json
+from data_prep.files import check_out, write_folder, write_json
 from data_prep.foreign import read_object
 from data_prep.store import TOKENIZER_FILES
 from data_prep.tokens import contract
@@ -44,7 +44,12 @@ HEADS: dict[str, type[PreTrainedModel]] = {
     "mlm": BertForMaskedLM,
     "encoder": BertModel,
 }
-TOLERANCE = 1e-4  # largest difference of an output; padding-free and padded sums differ in rounding only
+PROVENANCE = "provenance.json"
+# Files of an export before it listed them there.
+WRITTEN = (*TOKENIZER_FILES, PROVENANCE, "README.md", "config.json", "generation_config.json", "model.safetensors")
+# Largest difference of an output, where the largest is above 1 as a share of it; padding-free and padded sums differ in
+# rounding only.
+TOLERANCE = 1e-4
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "In 1863 the war was not yet decided; 3,000 men had crossed the river at dawn.",
@@ -59,7 +64,7 @@ class ExportConfig:
     source: tyro.conf.Positional[Path]
     """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
     out: tyro.conf.Positional[Path]
-    """Hugging Face folder to write; an existing one is replaced"""
+    """Hugging Face folder to write; an earlier export there is replaced"""
     head: Literal["pretraining", "mlm", "encoder"] = "pretraining"
     """which head's weights the folder holds beside the encoder's"""
     config: Path | None = None
@@ -72,19 +77,21 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> None:
     """Convert, compare, then put into place."""
+    read = [path for path in (config.source, config.config, config.vocab) if path is not None]
+    check_out(config.out, read, PROVENANCE, WRITTEN)
     source = find_source(config.source, config.config, config.vocab)
-    if config.out.exists() and not (config.out / "config.json").is_file() and any(config.out.iterdir()):
-        raise InputError(f"{config.out} exists and is no Hugging Face folder; choose another place")
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
 
     def fill(folder: Path) -> None:
-        write_model(folder, source, config.head)
+        parameters = write_model(folder, source, config.head)
         write_card(folder, source, config.head)
         difference = largest_difference(folder, config.head, trained_model(source), source.identity.vocab_size)
-        write_json(folder / "provenance.json", provenance(source, config.head, difference))
+        files = sorted({PROVENANCE, *(path.name for path in folder.iterdir())})
+        record = provenance(source, config.head, difference) | {"parameters": parameters, "files": files}
+        write_json(folder / PROVENANCE, record)
 
     write_folder(config.out, fill)
-    result = json.loads((config.out / "provenance.json").read_text())
+    result = json.loads((config.out / PROVENANCE).read_text())
     say(
         f"{config.out}: {config.head}, {result['parameters']:,} parameters, {source.identity.vocab_size} vocabulary "
         f"entries; largest difference to the trainer's outputs {result['largest_difference']:.1e}"
@@ -93,8 +100,8 @@ def main(config: ExportConfig) -> None:
         print_json({"out": str(config.out), "step": source.step, "largest_difference": result["largest_difference"]})
 
 
-def write_model(folder: Path, source: Source, head: str) -> None:
-    """config.json, model.safetensors and the tokenizer, with the vocabulary's true size."""
+def write_model(folder: Path, source: Source, head: str) -> int:
+    """config.json, model.safetensors and the tokenizer, with the vocabulary's true size; the number of parameters."""
     identity = source.identity
     config = BertConfig(**identity.model | {"vocab_size": identity.vocab_size})
     has_pooler = "bert.pooler.dense.weight" in source.weights  # what was trained without sentence pairs has none
@@ -111,11 +118,13 @@ def write_model(folder: Path, source: Source, head: str) -> None:
         raise InputError(
             f"{source.origin} lacks {', '.join(sorted(missing))}, which --head {head} needs; choose another head"
         )
+    hf_folder.check_finite(source.origin, [(name, state[name]) for name in wanted])
     # strict=False: tied copies (the decoder) are no parameters of their own; the logits are compared afterwards.
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
     with hf_folder.quiet():
         model.save_pretrained(folder)
     write_tokenizer(folder, source, config.max_position_embeddings)
+    return int(model.num_parameters())
 
 
 def write_tokenizer(folder: Path, source: Source, positions: int) -> None:
@@ -176,7 +185,8 @@ def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_
                 (output.seq_relationship_logits, ours.cls.seq_relationship(pooled)),
             ]
     difference = max(float((a - b).abs().max()) for a, b in pairs)
-    if not difference <= TOLERANCE:
+    scale = max(1.0, *(float(a.abs().max()) for a, _ in pairs))
+    if not difference <= TOLERANCE * scale:
         raise RuntimeError(f"the exported model differs from the trained one by {difference:.2e}; nothing was written")
     return difference
 
@@ -199,7 +209,6 @@ def provenance(source: Source, head: str, difference: float) -> dict[str, Any]:
     return source.record | {
         "step": source.step,
         "head": head,
-        "parameters": sum(tensor.numel() for tensor in source.weights.values()),
         "vocab_sha256": source.identity.vocab_sha256,
         "largest_difference": difference,
     }

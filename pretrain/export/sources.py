@@ -12,7 +12,6 @@ embeddings; then every name must be one of BertForPreTraining, in its shape, and
 that repeats the embedding is dropped; another one is refused, since an exported folder could not say so.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +32,7 @@ from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_we
 from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.checkpoints.run_folder import disagreement, record_under
 from pretrain.export import deepspeed_format
-from pretrain.hf_folder import check_architecture
+from pretrain.hf_folder import HEADS, check_architecture, check_types
 from pretrain.model import COPIES, identity_of
 from pretrain.monitor.lines import read_lines
 
@@ -189,7 +188,10 @@ def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
         raise InputError(f"{folder} has no whole model.safetensors (pickled weights are not read): {error}") from error
     record: dict[str, Any] = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
-        record["provenance"] = json.loads((folder / "provenance.json").read_text())
+        try:
+            record["provenance"] = read_object(folder / "provenance.json")
+        except InputError as error:
+            say(f"warning: where {folder} comes from is not known: {error}")
     return _foreign(folder, weights, config, vocab, None, "converted with zerobert.", record)
 
 
@@ -236,12 +238,14 @@ def read_config(path: Path) -> BertConfig:
 
 
 def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
-    """`weights` in fp32 under BertForPreTraining's names.
+    """`weights` in fp32 under BertForPreTraining's names; heads of other tasks are named and left aside.
 
     Raises
     ------
-    InputError: names left over or missing, another shape than `config` says, a decoder of its own.
+    InputError: names left over or missing, another shape than `config` says, numbers of another type, a decoder of its
+        own.
     """
+    check_types(origin, {name: tensor.dtype for name, tensor in weights.items()})
     found, left = _without_prefix(origin, weights)
     for copy, original in COPIES.items():
         if copy in found:
@@ -251,8 +255,12 @@ def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> 
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in BertForPreTraining(config).named_parameters()}
     left += sorted(found.keys() - shapes.keys())
-    if left:
+    heads = {name.removeprefix("bert.").split(".")[0] for name in left}
+    if left and not heads <= {*HEADS} - {"pooler"}:  # which is no head of another task
         raise InputError(f"{origin} holds weights that BERT has not: {_some(left)}")
+    if left:
+        say(f"{origin}: not converted: {', '.join(sorted(heads))} (heads of other tasks)")
+        found = {name: tensor for name, tensor in found.items() if name in shapes}
     # A head that is missing is missed by whoever wants it; a pooler belongs to the sentence-pair head.
     encoder = {name for name in shapes if name.startswith("bert.") and not name.startswith("bert.pooler.")}
     if missing := sorted(encoder - found.keys()):
@@ -284,7 +292,10 @@ def _without_prefix(origin: Path, weights: Mapping[str, Tensor]) -> tuple[dict[s
             continue
         inner = name.removeprefix(prefix) if whole else f"bert.{name.removeprefix(prefix)}"
         end = ".".join(inner.rsplit(".", 2)[-2:])
-        found[inner.removesuffix(end) + OLD_ENDS.get(end, end)] = tensor
+        inner = inner.removesuffix(end) + OLD_ENDS.get(end, end)
+        if inner in found:
+            raise InputError(f"{origin} holds two tensors for {inner}; which one is meant cannot be told")
+        found[inner] = tensor
     return found, sorted(left)
 
 

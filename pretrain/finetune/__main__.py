@@ -19,7 +19,6 @@ Small models learn better from a larger --lr than the default, which suits BERT-
 
 import json
 import math
-import os
 import random
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
@@ -52,7 +51,8 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.files import write_folder, write_json
+from data_prep.files import check_out, write_folder, write_json
+from data_prep.ranges import Range, check_ranges
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.tasks import TASKS, Task, Unit, answer_in_own_unit, in_unit, listed, unit_of
 
@@ -60,8 +60,8 @@ WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 RESULTS = "results.json"
-MAX_COUNT = 10**9  # more is a slip of the hand
-MAX_SEED = 2**32 - 1  # numpy's
+COUNT = Range(1, 1e9, whole=True)
+SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,19 @@ class FinetuneConfig:
     """Labelled file to measure on."""
     out: Path
     """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
-    seeds: int = 1
+    seeds: Annotated[int, COUNT] = 1
     """How many times to fine-tune, each with another seed."""
-    seed: int = 0
+    seed: Annotated[int, SEEDS] = 0
     """The first seed; it decides the new head, the order of the examples and dropout."""
-    epochs: int = 3
+    epochs: Annotated[int, COUNT] = 3
     """Times through the training file."""
-    lr: float = 5e-5
+    lr: Annotated[float, Range(0, 1, low_open=True)] = 5e-5
     """Peak learning rate; small models profit from more (see above)."""
-    batch_size: int = 32
+    batch_size: Annotated[int, COUNT] = 32
     """Examples a step."""
-    seq_len: int = 128
+    seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
     """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
-    limit: int | None = None
+    limit: Annotated[int | None, COUNT] = None
     """Learn from this many examples only, drawn over the whole file and the same for every seed."""
     from_scratch: bool = False
     """Start from random weights of the same architecture, to see what pretraining is worth."""
@@ -98,14 +98,9 @@ class FinetuneConfig:
     """Print the content of results.json as one JSON object."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size", "limit"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_COUNT:
-                raise InputError(f"--{name} must be at least 1 and at most {MAX_COUNT}, got {value}")
-        if not 0 <= self.seed <= MAX_SEED - self.seeds:
-            raise InputError(f"--seed must be at least 0 and at most {MAX_SEED - self.seeds}, got {self.seed}")
-        if not 0 < self.lr <= 1:
-            raise InputError(f"--lr must be above 0 and at most 1, got {self.lr}")
+        check_ranges(self)
+        if not SEEDS.holds(self.seed + self.seeds - 1):
+            raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
 
 
 def main(config: FinetuneConfig) -> None:
@@ -122,13 +117,13 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     ------
     InputError: a file, a folder or an option that does not fit; nothing is written then.
     """
-    check_out(config.out, (config.hf, config.train, config.eval))
+    check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
-    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=config.task == "pair")
     check_seq_len(config, architecture)
     everything, evaluation = task.read(config.train), task.read(config.eval)
     check_pairs(config, everything, evaluation)
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=everything[0].pair is not None)
     names = task.label_names(everything, config.train)
     if names:
         check_labels(config.eval, evaluation, names, config.train)
@@ -152,7 +147,7 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
-        model = build_model(config, task, names, pairs=training[0].pair is not None)
+        model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
         loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, unit)
         scores = task.score(logits, eval_features, evaluation, names)
         seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
@@ -173,39 +168,8 @@ def fine_tune_seeds(config: FinetuneConfig, task: Task) -> dict[str, Any]:
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-    write_folder(config.out, lambda folder: save(folder, kept, tokenizer, results))
+    write_folder(config.out, lambda folder: save(folder, config.hf, kept, tokenizer, results))
     return json.loads((config.out / RESULTS).read_text())
-
-
-def check_out(out: Path, inputs: tuple[Path, ...]) -> None:
-    """Refuse an output folder that holds anything but an earlier result, for it will be replaced as a whole.
-
-    Raises
-    ------
-    InputError: as said, or one of `inputs` is or lies in `out`.
-    """
-    for path in inputs:
-        if path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"--out {out} would replace {path}, which is read: choose another folder")
-    # The result is made beside `out` and renamed, in the nearest folder that exists, once hours have been spent on it.
-    above = next(path for path in out.absolute().parents if path.exists())
-    for path in (out, above):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {out}: {path} is a file: choose a folder")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
-    present = {path.name for path in out.iterdir()} if out.exists() else set()
-    foreign = sorted(present - written_names(out))
-    if foreign:
-        raise InputError(f"--out {out} holds {foreign[0]}, which is no fine-tuning result: choose another folder")
-
-
-def written_names(out: Path) -> set[str]:
-    """The files that an earlier run says it wrote into `out`."""
-    try:
-        return set(json.loads((out / RESULTS).read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
 
 
 def check_seq_len(config: FinetuneConfig, architecture: PreTrainedConfig) -> None:
@@ -258,9 +222,12 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
     return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def build_model(config: FinetuneConfig, task: Task, names: list[str], pairs: bool) -> PreTrainedModel:
+def build_model(
+    config: FinetuneConfig, task: Task, names: list[str], pairs: bool, pad_id: int | None
+) -> PreTrainedModel:
     """The encoder of the folder, or the same at random, under a new head for `names`."""
     architecture = hf_folder.load_config(config.hf)
+    hf_folder.settle_padding(config.hf, architecture, pad_id)
     architecture.id2label = dict(enumerate(names or ["score"]))
     architecture.label2id = {name: index for index, name in architecture.id2label.items()}
     architecture.zerobert_task = config.task
@@ -385,10 +352,12 @@ def settings(config: FinetuneConfig) -> dict[str, Any]:
     return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
 
 
-def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]) -> None:
+def save(
+    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]
+) -> None:
     """Model, tokenizer and, last, results.json, which also names the files written."""
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    hf_folder.copy_tokenizer(hf, folder, tokenizer)
     files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
     write_json(folder / RESULTS, {**results, "files": files})
 

@@ -10,6 +10,7 @@ Labels are names without white space around them. Every complaint names the file
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ PAIR_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "intent")
 
+MISSING = {"NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null"}  # how programs write that a cell has no value
 MAX_NUMBER = 1e30  # its square, and a few of them summed, is still a number in float64
 
 _SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with two signs that nobody sees, left by editors and web pages
@@ -188,7 +190,8 @@ def _number(path: Path, line: int, fields: Fields) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise InputError(f"{path}, line {line}: a label of --task regress must be a number, not {shorten(label)}")
+        hint = "; write a point before decimals, and nothing else" if re.search(r"\d", str(label)) else ""
+        raise InputError(f"{path}, line {line}: a label of --task regress must be a number, not {shorten(label)}{hint}")
     if abs(number) > MAX_NUMBER:
         raise InputError(f"{path}, line {line}: the label {number:g} is beyond {MAX_NUMBER:g}; use a larger unit")
     return number
@@ -211,6 +214,10 @@ def _tidied(path: Path, examples: list[Example]) -> list[Example]:
         share = f"{changed} of {len(before)} labels ({changed / len(before):.1%})"
         say(f"{path}: {share} held white space around or between words, which is left out")
     _tell_look_alikes(path, set(tidy.values()))
+    missing = Counter(tidy[label] for label in before if tidy[label] in MISSING)
+    for name, count in missing.items():
+        share = f"{count} of {len(before)} labels ({count / len(before):.1%})"
+        say(f"{path}: {share} are {name!r}, which mostly means that there is none; it is learnt as a label like others")
     return [
         example._replace(
             label=tidy[example.label] if isinstance(example.label, str) else [tidy[tag] for tag in example.label]
@@ -220,10 +227,12 @@ def _tidied(path: Path, examples: list[Example]) -> list[Example]:
 
 
 def _tell_look_alikes(path: Path, names: set[str]) -> None:
-    """Say which labels differ only in case or in how Unicode writes them: they are learnt as different ones."""
-    alike: dict[str, list[str]] = {}
+    """Say which labels differ only in case, in signs that nobody sees, in how Unicode or a spreadsheet (1, 1.0) writes
+    them: they are learnt as different ones."""
+    alike: dict[str | float, list[str]] = {}
     for name in sorted(names):
-        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+        seen = "".join(filter(str.isprintable, unicodedata.normalize("NFKC", name))).casefold()
+        alike.setdefault(float(seen) if _NUMBER.fullmatch(seen) else seen, []).append(name)
     for group in alike.values():
         if len(group) > 1:
             say(f"{path}: labels {', '.join(map(repr, group))} are learnt as different ones, though they look alike")

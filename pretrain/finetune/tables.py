@@ -26,6 +26,8 @@ Cells = list[str]
 # One quoted cell as csv writers make it: doubled quotes inside, nothing between the closing quote and the cell's end.
 _QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
 
+_EXCEL = re.compile(r"\Asep=.(?=[\r\n])")  # a first line that tells Excel what separates columns
+
 
 def read_rows(path: Path) -> list[tuple[int, Fields]]:
     """(line, column -> value) of every row that is not blank; at least one.
@@ -92,7 +94,8 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Fields]]:
             pairs = json.loads(line, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise InputError(f"{path}, line {number}: not JSON ({reason}): {shorten(line)}") from error
+            hint = "; write one object a line, without a list around them" if line.strip() == "[" else ""
+            raise InputError(f"{path}, line {number}: not JSON ({reason}): {shorten(line)}{hint}") from error
         if not isinstance(pairs, _Pairs):
             raise InputError(f"{path}, line {number}: not a JSON object: {shorten(line)}")
         names = _column_names(path, number, [name for name, _ in pairs])
@@ -127,6 +130,7 @@ def _column_names(path: Path, line: int, header: list[str]) -> list[str]:
 
 
 def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
+    text = _EXCEL.sub("", text)
     header = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
     delimiter = max(",;\t", key=header.count)
     if delimiter != ",":

@@ -32,6 +32,7 @@ from data_prep.cli import InputError, say
 from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
 
+UNKNOWN = 0.01  # share of the tokens of which nothing is said
 IGNORED = -100  # label of a position that counts for nothing; torch's cross entropy skips it
 
 Feature = dict[str, Any]  # input_ids, token_type_ids, attention_mask: [L]; labels: a number or [L]
@@ -162,7 +163,7 @@ def encode_texts(
     first = [example.text for example in examples]
     second = [example.pair for example in examples] if examples[0].pair is not None else None
     batch = tokenizer(first, second, truncation=True, max_length=seq_len)
-    _tell_cuts(batch, seq_len)
+    _tell_lost(batch, seq_len, tokenizer)
     number = {name: index for index, name in enumerate(names)}
     return [
         {**{key: batch[key][row] for key in batch}, "labels": number[example.label] if names else example.label}
@@ -178,7 +179,7 @@ def encode_words(
     A word may have no token: cut off, or made of characters that the tokenizer drops.
     """
     batch = tokenizer([e.text for e in examples], is_split_into_words=True, truncation=True, max_length=seq_len)
-    _tell_cuts(batch, seq_len)
+    _tell_lost(batch, seq_len, tokenizer)
     number = {name: index for index, name in enumerate(names)}
     features = []
     for row, example in enumerate(examples):
@@ -192,10 +193,16 @@ def encode_words(
     return features
 
 
-def _tell_cuts(batch: Any, seq_len: int) -> None:
+def _tell_lost(batch: Any, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say what a model will not see of the texts: what is cut off, what its tokenizer does not know."""
     cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
     if cut:
         say(f"{cut} of {len(batch.encodings)} texts are longer than --seq_len {seq_len} tokens and were cut")
+    words = sum(mask.count(0) for mask in (encoding.special_tokens_mask for encoding in batch.encodings))
+    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in batch["input_ids"])
+    if unknown > UNKNOWN * words:
+        share = f"{unknown:,} of {words:,} tokens ({unknown / max(1, words):.1%})"
+        say(f"{share} are {tokenizer.unk_token}: letters that the tokenizer of this folder does not know")
 
 
 def score_classes(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:

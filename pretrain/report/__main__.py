@@ -191,12 +191,16 @@ def _against_unigrams(history: History, numbers: dict[str, Any]) -> str:
 
 def _best(history: History) -> str:
     """Where the held-out loss was lowest, when that was not at the end."""
-    found = [line for line in history.evals if math.isfinite(line.get("mlm_loss", math.inf))]
+    found = [line for line in history.evals if _is_finite(line.get("mlm_loss"))]
     same = [line for line in found if line.get("held_out") == found[-1].get("held_out")]  # others do not compare
     best = min(same, key=lambda line: line["mlm_loss"], default=None)
     if best is None or found[-1]["mlm_loss"] <= best["mlm_loss"]:
         return ""
     return f"; best {as_text(best['mlm_loss'], 'nats')} at {best['step']:,}"
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 # What a comparison shows: name, key of the summary, unit, and whether more (+1) or less (-1) is better.
@@ -257,7 +261,7 @@ def sources_of(history: History) -> list[dict[str, Any]]:
     for line in history.evals:
         newest |= {name: scores | {"step": line["step"]} for name, scores in line.get("by_source", {}).items()}
     known = {name: scores for name, scores in newest.items() if scores.get("mlm_loss") is not None}
-    largest = max((scores["mlm_loss"] for scores in known.values()), default=1.0)
+    largest = max((scores["mlm_loss"] for scores in known.values()), default=1.0) or 1.0
     rows = [{"name": name, **scores, "width": scores["mlm_loss"] / largest} for name, scores in known.items()]
     return sorted(rows, key=lambda row: row["mlm_loss"])
 

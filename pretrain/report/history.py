@@ -243,7 +243,7 @@ class History:
 
     def summary(self) -> dict[str, Any]:
         """The numbers that one asks for first; held out where there was an evaluation, else of the last interval."""
-        last, held_out = self.train[-1], [line for line in self.evals if "mlm_loss" in line]
+        last, held_out = self.train[-1], [line for line in self.evals if line.get("mlm_loss") is not None]
         scored = held_out[-1] if held_out else last
         numbers = {
             "run": str(self.folder),
