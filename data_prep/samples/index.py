@@ -75,6 +75,8 @@ class Pieces(NamedTuple):
     of: Sentences  # the pieces
     cut_sentences: np.ndarray  # [K] int64, ascending: the sentence in which each cut lies
     documents: np.ndarray  # [D + 1] int64, first sentence of each document, before the cuts
+    inner: np.ndarray  # [K] int64, ascending: the pieces that begin within a sentence
+    inner_documents: np.ndarray  # [D + 1] int64, the first of these in each document
 
     @classmethod
     def cut(cls, sentences: Sentences, room: int, seed: int, pass_number: int) -> "Pieces":
@@ -83,26 +85,19 @@ class Pieces(NamedTuple):
         lengths = np.diff(ends)
         long = np.flatnonzero(lengths >= room)
         if not len(long):
-            return cls(sentences, long, documents)
+            return cls(sentences, long, documents, long, np.zeros_like(documents))
         piece = max(room // PIECES, 1)
         first = 1 + below(draw(seed, pass_number, _PIECES, long), piece)
         cuts = 1 + (lengths[long] - first - 1) // piece
         owner, place = np.repeat(long, cuts), np.arange(cuts.sum()) - np.repeat(np.cumsum(cuts) - cuts, cuts)
         within = np.repeat(first, cuts) + place * piece
-        return cls(
-            Sentences(
-                np.insert(starts, owner + 1, starts[owner] + within),
-                np.insert(ends, owner + 1, ends[owner] + within),
-                documents + np.searchsorted(owner, documents),
-            ),
-            owner,
-            documents,
+        before = np.searchsorted(owner, documents)  # cuts before each document
+        of = Sentences(
+            np.insert(starts, owner + 1, starts[owner] + within),
+            np.insert(ends, owner + 1, ends[owner] + within),
+            documents + before,
         )
-
-    @property
-    def inner(self) -> np.ndarray:
-        """[K] int64, ascending: the pieces that begin within a sentence."""
-        return self.cut_sentences + np.arange(1, len(self.cut_sentences) + 1)
+        return cls(of, owner, documents, owner + np.arange(1, len(owner) + 1), before)
 
     def others(self, split: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """For each true B, which begins with the piece `split` of `document`, a piece drawn uniformly from all other
@@ -111,8 +106,7 @@ class Pieces(NamedTuple):
         found = sentence + np.searchsorted(self.cut_sentences, sentence)
         if not len(self.cut_sentences):
             return found
-        inner = self.inner
-        documents = np.searchsorted(inner, self.of.documents)
+        inner, documents = self.inner, self.inner_documents
         own = documents[document + 1] - documents[document]
         is_inner = inner[np.minimum(np.searchsorted(inner, split), len(inner) - 1)] == split
         rows = np.flatnonzero(is_inner & (own < len(inner)))

@@ -269,7 +269,8 @@ def total_counts(
         if "shard" in record:
             total.update(record["counts"])
     for source, found in counts_of_sources(records).items():
-        total.update(found)
+        # The reader's characters, blanks and all, are for shares of damage; those of the counts are the builder's.
+        total.update({name: count for name, count in found.items() if name != "characters"})
         if named := {name: count for name, count in found.items() if name not in ("characters", "damaged_characters")}:
             odd.setdefault(sources[source]["path"], Counter()).update(named)
     for shard in shards:

@@ -21,12 +21,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
-
 from data_prep.cli import InputError
 
 STEP = 1 << 16  # bytes decoded at once
-SHORT = 512  # bytes; of a shorter text a regular expression is quicker than numpy
+SHORT = 512  # bytes; of a shorter text a regular expression is quicker than a table
 LOOKED_AT = 4096  # characters that are judged one by one
 MIXED = 0.1  # share of words of UTF-8 above ASCII from which on a guess of one byte a character is none
 ODD = 0.1  # share of characters above ASCII that may stand where a guess makes no sense of them
@@ -61,6 +59,7 @@ _NO_TEXT = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_esca
 _CONTROL = "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"
 _DAMAGE = re.compile(f"[{_CONTROL}\ufffd]")
 _LOW_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
+_NO_CONTROLS = bytes(code for code in range(256) if not _LOW_CONTROL.match(chr(code)))
 _HIGH_CONTROL = re.compile(rb"\xc2[\x80-\x84\x86-\x9f]")
 _ABOVE_ASCII = re.compile(r"[^\x00-\x7f]")
 _ROWS = re.compile("[^\x00-\x7f\ufffd]{3,}")
@@ -291,9 +290,9 @@ def damaged_characters(text: str, raw: bytes) -> int:
     UTF-8. Fast where there are none."""
     if len(raw) < SHORT:
         return len(_DAMAGE.findall(text))
-    codes = np.frombuffer(raw, np.uint8)
-    controls = codes.min() < 9 or b"\x7f" in raw or (codes - np.uint8(14) < 18).any()
-    if not controls and (text.isascii() or not ("\ufffd" in text or _HIGH_CONTROL.search(raw))):
+    if not raw.translate(None, _NO_CONTROLS) and (
+        text.isascii() or not ("\ufffd" in text or _HIGH_CONTROL.search(raw))
+    ):
         return 0
     return len(_DAMAGE.findall(text))
 
