@@ -117,6 +117,9 @@ def run(main: Callable[[C], None], config_class: type[C], description: str | Non
     except InputError as error:
         say(f"error: {printable(error)}")
         sys.exit(2)
+    except OSError as error:  # the disk: full, gone, not ours
+        say(f"error: {printable(error)}")
+        sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)

@@ -347,6 +347,19 @@ def positions(config: PreTrainedConfig) -> int:
     return int(config.max_position_embeddings) - unused
 
 
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors.
+
+    Raises
+    ------
+    OSError: from the disk; safetensors has an error of its own for a full one.
+    """
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise OSError(f"{folder}: {error}") from error
+
+
 def _need(folder: Path, what: str, names: tuple[str, ...]) -> None:
     if not any((folder / name).is_file() for name in names):
         raise InputError(

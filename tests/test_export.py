@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers import (
 )
 
 import pretrain.export.__main__ as export
-from data_prep.cli import InputError
+from data_prep.cli import InputError, run
 from pretrain.checkpoints.checkpoint import folder_of, read_manifest, read_weights
 from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig, main
@@ -188,3 +190,19 @@ def test_large_numbers_are_compared_by_their_size(hf, tmp_path):
     weights = load_file(hf / "model.safetensors")
     save_file({name: weight + 1 for name, weight in weights.items()}, hf / "model.safetensors", {"format": "pt"})
     main(ExportConfig(hf, tmp_path / "out", "mlm"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        monkeypatch.setattr(sys, "argv", ["export", str(trained), str(disk / "hf")])
+        with pytest.raises(SystemExit, match="1"):
+            run(main, ExportConfig, "")
+        assert "error: " in (error := capsys.readouterr().err.splitlines()[-1])
+        assert "disk" in error
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

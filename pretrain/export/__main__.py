@@ -122,7 +122,7 @@ def write_model(folder: Path, source: Source, head: str) -> int:
     # strict=False: tied copies (the decoder) are no parameters of their own; the logits are compared afterwards.
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
     with hf_folder.quiet():
-        model.save_pretrained(folder)
+        hf_folder.save_model(model, folder)
     write_tokenizer(folder, source, config.max_position_embeddings)
     return int(model.num_parameters())
 

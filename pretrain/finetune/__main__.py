@@ -356,7 +356,7 @@ def save(
     folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]
 ) -> None:
     """Model, tokenizer and, last, results.json, which also names the files written."""
-    model.save_pretrained(folder)
+    hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
     files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
     write_json(folder / RESULTS, {**results, "files": files})
