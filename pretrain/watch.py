@@ -71,6 +71,8 @@ class Watch:
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         first, self.requested = not self.requested, self.requested or number
         if first and not self._holds:
+            for other in self._previous:
+                signal.signal(other, signal.SIG_IGN)  # an interpreter that ends takes handlers away, but not this
             raise SystemExit(STOPPED)  # blocks are left orderly: the lock of the run folder goes
 
     def hold(self) -> None:

@@ -164,6 +164,21 @@ class TestFirstMoments:
         assert (rank.returncode, said) == (STOPPED, "")
         assert (tmp_path / "left orderly").exists()
 
+    def test_a_second_signal_while_the_interpreter_ends_changes_no_code(self, tmp_path):
+        work = """
+            class Last:
+                def __del__(self, kill=os.kill, pid=os.getpid()):
+                    kill(pid, 2)  # when handlers of Python have gone
+
+            sys.last = Last()
+            stands("it")
+            time.sleep(1000)
+        """
+        rank = start(sys.executable, script(tmp_path / "rank.py", RANK, work), stderr=subprocess.DEVNULL)
+        wait_for((tmp_path / "it").exists)
+        rank.send_signal(signal.SIGINT)
+        assert rank.wait(PATIENCE) == STOPPED
+
     def test_it_ends_even_in_a_library_that_does_not_return(self, tmp_path):
         work = """
             mutex = ctypes.create_string_buffer(64)
