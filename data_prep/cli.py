@@ -26,9 +26,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from data_prep.errors import InputError as InputError
-from data_prep.ranges import check_arguments
-
 ROOT = Path(__file__).resolve().parent.parent
 C = TypeVar("C")
 # What a terminal would act on, or an encoder choke on: controls, marks of writing direction, halves of surrogates.
@@ -49,7 +46,9 @@ if importlib.util.find_spec("tyro") is None:
 
 import tyro  # noqa: E402
 
+from data_prep.errors import InputError as InputError  # noqa: E402
 from data_prep.outlets import failure_of, survive_console  # noqa: E402
+from data_prep.ranges import check_arguments  # noqa: E402
 
 
 def printable(text: object) -> str:

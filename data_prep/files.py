@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,20 @@ def replace_folder(new: Path, folder: Path) -> None:
 def _aside(path: Path) -> Path:
     """A name of our own beside `path`: process numbers repeat across the hosts of a shared file system."""
     return path.with_name(f"{path.name}.partial{secrets.token_hex(4)}")
+
+
+def cache_folder() -> Path | None:
+    """Where files go that can be made again: $ZEROBERT_CACHE, or a folder of this user among the temporary files, which
+    nobody else may write to. None where there is none."""
+    given = os.environ.get("ZEROBERT_CACHE")
+    folder = Path(given) if given else Path(tempfile.gettempdir()) / f"zerobert-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    theirs = status.st_uid != os.getuid() or status.st_mode & 0o022
+    return None if not given and theirs else folder
 
 
 def share(path: Path) -> None:

@@ -538,3 +538,22 @@ def test_numbers_of_others_are_checked(tmp_path):
             command(hf)
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "data.tsv"}
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_what_transformers_makes_of_a_folder_is_asked_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZEROBERT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "vocab").mkdir()
+    write_tokenizer(tmp_path / "vocab", entries_of(40), cased=False)
+    contract.check(tmp_path / "vocab")
+    (kept,) = (tmp_path / "cache").glob("tokenizer-*.json")
+    asked: list[Path] = []
+    now = contract.open_with_transformers
+    monkeypatch.setattr(contract, "open_with_transformers", lambda folder: asked.append(folder) or now(folder))
+    contract.check(tmp_path / "vocab")
+    assert not asked
+    kept.write_text(kept.read_text()[:-100])  # damaged: asked again
+    contract.check(tmp_path / "vocab")
+    assert len(asked) == 1
+    write_tokenizer(tmp_path / "vocab", entries_of(41), cased=False)
+    contract.check(tmp_path / "vocab")
+    assert len(asked) == 2

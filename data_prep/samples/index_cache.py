@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import io
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.cli import say
-from data_prep.files import write_whole
+from data_prep.files import cache_folder, write_whole
 
 WORTH = 4 << 20  # bytes; a smaller array is made in a few milliseconds
 KEPT = 2  # passes before the newest one
@@ -39,7 +38,7 @@ def cached(
 
     `go_on` is called while another process makes it, and gives up by raising.
     """
-    folder = _folder()
+    folder = cache_folder()
     if folder is None:
         return make()
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
@@ -59,19 +58,6 @@ def cached(
     except OSError as error:  # a full disk must not stop a run that can do without
         say(f"warning: the index is not kept in {folder} ({error})")
         return make()
-
-
-def _folder() -> Path | None:
-    """Where files go: a folder of this user, which nobody else may write to."""
-    given = os.environ.get("ZEROBERT_CACHE")
-    folder = Path(given) if given else Path(tempfile.gettempdir()) / f"zerobert-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except OSError:
-        return None
-    theirs = status.st_uid != os.getuid() or status.st_mode & 0o022
-    return None if not given and theirs else folder
 
 
 def _load(path: Path) -> np.ndarray | None:

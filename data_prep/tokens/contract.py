@@ -8,9 +8,11 @@ transformers makes most of a tokenizer from tokenizer_config.json: the class it 
 What that file leaves out is filled in, in the copy, so that it agrees with tokenizer.json, which data preparation
 encodes with; what it says otherwise is refused. The copy is a function of the folder: its hash is the tokenizer's.
 
-AutoTokenizer is imported in a process aside, without torch, unless this one has it already.
+AutoTokenizer is imported in a process aside, without torch, unless this one has it already; what it said is kept on
+this machine, by the hash of the folder.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,15 +20,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, processors
 
 from data_prep.cli import ROOT, InputError, say
-from data_prep.files import write_json
+from data_prep.fields import SEAL, read_fields, write_sealed
+from data_prep.files import cache_folder, write_json
 from data_prep.foreign import read_object, refuse_code
 from data_prep.store import TOKENIZER_FILES, tokenizer_sha256
 from data_prep.tokens.encode import HARD, ROLES, Encoder, special_names
@@ -81,14 +84,33 @@ def open_with_transformers(folder: Path) -> Opened:
     )
 
 
-@cache
 def _opened(sha256: str, folder: Path) -> Opened:
     """`folder`, whose files have this hash, opened beside a BERT's config.json, as it will lie in an exported folder.
+
+    What transformers makes of a tokenizer is a function of its files and of two versions: it is kept, since importing
+    transformers takes longer than a small corpus.
 
     Raises
     ------
     ValueError: transformers cannot open it.
     """
+    versions = (sha256, version("transformers"), version("tokenizers"), sys.version, HARD, Path(__file__).read_text())
+    key = hashlib.sha256(repr(versions).encode()).hexdigest()[:20]
+    kept = None if (cached := cache_folder()) is None else cached / f"tokenizer-{key}.json"
+    if kept is not None and kept.is_file():
+        with suppress(InputError, TypeError):  # damaged: it is made again
+            content = read_fields(kept, "it is made again").content
+            return Opened(**{name: value for name, value in content.items() if name != SEAL})
+    opened = _opened_now(folder)
+    if kept is not None:
+        try:
+            write_sealed(kept, opened._asdict())
+        except OSError as error:  # a full disk must not stop what can do without
+            say(f"warning: what transformers makes of {folder} is not kept ({error})")
+    return opened
+
+
+def _opened_now(folder: Path) -> Opened:
     with tempfile.TemporaryDirectory() as scratch:
         beside = Path(scratch) / "hf"
         beside.mkdir()
