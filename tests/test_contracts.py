@@ -548,7 +548,12 @@ def test_what_transformers_makes_of_a_folder_is_asked_once(tmp_path, monkeypatch
     (kept,) = (tmp_path / "cache").glob("tokenizer-*.json")
     asked: list[Path] = []
     now = contract.open_with_transformers
-    monkeypatch.setattr(contract, "open_with_transformers", lambda folder: asked.append(folder) or now(folder))
+
+    def noted(folder: Path) -> contract.Opened:
+        asked.append(folder)
+        return now(folder)
+
+    monkeypatch.setattr(contract, "open_with_transformers", noted)
     contract.check(tmp_path / "vocab")
     assert not asked
     kept.write_text(kept.read_text()[:-100])  # damaged: asked again

@@ -211,6 +211,11 @@ def gap_under_overlap(slices: dict[str, torch.Tensor]) -> None:
     slices[f"{POOLER}|2"] = torch.zeros(1)
 
 
+def with_a_pickle(folder: Path) -> None:
+    (folder / RANK0).write_bytes(b"pickle")
+    rewrite(folder)
+
+
 LIES: dict[str, Callable[[Path], object]] = {
     "no files": in_manifest(files={}),
     "another step than the folder": in_manifest(step=5),
@@ -272,7 +277,7 @@ LIES: dict[str, Callable[[Path], object]] = {
     "a slice of nothing that the model has": in_slices(lambda slices: slices.update({"more|master|0": torch.zeros(1)})),
     "half precision": in_slices(lambda slices: slices.update({f"{POOLER}|0": slices[f"{POOLER}|0"].half()})),
     "a matrix": in_slices(lambda slices: slices.update({f"{POOLER}|0": slices[f"{POOLER}|0"].view(2, 2)})),
-    "no tensors": lambda folder: ((folder / RANK0).write_bytes(b"pickle"), rewrite(folder)),
+    "no tensors": with_a_pickle,
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import pretrain.export.__main__ as export
 from data_prep.cli import InputError, run
 from pretrain.checkpoints.checkpoint import folder_of, read_manifest, read_weights
 from pretrain.config import TrainConfig
-from pretrain.export.__main__ import ExportConfig, main
+from pretrain.export.__main__ import ExportConfig, Head, main
 from pretrain.train import train
 from tests.corpora import files_of
 from tests.ranks import run_ranks
@@ -173,7 +173,8 @@ def test_nothing_but_an_earlier_export_is_replaced(hf, tmp_path):
 
 
 def test_the_parameters_told_are_those_of_the_folder(hf, tmp_path):
-    for head, kind in (("mlm", BertForMaskedLM), ("pretraining", BertForPreTraining)):
+    kinds: dict[Head, Any] = {"mlm": BertForMaskedLM, "pretraining": BertForPreTraining}
+    for head, kind in kinds.items():
         main(ExportConfig(hf, tmp_path / head, head))
         told = json.loads((tmp_path / head / "provenance.json").read_text())["parameters"]
         assert told == kind.from_pretrained(tmp_path / head).num_parameters()

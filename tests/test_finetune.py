@@ -127,8 +127,15 @@ def test_the_tokenizer_is_that_of_the_folder_file_by_file(hf, toy, tmp_path):
 
 def test_positions_behind_the_padding_are_not_counted(toy, tmp_path):
     hf = tmp_path / "hf"
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    config = RobertaConfig(vocab_size=len(VOCABULARY), max_position_embeddings=17, pad_token_id=0, **sizes)
+    config = RobertaConfig(
+        vocab_size=len(VOCABULARY),
+        max_position_embeddings=17,
+        pad_token_id=0,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
     RobertaForMaskedLM(config).save_pretrained(hf)
     tiny_tokenizer().save_pretrained(hf)
     with pytest.raises(InputError, match="--seq_len 17 must lie between 4 and the 16 positions"):

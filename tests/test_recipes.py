@@ -10,10 +10,11 @@ import pytest
 from transformers import BertForMaskedLM
 
 from data_prep.cli import ROOT, parse
+from data_prep.vocab import write_tokenizer
 from pretrain.config import TrainConfig
 from pretrain.model import preset_config
 from pretrain.train import train
-from tests.stores import random_documents, store_of
+from tests.stores import entries_of, random_documents, store_of
 
 TEXT = (ROOT / "docs/recipes.md").read_text()
 COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
@@ -25,6 +26,7 @@ def paths(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("recipes")
     store = store_of(folder / "store", random_documents(60), held_out={3, 17, 30}).folder
     BertForMaskedLM(preset_config("bert-tiny", 64, 0.1)).save_pretrained(folder / "hf")
+    write_tokenizer(folder / "hf", entries_of(64), cased=False)
     return {"STORE": str(store), "HF_FOLDER": str(folder / "hf")} | SMALL
 
 

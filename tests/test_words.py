@@ -7,6 +7,7 @@ import pytest
 import rjieba
 
 from data_prep.cli import InputError
+from data_prep.files import sha256_of
 from data_prep.samples.masking import Masking, mask_tokens
 from data_prep.samples.pairs import Mixture, assemble, continuing
 from data_prep.shard import ShardConfig, main
@@ -130,7 +131,9 @@ def test_samples_of_several_shards_and_stores_know_their_words(tmp_path):
     for number, entry in enumerate(manifest["shards"]):
         part = goes_on[stores[0].token_starts[number] : stores[0].token_starts[number + 1]]
         sections = stores[0].shards[number]._replace(continues=np.packbits(part, bitorder="little"))
-        write_shard(tmp_path / "0" / entry["name"], Sections(*map(np.array, sections)), stores[0].vocab_sha256)
+        path = tmp_path / "0" / entry["name"]
+        write_shard(path, Sections(*map(np.array, sections)), stores[0].vocab_sha256)
+        entry |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (tmp_path / "0/manifest.json").write_text(json.dumps(manifest | {"format": 2}))
     stores[0] = Store.open(tmp_path / "0")
     picked = Mixture(stores, [1, 1], 64, "nsp", 0).epoch(0).look_up(np.arange(30))

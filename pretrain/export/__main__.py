@@ -39,6 +39,7 @@ from pretrain.attention import Layout
 from pretrain.export.sources import Source, find_source
 from pretrain.model import Batch, encode, from_weights, unpadded
 
+Head = Literal["pretraining", "mlm", "encoder"]
 HEADS: dict[str, type[PreTrainedModel]] = {
     "pretraining": BertForPreTraining,
     "mlm": BertForMaskedLM,
@@ -65,7 +66,7 @@ class ExportConfig:
     """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
     out: tyro.conf.Positional[Path]
     """Hugging Face folder to write; an earlier export there is replaced"""
-    head: Literal["pretraining", "mlm", "encoder"] = "pretraining"
+    head: Head = "pretraining"
     """which head's weights the folder holds beside the encoder's"""
     config: Path | None = None
     """Hugging Face folder or config.json that says which BERT a DeepSpeed checkpoint holds"""
