@@ -207,8 +207,8 @@ def trainer(config: BenchmarkConfig) -> Times:
             save(run, *arguments)
             run.saver.wait()  # on one core what the thread does is not for free
 
-    def fetched(items: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        ready = prefetch(made(items))
+    def fetched(items: Iterator[MicroBatch], **options: Any) -> Iterator[MicroBatch]:
+        ready = prefetch(made(items), **options)
         while True:
             with times.measuring("loader_wait"):
                 item = next(ready)
