@@ -256,7 +256,7 @@ def bomb(kind: str, path: Path, megabytes: int) -> None:
 @pytest.mark.parametrize(("kind", "name"), [("txt", "line.txt"), ("gz", "bomb.jsonl.gz"), ("zst", "bomb.jsonl.zst")])
 def test_a_line_of_a_gigabyte_and_bombs_take_little_memory(good, vocab, tmp_path, kind, name):
     bomb(kind, good / name, 1024)
-    assert peak_mb(good, vocab, tmp_path / "store") < 550  # whatever the size of the line
+    assert peak_mb(good, vocab, tmp_path / "store") < 300
     manifest = Store.open(tmp_path / "store").manifest
     assert manifest["oddities"][f"c/{name}"]["long_lines"] >= 1
     if kind != "txt":  # what stood after the bomb is there

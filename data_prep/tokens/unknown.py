@@ -18,6 +18,7 @@ from data_prep.tokens.fast_paths import Ids, is_bert, is_sentencepiece
 
 WARN = 0.01  # share of the characters
 _REMEMBERED = 1 << 16  # chunks
+PART = 10_000  # characters
 
 
 def characters_of(texts: Iterable[str]) -> int:
@@ -76,6 +77,10 @@ class UnknownCharacters:
         return total
 
     def _in_chunk(self, text: str) -> int:
+        # A tokenizer takes a hundred bytes for each character: a line of millions without a space is cut.
+        return sum(self._in_part(text[first : first + PART]) for first in range(0, len(text), PART))
+
+    def _in_part(self, text: str) -> int:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return sum(
             stop - start
