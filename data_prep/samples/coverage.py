@@ -17,7 +17,7 @@ from data_prep.samples.index import Objective, Sentences, build, without_choice
 from data_prep.store import Store
 
 PASSES = 10
-LOOKED_AT = 2_000_000  # tokens of a store that are counted, about
+LOOKED_AT = 400_000  # tokens of a store that are counted, about
 NEARLY_ALL = 0.99  # of the tokens
 FEW, MOST = 0.5, 0.9  # of the samples have no choice of label: worth a warning; no task at all
 
