@@ -20,7 +20,7 @@ from pretrain.checkpoints import checkpoint, resume_policy
 from pretrain.checkpoints.checkpoint import RunState, best_of, folder_of, present
 from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, rank_file
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
-from pretrain.checkpoints.run_folder import Start, placed, prepare_folder
+from pretrain.checkpoints.run_folder import Start, find_checkpoint, placed, prepare_folder
 from pretrain.config import TrainConfig
 from pretrain.data import Position
 from pretrain.export.sources import find_source
@@ -256,6 +256,25 @@ def test_a_phase_that_is_behind_or_ahead_may_change():
     assert "seq_len" not in names(lengths((64, 90), (512, 10)), 95)
     assert "seq_len" in names(lengths((128, 100)), 95)
     assert names(RECORD) == names(changed(train=RECORD["train"] | {"keep": 7})) == []
+
+
+def test_a_phase_more_with_the_same_rate_changes_no_rate():
+    more = [RECORD["phases"][0] | {"steps": steps, "lr": 1e-3} for steps in (100, 50)]
+    before = changed(phases=more[:1])
+    assert [(one.setting, one.text) for one in changes_of(before, changed(phases=more), 50)][0] == (
+        "steps",
+        "100 -> 100, 50",
+    )
+    more[1]["lr"] = 1e-4
+    assert ("lr", "0.001 -> 0.001, 0.0001") in [
+        (one.setting, one.text) for one in changes_of(before, changed(phases=more), 50)
+    ]
+
+
+def test_a_run_is_not_taken_for_a_checkpoint(store, whole):
+    settings = tiny_run(store, whole.with_name("another"), resume=str(whole), steps=STEPS)
+    with pytest.raises(InputError, match=rf"--resume {whole} is a whole run.* the newest is {folder_of(whole, STEPS)}"):
+        find_checkpoint(settings)
 
 
 def test_a_moved_store_is_the_same_store_and_an_empty_record_says_nothing():

@@ -127,5 +127,5 @@ def _seen(sentences: Sentences, objective: Objective, seq_len: int, seed: int) -
 
 
 def _percent(share: float) -> str:
-    """Rounded down: 100 % is all."""
-    return f"{math.floor(1000 * share) / 10:g} %"
+    """Rounded down: 100 % is all; what is there is more than 0 %."""
+    return "less than 0.1 %" if 0 < share < 0.001 else f"{math.floor(1000 * share) / 10:g} %"

@@ -48,7 +48,17 @@ def _of_train(name: str) -> Callable[[Record, int], Any]:
 
 
 def _of_phases(name: str) -> Callable[[Record, int], Any]:
-    return lambda record, step: [phase[name] for phase in record["phases"]]
+    """The values of all phases; one, where all have the same: more or fewer phases are told by their steps."""
+
+    def values(record: Record, step: int) -> list[Any]:
+        found = [phase[name] for phase in record["phases"]]
+        return found if found.count(found[0]) < len(found) else found[:1]
+
+    return values
+
+
+def _steps(record: Record, step: int) -> list[int]:
+    return [phase["steps"] for phase in record["phases"]]
 
 
 def _of_optimizer(name: str) -> Callable[[Record, int], Any]:
@@ -125,7 +135,7 @@ SETTINGS = (
     Setting("lr", _of_phases("lr")),
     Setting("schedule", _of_phases("schedule")),
     Setting("warmup", _of_phases("warmup")),
-    Setting("steps", _of_phases("steps")),
+    Setting("steps", _steps),
     Setting("later_seq_len", _later_seq_lens),
     Setting("hours", _of_train("hours")),
     Setting("global_batch", _of_phases("global_batch")),

@@ -35,7 +35,7 @@ from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import Identity, RunState
-from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.manifest import NAME, Manifest
 from pretrain.checkpoints.resume_policy import Change, changes_of, fresh_epoch, refuse
 from pretrain.config import TrainConfig
 from pretrain.outlook import look_ahead
@@ -142,8 +142,11 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
         return None
     if config.resume == "auto":
         return checkpoint.newest_whole(config.out)
-    checkpoint.read_manifest(Path(config.resume))
-    return Path(config.resume)
+    folder = Path(config.resume)
+    if not (folder / NAME).exists() and (inside := checkpoint.present(folder)):
+        raise InputError(f"--resume {folder} is a whole run, and not one of its checkpoints; the newest is {inside[0]}")
+    checkpoint.read_manifest(folder)
+    return folder
 
 
 def record_of(
