@@ -14,6 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from pretrain.zero.engine import import_muon_uncompiled
+
 DEADLINE = 540.0  # seconds, of a busy machine
 
 
@@ -31,6 +33,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadlin
 
 def start_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[tuple[Any, Connection]]:
     """The ranks and the pipes on which they answer, for tests that do something to them."""
+    import_muon_uncompiled()  # here, and not in every rank
     port = free_port()
     context = multiprocessing.get_context("fork")
     ranks = []

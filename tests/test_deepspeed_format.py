@@ -205,6 +205,7 @@ def test_what_zero_to_fp32_cannot_read(tmp_path, stage):
     assert finer == bool(stage)
 
 
+@SLOW
 def test_deepspeed_is_not_imported(folder):
     """By itself, in a process where no test has imported it."""
     program = (

@@ -14,6 +14,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler
 from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
@@ -64,8 +65,9 @@ def join_ranks() -> None:
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    # Otherwise DeepSpeed compiles an inference-only kernel at every first start, and a killed build hangs the next run.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise DeepSpeed starts compilers to see what it could build, for an inference-only kernel that it then builds
+    # at every first start; and a killed build hangs the next run.
+    deepspeed.ops.__compatible_ops__ = {}
     backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
@@ -84,6 +86,7 @@ def start_engine(
 ) -> tuple[Any, Partition]:
     """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
     optimizer = make_optimizer(model, settings["optimizer"])
+    import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
         model=Pretrainer(model, checkpoint_activations),
         optimizer=optimizer,
@@ -93,6 +96,19 @@ def start_engine(
     if isinstance(optimizer, Lamb):
         optimizer.bind(partition)
     return engine, partition
+
+
+def import_muon_uncompiled() -> None:
+    """Spare every start the seconds in which torch.compile loads its compiler.
+
+    DeepSpeed 0.19.8 asks of every optimizer whether it is its Muon, and to import that is to compile three functions.
+    Nothing here calls them.
+    """
+    compiled, compiler.compile = compiler.compile, lambda *args, **kwargs: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        compiler.compile = compiled
 
 
 def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch.optim.Optimizer:
