@@ -38,7 +38,7 @@ for name, settings in json.load(sys.stdin).items():
         engine.step()
     change = (model.weight.detach() - before).float().abs().max().item()
     print(json.dumps([name, engine.global_steps, engine.zero_optimization_stage(), change]))
-assert "torch._inductor.compile_fx" not in sys.modules, "a compiler that nobody asked for was loaded: seconds of a start"
+assert "torch._inductor.compile_fx" not in sys.modules, "a compiler that nobody asked for was loaded"
 """
 
 
