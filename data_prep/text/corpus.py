@@ -104,10 +104,7 @@ def find_sources(
     field `column`; an unknown encoding.
     """
     named = named_encoding(encoding) if encoding is not None else None
-    found: dict[Path, str] = {}  # a file named twice counts once
-    for argument in arguments:
-        for path, name in _expand(argument, out):
-            found.setdefault(path.resolve(), name)
+    found = files_of(arguments, out)
     known_by: dict[tuple[str, str], list[str]] = {}  # names of sources by encoding, and what it is known by
     sources = []
     for path, name in found.items():
@@ -131,6 +128,20 @@ def find_sources(
         if source.kind == "jsonl" and source.bytes:
             _check_first_line(source, str(column))
     return sources
+
+
+def files_of(arguments: Iterable[str], out: Path | None = None) -> dict[Path, str]:
+    """The files that paths, folders and globs name, and what they are called; nothing is read of them.
+
+    Raises
+    ------
+    InputError: nothing there.
+    """
+    found: dict[Path, str] = {}  # a file named twice counts once
+    for argument in arguments:
+        for path, name in _expand(argument, out):
+            found.setdefault(path.resolve(), name)
+    return found
 
 
 def _expand(argument: str, out: Path | None) -> list[tuple[Path, str]]:
