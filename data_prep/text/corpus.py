@@ -104,7 +104,10 @@ def find_sources(
     field `column`; an unknown encoding.
     """
     named = named_encoding(encoding) if encoding is not None else None
-    found = files_of(arguments, out)
+    found: dict[Path, str] = {}  # a file named twice counts once
+    for argument in arguments:
+        for path, name in _expand(argument, out):
+            found.setdefault(path.resolve(), name)
     known_by: dict[tuple[str, str], list[str]] = {}  # names of sources by encoding, and what it is known by
     sources = []
     for path, name in found.items():
@@ -128,20 +131,6 @@ def find_sources(
         if source.kind == "jsonl" and source.bytes:
             _check_first_line(source, str(column))
     return sources
-
-
-def files_of(arguments: Iterable[str], out: Path | None = None) -> dict[Path, str]:
-    """The files that paths, folders and globs name, and what they are called; nothing is read of them.
-
-    Raises
-    ------
-    InputError: nothing there.
-    """
-    found: dict[Path, str] = {}  # a file named twice counts once
-    for argument in arguments:
-        for path, name in _expand(argument, out):
-            found.setdefault(path.resolve(), name)
-    return found
 
 
 def _expand(argument: str, out: Path | None) -> list[tuple[Path, str]]:
@@ -281,6 +270,16 @@ def _say_layouts(sources: list[Source]) -> None:
         names = [source.name for source in sources if source.layout == layout]
         shown = ", ".join(names[:4]) + (f" and {count - 4} more" if count > 4 else "")
         say(f"read as {meaning[layout]}: {shown} (--txt {'prose' if layout == 'lines' else 'lines'} to say otherwise)")
+
+
+def files_of(arguments: Iterable[str]) -> list[Path]:
+    """The files that paths, folders and globs name; nothing is read of them.
+
+    Raises
+    ------
+    InputError: nothing there.
+    """
+    return list(dict.fromkeys(path.resolve() for argument in arguments for path, *_ in _expand(argument, None)))
 
 
 def read_documents(

@@ -19,22 +19,23 @@ def of_text(text: Survey, language: str, asked: str) -> Iterator[str]:
     """Of a corpus by itself; `asked` is the language that the user named, if any."""
     if text.text_bytes < rules.LITTLE_TEXT:
         yield (
-            f"{rules.bytes_in_words(text.text_bytes)} of text is too little to learn a language from: give 10 MB or more, or "
-            "let a trained model go on with it (train --init_from HF_FOLDER)"
+            f"{rules.bytes_in_words(text.text_bytes)} of text is too little to learn a language from: give 10 MB or "
+            "more, or let a trained model go on with it (train --init_from HF_FOLDER)"
         )
     if text.documents < FEWEST:
         what = f"{text.documents:.0f} document{'s' * (text.documents >= 1.5)}"
         yield (
-            f"{what}: none is held out, so the run cannot say how well it learns; put blank lines between documents (two "
-            f"in prose), or give {FEWEST} files or more"
+            f"{what}: none is held out, so the run cannot say how well it learns; put blank lines between documents "
+            f"(two in prose), or give {FEWEST} files or more"
         )
     if text.one_sentence > rules.ONE_SENTENCE:
         yield (
-            f"{100 * text.one_sentence:.0f} % of the documents are one sentence: nsp and sop have no pairs there, so keep "
-            "--objective mlm; if they are longer in truth, put blank lines between documents only, or say --txt prose"
+            f"{100 * text.one_sentence:.0f} % of the documents are one sentence: nsp and sop have no pairs there, so "
+            "keep --objective mlm; if they are longer in truth, put blank lines between documents only, or say "
+            "--txt prose"
         )
     if asked and text.languages and asked not in text.languages:
-        yield f"--lang {asked}, but the text looks like {text.language} (by {text.told_by}); see whether it is the right one"
+        yield f"--lang {asked}, but the text looks like {text.language} (by {text.told_by}); is it the right text?"
         return
     others = {name: share for name, share in text.languages.items() if name != language and share > MIXED}
     if others:
@@ -58,7 +59,7 @@ def many_passes(passes: float, enough: str) -> Iterator[str]:
     """Of a run over so little text; `enough` is the option that would do, if there is one."""
     if passes > rules.MANY_PASSES:
         yield (
-            f"{counted(passes)} passes over the text, and after {rules.MANY_PASSES} another one teaches hardly anything: "
+            f"{counted(passes)} passes over the text, and after {rules.MANY_PASSES} another teaches hardly anything: "
             + (f"{enough} would do, or give more text" if enough else "give more text")
         )
 
@@ -85,16 +86,16 @@ def few_steps(steps: int, hours: float) -> Iterator[str]:
     """Of a run that ends on the plateau."""
     if steps < rules.PLATEAU:
         yield (
-            f"{steps:,} steps are few: which words are frequent is learnt in the first {rules.PLATEAU:,}, what goes with "
-            f"what only then; give --hours {hours * rules.PLATEAU / steps:.2g} or more"
+            f"{steps:,} steps are few: which words are frequent is learnt in the first {rules.PLATEAU:,}, what goes "
+            f"with what only then; give --hours {hours * rules.PLATEAU / steps:.2g} or more"
         )
 
 
 def too_large(model: str, memory: float) -> str:
     """Of a model that no ZeRO stage brings into the memory."""
     return (
-        f"{model} does not fit into {memory / 1e9:.0f} GB a rank: give more --ranks, among which ZeRO divides its state, "
-        "or train with --checkpoint_activations"
+        f"{model} does not fit into {memory / 1e9:.0f} GB a rank: give more --ranks, among which ZeRO divides its "
+        "state, or train with --checkpoint_activations"
     )
 
 
@@ -102,6 +103,6 @@ def busy(used: float, cores: int) -> Iterator[str]:
     """Of a machine on which others compute."""
     if used > BUSY * cores:
         yield (
-            f"other programs want {used:.1f} of the {cores} cores now; the plan is that of an idle machine: end them, or "
-            "expect fewer steps"
+            f"other programs want {used:.1f} of the {cores} cores now; the plan is that of an idle machine: end them, "
+            "or expect fewer steps"
         )

@@ -25,13 +25,13 @@ class Preset(NamedTuple):
     mask_rate: float
 
 
-# least_tokens: bert-mini left its plateau after 5 M tokens and was a language model after 13 M (docs/log.md: 64 x 64 tokens
-# a step); BERT-base is what a day of one GPU buys (Geiping and Goldstein 2023: 5 B tokens and more), BERT-large what a
-# day of eight buys (Izsak et al. 2021: 13 B). Between them in proportion to their weights, about 20 tokens a weight, as
-# for language models (Hoffmann et al. 2022).
-# lr: measured for bert-mini (1e-3; bert-tiny learns with 2e-3 alike). For base and large with the square root of the batch
-# between the published points of their post-LayerNorm form: BERT 1e-4 at 131 k tokens (Devlin et al. 2019), RoBERTa
-# 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
+# least_tokens: bert-mini left its plateau after 5 M tokens and was a language model after 13 M (docs/log.md: 64 x 64
+# tokens a step); BERT-base is what a day of one GPU buys (Geiping and Goldstein 2023: 5 B tokens and more), BERT-large
+# what a day of eight buys (Izsak et al. 2021: 13 B). Between them in proportion to their weights, about 20 tokens a
+# weight, as for language models (Hoffmann et al. 2022).
+# lr: measured for bert-mini (1e-3; bert-tiny learns with 2e-3 alike). For base and large with the square root of the
+# batch between the published points of their post-LayerNorm form: BERT 1e-4 at 131 k tokens (Devlin et al. 2019),
+# RoBERTa 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
 # warmup: 3 % measured, 6 % Izsak et al. mask_rate: larger models take more (Wettig et al. 2023: base 20 %, large 40 %).
 PRESETS = {
     "bert-tiny": Preset(0, 2e-3, 0, 0.05, 0.15),
@@ -51,8 +51,8 @@ SHORT_SAMPLES = 200e6  # tokens to train on, below which 64 a sample did better 
 LONGEST = 512  # tokens of a sample of the last phase
 LONG_SAMPLES = 1e9  # tokens from which a last phase at 512 pays (Devlin et al. 2019: a tenth of the steps)
 VOCAB_SIZES = (1024, 2048, 4096, 8192, 12288, 16384, 30528)
-# Times that four of five entries are to be met. Gowda and May 2020 ask 100 times of 95 %, of millions of sentences; with
-# 50 of 80 % this gives the 8 to 16 k of BabyLM's encoders for 10 M words.
+# Times that four of five entries are to be met. Gowda and May 2020 ask 100 times of 95 %, of millions of sentences; 50
+# times of 80 % give 10 M words the 8 to 16 k of BabyLM's encoders.
 LEAST_SEEN = 50
 UNSPACED_SHARE = 0.2  # of the letters
 UNSPACED_LETTERS = 3.0  # a token of Thai and the like
@@ -80,8 +80,8 @@ def cased(text: Survey, lang: str) -> Choice:
     if text.capitals < 0.002:
         return False, "the script has no capitals and hardly any accents: nothing is lost"
     return False, (
-        f"{100 * text.capitals:.1f} % capitals, {100 * text.marks:.2f} % accents: they carry little here, and every word "
-        "is learnt once instead of twice"
+        f"{100 * text.capitals:.1f} % capitals, {100 * text.marks:.2f} % accents: they carry little here, and every "
+        "word is learnt once instead of twice"
     )
 
 
@@ -127,13 +127,12 @@ def vocab_size(text: Survey, tokens: float = math.inf, shape: Shape | None = Non
         room = min(text.han + 3 * text.alphabet + 512, VOCAB_SIZES[-1])
         size = min(larger for larger in VOCAB_SIZES if larger >= room)
         return size, f"room for the {text.han:,} Chinese characters that were found, and for words of other scripts"
-    reason = f"{bytes_in_words(text.text_bytes)} of text: four of five entries are met {counted(met_by_most(text, size) * seen)} times"
+    met = counted(met_by_most(text, size) * seen)
+    reason = f"{bytes_in_words(text.text_bytes)} of text: four of five entries are met {met} times"
     larger = next((other for other in VOCAB_SIZES if other > size), None)
     if larger is not None and met_by_most(text, larger) * seen < LEAST_SEEN:
-        return (
-            size,
-            f"{reason}; of {larger:,} {counted(met_by_most(text, larger) * seen)}, and rare ones are not learnt",
-        )
+        met = counted(met_by_most(text, larger) * seen)
+        return size, f"{reason}; of {larger:,} {met}, and rare ones are not learnt"
     if larger is not None:
         return size, f"{reason}; more would outweigh the layers of so small a model"
     return size, f"{reason}; BERT's own size"
@@ -201,13 +200,14 @@ def fits(name: str, machine: Machine, vocab_size: int) -> bool:
 def model(found: Sequence[Pace], hours: float) -> tuple[Pace, str]:
     """The largest preset that gets the tokens it wants."""
     enough = [pace for pace in found if pace.worth >= PRESETS[pace.model].least_tokens]
-    chosen = enough[-1]
+    chosen = (enough or found)[-1]  # where one is asked for, it alone is looked at
     reason = f"{counted(chosen.tokens_per_second)} tokens/s: {counted(chosen.tokens)} tokens in {_hours(hours)}"
     if chosen.worth < 0.9 * chosen.tokens:
         reason += f", worth {counted(chosen.worth)} of new text as they repeat"
     larger = next((pace for pace in found if pace not in enough), None)
     if larger is not None:
-        reason += f"; {larger.model} would see {counted(larger.worth)} and wants {counted(PRESETS[larger.model].least_tokens)}"
+        wanted = counted(PRESETS[larger.model].least_tokens)
+        reason += f"; {larger.model} would see {counted(larger.worth)} and wants {wanted}"
     return chosen, reason
 
 
@@ -217,8 +217,8 @@ def objective(text: Survey) -> Choice:
         share = 100 * text.one_sentence
         return "mlm", f"masked words only: {share:.0f} % of the documents are one sentence, which has no next one"
     return "mlm", (
-        "masked words only: sentence pairs cost length and gain nothing (RoBERTa, Izsak et al.), and with them the same "
-        "model was still on its plateau here"
+        "masked words only: sentence pairs cost length and gain nothing (RoBERTa, Izsak et al.), and with them the "
+        "same model was still on its plateau here"
     )
 
 

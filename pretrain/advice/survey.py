@@ -12,9 +12,11 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from data_prep.cli import InputError
 from data_prep.sharding.plan import PACKED
 from data_prep.text.corpus import Document, Source, count_rows, files_of, find_sources, read_documents
 from data_prep.text.sentences import lines_of, splitter
@@ -100,15 +102,11 @@ def survey(
     ------
     InputError: it cannot be read, as data_prep/shard.py says it.
     """
-    files = list(files_of(corpus))
-    on_disk = [file.stat().st_size for file in files]
-    chosen = files if len(files) <= FILES else [files[number] for number in looked_into(on_disk, FILES // PIECES)]
-    sources = [source for source in find_sources(map(str, chosen), txt, column=column, encoding=encoding)]
-    sources = [source for source in sources if source.bytes]
+    files = files_of(corpus)
+    sources, share = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
     documents: list[Document] = []
     # Of a few large files each is looked into; of many small ones some, which stand for the others.
-    share = sum(source.bytes for source in sources) / max(sum(on_disk), 1)
     border = sum(sizes) / PIECES
     text = {True: 0.0, False: 0.0}
     count, looked_at = dict(text), dict(text)
@@ -127,6 +125,24 @@ def survey(
         (count[True] + count[False] * small) / share,
         lang,
     )
+
+
+def _some_sources(
+    corpus: Sequence[str], files: Sequence[Path], txt: str, column: str, encoding: str | None
+) -> tuple[list[Source], float]:
+    """The files as shard.py sees them, and their share of all bytes: of very many files only those that are looked
+    into, since finding an encoding takes milliseconds."""
+    if len(files) > FILES:
+        sizes = [file.stat().st_size for file in files]
+        chosen = [str(files[number]) for number in sorted(looked_into(sizes, FILES // PIECES))]
+        try:
+            found = find_sources(chosen, txt, column=column, encoding=encoding)
+        except InputError:  # a stranger among them, or what is wrong with all: the reading of all of them tells
+            found = []
+        if some := [source for source in found if source.bytes]:
+            return some, sum(source.bytes for source in some) / sum(sizes)
+    found = find_sources(corpus, txt, column=column, encoding=encoding)
+    return [source for source in found if source.bytes], 1.0
 
 
 def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int, int]:
