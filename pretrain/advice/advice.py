@@ -24,6 +24,7 @@ from pretrain.report.words import counted, duration
 from pretrain.sizes import activation_bytes, parameters, state_bytes
 
 UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
+ONE_MACHINE = 8  # ranks at most that need no list of hosts
 AS_ASKED = "as asked"
 EVALUATIONS = 20  # of a run
 EVALUATED = 0.05  # of the time at most
@@ -56,8 +57,9 @@ class Advice(NamedTuple):
 
 def pasteable(words: Sequence[str], settings: dict[str, Any]) -> str:
     """A command as one pastes it into a shell."""
-    ranks = f"RANKS={settings['ranks']} " if words[0] == "train" and settings["ranks"] > 1 else ""
-    return f"{ranks}zerobert {shlex.join(words)}"
+    ranks = settings["ranks"] if words[0] == "train" else 1
+    where = "" if ranks == 1 else f"RANKS={ranks} " if ranks <= ONE_MACHINE else 'DEEPSPEED_FLAGS="--hostfile HOSTS" '
+    return f"{where}zerobert {shlex.join(words)}"
 
 
 def advise(
@@ -142,19 +144,22 @@ def advised(
     reasons["micro_batch"] = _micro_in_words(machine)
     lr = choose("lr", rules.learning_rate(name, batch * length))
     preset = rules.PRESETS[name]
-    steps = max(1, round(pace.tokens / (batch * length)))
-    passes = pace.tokens / in_text
+    # Small steps do not fill a GPU, so that the speed is known only now.
+    speed = machine.tokens_per_second(PRESETS[name], size, length, preset.mask_rate, max(1, micro) * length)
+    trained = 3600 * hours * speed
+    steps = max(1, round(trained / (batch * length)))
+    passes = trained / in_text
     settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
     reasons["warmup"] = f"{100 * preset.warmup:g} % of the time, then down to 0 in a straight line, by the clock"
     reasons["mask_rate"] = "BERT's own" if preset.mask_rate == 0.15 else "larger models learn more from more (Wettig)"
     choose("dropout", rules.dropout(passes))
     settings |= {
-        "hours": hours, "steps": steps, "epochs": passes, "tokens": round(pace.tokens),
-        "tokens_per_second": round(pace.tokens_per_second), "text_tokens": round(in_text),
+        "hours": hours, "steps": steps, "epochs": passes, "tokens": round(trained),
+        "tokens_per_second": max(1, round(speed)), "text_tokens": round(in_text),
         "phases": rules.phases(useful, document_tokens, length, batch, max(1, micro), steps, lr),
     }  # fmt: skip
-    reasons["steps"] = f"{counted(pace.tokens)} tokens in {duration(3600 * hours)}; {passes:.3g} passes over the text"
-    settings |= _intervals(steps, pace.tokens, length, passes, text.documents)
+    reasons["steps"] = f"{counted(trained)} tokens in {duration(3600 * hours)}; {counted(passes)} passes over the text"
+    settings |= _intervals(steps, trained, length, passes, text.documents)
     settings |= {name: value for name, value in wanted.items() if name in settings}
     reasons |= {name: AS_ASKED for name in wanted if name != "model"}
     warnings = list(_warnings(text if corpus else None, machine, settings, lang, micro))
@@ -274,7 +279,8 @@ def _warnings(text: Survey | None, machine: Machine, settings: dict[str, Any], l
         yield from cautions.days_on_a_cpu(3600 * settings["hours"], settings["tokens"] / one)
         yield from cautions.little_of_it(settings["epochs"], 3600 * settings["hours"])
         yield from cautions.busy(machine.busy, machine.cores)
-    yield from cautions.few_steps(settings["steps"], settings["hours"])
+    beyond = settings["hours"] * rules.PLATEAU / settings["steps"]
+    yield from cautions.few_steps(settings["steps"], f"--hours {beyond:.2g}")
     if not micro:
         yield cautions.too_large(settings["model"], machine.memory)
 

@@ -82,12 +82,12 @@ def little_of_it(passes: float, seconds: float) -> Iterator[str]:
         )
 
 
-def few_steps(steps: int, hours: float) -> Iterator[str]:
-    """Of a run that ends on the plateau."""
+def few_steps(steps: int, enough: str) -> Iterator[str]:
+    """Of a run that ends on the plateau; `enough` is the option that leads beyond it."""
     if steps < rules.PLATEAU:
         yield (
             f"{steps:,} steps are few: which words are frequent is learnt in the first {rules.PLATEAU:,}, what goes "
-            f"with what only then; give --hours {hours * rules.PLATEAU / steps:.2g} or more"
+            f"with what only then; give {enough} or more"
         )
 
 

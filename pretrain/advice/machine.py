@@ -57,11 +57,15 @@ SHEETS = {
     "rtx3090": Sheet("RTX 3090", 71e12, 24e9, 0.40, source="NVIDIA GA102 whitepaper"),
     "t4": Sheet("T4", 65e12, 16e9, 0.30, "fp16", source="NVIDIA T4 data sheet"),
 }
-# A GPU starts its kernels too slowly for a small model to fill them: shares of the MFU of BERT-large.
-SMALLER_ON_GPU = {128: 0.06, 256: 0.15, 512: 0.4, 768: 0.85, 1024: 1.0}
+# Small matrices do not fill a GPU: shares of the MFU of BERT-large.
+SMALLER_ON_GPU = {128: 0.1, 256: 0.2, 512: 0.5, 768: 0.85, 1024: 1.0}
 # On a CPU, of the peak of a square matrix product: docs/log.md (4 x 256 .60, 6 x 512 .70; bert-tiny 23,000 tokens/s on
 # two cores), with the trainer around the step and as many ranks as cores.
 MFU_ON_CPU = {128: 0.31, 256: 0.6, 512: 0.66, 768: 0.66, 1024: 0.66}
+# A GPU cannot do a micro-batch in less, however small: seconds, and more for each layer, in which kernels are started.
+# As the MFU, a stated number.
+LEAST_SECONDS, LEAST_A_LAYER = 4e-3, 1.5e-3
+RANK_TOKENS = 1 << 15  # of a micro-batch that fills a GPU
 ON_SEVERAL_GPUS = 0.93  # of one machine: their sums of gradients; a stated share, as the MFU is
 USUAL_CORE = 60e9  # FLOP/s of fp32 of a core, where the probe fails
 
@@ -100,11 +104,17 @@ class Machine(NamedTuple):
         nearest = min(by_hidden, key=lambda hidden: abs(hidden - shape.hidden))
         return by_hidden[nearest] * (self.mfu if self.is_gpu else 1.0)
 
-    def tokens_per_second(self, shape: Shape, vocab_size: int, seq_len: int, mask_rate: float) -> float:
-        """Real tokens over all ranks, on a machine that has nothing else to do."""
-        flops = token_flops(shape, vocab_size, seq_len, mask_rate)
+    def tokens_per_second(
+        self, shape: Shape, vocab_size: int, sample_tokens: float, mask_rate: float, rank_tokens: float = RANK_TOKENS
+    ) -> float:
+        """Real tokens over all ranks, which take so many in a micro-batch, on a machine that has nothing else to do."""
+        seconds = (
+            rank_tokens * token_flops(shape, vocab_size, sample_tokens, mask_rate) / self.peak / self.mfu_of(shape)
+        )
+        if self.is_gpu:
+            seconds = max(seconds, LEAST_SECONDS + LEAST_A_LAYER * shape.layers)
         together = self.ranks * (ON_SEVERAL_GPUS if self.is_gpu and self.ranks > 1 else 1.0)
-        return together * self.peak * self.mfu_of(shape) / flops
+        return together * rank_tokens / seconds
 
     def in_words(self) -> str:
         """For people."""

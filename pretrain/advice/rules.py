@@ -256,7 +256,7 @@ def dropout(passes: float) -> Choice:
     """Of hidden units."""
     if passes < NO_DROPOUT:
         return 0.0, f"{passes:.2g} passes: every sample is new, nothing can be learnt by heart (Geiping and Goldstein)"
-    return 0.1, f"BERT's own; {passes:.3g} passes over the text"
+    return 0.1, f"BERT's own; {counted(passes)} passes over the text"
 
 
 def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len: int, share: int) -> tuple[int, int]:
