@@ -11,10 +11,13 @@ import unicodedata
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import accumulate, islice
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from data_prep.cli import InputError
 from data_prep.sharding.plan import PACKED
@@ -103,35 +106,28 @@ def survey(
     InputError: it cannot be read, as data_prep/shard.py says it.
     """
     files = files_of(corpus)
-    sources, share = _some_sources(corpus, files, txt, column, encoding)
+    sources, on_disk = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
+    border = sum(on_disk) / PIECES  # each file above it is looked into; of those below some, which stand for the others
     documents: list[Document] = []
-    # Of a few large files each is looked into; of many small ones some, which stand for the others.
-    border = sum(sizes) / PIECES
-    text = {True: 0.0, False: 0.0}
-    count, looked_at = dict(text), dict(text)
+    text, count, looked_at = np.zeros((3, 2))
     for number, places in sorted(looked_into(sizes).items()):
         part = _look(sources[number], sizes[number], places, column)
         documents += part.documents
-        is_large = sizes[number] >= border
-        text[is_large] += part.text_bytes
-        count[is_large] += part.count
-        looked_at[is_large] += sizes[number]
-    small = sum(size for size in sizes if size < border) / max(looked_at[False], 1.0)
-    return summed_up(
-        documents,
-        len(files),
-        (text[True] + text[False] * small) / share,
-        (count[True] + count[False] * small) / share,
-        lang,
-    )
+        group = int(sources[number].bytes >= border)
+        text[group] += part.text_bytes
+        count[group] += part.count
+        looked_at[group] += sources[number].bytes
+    whole = np.array([sum(size for size in on_disk if (size >= border) is large) for large in (False, True)])
+    scale = whole / np.maximum(looked_at, 1)
+    return summed_up(documents, len(files), float(text @ scale), float(count @ scale), lang)
 
 
 def _some_sources(
     corpus: Sequence[str], files: Sequence[Path], txt: str, column: str, encoding: str | None
-) -> tuple[list[Source], float]:
-    """The files as shard.py sees them, and their share of all bytes: of very many files only those that are looked
-    into, since finding an encoding takes milliseconds."""
+) -> tuple[list[Source], list[int]]:
+    """Files as shard.py sees them, and the bytes of all files: of very many only those that are looked into become
+    sources, since finding an encoding takes milliseconds."""
     if len(files) > FILES:
         sizes = [file.stat().st_size for file in files]
         chosen = [str(files[number]) for number in sorted(looked_into(sizes, FILES // PIECES))]
@@ -140,9 +136,9 @@ def _some_sources(
         except InputError:  # a stranger among them, or what is wrong with all: the reading of all of them tells
             found = []
         if some := [source for source in found if source.bytes]:
-            return some, sum(source.bytes for source in some) / sum(sizes)
-    found = find_sources(corpus, txt, column=column, encoding=encoding)
-    return [source for source in found if source.bytes], 1.0
+            return some, sizes
+    some = [source for source in find_sources(corpus, txt, column=column, encoding=encoding) if source.bytes]
+    return some, [source.bytes for source in some]
 
 
 def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int, int]:
@@ -318,11 +314,10 @@ def _words(text: str) -> Counter[str]:
 def _languages(texts: Sequence[str], scripts: dict[str, float]) -> tuple[dict[str, float], str]:
     """Shares of the languages by their characters, and what told them."""
     try:
-        from py3langid import langid  # inside: an extra
+        identifier = _identifier()
     except ImportError:
         first = next(iter(scripts), "")
         return ({_BY_SCRIPT[first]: scripts[first]} if first in _BY_SCRIPT else {}), "its script"
-    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
     asked = [text for text in texts[:: max(1, len(texts) // TOLD)] if len(text) >= LEAST_TOLD] or list(texts[:TOLD])
     found: Counter[str] = Counter()
     for text in asked:
@@ -331,3 +326,10 @@ def _languages(texts: Sequence[str], scripts: dict[str, float]) -> tuple[dict[st
         found[str(identifier.classify(piece)[0])] += len(text)
     total = max(found.total(), 1)
     return {name: size / total for name, size in found.most_common() if size > 0.01 * total}, "py3langid"
+
+
+@cache
+def _identifier() -> Any:
+    from py3langid import langid  # inside: an extra
+
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
