@@ -222,7 +222,8 @@ def dry_run(
     """Print the plan: for people on stderr, for scripts on stdout."""
     settings = engine_settings(phases)
     plan = make_plan(config, phases, stores, model, start.checkpoint)
-    what = what_runs(config, phases, start.record, devices(next(model.parameters()).device), start.checkpoint)
+    where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
+    what = what_runs(config, phases, start.record, where, start.checkpoint)
     print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
     first = {
         "settings": settings,

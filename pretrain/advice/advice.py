@@ -147,7 +147,7 @@ def advised(
     # Small steps do not fill a GPU, so that the speed is known only now.
     speed = machine.tokens_per_second(PRESETS[name], size, length, preset.mask_rate, max(1, micro) * length)
     trained = 3600 * hours * speed
-    steps = max(1, round(trained / (batch * length)))
+    steps = max(1, round(trained / (batch * length * rules.FILLED)))
     passes = trained / in_text
     settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
     reasons["warmup"] = f"{100 * preset.warmup:g} % of the time, then down to 0 in a straight line, by the clock"
@@ -278,7 +278,9 @@ def _warnings(text: Survey | None, machine: Machine, settings: dict[str, Any], l
         )
         yield from cautions.days_on_a_cpu(3600 * settings["hours"], settings["tokens"] / one)
         yield from cautions.little_of_it(settings["epochs"], 3600 * settings["hours"])
-        yield from cautions.busy(machine.busy, machine.cores)
+        yield from cautions.busy(
+            machine.busy, machine.cores, "the plan is that of an idle machine, so end them, or expect fewer steps"
+        )
     beyond = settings["hours"] * rules.PLATEAU / settings["steps"]
     yield from cautions.few_steps(settings["steps"], f"--hours {beyond:.2g}")
     if not micro:

@@ -99,10 +99,7 @@ def too_large(model: str, memory: float) -> str:
     )
 
 
-def busy(used: float, cores: int) -> Iterator[str]:
-    """Of a machine on which others compute."""
+def busy(used: float, cores: int, so: str) -> Iterator[str]:
+    """Of a machine on which others compute, and what of it."""
     if used > BUSY * cores:
-        yield (
-            f"other programs want {used:.1f} of the {cores} cores now; the plan is that of an idle machine: end them, "
-            "or expect fewer steps"
-        )
+        yield (f"other programs want {used:.1f} of the {cores} cores now: {so}")

@@ -141,10 +141,9 @@ def here(ranks: int = 0) -> Machine:
     cores = usable_cores()
     count = ranks or _power_of_two(min(cores, 8))
     peak = core_peak()
-    others = max(0.0, min(os.getloadavg()[0], 4.0 * cores))
     return Machine(
         "CPU", count, peak * cores / count, usable_memory() / count, False, True, "fp32", 1.0,
-        busy=others, cores=cores, source="measured",
+        busy=busy_cores(), cores=cores, source="measured",
     )  # fmt: skip
 
 
@@ -196,6 +195,11 @@ def usable_cores() -> int:
     if len(quota) == 2 and quota[0].isdecimal():
         cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
     return cores
+
+
+def busy_cores() -> float:
+    """Cores that other programs wanted in the last minute."""
+    return max(0.0, os.getloadavg()[0] - 1)
 
 
 def usable_memory() -> float:

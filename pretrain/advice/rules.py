@@ -50,6 +50,7 @@ SHORTEST_STEP = 2048  # tokens, where time is so short that 4,096 leave fewer st
 SHORT_SAMPLES = 200e6  # tokens to train on, below which 64 a sample did better than 128 (docs/log.md)
 LONGEST = 512  # tokens of a sample of the last phase
 LONG_SAMPLES = 1e9  # tokens from which a last phase at 512 pays (Devlin et al. 2019: a tenth of the steps)
+FILLED = 0.85  # of a sample's tokens: whole sentences seldom end where it does (docs/log.md: .86 at 64, .82 at 128)
 VOCAB_SIZES = (1024, 2048, 4096, 8192, 12288, 16384, 30528)
 # Times that four of five entries are to be met. Gowda and May 2020 ask 100 times of 95 %, of millions of sentences; 50
 # times of 80 % give 10 M words the 8 to 16 k of BabyLM's encoders.

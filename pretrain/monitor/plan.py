@@ -26,7 +26,7 @@ from data_prep.cli import InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.advice import cautions, rules
-from pretrain.advice.machine import Machine, elsewhere, usable_cores
+from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.config import TrainConfig
@@ -333,6 +333,8 @@ def _warnings(plan: Plan, config: TrainConfig, stores: list[Store], shape: Shape
     yield from found
     if found:
         yield "what fits a text, a machine and the hours: python -m pretrain.advice --corpus TEXTS --hours HOURS"
+    if on_cpu and plan.machine is None:
+        yield from cautions.busy(busy_cores(), usable_cores(), "the probe was slow for it, and the time is too long")
     uses = np.sum([_uses(store) for store in stores], axis=0)
     remedy = "make a smaller one (vocab --size), or give more text"
     yield from cautions.rare_entries(len(uses), float(np.median(uses)), remedy)
