@@ -231,12 +231,12 @@ def test_a_plan_for_a_gpu_that_is_elsewhere_takes_nothing_from_the_machine_that_
     store, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("WORLD_SIZE", "8")
-    settings = dict(dry_run=True, steps=4000, objective="mlm")
+    settings: dict[str, Any] = dict(dry_run=True, steps=4000, objective="mlm", micro_batch=2)
     here, there = (planned(config(store, tmp_path / "run", **settings, gpu=gpu), capsys) for gpu in ("", "a100"))
     assert (here["probe_device"], there["probe_device"]) == ("this CPU, fp32", "a100")
     assert here["state_bytes"]["1"] > there["state_bytes"]["1"]  # bf16
     tokens = there["phases"][0]["step_tokens"] / there["phases"][0]["step_seconds"]
-    assert tokens == pytest.approx(8 * 0.93 * 4 * 28 / 0.007, rel=0.2)  # a micro-batch as small as this takes 7 ms
+    assert tokens == pytest.approx(8 * 0.93 * 2 * 28 / 0.007, rel=0.2)  # a micro-batch as small as this takes 7 ms
     assert any("passes over the text, and after 40" in warning for warning in there["warnings"])
     assert any("pretrain.advice" in warning for warning in there["warnings"])
     assert any("8 ranks of this CPU" in warning for warning in here["warnings"])

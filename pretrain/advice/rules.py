@@ -182,7 +182,7 @@ class Pace(NamedTuple):
 
 def paces(machine: Machine, hours: float, vocab_size: int, text_tokens: float) -> list[Pace]:
     """Of every preset that fits into the memory."""
-    found = []
+    found: list[Pace] = []
     for name, preset in PRESETS.items():
         sample = 64 if SHAPES[name].hidden <= 256 else 128
         speed = machine.tokens_per_second(SHAPES[name], vocab_size, sample, preset.mask_rate)
