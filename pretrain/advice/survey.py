@@ -116,7 +116,7 @@ def survey(
         documents += part.documents
         group = int(sources[number].bytes >= border)
         text[group] += part.text_bytes
-        count[group] += part.count
+        count[group] += part.holds
         looked_at[group] += sources[number].bytes
     whole = np.array([sum(size for size in on_disk if (size >= border) is large) for large in (False, True)])
     scale = whole / np.maximum(looked_at, 1)
@@ -212,7 +212,7 @@ class _Part(NamedTuple):
 
     documents: list[Document]
     text_bytes: float
-    count: float
+    holds: float  # documents
 
 
 def _rough_size(source: Source, column: str) -> float:
