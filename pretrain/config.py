@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -16,20 +16,15 @@ from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
+from pretrain.advice.machine import elsewhere
 from pretrain.checkpoints.resume_policy import check_names
 from pretrain.limits import BATCH, CLIP, COUNT, LR, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
+from pretrain.sizes import Shape
 from pretrain.zero.ds_config import Flags
 
 Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
-
-
-class Shape(NamedTuple):
-    """Size of a BERT; heads have 64 dimensions, the feed-forward layer four times the hidden size."""
-
-    layers: int
-    hidden: int
 
 
 PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
@@ -124,6 +119,9 @@ class TrainConfig:
     """go on with another DeepSpeed than the pinned one, whose private handles may differ"""
     dry_run: bool = False
     """check everything, print the plan, train nothing"""
+    gpu: str = ""
+    """with --dry_run: the plan's time and memory are those of this GPU, by its data sheet (a100, h100, h200, ...), and
+    not of the machine that plans"""
 
     global_batch: Annotated[int | None, BATCH] = None
     """samples a step over all ranks (fills "auto"; default 256)"""
@@ -156,6 +154,10 @@ class TrainConfig:
             raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
+        if self.gpu and not self.dry_run:
+            raise InputError(f"--gpu {self.gpu} goes with --dry_run: it plans for a GPU that is elsewhere")
+        if self.gpu:
+            elsewhere(self.gpu)
         if self.patience and not (self.eval_samples and self.eval_every):
             raise InputError(
                 f"--patience {self.patience} waits for evaluations on the way; give --eval_every and --eval_samples "

@@ -21,6 +21,7 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import InputError, parse, print_json, say
 from data_prep.outlets import survive_console
 from data_prep.store import Store
+from pretrain.advice.machine import elsewhere
 from pretrain.alike import check_shared, what_ranks_share
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import RunState
@@ -130,9 +131,11 @@ def train(config: TrainConfig, watch: Watch | None = None) -> RunState:
     quiet()
     stores = open_stores(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
+    precision = elsewhere(config.gpu).precision if config.gpu else default_precision()
+    phases = phases_of(config.spans, config.ds_config, config.flags, world_size, precision)
     settings = engine_settings(phases)
-    check_precision(settings)
+    if not config.gpu:
+        check_precision(settings)
     needs_nsp, pad_id = config.objective != "mlm", stores[0].special_ids["pad"]
     vocab_size, vocab = stores[0].vocab_size, stores[0].folder / "vocab"
     model = build(config.model, config.init_from, vocab_size, config.dropout, config.seed, needs_nsp, pad_id, vocab)
@@ -219,7 +222,8 @@ def dry_run(
     """Print the plan: for people on stderr, for scripts on stdout."""
     settings = engine_settings(phases)
     plan = make_plan(config, phases, stores, model, start.checkpoint)
-    what = what_runs(config, phases, start.record, devices(next(model.parameters()).device), start.checkpoint)
+    where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
+    what = what_runs(config, phases, start.record, where, start.checkpoint)
     print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
     first = {
         "settings": settings,

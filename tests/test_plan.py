@@ -20,8 +20,9 @@ from pretrain.config import TrainConfig
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, build
 from pretrain.monitor import plan
-from pretrain.monitor.plan import state_bytes, wire_bytes
+from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
+from pretrain.sizes import state_bytes
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 
@@ -224,3 +225,23 @@ def test_a_probe_says_what_checkpointing_saves(store):
     assert plain.tokens == saved.tokens
     assert saved.kept_bytes < 0.6 * plain.kept_bytes
     assert plain.seconds > 0
+
+
+def test_a_plan_for_a_gpu_that_is_elsewhere_takes_nothing_from_the_machine_that_plans(
+    store, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    settings: dict[str, Any] = dict(dry_run=True, steps=4000, objective="mlm", micro_batch=2)
+    here, there = (planned(config(store, tmp_path / "run", **settings, gpu=gpu), capsys) for gpu in ("", "a100"))
+    assert (here["probe_device"], there["probe_device"]) == ("this CPU, fp32", "a100")
+    assert here["state_bytes"]["1"] > there["state_bytes"]["1"]  # bf16
+    tokens = there["phases"][0]["step_tokens"] / there["phases"][0]["step_seconds"]
+    assert tokens == pytest.approx(8 * 0.93 * 2 * 28 / 0.007, rel=0.2)  # a micro-batch as small as this takes 7 ms
+    assert any("passes over the text, and after 40" in warning for warning in there["warnings"])
+    assert any("pretrain.advice" in warning for warning in there["warnings"])
+    assert any("8 ranks of this CPU" in warning for warning in here["warnings"])
+    assert not any("this CPU" in warning for warning in there["warnings"])
+    with pytest.raises(InputError, match=r"--gpu a100 goes with --dry_run"):
+        config(store, tmp_path / "run", gpu="a100")
+    with pytest.raises(InputError, match=r"--gpu b52 is not known; known are .*h100"):
+        config(store, tmp_path / "run", dry_run=True, gpu="b52")

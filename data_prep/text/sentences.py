@@ -415,8 +415,8 @@ def looks_like_lines(lines: list[str]) -> bool:
     if not filled:
         return False
     blocks = sum(1 for before, line in zip(["", *lines], lines, strict=False) if line.strip() and not before.strip())
-    ended = sum(1 for line in filled if _AT_LINE_END.search(line)) / len(filled)
-    sentences = sum(map(len, splitter("en")(filled))) / len(filled)
     if len(filled) <= 1.5 * blocks:
         return False
+    ended = sum(1 for line in filled if _AT_LINE_END.search(line)) / len(filled)
+    sentences = sum(map(len, splitter("en")(filled))) / len(filled)
     return sentences < 1.5 if ended > 0.5 else sentences - 1 + ended < _WITHOUT_STOPS

@@ -29,15 +29,13 @@ from tqdm import tqdm
 from transformers import BertConfig
 
 from data_prep.outlets import Journal, failure_of
+from pretrain.advice.machine import sheet_of
 from pretrain.data import StepCounts
 from pretrain.evaluation import Source
 from pretrain.model import Losses
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
 from pretrain.monitor.memory import peak
-
-# Dense 16-bit peak, FLOP/s (vendors' data sheets).
-GPU_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "A10": 125e12, "T4": 65e12}
 
 
 def step_flops(config: BertConfig, counts: StepCounts) -> float:
@@ -51,10 +49,8 @@ def step_flops(config: BertConfig, counts: StepCounts) -> float:
 
 def peak_flops(device: torch.device) -> float:
     """Peak FLOP/s of this rank's device: known for GPUs, else measured here in a quarter of a second."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        if known := [peak for part, peak in GPU_PEAK.items() if part in name]:
-            return known[0]
+    if device.type == "cuda" and (sheet := sheet_of(torch.cuda.get_device_name(device))):
+        return sheet.peak
     return gemm_peak(device, torch.float32)
 
 

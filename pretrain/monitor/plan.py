@@ -5,8 +5,8 @@
 
 Numbers of three kinds. Known: steps, tokens, bytes of a checkpoint. By formula: memory of the state at each ZeRO stage
 and bytes on the wire, as DeepSpeed 0.19.8 sends them (tests/test_plan.py counts its collectives). Measured in seconds
-by a probe of a few samples on this machine (probe.py): activations and time. Communication is not in the
-time: it depends on a network that nothing here knows.
+by a probe of a few samples on this machine (probe.py): activations and time; with --gpu the time is a data sheet's
+(pretrain/advice/machine.py). Communication is not in the time: it depends on a network that nothing here knows.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ from transformers import BertForPreTraining
 from data_prep.cli import InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
+from pretrain.advice import cautions, rules
+from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.config import TrainConfig
@@ -35,21 +37,12 @@ from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
 from pretrain.phases import Phase
 from pretrain.report.words import counted, duration
+from pretrain.sizes import STATE, Shape, state_bytes
 from pretrain.zero.ds_config import precision_of
 
-STATE = 12  # bytes a parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
 INDEXED = 20_000_000  # tokens of a store of which samples are looked at; the rest is taken to be like them
 LOOKED_AT = 1 << 14  # samples whose lengths are averaged
 STAGES = (0, 1, 2, 3)
-
-
-def state_bytes(stage: int, parameters: int, ranks: int, precision: str) -> float:
-    """Bytes a rank of weights, gradients and optimizer state at a ZeRO stage (Rajbhandari et al. 2020, section 3)."""
-    size = 4 if precision == "fp32" else 2  # of a weight, or a gradient
-    if stage == 0:
-        return (2 * size + (8 if precision == "fp32" else STATE)) * parameters  # fp32 weights need no second copy
-    whole = {1: 2 * size, 2: size, 3: 0}[stage]
-    return (whole + (2 * size + STATE - whole) / ranks) * parameters
 
 
 def wire_bytes(stage: int, parameters: int, ranks: int, precision: str, accumulation: int) -> float:
@@ -144,6 +137,8 @@ class Plan(NamedTuple):
     disk: dict[str, int]
     optimizer_seconds: float | None  # of all parameters; None where moments would not fit
     probe_device: str
+    machine: Machine | None  # of --gpu; None: this one
+    warnings: list[str]
     done: int  # steps that a checkpoint has
     outlook: Outlook
 
@@ -169,8 +164,12 @@ class Plan(NamedTuple):
             "seconds": self.seconds,
             "tokens_seen": self.outlook.tokens_seen,
             "tokens_seen_10": self.outlook.tokens_seen_10,
-            "warnings": self.outlook.warnings,
+            "warnings": [*self.outlook.warnings, *self.warnings],
         }
+
+    def _fits(self) -> bool:
+        kept = max(phase.activation_bytes for phase in self.phases)
+        return self.machine is None or self._state(self.stage) + kept <= self.machine.memory
 
     def _state(self, stage: int) -> float:
         return state_bytes(stage, self.parameters, self.ranks, self.precision)
@@ -214,6 +213,8 @@ class Plan(NamedTuple):
         )
         yield "State and bytes sent are predictions by formula; activations are counted in a probe of one micro-batch."
         yield pairs("", self._rest())
+        for warning in self.warnings:
+            yield Text.assemble(("warning: ", "yellow"), warning)
 
     def _wire(self, stage: int, phase: Phase) -> float:
         accumulation = phase.settings["gradient_accumulation_steps"]
@@ -227,11 +228,21 @@ class Plan(NamedTuple):
             f"{_bytes(disk['bytes'] / self.ranks)} of host memory a rank while one is written",
         )
         optimizer = self.optimizer_seconds
-        yield (
-            "Speed",
-            f"{first.tokens / first.seconds:,.0f} tokens/s a rank on {self.probe_device}"
-            + (f", an optimizer step of all parameters {1e3 * optimizer:.0f} ms" if optimizer is not None else ""),
-        )
+        if self.machine is not None:
+            phase = self.phases[0]
+            yield (
+                "Speed",
+                f"{phase.step_tokens / phase.step_seconds:,.0f} tokens/s, predicted: {self.machine.in_words()}, of "
+                f"which training reaches {self.machine.mfu:.2f} (MFU of BERT-large, assumed)",
+            )
+            longest = max(phase.activation_bytes for phase in self.phases) + self._state(self.stage)
+            yield "Fits", f"{_bytes(longest)} into {_bytes(self.machine.memory)}: {'yes' if self._fits() else 'no'}"
+        else:
+            yield (
+                "Speed",
+                f"{first.tokens / first.seconds:,.0f} tokens/s a rank on {self.probe_device}"
+                + (f", an optimizer step of all parameters {1e3 * optimizer:.0f} ms" if optimizer is not None else ""),
+            )
         gradients = first.element_bytes * self.parameters
         yield (
             "Measured",
@@ -263,16 +274,24 @@ def make(
     ranks, precision = int(os.environ.get("WORLD_SIZE", "1")), precision_of(settings)
     stage = settings["zero_optimization"]["stage"]
     device = device_of(model, settings)
+    machine = elsewhere(config.gpu, ranks) if config.gpu else None
     outlook = look_ahead(config, stores)
     found = [_looked_at(phase, config, stores, model) for phase in phases]
-    optimizer_seconds = probe_optimizer(model, settings)
+    optimizer_seconds = None if machine else probe_optimizer(model, settings)
+    shape = Shape(model.config.num_hidden_layers, model.config.hidden_size)
     planned = []
     for phase, (epoch_samples, sample_tokens, probed) in zip(phases, found, strict=True):
         accumulation = phase.settings["gradient_accumulation_steps"]
         micro_tokens = phase.micro_batch * sample_tokens
         size = 4 if precision == "fp32" else 2
-        step_seconds = accumulation * micro_tokens * probed.seconds / probed.tokens
-        step_seconds += (optimizer_seconds or 0.0) / (ranks if stage else 1)
+        if machine is None:
+            step_seconds = accumulation * micro_tokens * probed.seconds / probed.tokens
+            step_seconds += (optimizer_seconds or 0.0) / (ranks if stage else 1)
+        else:
+            speed = machine.tokens_per_second(
+                shape, model.config.vocab_size, sample_tokens, config.mask_rate, micro_tokens
+            )
+            step_seconds = phase.global_batch * sample_tokens / speed
         hold = int(3600 * config.hours / step_seconds) if config.hours else phase.span.steps
         steps = max(1, min(hold, phase.span.steps))
         planned.append(
@@ -288,8 +307,51 @@ def make(
                 step_seconds,
             )
         )
-    name = "this GPU" if device.type == "cuda" else "this CPU, fp32"
-    return Plan(parameters, ranks, stage, precision, planned, disk, optimizer_seconds, name, done, outlook)
+    name = config.gpu or ("this GPU" if device.type == "cuda" else "this CPU, fp32")
+    plan = Plan(parameters, ranks, stage, precision, planned, disk, optimizer_seconds, name, machine, [], done, outlook)
+    plan.warnings.extend(_warnings(plan, config, stores, shape, device.type == "cpu"))
+    return plan
+
+
+def _warnings(plan: Plan, config: TrainConfig, stores: list[Store], shape: Shape, on_cpu: bool) -> Iterator[str]:
+    """What is absurd, with its remedy: a plan is asked for so that it is seen before the run."""
+    steps = sum(phase.steps for phase in plan.phases)
+    passes = sum(phase.samples / phase.epoch_samples for phase in plan.phases)
+    found = [*cautions.many_passes(passes, _longer(config, steps, rules.MANY_PASSES / passes))]
+    if on_cpu and plan.machine is None:
+        tokens = sum(phase.samples * phase.sample_tokens for phase in plan.phases)
+        length = plan.phases[0].sample_tokens
+        one = elsewhere("a100").tokens_per_second(shape, stores[0].vocab_size, length, config.mask_rate)
+        found += cautions.days_on_a_cpu(plan.seconds, tokens / one)
+        if plan.ranks > usable_cores():
+            found.append(
+                f"the time is that of {plan.ranks} ranks of this CPU, on which it was probed: --gpu NAME plans for "
+                "GPUs that are elsewhere"
+            )
+    if config.model:  # another model's training has left the plateau
+        found += cautions.few_steps(steps, _longer(config, steps, rules.PLATEAU / steps))
+    yield from found
+    if found:
+        yield "what fits a text, a machine and the hours: python -m pretrain.advice --corpus TEXTS --hours HOURS"
+    if on_cpu and plan.machine is None:
+        yield from cautions.busy(busy_cores(), usable_cores(), "the probe was slow for it, and the time is too long")
+    uses = np.sum([_uses(store) for store in stores], axis=0)
+    remedy = "make a smaller one (vocab --size), or give more text"
+    yield from cautions.rare_entries(len(uses), float(np.median(uses)), remedy)
+
+
+def _uses(store: Store) -> np.ndarray:
+    """How often each entry of the vocabulary occurs [V], about: counted in the first shards of a large store."""
+    head = _head_of(store)
+    counts = sum(np.bincount(shard.tokens, minlength=store.vocab_size)[: store.vocab_size] for shard in head.shards)
+    return np.asarray(counts) * (store.tokens / max(head.tokens, 1))
+
+
+def _longer(config: TrainConfig, steps: int, factor: float) -> str:
+    """The option for so many times the run; none where phases decide."""
+    if config.phase:
+        return ""
+    return f"--hours {config.hours * factor:.2g}" if config.hours else f"--steps {max(1, round(steps * factor))}"
 
 
 def _looked_at(
