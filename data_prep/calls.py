@@ -39,7 +39,9 @@ COMMANDS = {
     "dedup": Command("data_prep.dedup", "texts -> a list of copies, for shard --drop"),
     "train": Command("pretrain.train", "stores -> a pretrained BERT, on all GPUs or RANKS=N"),
     "export": Command("pretrain.export", "a run or checkpoint -> a Hugging Face folder"),
-    "finetune": Command("pretrain.finetune", "a Hugging Face folder and labelled text -> a model for a task, with its score"),
+    "finetune": Command(
+        "pretrain.finetune", "a Hugging Face folder and labelled text -> a model for a task, with its score"
+    ),
     "predict": Command("pretrain.predict", "ask a model: missing words, labels, tags"),
     "report": Command("pretrain.report", "runs -> a page with their curves"),
 }
@@ -58,12 +60,12 @@ def call(name: str, *arguments: object) -> str:
 
 def own() -> str:
     """The words by which this process was called, without its arguments."""
-    style, name = _style(), _name()
+    style, name, words = _style(), _name(), typed()
     if _is_console(style):
         return shlex.join([*style, name] if name else style)
-    if style[-1].endswith(PRETRAIN) and STYLE not in os.environ:  # a rank, which the launcher has started
-        return shlex.join(["deepspeed", style[-1]])
-    return shlex.join(style)
+    if words[-1].endswith(PRETRAIN):  # a rank, which the launcher has started
+        return shlex.join(style if style[-1].endswith(PRETRAIN) and STYLE in os.environ else ["deepspeed", words[-1]])
+    return shlex.join(words)
 
 
 def in_style(text: str) -> str:

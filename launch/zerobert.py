@@ -1,7 +1,7 @@
 """zerobert: BERT from zero, on DeepSpeed ZeRO.
 
-    zerobert COMMAND --help        a command's options, with examples
-    zerobert COMMAND ...           the same as the command's own file: `zerobert shard` is `python data_prep/shard.py`
+zerobert COMMAND --help        a command's options, with examples
+zerobert COMMAND ...           the same as the command's own file: `zerobert shard` is `python data_prep/shard.py`
 """
 
 import difflib
