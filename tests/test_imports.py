@@ -31,7 +31,7 @@ FROM_DATA_PREP = {
     )
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
-STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
+STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict"}
 SHARED_HELPERS = {f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "ranges")}
 TRAINER = {
     f"pretrain.{name}"
