@@ -14,6 +14,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import pretrain.training  # noqa: F401  here, before ranks are forked: else each of them imports it for itself
+
 DEADLINE = 540.0  # seconds, of a busy machine
 
 
