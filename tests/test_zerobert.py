@@ -1,5 +1,6 @@
 """The console command, and how messages name commands: as the program was called."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,10 @@ ZEROBERT = Path(sys.executable).parent / "zerobert"  # launch/setup.sh leaves it
 
 
 def zerobert(*arguments, folder):
-    return subprocess.run([ZEROBERT, *arguments], cwd=folder, capture_output=True, text=True, timeout=100)
+    environment = {name: value for name, value in os.environ.items() if name != calls.STYLE}
+    return subprocess.run(
+        [ZEROBERT, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.fixture
