@@ -30,6 +30,7 @@ here=$(dirname "$self")
 if [[ $# -eq 0 ]]; then sed -nE '1d; /^#/!q; s/^# ?//p' "$self" >&2; exit 2; fi
 if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]{0,2}$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks of one machine, 1 to 999" >&2; exit 2; fi
 
+export ZEROBERT_CALL=${ZEROBERT_CALL:-$(printf 'bash %q' "$0")} # how messages name commands: data_prep/calls.py
 if ! command -v deepspeed > /dev/null; then
     export PATH="$here/../.venv/bin:$PATH"
     command -v deepspeed > /dev/null || { echo "error: no deepspeed; run first: bash launch/setup.sh" >&2; exit 1; }
@@ -40,15 +41,25 @@ for argument in "$@"; do
     case $argument in -h | --help) exec "$python" "$self" --help ;; esac
 done
 
+# What is wrong is said at once, before ranks are started to say it; on a cluster each looks at what its node has.
+on_cluster= maybe_gpu=
+[[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]] || on_cluster=1
+[[ ${DS_ACCELERATOR:-cuda} != cuda ]] || ! compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null || maybe_gpu=1
+if [[ ! $on_cluster ]]; then
+    known="-u WORLD_SIZE" # the number of ranks, or nothing
+    [[ -n ${DEEPSPEED_FLAGS-} || $maybe_gpu && -z ${RANKS-} ]] || known="WORLD_SIZE=${RANKS:-1}"
+    env $known "$python" "$self" --check "$@" || exit $?
+fi
+
 # Asking torch takes seconds, so it is asked only where there may be a GPU at all.
 gpus=0
-if [[ ${DS_ACCELERATOR:-cuda} == cuda ]] && compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null; then
+if [[ $maybe_gpu ]]; then
     gpus=$("$python" -c "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)")
 fi
 
 # On a cluster the hostfile decides about ranks, and the port is the one that the firewall lets through.
 flags="--log_level critical" # its errors repeat our own message
-if [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]]; then
+if [[ ! $on_cluster ]]; then
     free_port="import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
     flags+=" --master_port $("$python" -c "$free_port")"
     if [[ $gpus -eq 0 ]]; then
@@ -86,19 +97,6 @@ def usage() -> str:
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[: lines.index("")])
 
 
-def settle_on_cpu() -> None:
-    """Without a GPU: say so to DeepSpeed, and share the cores among the ranks instead of all ranks taking all."""
-    import torch
-
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        return
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        ranks = os.environ.get("LOCAL_SIZE", "1")  # checked where there is somebody to say so
-        torch.set_num_threads(max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1)))
-
-
 def main() -> None:
     # The launcher puts --local_rank=N before our arguments; LOCAL_RANK says the same.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
@@ -106,14 +104,17 @@ def main() -> None:
         if RANK == "0":
             print(usage(), file=sys.stderr)
         sys.exit(2)
-    sys.path[0] = str(ROOT)  # in place of launch/, which is no package
+    sys.path[0] = str(ROOT)  # in place of launch/
     import data_prep.cli  # noqa: F401  goes on in .venv where this Python lacks the packages
     from data_prep.outlets import survive_console
     from pretrain.watch import Watch
 
     survive_console()
+    if arguments[0] == "--check":  # before ranks are started
+        from pretrain.train import refusal
+
+        sys.exit(refusal(arguments[1:]))
     watch = Watch()
-    settle_on_cpu()
     from pretrain.train import main as train
 
     train(arguments, watch)

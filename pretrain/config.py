@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
@@ -122,6 +123,9 @@ class TrainConfig:
     gpu: str = ""
     """with --dry_run: the plan's time and memory are those of this GPU, by its data sheet (a100, h100, h200, ...), and
     not of the machine that plans"""
+    config: Path | None = None
+    """settings to begin with: RUN/config.json, to run it again, or a .json, .yaml or .toml file of options by name;
+    what is given beside it goes before it"""
 
     global_batch: Annotated[int | None, BATCH] = None
     """samples a step over all ranks (fills "auto"; default 256)"""
@@ -142,7 +146,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise InputError("--data needs a token store; make one with data_prep/shard.py")
+            raise InputError(f"--data needs a token store; make one with {call('shard')}")
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
         check_ranges(self)
@@ -211,7 +215,8 @@ class TrainConfig:
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON values, for config.json."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()} | {"steps": self.total_steps}
+        given = {name: _plain(value) for name, value in dataclasses.asdict(self).items() if name != "config"}
+        return given | {"steps": self.total_steps}
 
 
 def _weighted(entry: str) -> tuple[Path, float]:

@@ -35,11 +35,12 @@ from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import Identity, RunState
-from pretrain.checkpoints.manifest import NAME, Manifest
+from pretrain.checkpoints.manifest import Manifest
 from pretrain.checkpoints.resume_policy import Change, changes_of, fresh_epoch, refuse
 from pretrain.config import TrainConfig
 from pretrain.outlook import look_ahead
 from pretrain.phases import Phase
+from pretrain.preflight import check_resume
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 WATCHED = 45.0  # seconds for which a heartbeat that may be stale is looked at
@@ -134,19 +135,13 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     ------
     InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint, none that is whole.
     """
+    check_resume(config)
     if config.resume == "never":
-        if checkpoint.present(config.out):
-            raise InputError(
-                f"--resume never, but {config.out} holds checkpoints; choose another --out or --resume auto"
-            )
         return None
     if config.resume == "auto":
         return checkpoint.newest_whole(config.out)
-    folder = Path(config.resume)
-    if not (folder / NAME).exists() and (inside := checkpoint.present(folder)):
-        raise InputError(f"--resume {folder} is a whole run, and not one of its checkpoints; the newest is {inside[0]}")
-    checkpoint.read_manifest(folder)
-    return folder
+    checkpoint.read_manifest(Path(config.resume))
+    return Path(config.resume)
 
 
 def record_of(
