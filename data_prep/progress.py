@@ -54,7 +54,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
 
 @contextmanager
 def still(what: str) -> Iterator[Callable[[], None]]:
-    """A call of a library that cannot say how far it is: how long it has taken so far, every now and then, from when the
+    """A call of a library that cannot say how far it is: how long it has taken, every now and then, from when the
     function that this yields is called. Ctrl-C ends the program at once: the library would not hear of it.
     """
     begun, done = threading.Event(), threading.Event()

@@ -43,7 +43,7 @@ class Guard:
     def __init__(
         self, watch: Watch, stop_at: float | None, max_skips: int, save_minutes: float = 0, eval_minutes: float = 0
     ):
-        """`stop_at` as time.time() has it; `max_skips` steps in a row; minutes between saves, evaluations (0: never)."""
+        """`stop_at` as time.time() has it; `max_skips` steps in a row; minutes between saves, 0: never."""
         self.watch, self.stop_at, self.max_skips = watch, stop_at, max_skips
         self._minutes = (save_minutes, eval_minutes)
         self.saved_at = self.evaluated_at = time.monotonic()

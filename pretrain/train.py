@@ -200,9 +200,7 @@ def train(config: TrainConfig, watch: Watch | None = None) -> RunState:
                 meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
         saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
         ending.callback(saver.close)
-        guard = Guard(
-            watch, config.stop_at(time.time()), config.max_skips, config.save_minutes, config.eval_minutes
-        )
+        guard = Guard(watch, config.stop_at(time.time()), config.max_skips, config.save_minutes, config.eval_minutes)
         lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
         try:
             return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)

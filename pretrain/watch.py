@@ -7,8 +7,8 @@
     watch.beat()                     progress
     with watch.working(): ...        alone, without waiting for other ranks: the processor time and the disk that this
                                      takes are progress (an index, checksums, a save)
-    with watch.naming("..."): ...    what a request to stop is answered with: at once, by the thread, as the main one may
-                                     be deep in a library
+    with watch.naming("..."): ...    what a request to stop is answered with: at once, by the thread, as the main one
+                                     may be deep in a library
 
 A hang ends through faulthandler's own timer, which needs no Python to run: it prints the stack of every thread and ends
 the process. A thread sets the timer anew while there is progress. Ranks that wait for one that works know of it by a

@@ -249,12 +249,13 @@ class Meter:
         self._record(line, step, "train")
         by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
         eta = by_steps if seconds_left is None else min(seconds_left, by_steps)
-        place = f"step {step:,}, {1 - seconds_left / self.limit:.0%}" if seconds_left is not None else f"step {step}/{self.steps}"
+        of = f"/{self.steps}" if seconds_left is None else f" ({1 - max(seconds_left, 0) / self.limit:.0%} of the time)"
         self.say(
-            f"{place}  loss {line['loss']:.4f} "
+            f"step {step}{of}  loss {line['loss']:.4f} "
             f"(mlm {line['mlm_loss']:.4f}, nsp {line['nsp_loss']:.4f})  "
             f"acc {line['mlm_acc']:.3f}/{line['nsp_acc']:.3f}  lr {lr:.2e}  |g| {grad_norm:.2f}  "
-            f"{line['tokens_per_s']:,.0f} tokens/s  {f'MFU {mfu:.2f}' if mfu <= 1 else 'MFU n/a'}  ETA {tqdm.format_interval(max(eta, 0))}"
+            f"{line['tokens_per_s']:,.0f} tokens/s  MFU {f'{mfu:.2f}' if mfu <= 1 else 'n/a'}  "
+            f"ETA {tqdm.format_interval(max(eta, 0))}"
         )
         self.last_time, self.last_step = now, step
         self._reset()
@@ -305,7 +306,9 @@ class Meter:
     def fail(self, why: str) -> None:
         """Write that the run goes no further; the console hears of it where the error is met."""
         if self.is_writer:
-            self._record({"kind": "event", "step": self.last_step, "event": FAILED, "reason": why}, self.last_step, None)
+            self._record(
+                {"kind": "event", "step": self.last_step, "event": FAILED, "reason": why}, self.last_step, None
+            )
             self.log.write(f"{FAILED}, after step {self.last_step}: {why}")
 
     def pause(self) -> None:
