@@ -1,7 +1,7 @@
 """What counting words gives on the same two files, and what guessing gives: the floors below a fine-tuned score.
 
     bag_of_words(training, evaluation)       TF-IDF of words and pairs of words, logistic regression
-    always_the_commonest(...)                the same answer for every text
+    floors(task, training, evaluation)       the best that guessing reaches
 
 A score means little by itself: words alone may solve a task, and a model that has learnt nothing still answers. The
 settings are fixed and nothing is chosen by the evaluation file, so the figure is a floor and not a record. Texts in a
@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import regex
-from scipy import sparse
+from scipy import sparse, stats
 from sklearn import metrics
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -24,6 +25,8 @@ from sklearn.linear_model import LogisticRegression
 
 from pretrain.finetune.labelled import Example
 
+CORRELATIONS = ("pearson", "spearman")
+BY_WORDS = ("classify", "pair")  # tasks that counting words can do
 MOST = 50_000  # examples that are learnt from: seconds, not minutes
 FEATURES = 200_000  # the most frequent ones
 C = 10.0  # inverse of the penalty; scikit-learn's 1 is too much for rows of length 1
@@ -59,16 +62,35 @@ def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str
     }
 
 
-def always_the_commonest(training: list[Example], evaluation: list[Example]) -> dict[str, float]:
-    """Accuracy and F1 of always answering the commonest training label: what a score must beat."""
+def floors(task: str, training: list[Example], evaluation: list[Example]) -> dict[str, float]:
+    """The best that guessing reaches, by the name of the score; scores that are not among them are no measure of it."""
+    if task not in BY_WORDS:
+        return {"regress": dict.fromkeys(CORRELATIONS, 0.0), "tag": {"f1": 0.0}}.get(task, {})
     commonest = Counter(example.label for example in training).most_common(1)[0][0]
-    return _scores([example.label for example in evaluation], [commonest] * len(evaluation))
+    always = _scores([example.label for example in evaluation], [commonest] * len(evaluation))
+    # Guesses that are as frequent as the labels have a mean F1 of one in so many.
+    return {**always, "f1": max(always["f1"], 1 / len({example.label for example in training}))}
 
 
-def beats(score: float, ci95: float | None, floor: float, examples: int) -> bool:
-    """Whether a share of `examples` lies above a floor by more than chance explains: of the seeds, or of the texts."""
-    spread = max(floor * (1 - floor), 1 / (examples + 4))  # a floor of 0 or 1 has no spread of its own
-    return score - floor > max(ci95 or 0.0, CONFIDENCE * (spread / examples) ** 0.5)
+def beats_guessing(floor: dict[str, float], scores: list[dict[str, float]], examples: int) -> bool:
+    """Whether any score, the mean of the seeds, is better than guessing by more than chance explains."""
+    for name, least in floor.items():
+        values = [score[name] for score in scores]
+        spread = 1.0 if name in CORRELATIONS else least * (1 - least)
+        if beats(float(np.mean(values)), _half_width(values), least, examples, spread):
+            return True
+    return not floor
+
+
+def beats(score: float, ci95: float, floor: float, examples: int, spread: float) -> bool:
+    """Whether a score of `examples`, of each of which it has a variance of `spread`, lies above a floor by more than
+    chance explains: that of the seeds, or that of the examples."""
+    return score - floor > max(ci95, CONFIDENCE * (spread / examples) ** 0.5)
+
+
+def _half_width(values: list[float]) -> float:
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1)) / n**0.5 if n > 1 else 0.0
 
 
 def _scores(truth: list[Any], guess: Any) -> dict[str, float]:
