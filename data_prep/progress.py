@@ -7,6 +7,7 @@
 Work that takes less than a moment says nothing.
 """
 
+import io
 import signal
 import sys
 import threading
@@ -34,8 +35,9 @@ class Progress(tqdm):  # type: ignore[type-arg]
         self._in_lines = not sys.stderr.isatty()
         often = EVERY if self._in_lines else 0.1
         delay = EVERY if self._in_lines else MOMENT
+        file = io.StringIO() if self._in_lines else sys.stderr  # say() writes lines
         super().__init__(
-            work, desc=what, unit=unit, disable=quiet, leave=False, file=sys.stderr, dynamic_ncols=True,
+            work, desc=what, unit=unit, disable=quiet, leave=False, file=file, dynamic_ncols=True,
             mininterval=often, maxinterval=often, miniters=1, delay=delay, **more,
         )  # fmt: skip
 

@@ -111,7 +111,9 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
         now = guard.at_boundary()
         if happened:
             log_step(run, state, counts, lr, grad_norm, last)
-            if held_out is not None and (last or now.evaluate or is_due(config.eval_every, state.step)):
+            if held_out is not None and (
+                last or (now.evaluate and not now.stop) or is_due(config.eval_every, state.step)
+            ):
                 held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
                 state = state.evaluated(held_out_loss, held_out.identity)
                 last = last or is_finished(config, state)

@@ -34,7 +34,7 @@ from transformers import (
 from data_prep.files import write_folder, write_json
 from data_prep.progress import Progress
 from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit
-from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats, beats_guessing, floors
+from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, floors
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
 from pretrain.finetune.tasks import TASKS, Task, answer_in_own_unit
@@ -203,8 +203,9 @@ def fine_tune(
     eval_features: Any,
     unit: Unit | None,
 ) -> tuple[float, np.ndarray]:
-    """Train `model` in place, by a settled config; its mean training loss and its logits [N, ...] on the evaluation features.
+    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features.
 
+    config: a settled one
     unit: what the labels of train_features are measured in; the logits are in that of the file
     """
     assert config.lr is not None

@@ -76,8 +76,9 @@ def what_came_out(config: TrainConfig, state: RunState, first: RunState, seconds
     tokens = state.tokens - first.tokens
     best = best_of(present(config.out))
     source = config.out if best is None or not is_finished else best.folder
+    of = "" if config.hours else f" of {config.total_steps:,}"
     rows = {
-        "Status": f"{FINISHED if is_finished else STOPPED} at step {state.step:,} of {config.total_steps:,}, "
+        "Status": f"{FINISHED if is_finished else STOPPED} at step {state.step:,}{of}, "
         f"{duration(seconds)} after step {first.step:,}",
         "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} a second with all pauses",
         "Skipped": f"{state.skipped:,} steps" if state.skipped else "",
