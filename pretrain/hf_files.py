@@ -6,11 +6,13 @@ positions_in(content)                  the longest input, where config.json says
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data_prep.calls import call
 from data_prep.cli import InputError
-from data_prep.foreign import check_model_config, read_object, refuse_code
+from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
+
+Kind = Literal["fill", "labels", "tags"]  # what a folder answers
 
 TOKENIZER = ("tokenizer.json", "vocab.txt")
 # Models whose positions are counted from behind the number of the padding.
@@ -41,6 +43,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     content = read_object(path)
     refuse_code(folder)
     check_model_config(path, content)
+    return content
+
+
+def read_init(folder: Path) -> dict[str, Any]:
+    """The content of the config.json of a BERT that a run may begin with; its weights are there.
+
+    Raises
+    ------
+    InputError: as read_config(), another architecture, or weights that would have to be unpickled.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
+    if (kind := read_object(folder / "config.json").get("model_type", "bert")) != "bert":
+        refuse_code(folder)
+        raise InputError(f"--init_from {folder} is a {kind!r} model; only post-LayerNorm BERT is supported")
+    content = read_config(folder)
+    weight_files(folder)
     return content
 
 

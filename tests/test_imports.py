@@ -32,19 +32,20 @@ FROM_DATA_PREP = {
     )
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
-STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict"}
+STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.answering"}
 SHARED_HELPERS = {f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "progress", "ranges")}
 TRAINER = {
     f"pretrain.{name}"
     for name in (
         "train",
+        "training",
         "loop",
         "model",
         "data",
         "config",
         "zero.partition",
         "checkpoints.checkpoint",
-        "export.__main__",
+        "export.converting",
     )
 }
 
