@@ -24,7 +24,7 @@ MOMENT = 1.0  # seconds before a bar appears on a terminal
 EVERY = 30.0  # seconds between lines where there is no terminal
 
 
-class Progress(tqdm):  # type: ignore[type-arg]
+class Progress(tqdm):
     """tqdm with lines in place of a bar where nobody could see one move."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Progress(tqdm):  # type: ignore[type-arg]
             mininterval=often, maxinterval=often, miniters=1, delay=delay, **more,
         )  # fmt: skip
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Show how far it is."""
         if not self._in_lines:
             return bool(super().display(msg, pos))
