@@ -66,11 +66,11 @@ def test_rates_go_with_the_size_of_the_model_and_epochs_with_that_of_the_file(tm
     names = ("hf", "train", "eval", "out")
     config = FinetuneConfig(task="classify", **{name: tmp_path / name for name in names})
     assert [settled(config, hidden, 10_000).lr for hidden in (128, 256, 512, 768, 1024)] == [
-        *(1e-3, 5e-4, 2e-4, 5e-5, 3e-5)
+        *(3e-4, 3e-4, 1e-4, 5e-5, 3e-5)
     ]
     assert [settled(config, 128, count).epochs for count in (10, 320, 1600, 9600)] == [20, 20, 6, 3]
     given = FinetuneConfig(task="classify", lr=1e-5, epochs=1, **{name: tmp_path / name for name in names})
     assert (settled(given, 128, 10).lr, settled(given, 128, 10).epochs) == (1e-5, 1)
-    advice = nothing_learnt(given, 128, 1600, same=0.9999)
-    assert all(part in advice for part in ("--lr 0.001", "--epochs 6", "pretrained for longer"))
-    assert "pretrained" not in nothing_learnt(given, 128, 1600, same=0.5)
+    advice = nothing_learnt(given, 128, 1600, 0.9999, [0])
+    assert all(part in advice for part in ("--lr 0.0003", "--epochs 6", "pretrained for longer"))
+    assert "pretrained" not in nothing_learnt(given, 128, 1600, 0.5, [0])

@@ -183,7 +183,7 @@ def test_from_scratch_keeps_the_architecture_and_none_of_the_weights(hf, toy, tm
     results = results_of(config_of(hf, toy, out, from_scratch=True, seed=5, limit=32, epochs=1, lr=1e-12))
     assert results["settings"]["from_scratch"] is True
     assert results["beats_guessing"] is False
-    assert "--lr 0.001" in results["advice"]
+    assert "--lr 0.0003" in results["advice"]
     fresh, old = (BertModel.from_pretrained(folder).embeddings.word_embeddings.weight.detach() for folder in (out, hf))
     assert fresh.shape == old.shape
     assert float(fresh.std()) == pytest.approx(0.02, rel=0.1)

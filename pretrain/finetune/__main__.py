@@ -16,8 +16,8 @@ not the best one: a model picked by its score on the evaluation file would no lo
 Beside the score of classify and pair stand that of a bag of words on the same files, and that of always answering the
 commonest label: what a model is worth is the distance from these. Where it is no better than guessing, that is said.
 
-The default --lr is 1e-3 for 128 units, 5e-4 for 256, 2e-4 for 512, 5e-5 for 768, 3e-5 above: small models need more,
-and a weak encoder learns nothing from 5e-5. One seed of a small file says little; judge pretraining by 5 seeds against
+The default --lr is 3e-4 for 128 to 256 units, 1e-4 for 512, 5e-5 for 768, 3e-5 above: small models need more, and a
+weak encoder learns nothing from 5e-5. One seed of a small file says little; judge pretraining by 5 seeds against
 --from_scratch.
 """
 

@@ -15,7 +15,7 @@ from pretrain.finetune.asked import FinetuneConfig
 # Peak learning rates by units of a layer. Devlin et al. 2019 have 2e-5 to 5e-5 for 768 and 1024, Turc et al. 2019 up to
 # 3e-4 for small ones. A young encoder gives nearly the same vector for all texts, and a rate that suits a grown one
 # does not undo that in the steps of a small file: docs/log.md, "Fine-tuning that learnt nothing".
-RATES = ((192, 1e-3), (384, 5e-4), (640, 2e-4), (896, 5e-5))
+RATES = ((384, 3e-4), (640, 1e-4), (896, 5e-5))
 LARGE = 3e-5
 EPOCHS, MOST_EPOCHS = 3, 20  # Devlin et al. 2019; Mosbach et al. 2021, who take 20 for 2,500 examples
 STEPS = 300  # that a small file is gone through for, within MOST_EPOCHS
@@ -58,9 +58,13 @@ def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
     return float(((first @ first.T).sum() - count) / max(count * (count - 1), 1))
 
 
-def nothing_learnt(config: FinetuneConfig, hidden: int, examples: int, same: float) -> str:
-    """What to try where a score is no better than guessing, the likeliest first."""
+def nothing_learnt(config: FinetuneConfig, hidden: int, examples: int, same: float, stuck: list[int]) -> str:
+    """What to try where a score is no better than guessing, the likeliest first; `stuck` are the seeds of which that is
+    true. A few of them say that the rate is too high for the weights to settle, or just too low to get away.
+    """
     lr, epochs = config.lr or 0.0, config.epochs or 0
+    if len(stuck) < config.seeds:
+        return f"--lr {lr / 3:g}, or --epochs {2 * epochs}"
     tries = []
     if lr < rate_of(hidden):
         tries.append(f"--lr {rate_of(hidden):g} (small models need more than large ones)")
@@ -69,9 +73,7 @@ def nothing_learnt(config: FinetuneConfig, hidden: int, examples: int, same: flo
     if epochs < epochs_of(examples, config.batch_size):
         tries.append(f"--epochs {epochs_of(examples, config.batch_size)}")
     if same > ALIKE:
-        tries.append(
-            f"a model that was pretrained for longer (this one says nearly the same of all texts: cosine {same:.4f})"
-        )
-    if not tries:
-        tries.append(f"--lr {3 * lr:g} or {lr / 3:g}, --epochs {2 * epochs}, more examples; look at the labels, too")
-    return "; or ".join(tries)
+        tries.append(f"a model that was pretrained for longer (to this one all texts are alike: cosine {same:.4f})")
+    if lr == rate_of(hidden):
+        tries.append(f"--lr {3 * lr:g}, --epochs {2 * epochs}, more examples; and look at the labels")
+    return "; or ".join(tries or [f"--lr {rate_of(hidden):g}"])

@@ -33,7 +33,7 @@ from transformers import (
 
 from data_prep.files import write_folder, write_json
 from data_prep.progress import Progress
-from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit
+from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit, listed
 from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, floors
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
@@ -100,6 +100,7 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
 
     floor = floors(config.task, training, evaluation)
     better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
+    stuck = [seed["seed"] for seed in seeds if not beats_guessing(floor, [seed["scores"]], len(evaluation))]
     results = {
         "task": config.task,
         "metric": task.metric,
@@ -109,7 +110,8 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
         "majority": floor.get("accuracy") if isinstance(evaluation[0].label, str) else None,
         "baseline": baseline,
         "beats_guessing": better,
-        "advice": "" if better else nothing_learnt(config, hidden, len(training), same),
+        "stuck_seeds": stuck,
+        "advice": "" if better and not stuck else nothing_learnt(config, hidden, len(training), same, stuck),
         "encoder_cosine": same,
         "labels": names,
         **notes,
@@ -291,7 +293,10 @@ def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
     beside = f", {words['name']} {words[results['metric']]:.4f}" if words else ""
     print(f"{results['metric']} {results['mean']:.4f}{spread}{floor}{beside}")
     if results["advice"]:
-        say(f"warning: it has learnt nothing, the score is that of guessing: try {results['advice']}")
+        stuck = results["stuck_seeds"]
+        some = f"with seed{'s' * (len(stuck) > 1)} {listed([str(seed) for seed in stuck])} "
+        where = some if 0 < len(stuck) < config.seeds else ""
+        say(f"warning: {where}it has learnt nothing, and only guesses: try {results['advice']}")
     elif words and words[results["metric"]] > results["mean"] + (results["ci95"] or 0.0):
         say(f"the {words['name']} does better: a model that was pretrained for longer would know more than words")
     say(f"model and {RESULTS} in {config.out}; try: {call('predict', config.out, '...')}")
