@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_work_of_a_known_size_says_how_far_it_is(monkeypatch, capfd):
     monkeypatch.setattr(progress, "EVERY", 0.02)
-    assert [time.sleep(0.01) or part for part in progress.Progress(range(20), "index", "part")] == list(range(20))
+    for _ in progress.Progress(range(20), "index", "part"):
+        time.sleep(0.01)
     lines = capfd.readouterr().err.splitlines()
     assert lines
     assert all(line.startswith("index: ") and line.endswith(" left") for line in lines)

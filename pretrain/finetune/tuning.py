@@ -191,7 +191,7 @@ class Shown(TrainerCallback):
             self.asking = Progress(what=f"seed {self.seed}, measuring", unit="batch", total=len(eval_dataloader))
         self.asking.update()
 
-    def on_predict(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         if self.asking is not None:
             self.asking.close()
 
