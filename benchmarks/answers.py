@@ -195,7 +195,16 @@ def prepare(folder: Path) -> None:
     }
     for name, text in rows.items():
         (folder / f"{name}.tsv").write_text(text)
-    command = [sys.executable, ROOT / "data_prep/shard.py", "--corpus", "texts", "--vocab", "vocab", "--out", "store"]
+    command = [
+        sys.executable,
+        str(ROOT / "data_prep/shard.py"),
+        "--corpus",
+        "texts",
+        "--vocab",
+        "vocab",
+        "--out",
+        "store",
+    ]
     subprocess.run([*command, "--workers", "1"], cwd=folder, check=True, capture_output=True)
 
 

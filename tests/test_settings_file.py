@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,11 +33,17 @@ def test_a_record_stands_for_all_settings_and_what_is_given_goes_before_it(tmp_p
         resume="never",
     )  # fmt: skip
     path = record_of(config, tmp_path / "run")
-    resolved = {"weight_decay": 0.01, "clip": 1.0, "precision": "fp32", "zero": 1, "optimizer": "adamw"}
+    resolved: dict[str, Any] = {"weight_decay": 0.01, "clip": 1.0, "precision": "fp32", "zero": 1, "optimizer": "adamw"}
     again = dataclasses.replace(config, **resolved, resume="auto", config=path)  # how to go on is of a command
     assert asked(["--config", str(path)]) == again
     changed = asked([f"--config={path.parent}", "--init_from", "hf", "--lr", "0.5", "--mask_split", "1", "0"])
-    other = {"model": None, "init_from": Path("hf"), "lr": 0.5, "mask_split": (1.0, 0.0), "config": path.parent}
+    other: dict[str, Any] = {
+        "model": None,
+        "init_from": Path("hf"),
+        "lr": 0.5,
+        "mask_split": (1.0, 0.0),
+        "config": path.parent,
+    }
     assert changed == dataclasses.replace(again, **other)
 
 
