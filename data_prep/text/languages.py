@@ -122,6 +122,12 @@ _SCRIPTS = {
     "Georgian": _Script(_NO_CASE, _LATIN_STOPS, "ka kat geo Georgian"),
     "Armenian": _Script("capitals are lost, which names begin with", "։", "hy hye arm Armenian"),
     "Ethiopic": _Script(_NO_CASE, "። ፧ ፨", "am amh Amharic, ti tir Tigrinya"),
+    "of its own": _Script(
+        "some of its signs are marks, which are taken off",
+        "the stops of the script wherever they stand",
+        "chr chr Cherokee, cr cre Cree, ii iii Sichuan Yi, iu iku Inuktitut, mni mni Manipuri, nqo nqo N'Ko, "
+        "sat sat Santali, syr syr Syriac",
+    ),
     "of several languages": _Script(
         "case and accents mean something in most languages", _LATIN_STOPS, "mul mul several languages, und und any"
     ),
@@ -152,6 +158,10 @@ _PUNKT = dict(
     fr="french", it="italian", nl="dutch", no="norwegian", nb="norwegian", pl="polish", pt="portuguese", ru="russian",
     sl="slovene", sv="swedish", tr="turkish",
 )  # fmt: skip
+
+
+_HANGUL = re.compile(r"[\u1100-\u11ff]")  # its letters, of which NFC makes syllables
+_SHOWN = re.compile(r"(?=.*[^\x00-\x7f]).{2,16}")  # words in a message: not too long, and not of ASCII
 
 
 class Rules(NamedTuple):
@@ -258,9 +268,9 @@ def _names() -> dict[str, str]:
 
 
 class Lost(NamedTuple):
-    """What an uncased vocabulary takes off a text, as BERT's does: accents, vowel signs, all that Unicode calls marks."""
+    """What an uncased vocabulary takes off a text, as BERT's does: accents, vowel signs, all else that is a mark."""
 
-    share: float  # of the letters
+    share: float  # of the letters and their marks
     words: tuple[tuple[str, str], ...]  # words of the text and what they become, the most telling first
 
     @property
@@ -270,12 +280,10 @@ class Lost(NamedTuple):
 
 
 def without_marks(text: str) -> str:
-    """A text in lower case without what BERT's uncased vocabularies take off; letters put together again."""
+    """A text in lower case without what BERT's uncased vocabularies take off; of Hangul the letters, blanks between."""
     parts = unicodedata.normalize("NFD", text.lower())
-    return unicodedata.normalize("NFC", "".join(part for part in parts if unicodedata.category(part) != "Mn"))
-
-
-_LONGEST_SHOWN = 16  # characters of a word in a message
+    bare = "".join(part for part in parts if unicodedata.category(part) != "Mn")
+    return " ".join(bare) if _HANGUL.search(bare) else bare
 
 
 def what_uncased_loses(texts: Iterable[str], shown: int = 3) -> Lost:
@@ -286,16 +294,26 @@ def what_uncased_loses(texts: Iterable[str], shown: int = 3) -> Lost:
     words: Counter[str] = Counter()
     letters = lost = 0
     for token, count in counts.items():
-        word = _trimmed(token)
-        words[word] += count
-        letters += count * sum(character.isalpha() for character in word)
-        if not word.isascii():
-            marks = (_loses_mark(character) for character in word)
-            lost += count * sum(marks)
-    becomes = {word: without_marks(word) for word in words if not word.isascii() and len(word) > 1}
-    changed = [word for word, bare in becomes.items() if bare and bare != word and len(word) <= _LONGEST_SHOWN]
+        if token.isascii() and token.isalpha():
+            words[token] += count
+            letters += count * len(token)
+        elif word := _trimmed(token):
+            words[word] += count
+            letters += count * sum(map(_is_letter, word))
+            lost += count * sum(map(loses_mark, word))
+    becomes = {word: without_marks(word) for word in words if _SHOWN.fullmatch(word)}
+    changed = [word for word, bare in becomes.items() if bare and bare != word and _is_a_word(word)]
     changed.sort(key=lambda word: (-min(words[word], words[becomes[word]]), -words[word], word))
     return Lost(lost / max(letters, 1), tuple((word, becomes[word]) for word in changed[:shown]))
+
+
+def _is_a_word(token: str) -> bool:
+    return all(map(_is_letter, token))
+
+
+@cache
+def _is_letter(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LM"
 
 
 def _trimmed(token: str) -> str:
@@ -303,11 +321,13 @@ def _trimmed(token: str) -> str:
     start, end = 0, len(token)
     while start < end and not token[start].isalpha():
         start += 1
-    while end > start and unicodedata.category(token[end - 1])[0] not in "LM":
+    while end > start and not _is_letter(token[end - 1]):
         end -= 1
     return token[start:end]
 
 
 @cache
-def _loses_mark(character: str) -> bool:
-    return any(unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", character))
+def loses_mark(character: str) -> bool:
+    """Whether an uncased vocabulary takes something off a character, or takes it apart, as syllables of Hangul."""
+    parts = unicodedata.normalize("NFD", character)
+    return len(parts) > 1 or unicodedata.category(parts) == "Mn"

