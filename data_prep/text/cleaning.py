@@ -16,7 +16,6 @@ found by a pass of its own over the whole corpus (dedup.py), whose list is a set
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -31,8 +30,8 @@ import numpy as np
 
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
+from data_prep.text import json_values
 from data_prep.text.corpus import Document, find_sources, read_documents
-from data_prep.text.decoding import find_encoding, in_utf8
 from data_prep.text.unpack import Source, guarded, open_text
 
 LOOKED_AT = 2_000  # characters of a document from which its language is told
@@ -163,7 +162,7 @@ def grams_of(text: str) -> Iterable[int]:
 
 
 def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
-    """Runs of words in files that must not be trained on: .txt, .jsonl (every field that is text), .tsv.
+    """Runs of words in files that must not be trained on: .txt, .csv, .tsv, .json, .jsonl (every field that is text).
 
     Raises
     ------
@@ -177,20 +176,38 @@ def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
 
 
 def _texts_of(path: Path) -> Iterable[str]:
-    if path.suffix == ".tsv":
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"--exclude {path} cannot be read: {error.strerror}") from error
-        text = in_utf8(io.BytesIO(raw), find_encoding([raw], whole=True).encoding).read().decode("utf-8", "replace")
-        for line in text.splitlines()[1:]:
-            yield from line.split("\t")
-        return
     for source in find_sources([str(path)], "prose"):
-        if source.kind == "jsonl":
+        if source.kind in ("csv", "tsv"):  # what parts cells and quotes them is no word
+            with open_text(source) as file:
+                yield guarded(source, file.read).decode("utf-8", "replace")
+        elif source.kind == "json":
+            yield from _values_of(source)
+        elif source.kind == "jsonl":
             yield from _fields_of(source)
         else:
             yield from (document.text for document in read_documents(source, "text", Counter()))
+
+
+def _values_of(source: Source) -> Iterable[str]:
+    counts: Counter[str] = Counter()
+    with open_text(source) as stream:
+        for _, record in json_values.records(source, stream, source.layout, counts):
+            yield from _strings(record)
+    if counts["damaged_parts"]:
+        raise InputError(
+            f"--exclude {source.path} is not JSON to its end, so that some of its texts would not be excluded"
+        )
+
+
+def _strings(value: Any) -> Iterable[str]:
+    """All strings in a value of JSON; those of a list are words of one text, as in _fields_of."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) and all(isinstance(part, str) for part in value):
+        yield " ".join(value)
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _fields_of(source: Source) -> Iterable[str]:
