@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ import numpy as np
 
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
-from data_prep.text import json_values
+from data_prep.text import delimited, json_values
 from data_prep.text.corpus import Document, find_sources, read_documents
-from data_prep.text.unpack import Source, guarded, open_text
+from data_prep.text.unpack import Source, guarded, lines_of, open_text
 
 LOOKED_AT = 2_000  # characters of a document from which its language is told
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
@@ -177,9 +178,9 @@ def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
 
 def _texts_of(path: Path) -> Iterable[str]:
     for source in find_sources([str(path)], "prose"):
-        if source.kind in ("csv", "tsv"):  # what parts cells and quotes them is no word
-            with open_text(source) as file:
-                yield guarded(source, file.read).decode("utf-8", "replace")
+        if source.kind in ("csv", "tsv"):
+            rows = delimited.rows(lines_of(source, 0, Counter()), source.layout, Counter())
+            yield from (cell for row in islice(rows, 1, None) for cell in row.cells)
         elif source.kind == "json":
             yield from _values_of(source)
         elif source.kind == "jsonl":

@@ -122,8 +122,8 @@ def find_sources(
     for path, (name, folder) in found.items():
         try:
             source, why = _source(path, printable(name), txt, named, max_damaged, column)
-        except NoColumnError as error:  # of a folder one is a list of the others, another a setting
-            if not folder:
+        except (NoColumnError, DamagedError) as error:  # in a folder one is a list of the others, another a setting
+            if not folder or (strict and isinstance(error, DamagedError)):
                 raise
             strangers.setdefault(folder, {})[name] = error
             continue
@@ -692,7 +692,7 @@ def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Doc
     _say_encodings(read_as)
     if others:
         counts["other_members"] += others
-        say(f"{source.path}: {others} members that are neither .txt nor .jsonl, .json, .csv or .tsv with text left out")
+        say(f"{source.path}: {others} members that are neither .txt nor .jsonl, .json, .csv, .tsv with a text left out")
 
 
 class _Rejoined(io.RawIOBase):

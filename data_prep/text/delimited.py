@@ -30,15 +30,13 @@ _EXCEL = re.compile(r"sep=(.)\r?\n?")  # a first line that tells Excel what part
 _QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
 
 
-_UNREADABLE = "\0"
-
-
 class Row(NamedTuple):
     """The cells of a row, and where its first line begins: byte and number."""
 
     place: int
     line: int
-    cells: list[str]
+    cells: list[str]  # of a row that cannot be read its first line
+    is_whole: bool = True
 
 
 def layout_of(beginning: str, kind: str) -> str:
@@ -108,7 +106,7 @@ class _Lines:
 
 
 def rows(lines: Iterable[tuple[int, bytes]], layout: str, counts: Counter[str]) -> Iterator[Row]:
-    """All rows that are not blank, the header first; those that cannot be read have no cells."""
+    """All rows that are not blank, the header first."""
     csv.field_size_limit(max(csv.field_size_limit(), 2 * unpack.MAX_LINE))
     delimiter = _DELIMITERS[layout.removesuffix(_UNQUOTED)]
     quoting: Literal[0, 3] = csv.QUOTE_NONE if layout.endswith(_UNQUOTED) else csv.QUOTE_MINIMAL
@@ -118,11 +116,12 @@ def rows(lines: Iterable[tuple[int, bytes]], layout: str, counts: Counter[str]) 
     is_first = True
     while True:
         fed.begin_row()
+        is_whole = True
         try:
             cells = next(reader, None)
         except (csv.Error, _TooLongError):
-            cells = [_UNREADABLE]
             fed.give_back()
+            cells, is_whole = [fed.row[0][1]], False
             reader = new_reader()
         if cells is None:
             return
@@ -134,7 +133,7 @@ def rows(lines: Iterable[tuple[int, bytes]], layout: str, counts: Counter[str]) 
             new_reader = partial(new_reader, skipinitialspace=True)
             reader = new_reader()
         is_first = False
-        yield Row(fed.row[0][0], fed.number + 1, [] if cells == [_UNREADABLE] else cells)
+        yield Row(fed.row[0][0], fed.number + 1, cells, is_whole)
 
 
 def texts(
@@ -144,15 +143,15 @@ def texts(
     header: list[str] = []
     at = -1
     said = False
-    for place, line, cells in rows(lines, layout, counts):
+    for place, line, cells, is_whole in rows(lines, layout, counts):
         if at < 0:
-            header, at = cells, cells.index(column) if column in cells else -1
-            if at < 0:  # the source has changed since it was looked at, which is noticed in the end
+            if column not in cells:  # the file has changed since it was looked at, which is noticed in the end
                 return
+            header, at = cells, cells.index(column)
             continue
         if len(cells) > len(header) and not any(cells[len(header) :]):  # a delimiter at the end of each row
             cells = cells[: len(header)]
-        if len(cells) == len(header) and cells != header:
+        if is_whole and len(cells) == len(header) and cells != header:
             yield place, cells[at]
             continue
         counts["bad_lines"] += 1
@@ -163,9 +162,10 @@ def texts(
             )
 
 
+_UNREADABLE = "has quotes that make no sense: one that opens a cell must be closed at its end, one inside doubled"
+
+
 def _what(cells: list[str], header: list[str]) -> str:
-    if not cells:
-        return "has quotes that make no sense: one that opens a cell must close it, one inside must be doubled"
     if cells == header:
         return "repeats the header"
     return (

@@ -165,12 +165,12 @@ def look(source: Source, beginning: BinaryIO, whole: bool, column: str) -> Shape
     try:
         if text.peek() == "{":
             return _look_into(text, whole, column)
-        first = next(_items(text), (0, ""))[1] if text.peek() == "[" else text.value()
+        first = next(_items(text), (0, "no items"))[1] if text.peek() == "[" else text.value()
     except DamagedError:
         if whole:
             raise
-        raise NoColumnError(f"{source.path} {missing(column, [])}") from None
-    if isinstance(first, str) or _has_text(first, column):
+        raise NoColumnError(f"{source.path} shows no field {column!r} in its beginning; see --column") from None
+    if (isinstance(first, str) and (" " in first or not first.isascii())) or _has_text(first, column):
         return Shape("values", first)
     raise NoColumnError(f"{source.path} {missing(column, list(first) if isinstance(first, dict) else [])}")
 
