@@ -157,15 +157,13 @@ def texts(
         counts["bad_lines"] += 1
         if not said:
             said = True
-            say(
-                f"warning: {source.path}, line {line} {_what(cells, header)}; such rows are left out (--strict refuses)"
-            )
+            what = _what(cells, header, is_whole)
+            say(f"warning: {source.path}, line {line} {what}; such rows are left out (--strict refuses)")
 
 
-_UNREADABLE = "has quotes that make no sense: one that opens a cell must be closed at its end, one inside doubled"
-
-
-def _what(cells: list[str], header: list[str]) -> str:
+def _what(cells: list[str], header: list[str], is_whole: bool) -> str:
+    if not is_whole:
+        return "has quotes that make no sense: one that opens a cell must be closed at its end, one inside doubled"
     if cells == header:
         return "repeats the header"
     return (
