@@ -56,7 +56,7 @@ class TestTables:
         if name == "a.tsv":
             how = {**how, "delimiter": "\t"}
         path = write(tmp_path / name, table(TEXTS, **how).encode(encoding))
-        counts = Counter()
+        counts: Counter[str] = Counter()
         assert read(path, counts=counts) == [text for text in TEXTS if text]
         assert counts == {"empty_documents": 1}
 
@@ -78,7 +78,7 @@ class TestTables:
         ],
     )
     def test_habits_of_writers(self, tmp_path, content, expected):
-        counts = Counter()
+        counts: Counter[str] = Counter()
         assert read(write(tmp_path / "a.csv", content), counts=counts) == expected
         assert not counts["bad_lines"]
 
@@ -97,7 +97,7 @@ class TestTables:
         good = [f"Sentence {number}, as it stands." for number in range(200)]
         lines = table(good, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").splitlines(keepends=True)
         path = write(tmp_path / "a.csv", "".join([*lines[:2], bad, *lines[2:]]))
-        counts = Counter()
+        counts: Counter[str] = Counter()
         assert read(path, counts=counts) == good
         assert counts == {"bad_lines": 1}
         assert said in capsys.readouterr().err
@@ -183,7 +183,7 @@ class TestJson:
 
     @pytest.mark.parametrize("cut", [-2, -20])
     def test_what_stands_before_damage_is_read(self, tmp_path, capsys, cut):
-        counts = Counter()
+        counts: Counter[str] = Counter()
         assert read(write(tmp_path / "a.json", json.dumps(OBJECTS)[:cut]), counts=counts)[:4] == TEXTS[:4]
         assert counts["damaged_parts"] == 1
         assert "what stands before the damage is read (--strict refuses)" in capsys.readouterr().err
@@ -191,7 +191,7 @@ class TestJson:
     def test_records_without_text_are_counted_and_memory_is_bounded(self, tmp_path, monkeypatch):
         monkeypatch.setattr(unpack, "MAX_LINE", 100)
         monkeypatch.setattr(json_values, "STEP", 16)
-        counts = Counter()
+        counts: Counter[str] = Counter()
         path = write(tmp_path / "a.json", json.dumps([{"text": "one"}, {"x": 1}, {"text": 2}, {"text": "y" * 500}]))
         assert read(path, counts=counts) == ["one"]
         assert counts == {"bad_lines": 2, "damaged_parts": 1}
