@@ -68,7 +68,7 @@ class ShardConfig:
     out: Path
     """the store to write"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .json, .csv, .tsv, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     dataset: tuple[str, ...] = ()
     """Hugging Face datasets: folders, or names as NAME[@CONFIG][:SPLIT], which are streamed"""
     append: bool = False
@@ -90,7 +90,7 @@ class ShardConfig:
     max_damaged: Annotated[float | None, Range(0, 1)] = None
     """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
     column: str = "text"
-    """field of .jsonl, column of .parquet"""
+    """field of .jsonl and .json, column of .csv, .tsv and .parquet; without "text" .json, .csv, .tsv use a likely one"""
     encode_with: EncodeWith = "auto"
     """what makes the ids, which are the same with all: auto takes the fastest at hand"""
     lang: str = "en"

@@ -70,7 +70,7 @@ class VocabConfig:
     out: Path
     """tokenizer folder to write; an existing one is replaced"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .json, .csv, .tsv, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     from_vocab: Path | None = None
     """wrap this published WordPiece vocab.txt instead of training"""
     size: Annotated[int, Range(256, 1e7)] = 30528
@@ -88,7 +88,7 @@ class VocabConfig:
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt files"""
     column: str = "text"
-    """field of .jsonl, column of .parquet"""
+    """field of .jsonl and .json, column of .csv, .tsv and .parquet; without "text" .json, .csv, .tsv use a likely one"""
     encoding: str | None = None
     """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
     max_damaged: Annotated[float | None, Range(0, 1)] = None
