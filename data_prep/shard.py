@@ -90,7 +90,7 @@ class ShardConfig:
     max_damaged: Annotated[float | None, Range(0, 1)] = None
     """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
     column: str = "text"
-    """field of .jsonl and .json, column of .csv, .tsv and .parquet; without "text" .json, .csv, .tsv use a likely one"""
+    """field of .jsonl, .json, column of .csv, .tsv, .parquet; without "text" .json, .csv, .tsv take a likely one"""
     encode_with: EncodeWith = "auto"
     """what makes the ids, which are the same with all: auto takes the fastest at hand"""
     lang: str = "en"

@@ -88,7 +88,7 @@ class VocabConfig:
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt files"""
     column: str = "text"
-    """field of .jsonl and .json, column of .csv, .tsv and .parquet; without "text" .json, .csv, .tsv use a likely one"""
+    """field of .jsonl, .json, column of .csv, .tsv, .parquet; without "text" .json, .csv, .tsv take a likely one"""
     encoding: str | None = None
     """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
     max_damaged: Annotated[float | None, Range(0, 1)] = None

@@ -64,7 +64,7 @@ def lines_of(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple
     """Lines that begin at or after byte `start` of the unpacked text, with their places, in pieces of MAX_LINE."""
     with open_text(source) as stream:
         place = max(0, start - 1)
-        if place:
+        if start > 0:
             stream.seek(place)
             while skipped := guarded(source, partial(stream.readline, MAX_LINE)):  # the rest of a line before
                 place += len(skipped)
