@@ -114,3 +114,23 @@ def test_wrong_usage_is_refused_before_anything_is_read(config, options, said):
 def test_a_code_with_a_region_has_the_rules_of_its_language():
     text = "Er kam bzw. Anna ging. Am 3. Mai kam er."
     assert splitter("de-AT")([text]) == splitter("ger")([text]) == [["Er kam bzw. Anna ging.", "Am 3. Mai kam er."]]
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [
+        ("fr", "M. Dupont et Mme. Durand vinrent à St. Malo.|Il pleuvait, etc.|Le soir vint, cf. no. 5."),
+        (
+            "es",
+            "El Sr. López y la Dra. Ruiz viven en la pág. 7.|Es así, p.ej. Madrid.|Comió pan, etc.|La casa es roja.",
+        ),
+        ("it", "Il sig. Rossi e la dott.ssa Bianchi partirono.|Fu così, ecc.|Il giorno dopo, cfr. Dante."),
+        ("pt", "O Sr. Silva vive na Av. Paulista.|Foi assim, etc.|A casa é azul."),
+        ("nl", "Dhr. Jansen woont bijv. Amsterdam uit.|Het is zo, enz.|De zon schijnt."),
+        ("pl", "Dr. Nowak mieszka przy ul. Długiej.|Tak jest np. Kraków.|Było to w 1920 r.|Nie wrócił."),
+        ("sv", "Dr. Berg bor t.ex. Stockholm nära.|Så är det, osv.|Det regnar."),
+    ],
+)
+def test_abbreviations_end_no_sentence(lang, text):
+    sentences = text.split("|")
+    assert splitter(lang)([" ".join(sentences)]) == [sentences]

@@ -207,6 +207,48 @@ RULES = {
         ordinals=True,
     ),
     "ru": Rules(never=_words("г гг т.е т.д т.п ул им проф др стр рис см"), numbered=_words("с ст п гл")),
+    "fr": Rules(
+        never=_words("m mm mme mmes mlle mlles dr pr me st ste mgr av apr env c.-à-d p.ex"),
+        numbered=_words("n no nos p pp art chap fig vol t éd"),
+        seldom=_words("etc"),
+        starters=_words("le la les un une des il elle ils elles on ce cette ces je nous vous mais et en dans pour"),
+    ),
+    "es": Rules(
+        never=_words("sr sra sres sras srta dr dra dres d dña ud uds vd vds prof gral cap lic ing sto sta p.ej ee.uu"),
+        numbered=_words("n núm p pág págs art cap fig vol t"),
+        seldom=_words("etc cía"),
+        starters=_words("el la los las un una lo se en de por para con pero y no es este esta yo él ella su"),
+    ),
+    "it": Rules(
+        never=_words("sig sigg sig.ra sig.na dott dott.ssa prof prof.ssa avv ing arch on mons s.s p.es cfr"),
+        numbered=_words("n nn p pp pag art cap fig vol"),
+        seldom=_words("ecc"),
+        starters=_words("il lo la i gli le un una in di per con ma e non si è questo questa io lui lei"),
+    ),
+    "pt": Rules(
+        never=_words("sr sra srs sras srta dr dra drs d exmo exma prof profa eng av p.ex v.ex"),
+        numbered=_words("n núm p pág págs art cap fig vol"),
+        seldom=_words("etc cia ltda"),
+        starters=_words("o a os as um uma em de por para com mas e não se é este esta eu ele ela"),
+    ),
+    "nl": Rules(
+        never=_words("dhr mevr mw mej dr drs ir mr prof ds st bijv bv ca jl resp d.w.z o.a m.a.w t.a.v i.v.m"),
+        numbered=_words("nr nrs p pp blz art hfst fig afb"),
+        seldom=_words("enz etc"),
+        starters=_words("de het een hij zij ze we wij ik en maar dat dit die in op van voor er"),
+    ),
+    "pl": Rules(
+        never=_words("dr prof mgr inż ks św ul al im np tzw tj tzn m.in ok płk gen hab"),
+        numbered=_words("nr s str art pkt poz rys tab"),
+        seldom=_words("itd itp r w"),
+        starters=_words("w na z do to nie i a ale on ona oni jest był była jego jej tak po"),
+    ),
+    "sv": Rules(
+        never=_words("dr prof fru hr s.k t.ex bl.a d.v.s dvs m.m f.d st ca kap"),
+        numbered=_words("nr s sid fig"),
+        seldom=_words("etc osv"),
+        starters=_words("det den de han hon vi jag men och i på en ett som när"),
+    ),
 }
 
 

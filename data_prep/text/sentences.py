@@ -25,7 +25,7 @@ from data_prep.text.languages import COMMON, RULES, Rules, defaults, with_punkt
 
 SplitBy = Literal["rule", "punkt", "lines"]
 Splitter = Callable[[Sequence[str]], list[list[str]]]
-VERSION = 4  # counts changes of behaviour; one of the settings of a store
+VERSION = 5  # counts changes of behaviour; one of the settings of a store
 
 # These end a sentence wherever they stand: Unicode's Sentence_Terminal without what may stand inside a number.
 WIDE_STOPS = (
