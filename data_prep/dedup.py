@@ -67,7 +67,7 @@ class DedupConfig:
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt"""
     column: str = "text"
-    """field of .jsonl, column of .parquet"""
+    """as for shard.py"""
     encoding: str | None = None
     """as for shard.py"""
     max_damaged: Annotated[float | None, Range(0, 1)] = None

@@ -46,6 +46,7 @@ from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, par
 from data_prep.store import Store, continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
 from data_prep.text.corpus import Source, check_damage_of_all, find_sources
+from data_prep.text.languages import defaults
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
 from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import contract
@@ -67,7 +68,7 @@ class ShardConfig:
     out: Path
     """the store to write"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .json, .csv, .tsv, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     dataset: tuple[str, ...] = ()
     """Hugging Face datasets: folders, or names as NAME[@CONFIG][:SPLIT], which are streamed"""
     append: bool = False
@@ -89,11 +90,11 @@ class ShardConfig:
     max_damaged: Annotated[float | None, Range(0, 1)] = None
     """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
     column: str = "text"
-    """field of .jsonl, column of .parquet"""
+    """field of .jsonl, .json, column of .csv, .tsv, .parquet; without "text" .json, .csv, .tsv take a likely one"""
     encode_with: EncodeWith = "auto"
     """what makes the ids, which are the same with all: auto takes the fastest at hand"""
     lang: str = "en"
-    """language whose abbreviations the sentence splitter knows: en, de, ru; any other code: common rules"""
+    """language of the text (de, pt-BR, zh ...): the abbreviations of its sentences, or what is common to all"""
     sentences: SplitBy = "rule"
     """what ends a sentence: our rules; Punkt (extra [text]; en, de, ru and 16 more); or every line is one"""
     words: WordsFrom = "vocab"
@@ -115,6 +116,7 @@ class ShardConfig:
         check_ranges(self)
         if not self.corpus and not self.dataset:
             raise InputError("nothing to read: give --corpus PATH... or --dataset NAME_OR_FOLDER...")
+        defaults(self.lang)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def make_store(config: ShardConfig) -> None:
     WorkFailed: a worker died or failed. OSError: the disk.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes do it; threads would not survive the fork
+    config = replace(config, lang=defaults(config.lang).code)
     with contract.settled(config.vocab) as vocab:
         _make_store(replace(config, vocab=vocab), config.vocab)
 

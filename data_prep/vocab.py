@@ -1,8 +1,8 @@
 """Train a vocabulary on a corpus, or wrap a published one, as a tokenizer folder that transformers loads.
 
     python data_prep/vocab.py --corpus wiki/ news.jsonl.gz --out vocab
-    python data_prep/vocab.py --corpus wiki/ --size 8192 --cased --out vocab
-    python data_prep/vocab.py --corpus wiki-zh/ wiki-th/ --model unigram --out vocab
+    python data_prep/vocab.py --corpus zeitung/ --lang de --out vocab
+    python data_prep/vocab.py --corpus wiki-zh/ wiki-th/ --size 8192 --cased --model unigram --out vocab
     python data_prep/vocab.py --from_vocab bert-base-uncased-vocab.txt --out vocab
 
     vocab/tokenizer.json          the fast tokenizer: what data_prep/shard.py encodes with
@@ -11,6 +11,9 @@
 
 The corpus is streamed. AutoTokenizer and BertTokenizer give the same ids for the folder. A size is rounded up to a
 multiple of 64, which matrix units like; a corpus too small for it gives a smaller vocabulary; the model pads its own.
+--lang says what is sensible for a language (data_prep/text/languages.py): case and accents are kept but where they
+mean little, as in English; unigram where no spaces part words. Without it the vocabulary is uncased, and what is lost
+is said.
 The same corpus and options give the same vocabulary, byte for byte.
 """
 
@@ -20,9 +23,9 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -47,6 +50,7 @@ from data_prep.text.corpus import (
     read_documents,
     sound_documents,
 )
+from data_prep.text.languages import Lost, defaults, loses_mark, what_uncased_loses
 from data_prep.text.sentences import splitter
 from data_prep.text.unpack import check_unchanged
 from data_prep.tokens import sentencepieces
@@ -67,21 +71,25 @@ class VocabConfig:
     out: Path
     """tokenizer folder to write; an existing one is replaced"""
     corpus: tuple[str, ...] = ()
-    """files, folders or globs of .txt, .jsonl, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
+    """files, folders or globs of .txt, .jsonl, .json, .csv, .tsv, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     from_vocab: Path | None = None
     """wrap this published WordPiece vocab.txt instead of training"""
     size: Annotated[int, Range(256, 1e7)] = 30528
     """entries, rounded up to a multiple of 64"""
-    model: Literal["wordpiece", "unigram", "bpe"] = "wordpiece"
-    """kind of vocabulary; unigram and bpe are SentencePiece's"""
+    model: Literal["auto", "wordpiece", "unigram", "bpe"] = "auto"
+    """kind of vocabulary; unigram and bpe are SentencePiece's; auto: wordpiece, or unigram if --lang has no spaces"""
+    lang: str = ""
+    """language of the text (de, pt-BR, zh ...): decides what --cased, --uncased and --model do not"""
     cased: bool = False
     """keep case and accents"""
+    uncased: bool = False
+    """take them off, whatever --lang would have"""
     min_frequency: Annotated[int, Range(1, 1e9)] = 2
     """a word piece must occur this often"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt files"""
     column: str = "text"
-    """field of .jsonl, column of .parquet"""
+    """field of .jsonl, .json, column of .csv, .tsv, .parquet; without "text" .json, .csv, .tsv take a likely one"""
     encoding: str | None = None
     """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
     max_damaged: Annotated[float | None, Range(0, 1)] = None
@@ -91,7 +99,15 @@ class VocabConfig:
         check_ranges(self)
         if bool(self.corpus) == bool(self.from_vocab):
             raise InputError("give either --corpus PATH... to train a vocabulary or --from_vocab VOCAB.txt to wrap one")
-        if self.from_vocab and self.model != "wordpiece":
+        if self.cased and self.uncased:
+            raise InputError("--cased and --uncased exclude each other; give one of them, or --lang CODE")
+        if self.lang and self.from_vocab:
+            raise InputError(
+                "--lang is for a vocabulary that is trained; with --from_vocab give --cased, or leave it out"
+            )
+        if self.lang:
+            defaults(self.lang)
+        if self.from_vocab and self.model not in ("auto", "wordpiece"):
             raise InputError(f"--from_vocab wraps a WordPiece vocabulary, not --model {self.model}")
         if self.out.exists() and not (self.out.is_dir() and _is_ours(self.out)):
             raise InputError(f"{self.out} exists and is not a tokenizer folder; it stays; give another --out")
@@ -113,6 +129,7 @@ def main(config: VocabConfig) -> None:
         _warn_of_case(config, entries)
         origin = config.from_vocab.name
     else:
+        config, asked = settled(config), config
         size = -(-config.size // MULTIPLE) * MULTIPLE
         if size != config.size:
             say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
@@ -124,6 +141,8 @@ def main(config: VocabConfig) -> None:
             max_damaged=config.max_damaged,
             out=config.out,
         )
+        if asked.lang:
+            _say_settled(asked, config, sources)
         if config.model != "wordpiece":
             make_sentencepieces(sources, config, size)
             return
@@ -137,6 +156,31 @@ def main(config: VocabConfig) -> None:
     say(f"{config.out}: {len(entries):,} entries, {case} WordPiece, from {origin}")
 
 
+def settled(config: VocabConfig) -> VocabConfig:
+    """The options with what --lang decides where they leave it open."""
+    language = defaults(config.lang or "en")
+    return replace(
+        config,
+        cased=config.cased or (language.cased and not config.uncased),
+        model=language.vocab_kind if config.model == "auto" else config.model,
+    )
+
+
+def _say_settled(asked: VocabConfig, config: VocabConfig, sources: list[Source]) -> None:
+    """Say what --lang has decided and why, with a word of the text that would be lost."""
+    language, reasons, remedies = defaults(asked.lang), [], []
+    if not (asked.cased or asked.uncased):
+        lost = what_uncased_loses(_beginnings(sources, config)) if language.cased else Lost(0, ())
+        reasons.append(language.why + (f" ({lost.example})" if lost.words else ""))
+        remedies.append("--uncased" if language.cased else "--cased")
+    if asked.model == "auto" and config.model == "unigram":
+        reasons.append("no spaces part words")
+        remedies.append("--model wordpiece")
+    case = "cased" if config.cased else "uncased"
+    why = f": {'; '.join(reasons)} ({' and '.join(remedies)} to say otherwise)" if reasons else ""
+    say(f"{language.name}: {case} {config.model}{why}")
+
+
 def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -> None:
     """Train a SentencePiece vocabulary and write its folder.
 
@@ -144,7 +188,7 @@ def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -
     ------
     InputError: the corpus holds no text, or too little of it.
     """
-    assert config.model != "wordpiece"
+    assert config.model in ("unigram", "bpe")
     split = splitter("en")  # only so that no text is too long for the trainer
     # The trainer leaves out the rarest characters, which in German are q and x; as many stay as WordPiece would keep.
     counts = count_characters(_batches(sources, config, "characters"), partial(_compatible, config.cased))
@@ -174,10 +218,7 @@ def _say_shortage(entries: Collection[str], size: int) -> None:
 
 def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabConfig) -> None:
     """Say what share of the corpus its own vocabulary cannot spell, by the beginnings of its sources."""
-    sample: list[str] = []
-    for source in sources[:BEGINNINGS]:
-        for document in islice(read_documents(source, config.column, Counter()), 1):
-            sample += document.text[:BEGINNING].split("\n")
+    sample = _beginnings(sources, config)
     found = [tokenizer.encode(text, add_special_tokens=False).ids for text in sample]
     unknown_id = tokenizer.token_to_id("[UNK]")
     assert unknown_id is not None
@@ -188,6 +229,19 @@ def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabC
         remedy = "where no spaces part words, as in Thai, give --model unigram; else " + remedy
     if warning := advice(unknown, characters_of(sample), remedy):
         say(warning)
+
+
+def _beginnings(sources: list[Source], config: VocabConfig) -> list[str]:
+    """Lines from the beginnings of some sources."""
+    lines: list[str] = []
+    for source in sources[:BEGINNINGS]:
+        left = BEGINNING
+        for document in read_documents(source, config.column, Counter()):
+            lines += document.text[:left].split("\n")
+            left -= len(document.text)
+            if left <= 0:
+                break
+    return lines
 
 
 def _compatible(cased: bool, text: str) -> str:
@@ -207,10 +261,13 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     counts = count_characters(_batches(sources, config, "characters"), tokenizer.normalizer.normalize_str)
     characters = counts.at_least(config.min_frequency)
     alphabet, rare = sorted(characters[: size // 4]), characters[size // 4 :]
-    if not config.cased and counts.marks > WARN_OF_MARKS:
+    if not (config.cased or config.uncased) and counts.marks > WARN_OF_MARKS:
+        lost = what_uncased_loses(_beginnings(sources, config)).words
+        examples = ", ".join(f"{word} -> {bare}" for word, bare in lost) or counts.example
         say(
-            f"warning: uncased WordPiece takes accents and vowel signs off, as BERT's does, here of "
-            f"{100 * counts.marks:.1f} % of the characters ({counts.example}); --cased or --model unigram keep them"
+            "warning: uncased WordPiece takes accents and vowel signs off, as BERT's does, here of "
+            f"{100 * counts.marks:.1f} % of the characters ({examples}); "
+            "--cased, --lang CODE or --model unigram keep them"
         )
     if not alphabet:
         names = ", ".join(source.name for source in sources[:5])
@@ -241,7 +298,7 @@ class Characters(NamedTuple):
     """The characters of a corpus as a normalizer leaves them."""
 
     seen: Counter[str]
-    marks: float  # share of characters that are marks, or lose one
+    marks: float  # share of characters that are marks, or lose one, or are taken apart
     example: str  # the most frequent of these
 
     def at_least(self, times: int) -> list[str]:
@@ -262,7 +319,7 @@ def count_characters(batches: Iterable[list[str]], normalize: Callable[[str], st
     for code in np.flatnonzero(counts).tolist():
         for character in normalize(chr(code)).replace(" ", ""):
             seen[character] += int(counts[code])
-        if any(unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", chr(code))):
+        if loses_mark(chr(code)):
             marked[chr(code)] = int(counts[code])
     example = max(marked, key=lambda character: (marked[character], character), default="")
     return Characters(seen, marked.total() / max(int(counts.sum()), 1), example)

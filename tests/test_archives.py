@@ -74,7 +74,7 @@ def test_what_leads_out_of_it_is_not_followed_and_nothing_is_written(tmp_path, c
     assert counts == {"refused_members": 4, "other_members": 3}
     said = capsys.readouterr().err
     assert "link.txt is a link, a device or sparse" in said
-    assert "3 members that are neither .txt nor .jsonl left out" in said
+    assert "3 members that are neither .txt nor .jsonl, .json, .csv, .tsv with a text left out" in said
     assert files_of(tmp_path) == before
     assert sorted(os.listdir(tmp_path)) == ["c", "secret.txt"]
 

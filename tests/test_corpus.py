@@ -144,7 +144,7 @@ def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
         ("a.parquet", "PAR1 or not", "a.parquet is not a whole parquet file"),
         ("a.parquet.gz", "x", "a.parquet.gz is packed twice"),
         ("a.txt", "", "the corpus is empty: a.txt"),
-        ("a.md/b.md", "x", r"holds no \.txt, \.jsonl, \.parquet, \.tar or Wikipedia"),
+        ("a.md/b.md", "x", r"holds no \.txt, \.jsonl, \.json, \.csv, \.tsv, \.parquet, \.tar or Wikipedia"),
     ],
 )
 def test_wrong_input_is_named(tmp_path, name, content, message):

@@ -24,7 +24,7 @@ from pretrain.model import Pretrainer, build
 from pretrain.schedule import lr_multiplier
 from pretrain.train import train
 from pretrain.zero.lamb import VARIANTS, Lamb
-from pretrain.zero.partition import Partition, Slice
+from pretrain.zero.partition import Partition, Slice, unsharded
 from tests.ranks import run_ranks
 from tests.reference.lamb import ReferenceLamb
 from tests.stores import random_documents, store_of
@@ -299,13 +299,23 @@ def test_variants_equal_the_reference(variant, monkeypatch):
     assert optimizer.trust_ratios().keys() == adapted
 
 
-def test_nothing_moves_before_it_is_bound():
-    parameter = torch.nn.Parameter(torch.ones(4))
-    parameter.grad = torch.zeros(4)
-    optimizer = Lamb([parameter], lr=1.0)
+def test_a_step_before_it_is_bound_is_an_error_unless_it_is_none():
+    model = torch.nn.Linear(4, 1, bias=False)
+    optimizer = Lamb(model.parameters(), lr=1.0)
     optimizer.step()
-    assert torch.equal(parameter.detach(), torch.ones(4))
+    model.weight.grad = torch.zeros(1, 4)  # as DeepSpeed has it while it starts
+    before = model.weight.detach().clone()
+    optimizer.step()
+    model.weight.grad = torch.ones(1, 4)
+    with pytest.raises(
+        RuntimeError, match=r"does not know where the parameters lie.*optimizer\.bind\(bind\(engine, model"
+    ):
+        optimizer.step()
+    assert torch.equal(model.weight.detach(), before)
     assert not optimizer.state
+    optimizer.bind(unsharded(model, optimizer))
+    optimizer.step()
+    assert not torch.equal(model.weight.detach(), before)
 
 
 def test_a_zero_weight_or_a_zero_step_has_ratio_one():

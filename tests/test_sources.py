@@ -152,7 +152,7 @@ class TestWhatIsLeftOut:
             "a token store in the making: 1 (begun)",
             "a run of training: 1 (run)",
             "a model: 1 (hf)",
-            "of a tokenizer: 2 (bert-vocab.txt, vocabulary/vocab.txt)",
+            "of a tokenizer: 4 (bert-vocab.txt, vocabulary/tokenizer.json, vocabulary/tokenizer_config.json, ",
             "half-written by this project: 1 (half.partial0123abcd)",
         ):
             assert named in said

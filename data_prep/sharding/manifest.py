@@ -66,6 +66,7 @@ def describe(
             {"path": source.name, "bytes": source.bytes, "ends_sha256": _ends_sha256(source.path)}
             | ({"layout": source.layout} if source.layout else {})
             | ({"encoding": source.encoding} if source.encoding else {})
+            | ({"column": source.column} if source.column else {})
             for source in sources
         ],
     }

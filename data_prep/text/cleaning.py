@@ -16,7 +16,6 @@ found by a pass of its own over the whole corpus (dedup.py), whose list is a set
 """
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ import numpy as np
 from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
+from data_prep.text import delimited, json_values
 from data_prep.text.corpus import Document, find_sources, read_documents
-from data_prep.text.decoding import find_encoding, in_utf8
-from data_prep.text.unpack import Source, guarded, open_text
+from data_prep.text.unpack import Source, guarded, lines_of, open_text
 
 LOOKED_AT = 2_000  # characters of a document from which its language is told
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
@@ -164,7 +164,7 @@ def grams_of(text: str) -> Iterable[int]:
 
 
 def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
-    """Runs of words in files that must not be trained on: .txt, .jsonl (every field that is text), .tsv.
+    """Runs of words in files that must not be trained on: .txt, .csv, .tsv, .json, .jsonl (every field that is text).
 
     Raises
     ------
@@ -178,20 +178,38 @@ def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
 
 
 def _texts_of(path: Path) -> Iterable[str]:
-    if path.suffix == ".tsv":
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"--exclude {path} cannot be read: {error.strerror}") from error
-        text = in_utf8(io.BytesIO(raw), find_encoding([raw], whole=True).encoding).read().decode("utf-8", "replace")
-        for line in text.splitlines()[1:]:
-            yield from line.split("\t")
-        return
     for source in find_sources([str(path)], "prose"):
-        if source.kind == "jsonl":
+        if source.kind in ("csv", "tsv"):
+            rows = delimited.rows(lines_of(source, 0, Counter()), source.layout, Counter())
+            yield from (cell for row in islice(rows, 1, None) for cell in row.cells)
+        elif source.kind == "json":
+            yield from _values_of(source)
+        elif source.kind == "jsonl":
             yield from _fields_of(source)
         else:
             yield from (document.text for document in read_documents(source, "text", Counter()))
+
+
+def _values_of(source: Source) -> Iterable[str]:
+    counts: Counter[str] = Counter()
+    with open_text(source) as stream:
+        for _, record in json_values.records(source, stream, source.layout, counts):
+            yield from _strings(record)
+    if counts["damaged_parts"]:
+        raise InputError(
+            f"--exclude {source.path} is not JSON to its end, so that some of its texts would not be excluded"
+        )
+
+
+def _strings(value: Any) -> Iterable[str]:
+    """All strings in a value of JSON; those of a list are words of one text, as in _fields_of."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) and all(isinstance(part, str) for part in value):
+        yield " ".join(value)
+    elif isinstance(value, list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _fields_of(source: Source) -> Iterable[str]:

@@ -6,16 +6,20 @@
     .txt      lines: one sentence a line, a blank line between documents
               prose: a blank line between paragraphs, two or more between documents; the file's end ends a document
               auto:  decided for each file from its beginning, and said
+              wikitext, wikiextractor: seen by their first line, one document an article (articles.py)
     .jsonl    one object a line, the text in the field `--column`
+    .json     an array of objects, or what else holds some (json_values.py)
+    .csv      and .tsv: a header line, one document a row, the text in the column `--column` (delimited.py)
     .parquet  one document a row, the text in the column `--column`
     datasets  of Hugging Face, one document a row likewise (datasets_reader.py)
     .xml      dumps of MediaWiki, one document an article (wikipedia.py)
-    .tar      archives of .txt and .jsonl, which are read as they stream by (archives.py)
+    .tar      archives of .txt, .jsonl, .json, .csv and .tsv, which are read as they stream by (archives.py)
 
 each plain, or with .gz, .bz2 or .zst appended (not parquet, which is compressed inside). Folders are searched
-recursively, in sorted order, without following links (folders.py). The encoding of .txt and .jsonl is found for each
-file and said where it is not UTF-8 (decoding.py). A plain file of UTF-8 can be read in byte ranges, a parquet file in
-row ranges: every document belongs to exactly one range, wherever the ranges are cut. A line ends in LF, CR or both.
+recursively, in sorted order, without following links (folders.py). The encoding of text is found for each file and said
+where it is not UTF-8 (decoding.py); so is the column, where there is no "text" (columns.py). A plain .txt or .jsonl of
+UTF-8 can be read in byte ranges, a parquet file in row ranges: every document belongs to exactly one range, wherever
+the ranges are cut; all else is read from its beginning to its end. A line ends in LF, CR or both.
 What is odd is counted, not refused: `counts` gets `invalid_utf8`, `nul_characters`, `long_lines`, `bad_lines`,
 `damaged_parts` and `cut_documents`, and from `sound_documents` what `check_damage` refuses when it is too much.
 """
@@ -29,14 +33,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.cli import InputError, printable, say
-from data_prep.text import archives, datasets_reader, unpack, wikipedia
-from data_prep.text.decoding import Found, damaged_characters, find_encoding, in_utf8, named_encoding, whole_characters
-from data_prep.text.folders import text_files
+from data_prep.text import archives, articles, datasets_reader, delimited, json_values, unpack, wikipedia
+from data_prep.text.columns import BadRecordError, NoColumnError, find_column, missing, text_of
+from data_prep.text.decoding import damaged_characters, find_encoding, in_utf8, named_encoding, whole_characters
+from data_prep.text.folders import how_to_read, left_out, text_files
 from data_prep.text.sentences import looks_like_lines
 from data_prep.text.unpack import (
     DamagedError,
@@ -59,9 +63,12 @@ PROBES, PROBED = 8, 1 << 15  # and so many further places in a plain file, of so
 MAX_DAMAGED = 0.01  # share of a source's characters that may be U+FFFD or controls
 LEAST_DAMAGED = 8  # so many are never too many
 SHOWN = 8  # names in a message
-KINDS = ".txt, .jsonl, .parquet, .tar or Wikipedia's .xml, plain or .gz, .bz2, .zst"
+KINDS = ".txt, .jsonl, .json, .csv, .tsv, .parquet, .tar or Wikipedia's .xml, plain or .gz, .bz2, .zst"
 
-_NAME = re.compile(r"\.(txt|jsonl|parquet|xml|tar)(?:\.(gz|bz2|zst))?$")
+_NAME = re.compile(r"\.(txt|jsonl|ndjson|json|csv|tsv|parquet|xml|tar)(?:\.(gz|bz2|zst))?$")
+_OF_ARTICLES = re.compile(r"(?:^|/)(?:wiki_\d+|wiki\.(?:train|valid|test)\.(?:tokens|raw))(?:\.(gz|bz2|zst))?$")
+_IN_TEXT = ("txt", "jsonl", "json", "csv", "tsv", "xml")  # kinds of which the encoding is looked for
+_IN_TAR = _IN_TEXT[:-1]
 _TEXTS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "fixed_size_binary")
 _MAGIC: dict[str, tuple[bytes, ...]] = {
     "gz": (b"\x1f\x8b",),
@@ -104,17 +111,29 @@ def find_sources(
     field `column`; an unknown encoding.
     """
     named = named_encoding(encoding) if encoding is not None else None
-    found: dict[Path, str] = {}  # a file named twice counts once
+    found: dict[Path, tuple[str, str]] = {}  # name, and the folder it is of; a file named twice counts once
     for argument in arguments:
-        for path, name in _expand(argument, out):
-            found.setdefault(path.resolve(), name)
+        for path, name, folder in _expand(argument, out):
+            if path.resolve() not in found or not folder:
+                found[path.resolve()] = (name, folder)
     known_by: dict[tuple[str, str], list[str]] = {}  # names of sources by encoding, and what it is known by
+    strangers: dict[str, dict[str, InputError]] = {}  # by folder and name: tables and JSON without text
     sources = []
-    for path, name in found.items():
-        source, why = _source(path, printable(name), txt, named, max_damaged)
+    for path, (name, folder) in found.items():
+        try:
+            source, why = _source(path, printable(name), txt, named, max_damaged, column)
+        except (NoColumnError, DamagedError) as error:  # in a folder one is a list of the others, another a setting
+            if not folder or (strict and isinstance(error, DamagedError)):
+                raise
+            strangers.setdefault(folder, {})[name] = error
+            continue
         sources.append(source)
         if why:
             known_by.setdefault((source.encoding, why), []).append(source.name)
+    for folder, errors in strangers.items():
+        say(f"{printable(folder)}: left out: without text: {left_out(errors)} ({next(iter(errors.values()))})")
+    if strangers and not sources and not datasets:
+        raise next(error for errors in strangers.values() for error in errors.values())
     _say_encodings(known_by)
     if strict and (empty := [source.name for source in sources if not source.bytes]):
         raise InputError(f"empty files, which --strict refuses: {', '.join(empty[:5])}")
@@ -127,52 +146,68 @@ def find_sources(
         raise InputError(f"the corpus is empty: {', '.join(source.name for source in sources[:5])} hold no bytes")
     if txt == "auto":
         _say_layouts(sources)
+    _say_columns(sources)
     for source in sources if column is not None else ():
         if source.kind == "jsonl" and source.bytes:
-            _check_first_line(source, str(column))
+            _check_first_line(source, source.column or str(column))
     return sources
 
 
-def _expand(argument: str, out: Path | None) -> list[tuple[Path, str]]:
+def _expand(argument: str, out: Path | None) -> list[tuple[Path, str, str]]:
+    """Files, the names they get, and the folder in which they were found, if they were not named themselves."""
     path = Path(argument)
     if path.is_dir():
         found = text_files(path, _is_known, out)
         if not found:
             raise InputError(f"{argument} holds no {KINDS}")
-        return [(file, f"{path.resolve().name}/{file.relative_to(path).as_posix()}") for file in found]
+        place = path.resolve().name
+        return [(file, f"{place}/{file.relative_to(path).as_posix()}", argument) for file in found]
     if path.exists():
-        return [(path, path.name)]
+        return [(path, path.name, "")]
     matches = sorted(glob.glob(argument, recursive=True))
     if not matches:
         raise InputError(f"{argument} does not exist (nor does any file match it); give files, folders or globs")
     return [found for match in matches for found in _expand(match, out)]
 
 
-def _kind(name: str) -> re.Match[str] | None:
-    return _NAME.search(re.sub(r"\.tgz$", ".tar.gz", name.lower()))
+class Kind(NamedTuple):
+    """What a file is by its name."""
+
+    kind: str
+    packing: str
+
+
+def _kind(name: str) -> Kind | None:
+    if match := _NAME.search(re.sub(r"\.tgz$", ".tar.gz", name.lower())):
+        return Kind(match[1].replace("ndjson", "jsonl"), match[2] or "")
+    match = _OF_ARTICLES.search(name)
+    return Kind("txt", match[1] or "") if match else None
 
 
 def _is_known(path: Path) -> bool:
-    match = _kind(path.name)
-    if not match or not path.is_file():
+    found = _kind(path.name)
+    if not found or not path.is_file():
         return False
-    # Much is XML that is no corpus.
-    if match[1] != "xml":
+    # Much is XML that is no corpus, and anything may be called wiki_00.
+    if found.kind != "xml" and not _OF_ARTICLES.search(path.name):
         return True
-    source = Source(path, "", "xml", match[2] or "", 1, "")
+    source = Source(path, "", found.kind, found.packing, 1, "")
     with open_unpacked(source) as stream:
-        return wikipedia.is_dump(_head(source, stream, SNIFF))
+        head = _head(source, stream, SNIFF)
+    return wikipedia.is_dump(head) if found.kind == "xml" else bool(articles.layout_of(head)) or head[:1] == b"{"
 
 
-def _source(path: Path, name: str, txt: str, encoding: str | None, max_damaged: float | None) -> tuple[Source, str]:
+def _source(
+    path: Path, name: str, txt: str, encoding: str | None, max_damaged: float | None, column: str | None
+) -> tuple[Source, str]:
     """A file as a source, and what its encoding is known by."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is a pipe or a device, which can be read once only; write it to a file first")
-    match = _kind(path.name)
-    if not match:
-        raise InputError(f"{path} is of a kind we cannot read; give {KINDS}")
-    kind, packing = match[1], match[2] or ""
+    found_kind = _kind(path.name)
+    if not found_kind:
+        raise InputError(f"{path} is of a kind we cannot read{how_to_read(path)}; give {KINDS}")
+    kind, packing = found_kind
     if kind == "parquet" and packing:
         raise InputError(f"{path} is packed twice: parquet is compressed inside; unpack it with gunzip or unzstd")
     source = Source(path, name, kind, packing, status.st_size, "", encoding or "", status.st_mtime_ns)
@@ -180,7 +215,7 @@ def _source(path: Path, name: str, txt: str, encoding: str | None, max_damaged: 
         return source, ""
     if packing:
         _check_magic(source)
-    pieces = _probe(source) if kind in ("txt", "jsonl", "xml") else []
+    pieces = _probe(source) if kind in _IN_TEXT else []
     if kind == "xml":
         return source._replace(layout=_check_dump(source, pieces[0]), encoding=_of_xml(pieces[0], encoding)), ""
     if kind == "tar":
@@ -191,9 +226,54 @@ def _source(path: Path, name: str, txt: str, encoding: str | None, max_damaged: 
     source = source._replace(encoding=found.encoding)
     if not packing:  # what is damaged here and there is so everywhere: better said now than in hours
         check_damage(source, _damage_of(pieces, found.encoding or "utf-8"), max_damaged, encoding is not None)
-    if kind == "txt":
-        source = source._replace(layout=_layout_of(pieces[0], found) if txt == "auto" else txt)
-    return source, found.why
+    beginning = in_utf8(io.BytesIO(pieces[0]), found.encoding).read()
+    return looked_at(source, beginning, _is_whole(pieces), txt, column), found.why
+
+
+def looked_at(source: Source, beginning: bytes, whole: bool, txt: str, column: str | None) -> Source:
+    """A source of text with what its beginning, in UTF-8, tells: what it is, how it is laid out, where its text is.
+
+    Raises
+    ------
+    NoColumnError: a table, or JSON, that has no such column. InputError: JSON that is none.
+    """
+    beginning = beginning.removeprefix(b"\xef\xbb\xbf")
+    if source.kind == "txt":
+        if _OF_ARTICLES.search(source.path.name) and beginning[:1] == b"{":  # WikiExtractor's --json
+            return source._replace(kind="jsonl")
+        return source._replace(layout=layout_of(beginning) if txt == "auto" else txt)
+    if source.kind == "json":
+        if column is None:
+            return source._replace(layout="values")
+        if (fields := _of_json_lines(beginning)) is not None:
+            return _with_column(source._replace(kind="jsonl"), fields, column)
+        shape = json_values.look(source, io.BytesIO(beginning), whole, column)
+        source = source._replace(layout=shape.layout)
+        return _with_column(source, list(shape.first), column) if isinstance(shape.first, dict) else source
+    if source.kind in ("csv", "tsv"):
+        text = beginning.decode("utf-8", "replace")
+        source = source._replace(layout=delimited.layout_of(text, source.kind))
+        return _with_column(source, delimited.header_of(text, source.layout), column)
+    return source
+
+
+def _with_column(source: Source, names: list[str], column: str | None) -> Source:
+    """A source whose records have fields of these names, if one of them is meant by `--column`."""
+    if column is None:
+        return source
+    if (found := find_column(names, column)) is None:
+        raise NoColumnError(f"{source.path} {missing(column, names)}")
+    return source if found == column else source._replace(column=found)
+
+
+def _of_json_lines(beginning: bytes) -> list[str] | None:
+    """The fields of the first line of what is an object a line; None of other JSON."""
+    lines = [line for line in beginning.split(b"\n")[:-1] if line.strip()][:2]
+    try:
+        objects = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        return None
+    return list(objects[0]) if len(objects) == 2 and all(isinstance(one, dict) for one in objects) else None
 
 
 def _check_dump(source: Source, beginning: bytes) -> str:
@@ -210,10 +290,6 @@ def _of_xml(beginning: bytes, named: str | None) -> str:
 def _damage_of(pieces: list[bytes], encoding: str) -> Counter[str]:
     text = "\n".join(piece.decode(encoding, "replace") for piece in whole_characters(pieces, encoding))
     return Counter(characters=len(text), damaged_characters=damaged_characters(text, text.encode("utf-8", "replace")))
-
-
-def _layout_of(beginning: bytes, found: Found) -> str:
-    return layout_of(in_utf8(io.BytesIO(beginning), found.encoding).read(SNIFF))
 
 
 def _check_magic(source: Source) -> None:
@@ -248,7 +324,9 @@ def _head(source: Source, stream: BinaryIO, size: int) -> bytes:
 
 
 def layout_of(beginning: bytes) -> str:
-    """Whether a text is made of lines or of prose, by its beginning."""
+    """Whether a text is made of lines, of prose or of articles, by its beginning."""
+    if found := articles.layout_of(beginning):
+        return found
     lines = beginning[:SNIFF].decode("utf-8", "replace").replace("\r\n", "\n").split("\n")
     return "lines" if looks_like_lines(lines[:-1] if len(lines) > 1 else lines) else "prose"
 
@@ -261,15 +339,28 @@ def _say_encodings(known_by: dict[tuple[str, str], list[str]]) -> None:
 
 def _say_layouts(sources: list[Source]) -> None:
     sources = [source for source in sources if source.kind == "txt" and source.layout]
+    other = {"lines": "prose", "prose": "lines", "wikitext": "prose", "wikiextractor": "prose"}
     layouts = Counter(source.layout for source in sources)
     meaning = {
         "lines": "one sentence a line, a blank line between documents",
         "prose": "prose in paragraphs, two blank lines between documents",
+        "wikitext": "WikiText, a document an article",
+        "wikiextractor": "what WikiExtractor writes, a document an article",
     }
     for layout, count in sorted(layouts.items()):
         names = [source.name for source in sources if source.layout == layout]
         shown = ", ".join(names[:4]) + (f" and {count - 4} more" if count > 4 else "")
-        say(f"read as {meaning[layout]}: {shown} (--txt {'prose' if layout == 'lines' else 'lines'} to say otherwise)")
+        say(f"read as {meaning[layout]}: {shown} (--txt {other[layout]} to say otherwise)")
+
+
+def _say_columns(sources: list[Source]) -> None:
+    by_column: dict[str, list[str]] = {}
+    for source in sources:
+        if source.column:
+            by_column.setdefault(source.column, []).append(source.name)
+    for column, names in sorted(by_column.items()):
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+        say(f"the text is taken from {column!r}: {shown} (--column NAME to say otherwise)")
 
 
 def files_of(arguments: Iterable[str]) -> list[Path]:
@@ -292,6 +383,7 @@ def read_documents(
     InputError: unreadable, or without the column.
     """
     end = stop if stop is not None else 1 << 62
+    column = source.column or column
     if source.kind == "dataset":
         documents: Iterator[Document] = (
             Document(*found) for found in datasets_reader.read(source.path, source.name, column, start, end)
@@ -302,10 +394,10 @@ def read_documents(
         documents = _read_xml(source, counts)
     elif source.kind == "tar":
         documents = _read_tar(source, column, counts)
-    elif source.kind == "jsonl":
-        documents = _read_jsonl(source, lines_of(source, start, counts), column, start, end, counts)
+    elif source.kind == "json":
+        documents = _read_json(source, column, counts)
     else:
-        documents = _read_txt(source, lines_of(source, start, counts), start, end, counts)
+        documents = _read_lines(source, lines_of(source, start, counts), column, start, end, counts)
     for document in documents:
         yield from _cut(_clean(document, counts), counts)
 
@@ -423,6 +515,22 @@ def _cut(document: Document, counts: Counter[str]) -> Iterator[Document]:
 Lines = Iterator[tuple[int, bytes]]  # places and lines, as lines_of gives them
 
 
+def _read_lines(
+    source: Source, lines: Lines, column: str, start: int, stop: int, counts: Counter[str]
+) -> Iterator[Document]:
+    """The documents of a text that is read by lines."""
+    if source.kind == "jsonl":
+        yield from _read_jsonl(source, lines, column, start, stop, counts)
+    elif source.kind in ("csv", "tsv"):
+        for place, text in delimited.texts(source, lines, source.layout, column, counts):
+            yield Document(f"{source.name}:{place}", text)
+    elif source.layout in articles.LAYOUTS:
+        for place, text in articles.read(source.layout, lines, start, stop, MAX_DOCUMENT // 2, counts):
+            yield Document(f"{source.name}:{place}", text)
+    else:
+        yield from _read_txt(source, lines, start, stop, counts)
+
+
 def _read_txt(source: Source, lines: Lines, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:
     in_lines = source.layout == "lines"
     parts: list[str] = []
@@ -471,10 +579,6 @@ def _blocks(lines: Lines, start: int, stop: int, counts: Counter[str]) -> Iterat
         yield first, blank_lines, "\n".join(block)
 
 
-class _BadLineError(Exception):
-    """What is wrong with a line of .jsonl."""
-
-
 def _read_jsonl(
     source: Source, lines: Lines, column: str, start: int, stop: int, counts: Counter[str]
 ) -> Iterator[Document]:
@@ -490,7 +594,7 @@ def _read_jsonl(
             continue
         try:
             text = _field(decode(line, counts), column)
-        except _BadLineError as error:
+        except BadRecordError as error:
             counts["bad_lines"] += 1
             if not said:
                 said = True
@@ -500,18 +604,17 @@ def _read_jsonl(
 
 
 def _field(line: str, column: str) -> str:
-    try:
-        content: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _BadLineError(f"is not JSON ({error}): {line[:80]!r}") from error
+    content = _parsed(line)
     if not isinstance(content, dict):
-        raise _BadLineError(f"is not a JSON object: {line[:80]!r}")
-    if column not in content:
-        raise _BadLineError(f"has no field {column!r}, only {sorted(content)}; see --column")
-    text = content[column]
-    if text is not None and not isinstance(text, str):
-        raise _BadLineError(f"has no text in field {column!r} but {str(text)[:80]!r}")
-    return text or ""
+        raise BadRecordError(f"is not a JSON object: {line[:80]!r}")
+    return text_of(content, column)
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadRecordError(f"is not JSON ({error}): {line[:80]!r}") from error
 
 
 def _line_name(source: Source, first: int, number: int) -> str:
@@ -536,9 +639,27 @@ def _check_first_line(source: Source, column: str) -> None:
             if len(line) < unpack.MAX_LINE:
                 try:
                     _field(line.decode("utf-8", "replace"), column)
-                except _BadLineError as error:
+                except BadRecordError as error:
                     raise InputError(f"{source.path}, line {number} {error}") from error
             return
+
+
+def _read_json(source: Source, column: str, counts: Counter[str]) -> Iterator[Document]:
+    with open_text(source) as stream:
+        yield from _json_documents(source, stream, column, counts)
+
+
+def _json_documents(source: Source, stream: BinaryIO, column: str, counts: Counter[str]) -> Iterator[Document]:
+    said = False
+    for place, record in json_values.records(source, stream, source.layout, counts):
+        try:
+            yield Document(f"{source.name}:{place}", text_of(record, column))
+        except BadRecordError as error:
+            counts["bad_lines"] += 1
+            if not said:
+                said = True
+                where = f"{source.path}, at character {place:,}"
+                say(f"warning: {where}: a record {error}; such are left out (--strict refuses)")
 
 
 def _read_xml(source: Source, counts: Counter[str]) -> Iterator[Document]:
@@ -553,28 +674,35 @@ def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Doc
     others = 0
     read_as: dict[tuple[str, str], list[str]] = {}
     for name, stream in archives.members(source, counts):
-        match = _kind(name)
-        if not match or match[1] not in ("txt", "jsonl") or name.rsplit("/", 1)[-1].startswith("."):
+        found_kind = _kind(name)
+        if not found_kind or found_kind.kind not in _IN_TAR or name.rsplit("/", 1)[-1].startswith("."):
             others += 1
             continue
-        inside, packing = printable(f"{source.name}/{name}"), match[2] or ""
-        member = Source(source.path / name, inside, match[1], packing, 1, source.layout)
-        text, found = _decoded(member, unpacked(stream, packing) if packing else stream, source.encoding)
+        inside, (kind, packing) = printable(f"{source.name}/{name}"), found_kind
+        member = Source(source.path / name, inside, kind, packing, 1, source.layout)
+        raw = unpacked(stream, packing) if packing else stream
+        head = _head(member, raw, PROBE)
+        found = find_encoding([head], source.encoding or None, _is_whole([head]))
         if found.encoding:
             read_as.setdefault((found.encoding, found.why or "named"), []).append(inside)
             counts[f"members_in_{found.encoding}"] += 1
-        lines = lines_in(member._replace(encoding=found.encoding), text, counts)
-        if member.kind == "jsonl":
-            yield from _read_jsonl(member, lines, column, 0, 1 << 62, counts)
+        beginning = in_utf8(io.BytesIO(head), found.encoding).read()
+        try:
+            member = looked_at(member, beginning, _is_whole([head]), source.layout or "auto", column)
+        except (NoColumnError, DamagedError):
+            others += 1
+            continue
+        text = in_utf8(io.BufferedReader(_Rejoined(head, raw), 1 << 18), found.encoding)
+        field = member.column or column
+        if kind == "json" and member.kind == "json":
+            yield from _json_documents(member, text, field, counts)
         else:
-            if not member.layout:
-                lines, layout = _sniff(lines)
-                member = member._replace(layout=layout)
-            yield from _read_txt(member, lines, 0, 1 << 62, counts)
+            lines = lines_in(member._replace(encoding=found.encoding), text, counts)
+            yield from _read_lines(member, lines, field, 0, 1 << 62, counts)
     _say_encodings(read_as)
     if others:
         counts["other_members"] += others
-        say(f"{source.path}: {others} members that are neither .txt nor .jsonl left out")
+        say(f"{source.path}: {others} members that are neither .txt nor .jsonl, .json, .csv, .tsv with a text left out")
 
 
 class _Rejoined(io.RawIOBase):
@@ -593,23 +721,6 @@ class _Rejoined(io.RawIOBase):
         self.head = self.head[len(piece) :]
         buffer[: len(piece)] = piece
         return len(piece)
-
-
-def _decoded(source: Source, stream: BinaryIO, named: str) -> tuple[BinaryIO, Found]:
-    """The text of a member of an archive, in UTF-8, and the encoding it is in."""
-    head = _head(source, stream, PROBE)
-    found = find_encoding([head], named or None, _is_whole([head]))
-    return in_utf8(io.BufferedReader(_Rejoined(head, stream), 1 << 18), found.encoding), found
-
-
-def _sniff(lines: Lines) -> tuple[Lines, str]:
-    head, size = [], 0
-    for place, line in lines:
-        head.append((place, line))
-        size += len(line)
-        if size >= SNIFF:
-            break
-    return chain(head, lines), layout_of(b"".join(line for _, line in head))
 
 
 def _read_parquet(source: Source, column: str, start: int, stop: int, counts: Counter[str]) -> Iterator[Document]:

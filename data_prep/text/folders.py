@@ -10,7 +10,7 @@ run of it sees the same corpus. All that is left out is said, by kind and name.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from data_prep.cli import InputError, printable, say
@@ -20,7 +20,24 @@ _ASIDE = re.compile(r"\.partial[0-9a-f]{8}$")  # what a crash left of a file of 
 _SHARD = re.compile(r"shard-\d{5,}-\d{3,}\.bin$")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
 _SPECIAL = {"[CLS]", "[SEP]", "[MASK]"}
-_OF_TOKENIZERS = {"vocab.txt", "merges.txt", "added_tokens.txt"}
+_OF_TOKENIZERS = {
+    *("vocab.txt", "merges.txt", "added_tokens.txt"),
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "special_tokens_map.json", "added_tokens.json"),
+}
+# What makes text of what is none; docs/corpora.md has the commands.
+_HOW = {
+    "trafilatura": (".html", ".htm", ".xhtml", ".mhtml", ".warc"),
+    "pdftotext": (".pdf",),
+    "pandoc": (".docx", ".odt", ".epub", ".rtf", ".fb2", ".md", ".markdown", ".rst", ".tex", ".org", ".ipynb"),
+    "LibreOffice": (".doc", ".ppt", ".pptx", ".odp"),
+    "a spreadsheet, as .csv": (".xlsx", ".xls", ".ods"),
+    "tesseract": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".djvu"),
+    "--dataset FOLDER": (".arrow",),
+    "unpacking": (".zip", ".7z", ".rar", ".xz", ".lz4"),
+    "ffmpeg, as .txt": (".srt", ".vtt"),
+}
+
+_TOOLS = {ending: tool for tool, endings in _HOW.items() for ending in endings}
 
 
 def text_files(folder: Path, is_known: Callable[[Path], bool], out: Path | None = None) -> list[Path]:
@@ -30,16 +47,34 @@ def text_files(folder: Path, is_known: Callable[[Path], bool], out: Path | None 
     ------
     InputError: a folder that cannot be read; one that is a store, a run or a model itself.
     """
-    left_out: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     found: list[Path] = []
     for path, why in _walk(folder, out.resolve() if out is not None else None):
         if not why and is_known(path):
             found.append(path)
         else:
-            left_out.setdefault(why or _kind_of(path), []).append(path.relative_to(folder).as_posix())
-    if left_out:
-        say(f"{printable(folder)}: left out: {'; '.join(_named(why, left_out[why]) for why in sorted(left_out))}")
+            others.setdefault(why or _kind_of(path), []).append(path.relative_to(folder).as_posix())
+    if others:
+        say(f"{printable(folder)}: left out: {'; '.join(_named(why, others[why]) for why in sorted(others))}")
+    endings = sorted(ending for why in others if (ending := why.removesuffix(" files")) in _TOOLS)
+    if endings:
+        ways = ", ".join(f"{ending} by {_TOOLS[ending]}" for ending in endings)
+        say(f"{printable(folder)}: text can be made of {ways}: docs/corpora.md")
     return sorted(found)
+
+
+def how_to_read(path: Path) -> str:
+    """What makes text of a file of this ending, to be put into a message; "" where nobody knows."""
+    tool = _TOOLS.get(path.suffix.lower())
+    return f" (text can be made of it by {tool}: docs/corpora.md)" if tool else ""
+
+
+def left_out(names: Iterable[str]) -> str:
+    """Files that are left out, by ending and name."""
+    by_kind: dict[str, list[str]] = {}
+    for name in names:
+        by_kind.setdefault(_kind_of(Path(name)), []).append(name)
+    return "; ".join(_named(kind, by_kind[kind]) for kind in sorted(by_kind))
 
 
 def _named(kind: str, names: list[str]) -> str:

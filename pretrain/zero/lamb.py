@@ -39,6 +39,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bing_bert": {"bias_correction": True, "min_ratio": 0.01, "max_ratio": 0.3, "adapt_undecayed": True},
 }
 
+UNBOUND = (
+    "Lamb.step() does not know where the parameters lie, so that its trust ratios would be wrong; call "
+    "optimizer.bind(bind(engine, model)) after deepspeed.initialize(...), or without an engine "
+    "optimizer.bind(unsharded(model, optimizer)), both of pretrain.zero.partition: docs/library.md"
+)
+
 
 class _Layout(NamedTuple):
     """What step() needs to know about one master."""
@@ -75,7 +81,7 @@ class Lamb(torch.optim.Optimizer):
         self._ratios: dict[int, Tensor] = {}  # newest trust ratios [members], by number of the master
 
     def bind(self, partition: Partition) -> None:
-        """Learn where the slices of every parameter lie. Until then step() does nothing. Collective where sharded."""
+        """Learn where the slices of every parameter lie; step() needs to know. Collective where sharded."""
         self.is_sharded = partition.stage > 0
         if self.is_sharded and not partition.masters[0].is_cuda:
             self._group = host_group()  # masters offloaded from a GPU: NCCL takes no host tensors
@@ -96,13 +102,21 @@ class Lamb(torch.optim.Optimizer):
         """One update of what `param_groups` holds now: DeepSpeed calls this once a group or sub-group, with its master.
 
         Collective over the ranks where a group is adapted and parameters are sharded.
+
+        Raises
+        ------
+        RuntimeError: there are gradients, but nobody has told where their parameters lie.
         """
         for group in self.param_groups:
             for master in group["params"]:
-                layout = self._layouts.get(id(master))
-                if layout is None or master.grad is None:
-                    continue  # DeepSpeed calls step() with zero gradients while it starts (#5104): not a step
-                self._update(master, layout, group)
+                if master.grad is None:
+                    continue
+                if (layout := self._layouts.get(id(master))) is not None:
+                    self._update(master, layout, group)
+                elif (
+                    master.grad.any()
+                ):  # DeepSpeed calls step() with zero gradients while it starts (#5104): not a step
+                    raise RuntimeError(UNBOUND)
 
     def trust_ratios(self) -> dict[str, float]:
         """The newest trust ratio of every adapted parameter, the same on all ranks; waits for the device."""
