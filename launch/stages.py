@@ -1,0 +1,125 @@
+"""The commands that `make` runs, from an advice and from what the user wants otherwise; and which of them must run.
+
+    words = commands_of(advice, settings)       stage -> its words, such as ["shard", "--corpus", "texts", ...]
+    keys = keys_of(words, sources, task)        stage -> (base, key), see record.py
+
+    vocab -> shard -> look
+                   -> train -> export -> fill
+                                      -> finetune (where there is a task)
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError
+from launch.record import key_of
+
+Words = list[str]
+
+
+class Kind(NamedTuple):
+    """A stage, as it is in every make."""
+
+    title: str
+    command: str  # of data_prep/calls.py
+    reads: tuple[str, ...]  # stages, or "sources" or "task", on which its result depends
+    result: str  # in DIR, once it is done
+    is_costly: bool = False  # its result is not thrown away unasked
+
+
+KINDS = {
+    "vocab": Kind("vocabulary", "vocab", ("sources",), "vocab/tokenizer.json"),
+    "shard": Kind("token store", "shard", ("sources", "vocab"), "store/manifest.json", True),
+    "look": Kind("a look at the store", "show", ("shard",), "logs/look.log"),
+    "train": Kind("pretraining", "train", ("shard",), "run/metrics.jsonl", True),
+    "export": Kind("export, compared with the trainer", "export", ("train",), "hf/config.json"),
+    "fill": Kind("gaps in sentences", "predict", ("export",), "fill.json"),
+    "finetune": Kind("fine-tuning", "finetune", ("export", "task"), "finetuned/results.json"),
+}
+# Where things lie is not what they are, and the number of workers changes nothing.
+PLACES = {"corpus", "out", "vocab", "data", "train", "eval", "workers", "json"}
+OURS = {
+    "vocab": ("corpus", "out"), "shard": ("corpus", "vocab", "out"), "look": (), "train": ("data", "out"),
+    "export": (), "finetune": ("train", "eval", "out"),
+}  # fmt: skip
+# What a run of training cannot take over; all else it goes on with, and says so.
+OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimizer", "seed", "phase"}
+
+
+def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
+    """--set STAGE.OPTION=VALUE ... as stage -> option -> value.
+
+    Raises
+    ------
+    InputError: not of this form, no such stage, an option that make sets itself.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        stage, dot, option = name.partition(".")
+        option = option.removeprefix("--")
+        if not equals or not dot or stage not in OURS or not option.isidentifier():
+            raise InputError(f"--set {entry}: write STAGE.OPTION=VALUE, with one of {', '.join(OURS)}, as in train.lr=1e-3")
+        if option in OURS[stage]:
+            raise InputError(f"--set {entry}: make itself says where things lie; see --out, --corpus, --task")
+        found.setdefault(stage, {})[option] = value
+    return found
+
+
+def changed(words: Sequence[str], options: Mapping[str, str]) -> Words:
+    """The words of a command with these options in place of its own; `yes` and `no` are those of a flag."""
+    kept = list(words)
+    for name, value in options.items():
+        kept = without(kept, name)
+        if value not in ("no", "false"):
+            kept += [f"--{name}", *(() if value in ("yes", "true") else shlex.split(value))]
+    return kept
+
+
+def without(words: Sequence[str], name: str) -> Words:
+    """The words of a command without one option and its values."""
+    kept: Words = []
+    is_of_it = False
+    for word in words:
+        if word.startswith("--"):
+            is_of_it = word.removeprefix("--").partition("=")[0] == name
+        if not is_of_it:
+            kept.append(word)
+    return kept
+
+
+def options_of(words: Sequence[str]) -> dict[str, str]:
+    """The options of a command but those that say where things lie; positional words are such, too."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in words[1:]:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            found.setdefault(name, []).extend([value] if value else [])
+        else:
+            found.setdefault(name, []).append(word)
+    return {name: " ".join(values) for name, values in found.items() if name and name not in PLACES}
+
+
+def keys_of(commands: Mapping[str, Words], sources: Any, task: str) -> dict[str, tuple[str, str]]:
+    """(base, key) of each stage. `sources` describes the texts; `task` is a hash of the labelled files."""
+    keys = {"sources": ("", key_of(sources)), "task": ("", task)}
+    for name, kind in KINDS.items():
+        if name in commands:
+            options = options_of(commands[name])
+            read = [keys[source][1] for source in kind.reads]
+            fixed = {k: v for k, v in options.items() if name != "train" or k in OF_A_RUN}
+            keys[name] = key_of(name, fixed, read), key_of(name, options, read)
+    return {name: keys[name] for name in KINDS if name in keys}
+
+
+def result_of(name: str, out: Path) -> Path:
+    """The file that is there once a stage is done."""
+    return out / KINDS[name].result
+
+
+def folder_of(name: str, out: Path) -> Path:
+    """What a stage makes: a folder of DIR, or a file."""
+    return out / KINDS[name].result.partition("/")[0] if name != "look" else result_of(name, out)
