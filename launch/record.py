@@ -82,9 +82,7 @@ class Record:
 def described(sources: Sequence[Source]) -> list[Json]:
     """Texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count: a copy of a
     folder holds the same texts."""
-    return [
-        {"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources
-    ]
+    return [{"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources]
 
 
 def changes_of(before: Sequence[Json], now: Sequence[Json]) -> list[str]:
@@ -95,7 +93,11 @@ def changes_of(before: Sequence[Json], now: Sequence[Json]) -> list[str]:
         "removed": [name for name in had if name not in have],
         "changed": [name for name in have if name in had and have[name] != had[name]],
     }
-    return [f"{len(names):,} text{'s' * (len(names) > 1)} {what} ({_some(names)})" for what, names in groups.items() if names]
+    return [
+        f"{len(names):,} text{'s' * (len(names) > 1)} {what} ({_some(names)})"
+        for what, names in groups.items()
+        if names
+    ]
 
 
 def _some(names: list[str]) -> str:

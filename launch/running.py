@@ -55,6 +55,10 @@ class Plan:
         self.stages = list(stages)
         self.done = dict(done)  # seconds by name
 
+    def place_of(self, stage: Stage) -> int:
+        """The number of a stage, from 1."""
+        return [each.name for each in self.stages].index(stage.name) + 1
+
     @property
     def total(self) -> float:
         """Seconds of all stages."""
@@ -63,7 +67,8 @@ class Plan:
     def spent(self, now: Stage | None, share: float) -> float:
         """Seconds of `total` that are done, with so much of the stage under way."""
         return sum(
-            self.done.get(stage.name, stage.seconds * share if stage is now else 0.0) for stage in self.stages
+            self.done.get(stage.name, stage.seconds * share if now and stage.name == now.name else 0.0)
+            for stage in self.stages
         )
 
     def left(self, now: Stage | None, share: float) -> float:
@@ -108,8 +113,8 @@ class Screen:
         """Run a stage to its end. Its exit code as shells have it; STOPPED where it was told to stop."""
         self._now, self._began = stage, time.monotonic()
         self._first_share = stage.share() or 0.0
-        place = self.plan.stages.index(stage) + 1
-        left = _rounded(self.plan.left(stage, 0.0))
+        place = self.plan.place_of(stage)
+        left = rounded(self.plan.left(stage, 0.0))
         self.say(f"\n== {place}/{len(self.plan.stages)} {stage.title} ({left} left in all)\n   $ {stage.command}")
         if self.is_stopping:
             return STOPPED
@@ -195,7 +200,7 @@ class Screen:
         share, seconds = self._share()
         after = self.plan.left(self._now, 1.0) if self._now else self.plan.left(None, 0.0)
         spent = self.plan.spent(self._now, share)
-        place = self.plan.stages.index(self._now) + 1 if self._now else len(self.plan.done)
+        place = self.plan.place_of(self._now) if self._now else len(self.plan.done)
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(no_wrap=True)
         line.add_column(ratio=1)
@@ -204,7 +209,7 @@ class Screen:
         line.add_row(
             Text(f"{place}/{len(self.plan.stages)} {title}", "bold"),
             ProgressBar(self.plan.total, spent),
-            Text(f"{100 * spent / self.plan.total:.0f}%, about {_rounded(seconds + after)} left"),
+            Text(f"{100 * spent / self.plan.total:.0f}%, about {rounded(seconds + after)} left"),
         )
         return line
 
@@ -218,7 +223,7 @@ def _aside(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def _rounded(seconds: float) -> str:
+def rounded(seconds: float) -> str:
     """A time to come, as exactly as it is known."""
     if seconds < 90:
         return f"{max(5, 5 * round(seconds / 5))} s"

@@ -1,11 +1,11 @@
 """The commands that `make` runs, from an advice and from what the user wants otherwise; and which of them must run.
 
-    words = commands_of(advice, settings)       stage -> its words, such as ["shard", "--corpus", "texts", ...]
-    keys = keys_of(words, sources, task)        stage -> (base, key), see record.py
+words = commands_of(advice, settings)       stage -> its words, such as ["shard", "--corpus", "texts", ...]
+keys = keys_of(words, sources, task)        stage -> (base, key), see record.py
 
-    vocab -> shard -> look
-                   -> train -> export -> fill
-                                      -> finetune (where there is a task)
+vocab -> shard -> look
+               -> train -> export -> fill
+                                  -> finetune (where there is a task)
 """
 
 import shlex
@@ -61,7 +61,9 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
         stage, dot, option = name.partition(".")
         option = option.removeprefix("--")
         if not equals or not dot or stage not in OURS or not option.isidentifier():
-            raise InputError(f"--set {entry}: write STAGE.OPTION=VALUE, with one of {', '.join(OURS)}, as in train.lr=1e-3")
+            raise InputError(
+                f"--set {entry}: write STAGE.OPTION=VALUE, with one of {', '.join(OURS)}, as in train.lr=1e-3"
+            )
         if option in OURS[stage]:
             raise InputError(f"--set {entry}: make itself says where things lie; see --out, --corpus, --task")
         found.setdefault(stage, {})[option] = value

@@ -26,7 +26,7 @@ from pretrain.report.drawing import as_png, as_svg
 from pretrain.report.history import Axis, History, read_all
 from pretrain.report.words import NONE, Unit, as_text, counted, duration, event_text, facts
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = "page.html.jinja"
 SMALL, LARGE = (400, 244), (820, 556)  # pixels of a chart in the page; the first one is also drawn large
 
 
@@ -97,15 +97,20 @@ def main(config: ReportConfig) -> None:
         print(page)
 
 
-def page_of(histories: list[History], charts: list[Chart], axis: Axis) -> str:
-    """The whole page."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def page_of(
+    histories: list[History], charts: list[Chart], axis: Axis, template: Path | None = None, **more: Any
+) -> str:
+    """The whole page. `template` may extend page.html.jinja, and gets `more` beside what that has."""
+    folders = [Path(__file__).parent, *([template.parent] if template else [])]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     drawings = [
         [as_svg(chart, histories, axis, *size) for size in ((SMALL, LARGE) if place == 0 else (SMALL,))]
         for place, chart in enumerate(charts)
     ]
     numbers = [history.summary() for history in histories]
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return environment.get_template(template.name if template else TEMPLATE).render(
         histories=histories,
         numbers=numbers,
         lead=lead_of(histories[0]),
@@ -122,6 +127,7 @@ def page_of(histories: list[History], charts: list[Chart], axis: Axis) -> str:
         series_colours=SERIES,
         as_text=as_text,
         colour_of=lambda colour: f"var(--{colour})" if colour in LIGHT else colour,
+        **more,
     )
 
 
