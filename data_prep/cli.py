@@ -46,6 +46,7 @@ if importlib.util.find_spec("tyro") is None:
 
 import tyro  # noqa: E402
 
+from data_prep.calls import hand_on, in_style, own  # noqa: E402
 from data_prep.errors import InputError as InputError  # noqa: E402
 from data_prep.outlets import failure_of, survive_console  # noqa: E402
 from data_prep.ranges import check_arguments  # noqa: E402
@@ -100,7 +101,8 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     check_arguments(config_class, args)
     return tyro.cli(
         config_class,
-        description=description,
+        prog=own(),
+        description=in_style(description or ""),
         args=args,
         use_underscores=True,
         config=(tyro.conf.FlagCreatePairsOff,),
@@ -111,6 +113,7 @@ def run(main: Callable[[C], None], config_class: type[C], description: str | Non
     """Parse, call `main`, and end the process with the exit codes above. A console that dies ends nothing; results
     that a full disk refuses on stdout are a failure."""
     survive_console()
+    hand_on()  # to workers
     try:
         main(parse(config_class, description))
     except InputError as error:

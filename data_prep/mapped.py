@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from weakref import WeakSet
 
+from data_prep.calls import call
+
 INTERVAL = 1.0  # seconds between two looks at the files
 _all: "WeakSet[Files]" = WeakSet()
 _keep: list[object] = []  # the handler that was installed, which must stay
@@ -75,7 +77,7 @@ class Files:
 
 
 def _message(path: Path) -> str:
-    return f"{path} was cut short while it was read; make the store again with data_prep/shard.py"
+    return f"{path} was cut short while it was read; make the store again with {call('shard')}"
 
 
 def _install() -> None:

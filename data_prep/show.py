@@ -21,6 +21,7 @@ from typing import Annotated, Any
 if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
@@ -82,7 +83,7 @@ def main(config: ShowConfig) -> None:
     if config.verify and (damaged := store.verify(say)):
         if config.json:
             print_json({"damaged": damaged})
-        sys.exit("\n".join(["error: the store is damaged; remove it and run data_prep/shard.py again", *damaged]))
+        sys.exit("\n".join([f"error: the store is damaged; remove it and run {call('shard')} again", *damaged]))
     try:
         show(store, config)
     except FileChangedError as error:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from data_prep import mapped
+from data_prep.calls import call
 from data_prep.cli import ROOT, InputError
 from data_prep.fields import Fields, parse, read_fields
 from data_prep.files import sha256_of, write_whole
@@ -44,7 +45,6 @@ _INSIDE = re.compile(
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 SPECIALS = ("pad", "unk", "cls", "sep", "mask")
 LARGEST_VOCABULARY = 1 << 26  # entries; the largest published ones have 2 ** 18
-MEND = "make the store again with data_prep/shard.py"
 
 
 class Sections(NamedTuple):
@@ -56,6 +56,11 @@ class Sections(NamedTuple):
     document_sources: np.ndarray  # [D] uint32, index into manifest["sources"]
     document_flags: np.ndarray  # [D] uint8, HELD_OUT
     continues: np.ndarray | None = None  # [ceil(T / 8)] uint8: bit i % 8 of byte i // 8: token i goes on with a word
+
+
+def mend() -> str:
+    """The remedy for what is damaged."""
+    return f"make the store again with {call('shard')}"
 
 
 def project_version() -> str:
@@ -90,7 +95,7 @@ def tokenizer_sha256(folder: Path) -> str:
     InputError: where the folder holds no tokenizer.json.
     """
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with data_prep/vocab.py")
+        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with {call('vocab')}")
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():
@@ -132,23 +137,23 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
     try:
         raw = np.memmap(path, np.uint8, mode="r")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run data_prep/shard.py again to mend the store") from error
+        raise InputError(f"{path} cannot be read ({error}); run {call('shard')} again to mend the store") from error
     head = bytes(raw[: HEADER.size])
     if len(head) < HEADER.size or head[:8] != MAGIC:
-        raise InputError(f"{path} is not a shard of a token store; run data_prep/shard.py again to mend the store")
+        raise InputError(f"{path} is not a shard of a token store; run {call('shard')} again to mend the store")
     fields = HEADER.unpack(head)
     _, version, token_bytes, digest, tokens, sentences, documents = fields
     check_format(path, version)
     if digest.hex() != vocab_sha256:
         raise InputError(f"{path} was made with tokenizer {digest.hex()[:12]}, not {vocab_sha256[:12]}")
     if token_bytes not in (2, 4) or HEADER.pack(*fields) != head:
-        raise InputError(f"{path} has a damaged header; run data_prep/shard.py again to mend the store")
+        raise InputError(f"{path} has a damaged header; run {call('shard')} again to mend the store")
     dtypes = _section_dtypes(token_bytes)
     sizes = [n * d.itemsize for n, d in zip((tokens, sentences, documents, documents, documents), dtypes, strict=False)]
     sizes += [-(-tokens // 8)] if version == FORMAT_WITH_WORDS else []
     starts = list(accumulate((size + -size % ALIGNMENT for size in sizes), initial=HEADER.size))
     if starts[-1] != len(raw):
-        raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run data_prep/shard.py again")
+        raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run {call('shard')} again")
     spans = zip(starts[:-1], sizes, dtypes, strict=False)
     plain = np.asarray(raw)  # the same memory; slices of a memmap cost ten times as much to make
     return Sections(*(plain[start : start + size].view(dtype) for start, size, dtype in spans))
@@ -175,7 +180,7 @@ def check_sums(path: Path, shard: Sections, sources: int) -> None:
         if not is_right
     ]
     if wrong:
-        raise InputError(f"{path} is damaged: its {', '.join(wrong)} cannot be; {MEND}")
+        raise InputError(f"{path} is damaged: its {', '.join(wrong)} cannot be; {mend()}")
 
 
 def check_format(path: Path, version: int) -> None:
@@ -220,12 +225,10 @@ class Store:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(f"{folder} does not exist; make a token store with data_prep/shard.py")
+            raise InputError(f"{folder} does not exist; make a token store with {call('shard')}")
         manifest_path = folder / "manifest.json"
         if not manifest_path.is_file():
-            raise InputError(
-                f"{folder} has no manifest.json: not a token store, or data_prep/shard.py has not finished"
-            )
+            raise InputError(f"{folder} has no manifest.json: not a token store, or {call('shard')} has not finished")
         manifest = read_manifest(folder)
         made_with = manifest["vocab"]["sha256"]
         if vocab_sha256 is not None and made_with != vocab_sha256:
@@ -246,7 +249,7 @@ class Store:
         for entry, shard in zip(self.manifest["shards"], self.shards, strict=True):
             path = self.folder / entry["name"]
             if (shard.continues is not None) != (version == FORMAT_WITH_WORDS) or shard.tokens.dtype != dtype:
-                raise InputError(f"{path} is of another format or vocabulary size than manifest.json says; {MEND}")
+                raise InputError(f"{path} is of another format or vocabulary size than manifest.json says; {mend()}")
             check_sums(path, shard, len(self.manifest["sources"]))
             sizes = (shard.document_sentences, shard.sentence_lengths, shard.tokens)
             counts = dict(zip(found, map(len, sizes), strict=False)) | {"bytes": path.stat().st_size}
@@ -258,11 +261,11 @@ class Store:
         if wrong := [name for name, count in found.items() if told.get(name, count) != count]:
             raise InputError(
                 f"{self.folder / 'manifest.json'} counts {told[wrong[0]]:,} {wrong[0]}, the shards hold "
-                f"{found[wrong[0]]:,}; {MEND}"
+                f"{found[wrong[0]]:,}; {mend()}"
             )
         vocab = self.folder / "vocab"
         if tokenizer_sha256(vocab) != self.vocab_sha256:
-            raise InputError(f"{vocab} is not the tokenizer that the store was made with; put it back, or {MEND}")
+            raise InputError(f"{vocab} is not the tokenizer that the store was made with; put it back, or {mend()}")
         if (size := _entries(vocab, self.vocab_sha256)) != self.vocab_size:
             raise InputError(f"{self.folder / 'manifest.json'} says {self.vocab_size:,} entries, {vocab} has {size:,}")
 
@@ -359,7 +362,7 @@ class Store:
     def _beyond(self, shard: str, token: int) -> mapped.FileChangedError:
         return mapped.FileChangedError(
             f"{self.folder / shard} is damaged: it holds token {token:,}, the vocabulary has {self.vocab_size:,} "
-            f"entries; see which files are (python data_prep/show.py {self.folder} --verify) and {MEND}"
+            f"entries; see which files are ({call('show', self.folder, '--verify')}) and {mend()}"
         )
 
     def verify(self, report: Callable[[str], None] = lambda line: None, part: int = 0, parts: int = 1) -> list[str]:
@@ -390,7 +393,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     ------
     InputError: damaged, or of another format.
     """
-    fields = read_fields(folder / "manifest.json", MEND)
+    fields = read_fields(folder / "manifest.json", mend())
     version = fields.whole("format")
     check_format(folder, version)
     vocab = fields.of("vocab")
@@ -436,4 +439,4 @@ def _entries(vocab: Path, sha256: str) -> int:
         added = {token["content"] for token in content["added_tokens"]}
         return len(known) + len(added - (known.keys() if isinstance(known, dict) else {entry for entry, _ in known}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{vocab / 'tokenizer.json'} cannot be loaded ({error!r}); {MEND}") from error
+        raise InputError(f"{vocab / 'tokenizer.json'} cannot be loaded ({error!r}); {mend()}") from error

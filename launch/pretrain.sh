@@ -30,6 +30,7 @@ here=$(dirname "$self")
 if [[ $# -eq 0 ]]; then sed -nE '1d; /^#/!q; s/^# ?//p' "$self" >&2; exit 2; fi
 if [[ ! ${RANKS:-1} =~ ^[1-9][0-9]{0,2}$ ]]; then echo "error: RANKS=$RANKS is not a number of ranks of one machine, 1 to 999" >&2; exit 2; fi
 
+export ZEROBERT_CALL=${ZEROBERT_CALL:-$(printf 'bash %q' "$0")} # how messages name commands: data_prep/calls.py
 if ! command -v deepspeed > /dev/null; then
     export PATH="$here/../.venv/bin:$PATH"
     command -v deepspeed > /dev/null || { echo "error: no deepspeed; run first: bash launch/setup.sh" >&2; exit 1; }
@@ -106,7 +107,7 @@ def main() -> None:
         if RANK == "0":
             print(usage(), file=sys.stderr)
         sys.exit(2)
-    sys.path[0] = str(ROOT)  # in place of launch/, which is no package
+    sys.path[0] = str(ROOT)  # in place of launch/
     import data_prep.cli  # noqa: F401  goes on in .venv where this Python lacks the packages
     from data_prep.outlets import survive_console
     from pretrain.watch import Watch

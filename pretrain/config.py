@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
+from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
@@ -144,7 +145,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise InputError("--data needs a token store; make one with data_prep/shard.py")
+            raise InputError(f"--data needs a token store; make one with {call('shard')}")
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
         check_ranges(self)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
+from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.files import write_json
 from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
@@ -364,7 +365,7 @@ def _need(folder: Path, what: str, names: tuple[str, ...]) -> None:
     if not any((folder / name).is_file() for name in names):
         raise InputError(
             f"{folder} has no {what} ({' or '.join(names)}): it is not a whole Hugging Face folder; "
-            "make one with: python -m pretrain.export RUN OUT"
+            f"make one with: {call('export', 'RUN', 'OUT')}"
         )
 
 

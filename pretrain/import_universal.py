@@ -16,6 +16,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.calls import call
 from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
@@ -94,7 +95,7 @@ def files_of(universal: Path, name: str) -> dict[str, Path]:
     if not files:
         raise InputError(
             f"{universal} holds no zero/NAME/{name}.pt; it must be what deepspeed.checkpoint.ds_to_universal makes of "
-            "a run with ZeRO 1 or 2 and an optimizer of the Adam family (weights alone: python -m pretrain.export)"
+            f"a run with ZeRO 1 or 2 and an optimizer of the Adam family (weights alone: {call('export')})"
         )
     return files
 

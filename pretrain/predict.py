@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
@@ -114,7 +115,7 @@ def kind_of(folder: Path, architecture: PreTrainedConfig) -> Kind:
             return kind
     raise InputError(
         f"{folder} holds {saved_from}, which answers nothing here (known: Bert{', Bert'.join(KINDS)}); "
-        "fine-tune it first: python -m pretrain.finetune"
+        f"fine-tune it first: {call('finetune')}"
     )
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from transformers import BertConfig, BertForPreTraining
 
+from data_prep.calls import call
 from data_prep.cli import InputError, parse, print_json, say
 from data_prep.outlets import survive_console
 from data_prep.store import Store
@@ -255,7 +256,7 @@ def verify_stores(stores: list[Store]) -> None:
     part, is_first = int(os.environ.get("LOCAL_RANK", "0")) % parts, os.environ.get("RANK", "0") == "0"
     damaged = [line for store in stores for line in store.verify(say if is_first else lambda line: None, part, parts)]
     if damaged:
-        message = f"stores of --data are damaged, make them again with data_prep/shard.py: {'; '.join(damaged)}"
+        message = f"stores of --data are damaged, make them again with {call('shard')}: {'; '.join(damaged)}"
         if not is_first:
             say(f"error: {message}")  # of other errors only the first rank speaks
         raise InputError(message)

@@ -26,13 +26,13 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 FROM_DATA_PREP = {
     f"data_prep.{name}"
     for name in (
-        *("store", "cli", "fields", "files", "foreign", "mapped", "outlets", "ranges", "tokens.contract"),
+        *("calls", "store", "cli", "fields", "files", "foreign", "mapped", "outlets", "ranges", "tokens.contract"),
         *("samples.pairs", "samples.masking", "samples.draws", "samples.coverage"),
     )
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
-SHARED_HELPERS = {f"data_prep.{name}" for name in ("cli", "fields", "files", "foreign", "ranges")}
+SHARED_HELPERS = {f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "ranges")}
 TRAINER = {
     f"pretrain.{name}"
     for name in (

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
 from data_prep.text.corpus import Document, find_sources, read_documents
@@ -218,7 +219,7 @@ def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
         with np.load(path, allow_pickle=False) as content:
             return frozenset(content["documents"].tolist()), frozenset(content["lines"].tolist())
     except (OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"--drop {path} is not a list of data_prep/dedup.py ({error})") from error
+        raise InputError(f"--drop {path} is not a list of {call('dedup')} ({error})") from error
 
 
 def settings_of(

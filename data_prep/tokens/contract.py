@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, processors
 
+from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, read_fields, write_sealed
 from data_prep.files import cache_folder, write_json
@@ -217,7 +218,7 @@ def check(
         why = " ".join(str(error).split())[:200]
         raise InputError(
             f"{named}: transformers cannot open this tokenizer ({why}); {PLAIN_CLASS}, or make the folder again with "
-            "data_prep/vocab.py"
+            + call("vocab")
         ) from error
     mine = json.loads(encoder.tokenizer.to_str())
     advice = f"; {advised}" if (advised := _advice(mine, json.loads(theirs.state), folder)) else ""
@@ -242,7 +243,7 @@ def check(
             at = _first_difference(ours, other)
             raise InputError(
                 f"{named}: {text[:60]!r} becomes {_part(ours, at)} in data preparation and {_part(other, at)} in "
-                f"transformers ({theirs.kind}){advice or '; make the folder again with data_prep/vocab.py'}"
+                f"transformers ({theirs.kind}){advice or '; make the folder again with ' + call('vocab')}"
             )
     if differing := _differing_entries(reader, encoder.tokenizer):
         number, (their_entry, entry) = differing[0]
@@ -351,19 +352,19 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
     InputError: naming the first entries, or a text, that differ.
     """
     ours, theirs = Encoder.load(store_vocab, "tokenizers"), _of_model(model)
-    remedy = "make the store with this folder's tokenizer: data_prep/shard.py --vocab"
+    remedy = f"make the store with this folder's tokenizer: {call('shard', '--vocab', model)}"
     if differing := _differing_entries(theirs.tokenizer, ours.tokenizer):
         number, (other, mine) = differing[0]
         raise InputError(
             f"--init_from {model}: entry {number} of its vocabulary is {other!r}, of the store's {mine!r} "
             f"({len(differing):,} entries differ; the store has {ours.size:,}, the model's tokenizer {theirs.size:,}); "
-            f"{remedy} {model}"
+            f"{remedy}"
         )
     for role in ROLES:
         if theirs.special_ids[role] != ours.special_ids[role]:
             raise InputError(
                 f"--init_from {model}: its {role} token is entry {theirs.special_ids[role]}, the store's "
-                f"{ours.special_ids[role]}; {remedy} {model}"
+                f"{ours.special_ids[role]}; {remedy}"
             )
     texts = list(HARD)
     for text, read, made in zip(texts, _ids(theirs.tokenizer, texts), _ids(ours.tokenizer, texts), strict=True):
@@ -371,7 +372,7 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
             at = _first_difference(read, made)
             raise InputError(
                 f"--init_from {model}: {text[:60]!r} becomes {_part(read, at)} with its tokenizer and "
-                f"{_part(made, at)} with the store's (case, accents or cuts differ); {remedy} {model}"
+                f"{_part(made, at)} with the store's (case, accents or cuts differ); {remedy}"
             )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.foreign import read_object
 from data_prep.store import token_dtype
@@ -72,7 +73,7 @@ class Encoder:
         names = special_names(files.config)
         ids = {role: files.tokenizer.token_to_id(name) for role, name in names.items()}
         if missing := [names[role] for role in ROLES if ids[role] is None]:
-            raise InputError(f"{folder / 'tokenizer.json'} lacks {', '.join(missing)}; make it with data_prep/vocab.py")
+            raise InputError(f"{folder / 'tokenizer.json'} lacks {', '.join(missing)}; make it with {call('vocab')}")
         return cls(
             files.tokenizer, {role: int(number) for role, number in ids.items() if number is not None}, encode_with
         )
@@ -149,7 +150,7 @@ class _Files(NamedTuple):
 
 def _read_folder(folder: Path) -> _Files:
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with data_prep/vocab.py")
+        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with {call('vocab')}")
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         path = folder / "tokenizer_config.json"
@@ -157,7 +158,7 @@ def _read_folder(folder: Path) -> _Files:
     except InputError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{folder} cannot be loaded ({error}); make it again with data_prep/vocab.py") from error
+        raise InputError(f"{folder} cannot be loaded ({error}); make it again with {call('vocab')}") from error
     return _Files(tokenizer, config)
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from tokenizers import Tokenizer
 
+from data_prep.calls import call
 from data_prep.tokens.fast_paths import Ids, is_bert, is_sentencepiece
 
 WARN = 0.01  # share of the characters
@@ -31,13 +32,12 @@ def _blanks(raw: bytes) -> int:
     return int(np.count_nonzero(codes == ord(" ")) + np.count_nonzero(codes == ord("\n")))
 
 
-MAKE_ONE = "make one from this text (data_prep/vocab.py --corpus), with --model unigram where no spaces part words"
-
-
-def advice(unknown: int, characters: int, remedy: str = MAKE_ONE) -> str:
+def advice(unknown: int, characters: int, remedy: str = "") -> str:
     """A warning with its remedy where so many of these characters are too many; else nothing."""
     if unknown <= WARN * characters:
         return ""
+    make_one = call("vocab", "--corpus", "TEXTS")
+    remedy = remedy or f"make one from this text ({make_one}), with --model unigram where no spaces part words"
     return (
         f"warning: {100 * unknown / characters:.1f} % of the characters are unknown to this vocabulary and teach "
         f"nothing; {remedy}"

@@ -29,6 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
@@ -370,7 +371,7 @@ def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
     spread = f" ± {results['ci95']:.4f} (95 %, {config.seeds} seeds)" if results["ci95"] is not None else ""
     floor = f", majority {results['majority']:.4f}" if results["majority"] is not None else ""
     print(f"{results['metric']} {results['mean']:.4f}{spread}{floor}")
-    say(f'model and {RESULTS} in {config.out}; try: python -m pretrain.predict {config.out} "..."')
+    say(f"model and {RESULTS} in {config.out}; try: {call('predict', config.out, '...')}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.calls import call
 from pretrain.checkpoints.checkpoint import RunState, best_of, present
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
@@ -76,8 +77,8 @@ def what_came_out(config: TrainConfig, state: RunState, first: RunState, seconds
         "Skipped": f"{state.skipped:,} steps" if state.skipped else "",
         "Best": "",
         "To go on": "" if is_finished else "the same command",
-        "Export": f"python -m pretrain.export {source} {config.out.parent / 'hf'}",
-        "Report": f"python -m pretrain.report {config.out} --out {config.out / 'report'}",
+        "Export": call("export", source, config.out.parent / "hf"),
+        "Report": call("report", config.out, "--out", config.out / "report"),
     }
     if best is not None:
         rows["Best"] = f"held-out loss {best.loss:.4f}, in {best.folder}"

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jinja2
 from tyro.conf import Positional
 
+from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
 from pretrain.report.charts import DARK, LIGHT, SERIES, Chart, charts_of
@@ -45,7 +46,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise InputError("name a run folder: python -m pretrain.report RUN --out DIR")
+            raise InputError(f"name a run folder: {call('report', 'RUN', '--out', 'DIR')}")
 
 
 class Row(NamedTuple):
