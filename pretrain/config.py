@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -21,16 +21,10 @@ from pretrain.checkpoints.resume_policy import check_names
 from pretrain.limits import BATCH, CLIP, COUNT, LR, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
+from pretrain.sizes import Shape
 from pretrain.zero.ds_config import Flags
 
 Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
-
-
-class Shape(NamedTuple):
-    """Size of a BERT; heads have 64 dimensions, the feed-forward layer four times the hidden size."""
-
-    layers: int
-    hidden: int
 
 
 PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch

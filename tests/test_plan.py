@@ -20,8 +20,9 @@ from pretrain.config import TrainConfig
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, build
 from pretrain.monitor import plan
-from pretrain.monitor.plan import state_bytes, wire_bytes
+from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
+from pretrain.sizes import state_bytes
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 

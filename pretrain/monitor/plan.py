@@ -35,21 +35,12 @@ from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
 from pretrain.phases import Phase
 from pretrain.report.words import counted, duration
+from pretrain.sizes import STATE, state_bytes
 from pretrain.zero.ds_config import precision_of
 
-STATE = 12  # bytes a parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
 INDEXED = 20_000_000  # tokens of a store of which samples are looked at; the rest is taken to be like them
 LOOKED_AT = 1 << 14  # samples whose lengths are averaged
 STAGES = (0, 1, 2, 3)
-
-
-def state_bytes(stage: int, parameters: int, ranks: int, precision: str) -> float:
-    """Bytes a rank of weights, gradients and optimizer state at a ZeRO stage (Rajbhandari et al. 2020, section 3)."""
-    size = 4 if precision == "fp32" else 2  # of a weight, or a gradient
-    if stage == 0:
-        return (2 * size + (8 if precision == "fp32" else STATE)) * parameters  # fp32 weights need no second copy
-    whole = {1: 2 * size, 2: size, 3: 0}[stage]
-    return (whole + (2 * size + STATE - whole) / ranks) * parameters
 
 
 def wire_bytes(stage: int, parameters: int, ranks: int, precision: str, accumulation: int) -> float:

@@ -1,0 +1,333 @@
+"""What fits these texts, this machine, these hours: settings with their reasons, warnings with remedies, commands.
+
+    advice = advise(["texts/"], 3.0)
+    advice.settings["model"], advice.reasons["model"], advice.commands, advice.warnings
+    advice.record()                          what `zerobert plan --json` prints
+
+The text is looked at (survey.py), the machine too (machine.py); the rules (rules.py) do the rest.
+"""
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError
+from data_prep.sharding.held_out import FEWEST
+from pretrain.advice import machine as machines
+from pretrain.advice import rules
+from pretrain.advice.machine import Machine
+from pretrain.advice.survey import Survey, survey
+from pretrain.config import PRESETS
+from pretrain.report.words import counted, duration
+from pretrain.sizes import activation_bytes, parameters, state_bytes
+
+UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
+EVALUATIONS = 20  # of a run
+EVALUATED = 0.05  # of the time at most
+MIXED = 0.1  # share of the text in a second language that is worth a word
+ENGLISH = Survey(
+    sources=0, text_bytes=0.0, documents=1e6, sentences=0.0, words=0.0, document_chars=3000, sentence_chars=100,
+    sentence_words=18.0, one_sentence=0.0, scripts={"Latin": 1.0}, marks=0.0, capitals=0.03, languages={},
+    told_by="nothing", characters=0, sample_bytes=0, frequent=(), lengths=(), signs=0.0, unspaced_chars=0.0,
+)  # fmt: skip
+
+
+class Advice(NamedTuple):
+    """What to do, and why."""
+
+    settings: dict[str, Any]
+    commands: list[tuple[str, list[str]]]  # stage, and the words after `zerobert`
+    reasons: dict[str, str]  # of settings, by their names
+    warnings: list[str]  # each with its remedy
+    found: dict[str, Any]  # text, machine, time, memory
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values."""
+        return self.settings | {
+            "commands": [pasteable(words, self.settings) for _, words in self.commands],
+            "reasons": self.reasons,
+            "warnings": self.warnings,
+            "found": self.found,
+        }
+
+
+def pasteable(words: Sequence[str], settings: dict[str, Any]) -> str:
+    """A command as one pastes it into a shell."""
+    ranks = f"RANKS={settings['ranks']} " if words[0] == "train" and settings["ranks"] > 1 else ""
+    return f"{ranks}zerobert {shlex.join(words)}"
+
+
+def advise(
+    corpus: Sequence[str],
+    hours: float,
+    *,
+    lang: str = "",
+    task: Path | None = None,
+    gpu: str = "",
+    ranks: int = 0,
+    tokens: float = 0,
+    price: float = 0,
+    out: Path = Path("runs/mine"),
+) -> Advice:
+    """Look at texts and machine, and propose.
+
+    `tokens` are those of a store that is elsewhere, `gpu` and `ranks` a machine that is; `price` is of a GPU-hour.
+
+    Raises
+    ------
+    InputError: texts that cannot be read, an unknown GPU, nothing to plan for.
+    """
+    if not corpus and not tokens:
+        raise InputError("nothing to plan for: give --corpus PATH..., or --tokens N of a store that is elsewhere")
+    machine = machines.elsewhere(gpu, ranks) if gpu else None
+    text = survey(corpus, lang) if corpus else ENGLISH
+    machine = machine or machines.here(ranks)
+    return advised(text, machine, hours, corpus=corpus, lang=lang, task=task, tokens=tokens, price=price, out=out)
+
+
+def advised(
+    text: Survey,
+    machine: Machine,
+    hours: float,
+    *,
+    corpus: Sequence[str] = (),
+    lang: str = "",
+    task: Path | None = None,
+    tokens: float = 0,
+    price: float = 0,
+    out: Path = Path("runs/mine"),
+) -> Advice:
+    """As advise, of what is known already: nothing is looked at any more."""
+    reasons: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+
+    def choose(name: str, choice: rules.Choice) -> Any:
+        settings[name], reasons[name] = choice
+        return choice[0]
+
+    language = choose("lang", _language(text, lang))
+    choose("cased", rules.cased(text, language))
+    choose("vocab_kind", rules.vocab_kind(text))
+
+    # The model's speed depends on the vocabulary's size, and how much of the text is met on the model.
+    def text_tokens(size: int) -> float:
+        return tokens or rules.token_count(text, size)
+
+    size, _ = rules.vocab_size(text)
+    first, _ = rules.model(rules.paces(machine, hours, size, text_tokens(size)), hours)
+    size = choose("vocab_size", rules.vocab_size(text, first.tokens))
+    in_text = text_tokens(size)
+    paces = rules.paces(machine, hours, size, in_text)
+    pace = choose("model", rules.model(paces, hours))
+    settings["model"] = name = pace.model
+    document_tokens = text.document_chars / max(1.0, text.text_bytes and _chars(text) / in_text or 4.2)
+    choose("objective", rules.objective(text))
+    length = choose("seq_len", rules.seq_len(pace.tokens, document_tokens))
+    step_tokens, why = rules.step_tokens(pace.tokens)
+    batch = settings["global_batch"] = _multiple(step_tokens // length, machine.ranks)
+    reasons["global_batch"] = why
+    stage, micro = rules.stage_and_micro_batch(name, machine, size, length, batch // machine.ranks)
+    settings |= {"micro_batch": max(1, micro), "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
+    reasons["micro_batch"] = _micro_in_words(machine)
+    lr = choose("lr", rules.learning_rate(name, batch * length))
+    preset = rules.PRESETS[name]
+    steps = max(1, round(pace.tokens / (batch * length)))
+    passes = pace.tokens / in_text
+    settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
+    reasons["warmup"] = f"{100 * preset.warmup:g} % of the time, then down to 0 in a straight line, by the clock"
+    reasons["mask_rate"] = "BERT's own" if preset.mask_rate == 0.15 else "larger models learn more from more (Wettig)"
+    choose("dropout", rules.dropout(passes))
+    settings |= {
+        "hours": hours, "steps": steps, "epochs": passes, "tokens": round(pace.tokens),
+        "tokens_per_second": round(pace.tokens_per_second), "text_tokens": round(in_text),
+        "phases": rules.phases(pace.tokens, document_tokens, length, batch, max(1, micro), steps, lr),
+    }  # fmt: skip
+    reasons["steps"] = f"{counted(pace.tokens)} tokens in {duration(3600 * hours)}; {passes:.3g} passes over the text"
+    settings |= _intervals(steps, pace.tokens, length, passes, text.documents)
+    warnings = list(_warnings(text, machine, settings, corpus, lang, first.tokens, paces, micro))
+    found = {
+        "text": text.record(), "machine": machines.record(machine),
+        "cost": _costs(machine, settings, hours, price), "memory": _memory(machine, settings),
+    }  # fmt: skip
+    commands = list(_commands(settings, [str(path) for path in corpus], out, task))
+    return Advice(settings, commands, reasons, warnings, found)
+
+
+def _language(text: Survey, lang: str) -> rules.Choice:
+    if lang:
+        return lang, "as asked"
+    if text.language:
+        share = 100 * text.languages[text.language]
+        return text.language, f"{share:.0f} % of the text, by {text.told_by}"
+    return "en", "nothing tells the language; --lang says it"
+
+
+def _chars(text: Survey) -> float:
+    return (
+        text.text_bytes
+        / max(1.0, text.sample_bytes)
+        * sum(times * (letters + 1) for times, letters in zip(text.frequent, text.lengths, strict=True))
+    )
+
+
+def _multiple(samples: int, ranks: int) -> int:
+    return max(ranks, -(-samples // ranks) * ranks)
+
+
+def _micro_in_words(machine: Machine) -> str:
+    if machine.is_gpu:
+        return f"as many as fill the GPU and fit into its {machine.memory / 1e9:.0f} GB"
+    return f"{rules.CPU_MICRO_BATCH_TOKENS:,} tokens: more is not faster on a CPU"
+
+
+def _intervals(steps: int, tokens: float, length: int, passes: float, documents: float) -> dict[str, Any]:
+    """How often is looked and saved; an evaluation is forward passes only, a third of the work."""
+    every = max(20, steps // EVALUATIONS)
+    samples = 3 * EVALUATED * tokens / (EVALUATIONS * length)
+    return {
+        "eval_every": every,
+        "eval_samples": min(1024, max(128, 1 << int(math.log2(max(samples, 1))))),
+        "save_every": every,
+        "log_every": max(1, min(50, steps // 200)),
+        "patience": 5 if passes > rules.MANY_PASSES and documents >= FEWEST else 0,
+    }
+
+
+def _commands(
+    settings: dict[str, Any], corpus: list[str], out: Path, task: Path | None
+) -> Iterator[tuple[str, list[str]]]:
+    vocab, store, run, hf = (str(out / name) for name in ("vocab", "store", "run", "hf"))
+    if corpus:
+        flags = ["--cased"] if settings["cased"] else []
+        flags += ["--model", settings["vocab_kind"]] if settings["vocab_kind"] != "wordpiece" else []
+        yield "vocab", ["vocab", "--corpus", *corpus, "--out", vocab, "--size", str(settings["vocab_size"]), *flags]
+        yield "shard", ["shard", "--corpus", *corpus, "--vocab", vocab, "--out", store, "--lang", settings["lang"]]
+    names = ["model", "objective", "lr", "warmup"]
+    names += [name for name, usual in (("mask_rate", 0.15), ("dropout", 0.1)) if settings[name] != usual]
+    names += ["eval_every", "eval_samples", "save_every", "log_every"]
+    names += [name for name in ("patience",) if settings[name]]
+    names += ["zero"] if settings["zero"] > 1 else []
+    names += ["precision"] if settings["precision"] == "fp16" else []
+    words = [word for name in names for word in (f"--{name}", f"{settings[name]}")]
+    if settings["phases"]:
+        words += [word for phase in settings["phases"] for word in ("--phase", phase)]
+    else:
+        sizes = [
+            word for name in ("seq_len", "global_batch", "micro_batch") for word in (f"--{name}", f"{settings[name]}")
+        ]
+        words += [*sizes, "--hours", f"{settings['hours']:g}", "--steps", f"{UPPER_LIMIT}"]
+    yield "train", ["train", "--data", store, "--out", run, *words]
+    yield "export", ["export", run, hf]
+    if task is not None:
+        rate = {128: 3e-4, 256: 3e-4, 512: 1e-4}.get(PRESETS[settings["model"]].hidden, 5e-5)
+        files = ["--train", str(task), *(["--eval", str(found)] if (found := eval_beside(task)) else [])]
+        tuned = str(out / "finetuned")
+        yield "finetune", ["finetune", hf, "--task", "classify", *files, "--out", tuned, "--lr", f"{rate:g}"]
+
+
+def eval_beside(task: Path) -> Path | None:
+    """The file to measure on that lies beside a training file: dev.tsv beside train.tsv."""
+    others = (
+        task.with_name(task.name.replace("train", word)) for word in ("dev", "eval", "valid", "validation", "test")
+    )
+    return next((other for other in others if other != task and other.is_file()), None)
+
+
+def _costs(machine: Machine, settings: dict[str, Any], hours: float, price: float) -> dict[str, Any]:
+    a_pass = settings["text_tokens"] / settings["tokens_per_second"] / 3600
+    found: dict[str, Any] = {"gpu_hours": hours * machine.ranks if machine.is_gpu else 0.0, "hours_a_pass": a_pass}
+    if price:
+        found |= {"price": price * machine.ranks * hours, "price_a_pass": price * machine.ranks * a_pass}
+    return found
+
+
+def _memory(machine: Machine, settings: dict[str, Any]) -> dict[str, Any]:
+    shape, size = PRESETS[settings["model"]], settings["vocab_size"]
+    weights = parameters(shape, size)
+    state = state_bytes(settings["zero"], weights, machine.ranks, machine.precision)
+    token = activation_bytes(shape, size, settings["mask_rate"], machine.precision)
+    kept = settings["micro_batch"] * settings["seq_len"] * token
+    return {"parameters": weights, "state_bytes": round(state), "activation_bytes": round(kept),
+            "together_bytes": round(state + kept), "has_bytes": round(machine.memory),
+            "fits": state + kept <= machine.memory}  # fmt: skip
+
+
+def _warnings(
+    text: Survey,
+    machine: Machine,
+    settings: dict[str, Any],
+    corpus: Sequence[str],
+    lang: str,
+    tokens: float,
+    paces: Sequence[rules.Pace],
+    micro: int,
+) -> Iterator[str]:
+    hours, passes, steps = settings["hours"], settings["epochs"], settings["steps"]
+    if corpus and text.text_bytes < rules.LITTLE_TEXT:
+        yield (
+            f"{text.text_bytes / 1e3:,.0f} kB of text is too little to learn a language from: give 10 MB or more, or let a "
+            "trained model go on with it (train --init_from HF_FOLDER)"
+        )
+    if passes > rules.MANY_PASSES:
+        enough = hours * rules.MANY_PASSES / passes
+        yield (
+            f"{passes:,.0f} passes over the text, and after {rules.MANY_PASSES} another one teaches hardly anything: "
+            f"--hours {enough:.2g} would do, or give more text"
+        )
+    if not machine.is_gpu and hours >= 24 * rules.FEW_CORES_DAYS:
+        one = machines.elsewhere("a100").tokens_per_second(
+            PRESETS[settings["model"]], settings["vocab_size"], settings["seq_len"], settings["mask_rate"]
+        )
+        yield (
+            f"{duration(3600 * hours)} on a CPU: one A100 takes about {duration(settings['tokens'] / one)} for as many "
+            f"tokens; plan for it with --gpu a100"
+        )
+    if corpus and not machine.is_gpu and passes < 0.1:
+        yield (
+            f"{duration(3600 * hours)} meet only {100 * passes:.2g} % of the text, and one pass takes "
+            f"{duration(3600 * hours / passes)}: give a part of it to --corpus, or a GPU"
+        )
+    if steps < rules.PLATEAU:
+        needed = rules.PLATEAU * rules.LEAST_STEP / settings["tokens_per_second"] / 3600
+        yield (
+            f"{steps:,} steps: models learn which words are frequent in the first {rules.PLATEAU:,}, and only then what "
+            f"goes with what; --hours {max(needed, hours * rules.PLATEAU / steps):.2g} or more"
+        )
+    size = settings["vocab_size"]
+    if corpus and rules.count_at(text, size // 2) and not settings["vocab_kind"] == "unigram":
+        met = rules.count_at(text, size // 2) * min(1.0, tokens / settings["text_tokens"])
+        if met < rules.LEAST_SEEN:
+            yield (
+                f"most of {size:,} entries of the vocabulary are rare, met {counted(met)} times or less: nothing is learnt "
+                "of them; give more text, or a vocabulary that exists (vocab --from_vocab)"
+            )
+    if corpus and text.one_sentence > 0.5:
+        yield (
+            f"{100 * text.one_sentence:.0f} % of the documents are one sentence: keep --objective mlm, and if they are "
+            "longer in truth, put a blank line between documents only, or say --txt prose"
+        )
+    if corpus and text.documents < FEWEST:
+        yield (
+            f"{text.documents:.0f} documents: none is held out, so the run cannot be evaluated; put a blank line (two "
+            f"between prose) between documents, or give {FEWEST} files or more"
+        )
+    others = {name: share for name, share in text.languages.items() if name != settings["lang"] and share > MIXED}
+    if others:
+        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in others.items())
+        asked = f" and --lang {lang}" if lang else ""
+        yield (
+            f"the text is in several languages ({told} beside {settings['lang']}){asked}: shard --only_lang "
+            f"{settings['lang']} leaves the others out"
+        )
+    if not micro:
+        yield (
+            f"{settings['model']} does not fit into {machine.memory / 1e9:.0f} GB a rank: more --ranks (ZeRO divides its "
+            "state), or train --checkpoint_activations"
+        )
+    if machine.busy > 0.5 * machine.cores and not machine.is_gpu:
+        yield (
+            f"other programs use {machine.busy:.1f} of the {machine.cores} cores now; the plan is that of an idle machine, "
+            "so end them, or expect fewer steps"
+        )

@@ -1,0 +1,229 @@
+"""What this machine, or one that is elsewhere, can do: cores, memory, GPUs, and how fast a BERT trains on it.
+
+    here() -> Machine                       looked at, with a probe of a second; torch is not imported
+    elsewhere("a100", 8) -> Machine         from data sheets
+
+Speed is a peak times an MFU, the share of it that training reaches (model arithmetic for real tokens). On a CPU the peak
+is measured in processor time of one thread, so that other programs do not count; what they take is told apart. On a
+GPU it is the data sheet's, and the MFU a stated one: nothing was measured there (docs/gpu.md).
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError
+from pretrain.sizes import Shape, token_flops
+
+PROBE_SECONDS = 60.0  # of a machine so busy that the probe does not end
+
+
+class Sheet(NamedTuple):
+    """What a vendor says of a GPU."""
+
+    called: str  # in torch's and nvidia-smi's name of it
+    peak: float  # dense 16-bit matrix products with fp32 sums, FLOP/s
+    memory: float  # bytes
+    mfu: float  # share of the peak that training a BERT-large reaches
+    precision: str = "bf16"
+    source: str = ""
+
+
+# The MFU is what published runs reached, where there are any, less what a first run loses: BERT-large on A100 .44 at 580
+# sequences of 128 tokens a second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 sequences of 128 tokens).
+# H100 and later are harder to keep busy; docs/gpu.md asks .40 of one. Longer names first: "A10" is in "A100".
+SHEETS = {
+    "b200": Sheet("B200", 2250e12, 180e9, 0.25, source="NVIDIA HGX B200 data sheet"),
+    "h200": Sheet("H200", 989e12, 141e9, 0.30, source="NVIDIA H200 data sheet"),
+    "h100": Sheet("H100", 989e12, 80e9, 0.30, source="NVIDIA H100 SXM data sheet"),
+    "h100-pcie": Sheet("H100 PCIe", 756e12, 80e9, 0.30, source="NVIDIA H100 PCIe data sheet"),
+    "a100": Sheet("A100", 312e12, 80e9, 0.40, source="NVIDIA A100 80 GB data sheet"),
+    "a100-40": Sheet("A100-SXM4-40GB", 312e12, 40e9, 0.40, source="NVIDIA A100 data sheet"),
+    "v100": Sheet("V100", 125e12, 16e9, 0.35, "fp16", source="NVIDIA V100 SXM2 data sheet"),
+    "v100-32": Sheet("V100-SXM2-32GB", 125e12, 32e9, 0.35, "fp16", source="NVIDIA V100 SXM2 data sheet"),
+    "l40s": Sheet("L40S", 362e12, 48e9, 0.35, source="NVIDIA L40S data sheet"),
+    "l40": Sheet("L40", 181e12, 48e9, 0.35, source="NVIDIA L40 data sheet"),
+    "l4": Sheet("L4", 121e12, 24e9, 0.35, source="NVIDIA L4 data sheet"),
+    "a40": Sheet("A40", 150e12, 48e9, 0.35, source="NVIDIA A40 data sheet"),
+    "a30": Sheet("A30", 165e12, 24e9, 0.35, source="NVIDIA A30 data sheet"),
+    "a10g": Sheet("A10G", 70e12, 24e9, 0.40, source="AWS G5 instances"),
+    "a10": Sheet("A10", 125e12, 24e9, 0.35, source="NVIDIA A10 data sheet"),
+    "a6000": Sheet("RTX A6000", 155e12, 48e9, 0.35, source="NVIDIA RTX A6000 data sheet"),
+    "rtx5090": Sheet("RTX 5090", 210e12, 32e9, 0.35, source="NVIDIA RTX Blackwell whitepaper"),
+    "rtx4090": Sheet("RTX 4090", 165e12, 24e9, 0.35, source="NVIDIA Ada whitepaper"),
+    "rtx3090": Sheet("RTX 3090", 71e12, 24e9, 0.40, source="NVIDIA GA102 whitepaper"),
+    "t4": Sheet("T4", 65e12, 16e9, 0.30, "fp16", source="NVIDIA T4 data sheet"),
+}
+# A GPU starts its kernels too slowly for a small model to fill them: shares of the MFU of BERT-large.
+SMALLER_ON_GPU = {128: 0.06, 256: 0.15, 512: 0.4, 768: 0.85, 1024: 1.0}
+# On a CPU, of the peak of a square matrix product: docs/log.md (4 x 256 .60, 6 x 512 .70; bert-tiny 23,000 tokens/s on two
+# cores), with the trainer around the step and as many ranks as cores.
+MFU_ON_CPU = {128: 0.31, 256: 0.6, 512: 0.66, 768: 0.66, 1024: 0.66}
+ON_SEVERAL_GPUS = 0.93  # of one machine: their sums of gradients; a stated share, as the MFU is
+USUAL_CORE = 60e9  # FLOP/s of fp32 of a core, where the probe fails
+
+_PROBE = """
+import sys, time
+import numpy
+size = 768
+a = numpy.ones((size, size), dtype=numpy.float32)
+best, end = 1e9, time.thread_time() + float(sys.argv[1])
+while time.thread_time() < end:
+    start = time.thread_time()
+    a @ a
+    best = min(best, time.thread_time() - start)
+print(2 * size**3 / best)
+"""
+
+
+class Machine(NamedTuple):
+    """Where a run is, or would be."""
+
+    name: str
+    ranks: int
+    peak: float  # FLOP/s a rank
+    memory: float  # bytes a rank
+    is_gpu: bool
+    is_here: bool
+    precision: str
+    mfu: float  # of BERT-large
+    busy: float = 0.0  # cores that other programs use, of a CPU
+    cores: int = 0
+    source: str = ""
+
+    def mfu_of(self, shape: Shape) -> float:
+        """Share of the peak that a model of this shape reaches."""
+        by_hidden = SMALLER_ON_GPU if self.is_gpu else MFU_ON_CPU
+        nearest = min(by_hidden, key=lambda hidden: abs(hidden - shape.hidden))
+        return by_hidden[nearest] * (self.mfu if self.is_gpu else 1.0)
+
+    def tokens_per_second(self, shape: Shape, vocab_size: int, seq_len: int, mask_rate: float) -> float:
+        """Real tokens over all ranks, on a machine that has nothing else to do."""
+        flops = token_flops(shape, vocab_size, seq_len, mask_rate)
+        together = self.ranks * (ON_SEVERAL_GPUS if self.is_gpu and self.ranks > 1 else 1.0)
+        return together * self.peak * self.mfu_of(shape) / flops
+
+    def in_words(self) -> str:
+        """For people."""
+        each = f"{self.memory / 1e9:.0f} GB"
+        if self.is_gpu:
+            return f"{self.ranks} x {self.name}, {each} each, {self.peak / 1e12:.0f} TFLOP/s ({self.source})"
+        ranks = f"{self.ranks} rank{'s' * (self.ranks > 1)}"
+        return (
+            f"{self.cores} core{'s' * (self.cores > 1)} without a GPU, {self.memory * self.ranks / 1e9:.0f} GB, "
+            f"{self.peak * self.ranks / 1e9:.0f} GFLOP/s of fp32; {ranks}"
+        )
+
+
+def here(ranks: int = 0) -> Machine:
+    """This machine: its GPUs, where it has some that may be used, else its cores."""
+    found = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else gpus()
+    if found:
+        name, memory = found[0]
+        sheet = sheet_of(name) or SHEETS["t4"]
+        count = ranks or len(found)
+        return Machine(
+            name, count, sheet.peak, memory or sheet.memory, True, True, sheet.precision, sheet.mfu, source=sheet.source
+        )
+    cores = usable_cores()
+    count = ranks or _power_of_two(min(cores, 8))
+    peak = core_peak()
+    others = max(0.0, min(os.getloadavg()[0], 4.0 * cores))
+    return Machine(
+        "CPU", count, peak * cores / count, usable_memory() / count, False, True, "fp32", 1.0,
+        busy=others, cores=cores, source="measured",
+    )  # fmt: skip
+
+
+def elsewhere(gpu: str, ranks: int = 1) -> Machine:
+    """A machine of so many GPUs, by its data sheet.
+
+    Raises
+    ------
+    InputError: a GPU that is not in the table.
+    """
+    sheet = SHEETS.get(gpu.lower().replace(" ", "").replace("_", "-"))
+    if sheet is None:
+        raise InputError(f"--gpu {gpu} is not known; known are {', '.join(sorted(SHEETS))}")
+    ranks = max(1, ranks)
+    return Machine(gpu.upper(), ranks, sheet.peak, sheet.memory, True, False, sheet.precision, sheet.mfu,
+                   source=sheet.source)  # fmt: skip
+
+
+def sheet_of(name: str) -> Sheet | None:
+    """The data sheet of a GPU by the name that its driver gives it."""
+    fitting = [sheet for sheet in SHEETS.values() if sheet.called.lower() in name.lower()]
+    return max(fitting, key=lambda sheet: len(sheet.called), default=None)
+
+
+def gpus() -> list[tuple[str, float]]:
+    """Name and bytes of memory of each GPU that may be used, as nvidia-smi tells; nothing is started where there is
+    none."""
+    if shutil.which("nvidia-smi") is None or not any(Path("/dev").glob("nvidia[0-9]*")):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in told.splitlines():
+        name, _, memory = line.rpartition(",")
+        found.append((name.strip(), float(memory) * 2**20 if memory.strip().isdecimal() else 0.0))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    return found[: len([device for device in visible.split(",") if device.strip() not in ("", "-1")])]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and what its control group allows."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _control_group("cpu.max").split()
+    if len(quota) == 2 and quota[0].isdecimal():
+        cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
+    return cores
+
+
+def usable_memory() -> float:
+    """Bytes of memory that this process may use."""
+    whole = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limit = _control_group("memory.max").strip()
+    return min(whole, float(limit)) if limit.isdecimal() else whole
+
+
+def _control_group(name: str) -> str:
+    """What the control group (version 2) of this process says, of itself or of the container."""
+    own = Path("/proc/self/cgroup")
+    inside = own.read_text().strip().rpartition(":")[2].lstrip("/") if own.is_file() else ""
+    for folder in (Path("/sys/fs/cgroup") / inside, Path("/sys/fs/cgroup")):
+        path = folder / name
+        if path.is_file():
+            return path.read_text()
+    return ""
+
+
+def core_peak(seconds: float = 0.4) -> float:
+    """FLOP/s of one core in fp32 matrix products: the best of so many seconds of processor time, so that other programs
+    do not count. In a process of its own, as the number of threads is settled at the first import of numpy."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command = [sys.executable, "-c", _PROBE, str(seconds)]
+    try:
+        told = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True, env=os.environ | threads
+        ).stdout
+        return float(told)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return USUAL_CORE
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number.bit_length() - 1)
+
+
+def record(machine: Machine) -> dict[str, Any]:
+    """As JSON values."""
+    return machine._asdict()

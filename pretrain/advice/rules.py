@@ -1,0 +1,268 @@
+"""What fits which text, machine and hours: one table of numbers with their sources, and the functions that use them.
+
+Each choice is a pure function: numbers in, (value, reason in plain words) out. Trials (docs/log.md) change the table,
+not the functions.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pretrain.advice.machine import Machine
+from pretrain.advice.survey import UNSPACED, Survey
+from pretrain.config import PRESETS as SHAPES
+from pretrain.report.words import counted, duration
+from pretrain.sizes import activation_bytes, parameters, state_bytes
+
+
+class Preset(NamedTuple):
+    """What a size of model wants."""
+
+    least_tokens: float  # below which a smaller one has learnt more
+    lr: float  # for AdamW, at `lr_tokens` a step
+    lr_tokens: float  # 0: whatever the batch
+    warmup: float  # share of the steps
+    mask_rate: float
+
+
+# least_tokens: bert-mini left its plateau after 5 M tokens and was a language model after 13 M (docs/log.md: 64 x 64 tokens
+# a step); BERT-base is what a day of one GPU buys (Geiping and Goldstein 2023: 5 B tokens and more), BERT-large what a
+# day of eight buys (Izsak et al. 2021: 13 B). Between them in proportion to their weights, about 20 tokens a weight, as
+# for language models (Hoffmann et al. 2022).
+# lr: measured for bert-mini (1e-3; bert-tiny learns with 2e-3 alike). For base and large with the square root of the batch
+# between the published points of their post-LayerNorm form: BERT 1e-4 at 131 k tokens (Devlin et al. 2019), RoBERTa
+# 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
+# warmup: 3 % measured, 6 % Izsak et al. mask_rate: larger models take more (Wettig et al. 2023: base 20 %, large 40 %).
+PRESETS = {
+    "bert-tiny": Preset(0, 2e-3, 0, 0.05, 0.15),
+    "bert-mini": Preset(8e6, 1e-3, 0, 0.03, 0.15),
+    "bert-small": Preset(150e6, 1e-3, 0, 0.03, 0.15),
+    "bert-medium": Preset(500e6, 5e-4, 0, 0.06, 0.15),
+    "bert-base": Preset(2e9, 6e-4, 4.2e6, 0.06, 0.20),
+    "bert-large": Preset(8e9, 4e-4, 4.2e6, 0.06, 0.40),
+}
+MANY_PASSES = 40  # further ones teach nothing new (Muennighoff et al. 2023, of language models; masks differ each time)
+HALF_WORTH = 15.4  # passes: how fast repeated text loses its worth (the same, R*)
+PLATEAU = 1500  # steps before which no model here had left it (docs/log.md)
+STEPS_WANTED = 20_000  # steps matter, not tokens (docs/log.md); Izsak et al. made 25,000
+LEAST_STEP, MOST_STEP = 4096, 1 << 19  # tokens: measured, 64 x 64; Izsak et al. 4,096 x 128
+SHORTEST_STEP = 2048  # tokens, where time is so short that 4,096 leave fewer steps than the plateau is long
+SHORT_SAMPLES = 200e6  # tokens to train on, below which 64 a sample did better than 128 (docs/log.md)
+LONGEST = 512  # tokens of a sample of the last phase
+LONG_SAMPLES = 1e9  # tokens from which a last phase at 512 pays (Devlin et al. 2019: a tenth of the steps)
+VOCAB_SIZES = (1024, 2048, 4096, 8192, 12288, 16384, 30528)
+LEAST_SEEN, SEEN_SHARE = 100, 0.95  # 95 % of the entries occur 100 times or more (Gowda and May 2020)
+BYTES_A_TOKEN = 4.2  # of English with 8,192 entries (docs/log.md); where there is no text to count
+MARKS = 0.003  # share of letters with accents or vowel signs from which lower-casing, which strips them, loses words
+NO_DROPOUT = 1.0  # passes: below one, every sample is new (Geiping and Goldstein 2023)
+LITTLE_TEXT = 1e6  # bytes, of which nothing can be learnt
+CASED_LANGUAGES = {"de": "German writes nouns with capitals", "lb": "Luxembourgish writes nouns with capitals"}
+CPU_MICRO_BATCH_TOKENS = 2048  # more is not faster on a CPU, whose caches it leaves
+GPU_MICRO_BATCH_TOKENS = 1 << 15  # fills a large GPU
+MEMORY_SHARE = 0.8  # of the memory, for what the formulas know
+FEW_CORES_DAYS = 2.0  # days of a CPU that are worth a word
+
+Choice = tuple[Any, str]
+
+
+def cased(text: Survey, lang: str) -> Choice:
+    """Whether the vocabulary keeps case and accents."""
+    if lang in CASED_LANGUAGES:
+        return True, f"{CASED_LANGUAGES[lang]}, and lower-casing would strip accents too (schön -> schon)"
+    if text.marks > MARKS:
+        share = 100 * text.marks
+        return True, f"{share:.1f} % of the letters carry accents or vowel signs, which an uncased vocabulary strips"
+    if text.capitals < 0.002:
+        return False, "the script has no capitals and hardly any accents: nothing is lost"
+    return False, (
+        f"{100 * text.capitals:.1f} % capitals, {100 * text.marks:.2f} % accents: they carry little here, and every word "
+        "is learnt once instead of twice"
+    )
+
+
+def vocab_kind(text: Survey) -> Choice:
+    """WordPiece, or a vocabulary that finds words by itself."""
+    unspaced = sum(text.scripts.get(name, 0.0) for name in UNSPACED)
+    if unspaced > 0.2:
+        names = ", ".join(name for name in text.scripts if name in UNSPACED)
+        return "unigram", f"{100 * unspaced:.0f} % of the letters are {names}, which puts no space between words"
+    if text.scripts.get("Han", 0.0) > 0.5:
+        return "wordpiece", "Chinese, cut into characters as BERT's Chinese model is"
+    return "wordpiece", "words are parted by spaces"
+
+
+def token_count(text: Survey, vocab_size: int) -> float:
+    """Tokens of a corpus with a vocabulary of so many entries, from its words: the most frequent ones are entries, the
+    others are cut into pieces of about four letters."""
+    if not text.frequent:
+        return text.text_bytes / BYTES_A_TOKEN
+    entries = max(1, vocab_size - text.characters)
+    whole = sum(text.frequent[:entries])
+    rest = zip(text.frequent[entries:], text.lengths[entries:], strict=True)
+    pieces = sum(times * max(2, round(letters / 3.5)) for times, letters in rest)
+    spaced = (whole + pieces) * text.scale
+    return max(1.0, spaced + text.signs + text.unspaced_chars / 2.5)
+
+
+def vocab_size(text: Survey, tokens: float = math.inf) -> Choice:
+    """The largest vocabulary of which hardly an entry is rare, in all of the text or in the tokens that are trained on."""
+    megabytes = f"{text.megabytes:,.3g} MB of text"
+    if not text.frequent:
+        return VOCAB_SIZES[-1], "BERT's own size; there is no text here to count words in"
+    if sum(text.scripts.get(name, 0.0) for name in UNSPACED) > 0.2:
+        fitting = [size for size in VOCAB_SIZES if token_count(text, size) >= 1500 * size]
+        size = max(fitting, default=VOCAB_SIZES[0])
+        return size, f"about 1,500 tokens an entry: {megabytes}"
+    seen = min(1.0, tokens / token_count(text, 8192))
+    fitting = [size for size in VOCAB_SIZES if count_at(text, int(SEEN_SHARE * size)) * seen >= LEAST_SEEN]
+    size = max(fitting, default=VOCAB_SIZES[0])
+    if text.scripts.get("Han", 0.0) > 0.2:  # all characters are entries: as many as occur, and words of other scripts
+        size = max(size, min(room for room in VOCAB_SIZES if room >= min(1.3 * text.characters, VOCAB_SIZES[-1])))
+    larger = next((other for other in VOCAB_SIZES if other > size), None)
+    met = count_at(text, int(SEEN_SHARE * size)) * seen
+    reason = f"{megabytes}: 95 % of {size:,} entries are met some {counted(met)} times or more"
+    if larger is not None:
+        reason += (
+            f", of {larger:,} {counted(count_at(text, int(SEEN_SHARE * larger)) * seen)}; rarer ones are not learnt"
+        )
+    return size, reason
+
+
+def count_at(text: Survey, rank: int) -> float:
+    """How often the word of this rank occurs in the corpus."""
+    return text.frequent[rank] * text.scale if rank < len(text.frequent) else 0.0
+
+
+def worth(tokens: float, text_tokens: float) -> float:
+    """Tokens of new text that so many are worth, of which most are repeated (Muennighoff et al. 2023, equation 5)."""
+    repeats = max(0.0, tokens / text_tokens - 1)
+    return min(tokens, text_tokens) + text_tokens * HALF_WORTH * (1 - math.exp(-repeats / HALF_WORTH))
+
+
+class Pace(NamedTuple):
+    """What a preset would do in the hours."""
+
+    model: str
+    tokens_per_second: float
+    tokens: float  # that the hours hold
+    worth: float  # of new text
+
+
+def paces(machine: Machine, hours: float, vocab_size: int, text_tokens: float) -> list[Pace]:
+    """Of every preset that fits into the memory."""
+    found = []
+    for name, preset in PRESETS.items():
+        sample = 64 if SHAPES[name].hidden <= 256 else 128
+        speed = machine.tokens_per_second(SHAPES[name], vocab_size, sample, preset.mask_rate)
+        tokens = 3600 * hours * speed
+        if found and not fits(name, machine, vocab_size):
+            break
+        found.append(Pace(name, speed, tokens, worth(tokens, text_tokens)))
+    return found
+
+
+def fits(name: str, machine: Machine, vocab_size: int) -> bool:
+    """Whether the state and eight samples of 128 tokens fit, at any ZeRO stage."""
+    return stage_and_micro_batch(name, machine, vocab_size, 128, 8)[1] >= 8
+
+
+def model(found: Sequence[Pace], hours: float) -> tuple[Pace, str]:
+    """The largest preset that gets the tokens it wants."""
+    enough = [pace for pace in found if pace.worth >= PRESETS[pace.model].least_tokens]
+    chosen = enough[-1]
+    reason = f"{counted(chosen.tokens_per_second)} tokens/s: {counted(chosen.tokens)} tokens in {_hours(hours)}"
+    if chosen.worth < 0.9 * chosen.tokens:
+        reason += f", worth {counted(chosen.worth)} of new text as they repeat"
+    larger = next((pace for pace in found if pace not in enough), None)
+    if larger is not None:
+        reason += f"; {larger.model} would see {counted(larger.worth)} and wants {counted(PRESETS[larger.model].least_tokens)}"
+    return chosen, reason
+
+
+def objective(text: Survey) -> Choice:
+    """What is learnt."""
+    if text.one_sentence > 0.5:
+        share = 100 * text.one_sentence
+        return "mlm", f"masked words only: {share:.0f} % of the documents are one sentence, which has no next one"
+    return "mlm", (
+        "masked words only: sentence pairs cost length and gain nothing (RoBERTa, Izsak et al.), and with them the same "
+        "model was still on its plateau here"
+    )
+
+
+def seq_len(tokens: float, document_tokens: float) -> Choice:
+    """Tokens of a sample."""
+    if document_tokens < 48:
+        length = 32 if document_tokens < 24 else 64
+        return length, f"documents are short, {document_tokens:.0f} tokens the median"
+    if tokens < SHORT_SAMPLES:
+        return 64, f"with {counted(tokens)} tokens many short samples teach more than few long ones (docs/log.md)"
+    return 128, "attention is cheap there, and most of language is learnt (Devlin et al., Izsak et al.)"
+
+
+def step_tokens(tokens: float) -> Choice:
+    """Tokens of a step: as few as learn steadily, since steps matter."""
+    size = LEAST_STEP
+    while size * 2 <= min(tokens / STEPS_WANTED, MOST_STEP):
+        size *= 2
+    if tokens / size < PLATEAU:
+        size = SHORTEST_STEP
+    steps = tokens / size
+    return size, f"{counted(size)} tokens a step make {counted(steps)} steps, and steps matter more than tokens"
+
+
+def learning_rate(name: str, batch_tokens: float) -> Choice:
+    """Peak rate of AdamW."""
+    preset = PRESETS[name]
+    if not preset.lr_tokens:
+        return preset.lr, f"what taught {name} or its like in trials (docs/log.md)"
+    rate = preset.lr * math.sqrt(batch_tokens / preset.lr_tokens)
+    rate = float(f"{min(max(rate, 1e-4), preset.lr):.1g}")
+    return rate, "between BERT's 1e-4 and RoBERTa's rate, by the square root of the batch"
+
+
+def dropout(passes: float) -> Choice:
+    """Of hidden units."""
+    if passes < NO_DROPOUT:
+        return 0.0, f"{passes:.2g} passes: every sample is new, nothing can be learnt by heart (Geiping and Goldstein)"
+    return 0.1, f"BERT's own; {passes:.3g} passes over the text"
+
+
+def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len: int, share: int) -> tuple[int, int]:
+    """The lowest ZeRO stage from 1 on with room for a good micro-batch, and that: a power of two that divides a rank's
+    share of the batch; 0 where none fits."""
+    shape = SHAPES[name]
+    weights = parameters(shape, vocab_size)
+    sample = seq_len * activation_bytes(shape, vocab_size, PRESETS[name].mask_rate, machine.precision)
+    wanted = max(1, (GPU_MICRO_BATCH_TOKENS if machine.is_gpu else CPU_MICRO_BATCH_TOKENS) // seq_len)
+    best = (1, 0)
+    for stage in (1, 2, 3) if machine.ranks > 1 else (1,):
+        room = MEMORY_SHARE * machine.memory - state_bytes(stage, weights, machine.ranks, machine.precision)
+        most = min(int(room / sample), wanted, share) if room > 0 else 0
+        micro = 1 << (most.bit_length() - 1) if most > 0 else 0
+        while micro > 1 and share % micro:
+            micro //= 2
+        if micro > best[1]:
+            best = (stage, micro)
+        if micro >= min(8, share):
+            break
+    return best
+
+
+def phases(
+    tokens: float, document_tokens: float, length: int, batch: int, micro: int, steps: int, lr: float
+) -> list[str]:
+    """--phase of a run that ends with long samples, where tokens and documents are enough for them; else none."""
+    shorter = LONGEST // length
+    if tokens < LONG_SAMPLES or document_tokens < LONGEST // 2 or batch < shorter or batch % (shorter * micro):
+        return []
+    long_steps = max(1, steps // 10)
+    return [
+        f"seq_len={length},steps={steps - long_steps},global_batch={batch},micro_batch={micro}",
+        f"seq_len={LONGEST},steps={long_steps},global_batch={batch // shorter},micro_batch={max(1, micro // shorter)},"
+        f"lr={lr / 2:g}",
+    ]
+
+
+def _hours(hours: float) -> str:
+    return duration(3600 * hours)

@@ -1,0 +1,290 @@
+"""What a corpus is, in seconds whatever its size: a sample from all over it, read as data_prep/shard.py reads it.
+
+    text = survey(["wiki/", "news.jsonl.gz"])      Survey: megabytes, documents, sentences, scripts, language, words
+
+Plain files are read in ranges spread over all of the corpus, packed ones and archives from their beginning; what they
+hold beyond is estimated from how far a piece of them unpacks. Sizes of packed files are therefore estimates.
+"""
+
+import re
+import unicodedata
+from bisect import bisect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice
+from statistics import median
+from typing import Any, NamedTuple
+
+from data_prep.sharding.plan import PACKED
+from data_prep.text.corpus import Document, Source, count_rows, find_sources, read_documents
+from data_prep.text.sentences import lines_of, splitter
+from data_prep.text.unpack import DamagedError, guarded, open_unpacked, unpacked
+
+PIECES, PIECE = 48, 1 << 17  # places that are read, and bytes at each
+LOOKED_INTO = 1 << 20  # bytes unpacked to see how far a packed file unpacks
+WHOLE = 1 << 25  # bytes of a table that is read to its end, where rows may be in an order of time
+MARKUP = 0.5  # share of a dump of MediaWiki that is text, about
+LONGEST = 1 << 20  # characters of a document that are looked at
+TOLD_BY, TOLD = 2_000, 120  # characters of a document that tell its language; documents that are asked
+LEAST_TOLD = 60  # characters below which a language is a guess
+# Runs of anything but spaces and punctuation: marks of Hindi or Arabic belong to a word, which \w does not know.
+_WORD = re.compile(r"[^\s!-/:-@\[-`{-~\u00a0-\u00bf\u2010-\u2027\u2030-\u205e\u3000-\u303f\uff00-\uff0f،؛؟।॥]+")
+_SIGN = re.compile(r"[!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u205e\u3001-\u303f\uff01-\uff0f،؛؟।॥]")
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+# Scripts that put no space between words, Chinese apart, which BERT's WordPiece cuts into characters.
+UNSPACED = ("Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "Hiragana", "Katakana")
+_BY_SCRIPT = {  # where nothing else tells a language
+    "Han": "zh", "Hiragana": "ja", "Katakana": "ja", "Hangul": "ko", "Thai": "th", "Lao": "lo", "Khmer": "km",
+    "Myanmar": "my", "Tibetan": "bo", "Arabic": "ar", "Hebrew": "he", "Greek": "el", "Cyrillic": "ru",
+    "Devanagari": "hi", "Bengali": "bn", "Tamil": "ta", "Telugu": "te", "Georgian": "ka", "Armenian": "hy",
+    "Ethiopic": "am",
+}  # fmt: skip
+
+
+class Survey(NamedTuple):
+    """A corpus in numbers; those of a sample stand for all."""
+
+    sources: int
+    text_bytes: float  # in UTF-8
+    documents: float
+    sentences: float
+    words: float
+    document_chars: float  # of the median document
+    sentence_chars: float  # of the median sentence
+    sentence_words: float
+    one_sentence: float  # share of the documents
+    scripts: dict[str, float]  # shares of the letters, the largest first
+    marks: float  # share of the letters that lose a mark when accents are stripped
+    capitals: float  # share of the letters
+    languages: dict[str, float]  # shares of the text, the largest first; empty where nothing tells
+    told_by: str  # py3langid, or the script
+    characters: int  # different ones
+    sample_bytes: int
+    frequent: tuple[int, ...]  # counts of the sample's words, lower-cased, Chinese characters among them; descending
+    lengths: tuple[int, ...]  # characters of the same words
+    signs: float  # punctuation marks
+    unspaced_chars: float  # letters of scripts without spaces
+
+    @property
+    def megabytes(self) -> float:
+        """Of text."""
+        return self.text_bytes / 1e6
+
+    @property
+    def language(self) -> str:
+        """The language of most of it; empty where nothing tells."""
+        return next(iter(self.languages), "")
+
+    @property
+    def scale(self) -> float:
+        """How many times the sample the corpus is."""
+        return self.text_bytes / max(self.sample_bytes, 1)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON values, without the words."""
+        told = self._asdict()
+        del told["frequent"], told["lengths"]
+        return {name: round(value) if name in ("text_bytes", "documents", "sentences", "words") else value
+                for name, value in told.items()}  # fmt: skip
+
+
+def survey(
+    corpus: Sequence[str], lang: str = "", column: str = "text", txt: str = "auto", encoding: str | None = None
+) -> Survey:
+    """Look at a corpus.
+
+    Raises
+    ------
+    InputError: it cannot be read, as data_prep/shard.py says it.
+    """
+    sources = [source for source in find_sources(corpus, txt, column=column, encoding=encoding) if source.bytes]
+    documents: list[Document] = []
+    text_bytes = count = 0.0
+    sizes = [_rough_size(source, column) for source in sources]
+    for number, places in _places(sizes):
+        part = _look(sources[number], sizes[number], places, column)
+        documents += part.documents
+        text_bytes += part.text_bytes
+        count += part.count
+    # Sources between those looked at are like them.
+    looked_at = sum(sizes[number] for number, _ in _places(sizes))
+    share = looked_at / max(sum(sizes), 1)
+    return summed_up(documents, len(sources), text_bytes / share, count / share, lang)
+
+
+def summed_up(documents: list[Document], sources: int, text_bytes: float, count: float, lang: str = "") -> Survey:
+    """What a sample of documents says of a corpus of so many bytes of text, and so many documents."""
+    texts = [document.text[:LONGEST] for document in documents]
+    whole = "\n".join(texts)
+    sample = sum(len(document.text.encode()) for document in documents)
+    seen = sum(len(text.encode()) for text in texts)
+    scale = text_bytes / max(sample, 1) * sample / max(seen, 1)  # long documents are cut: the rest is like them
+    characters = Counter(whole)
+    letters = {one: times for one, times in characters.items() if unicodedata.category(one)[0] in "LM"}
+    total = max(sum(letters.values()), 1)
+    scripts: Counter[str] = Counter()
+    for one, times in letters.items():
+        scripts[script_of(one)] += times
+    del scripts[""]
+    shares = {name: times / total for name, times in scripts.most_common() if times > 0.001 * total}
+    languages, told_by = _languages(texts, shares)
+    split = splitter(lang or next(iter(languages), "") or "en")
+    cut = [
+        lines_of(text) if document.lines else split([text])[0] for document, text in zip(documents, texts, strict=True)
+    ]
+    lengths = [len(sentence) for sentences in cut for sentence in sentences]
+    words = _words(whole)
+    ordered = words.most_common()
+    return Survey(
+        sources=sources,
+        text_bytes=text_bytes,
+        documents=count,
+        sentences=scale * len(lengths),
+        words=scale * words.total(),
+        document_chars=median([len(text) for text in texts] or [0]),
+        sentence_chars=median(lengths or [0]),
+        sentence_words=words.total() / max(len(lengths), 1),
+        one_sentence=sum(len(sentences) == 1 for sentences in cut) / max(len(cut), 1),
+        scripts=shares,
+        marks=sum(times for one, times in letters.items() if _loses_a_mark(one)) / total,
+        capitals=sum(times for one, times in letters.items() if one.isupper()) / total,
+        languages=languages,
+        told_by=told_by,
+        characters=len(characters),
+        sample_bytes=seen,
+        frequent=tuple(times for _, times in ordered),
+        lengths=tuple(len(word) for word, _ in ordered),
+        signs=scale * len(_SIGN.findall(whole)),
+        unspaced_chars=scale * sum(times for one, times in letters.items() if script_of(one) in UNSPACED),
+    )
+
+
+class _Part(NamedTuple):
+    """What was read of a source, and what all of it holds."""
+
+    documents: list[Document]
+    text_bytes: float
+    count: float
+
+
+def _rough_size(source: Source, column: str) -> float:
+    """Bytes of text, before anything is unpacked."""
+    if source.kind in ("parquet", "dataset"):
+        return count_rows(source, column)[1]
+    return source.bytes * (PACKED if source.packing else 1)
+
+
+def _places(sizes: Sequence[float]) -> list[tuple[int, int]]:
+    """(source, how many places of it are read): PIECES spread evenly over all bytes."""
+    ends = list(accumulate(sizes))
+    if not ends:
+        return []
+    at = [ends[-1] * (number + 0.5) / PIECES for number in range(PIECES)]
+    return sorted(Counter(min(bisect(ends, place), len(ends) - 1) for place in at).items())
+
+
+def _look(source: Source, size: float, places: int, column: str) -> _Part:
+    counts: Counter[str] = Counter()
+    if source.kind in ("parquet", "dataset"):
+        rows, _ = count_rows(source, column)
+        every = max(1, int(size / (places * PIECE))) if size <= WHOLE else 1
+        found, _ = _until(islice(read_documents(source, column, counts), 0, None, every), places * PIECE)
+        return _Part(found, size or _bytes(found) / max(len(found), 1) * rows, rows)
+    if source.is_stream:
+        found, is_whole = _until(read_documents(source, column, counts), places * PIECE)
+        read = _bytes(found)
+        text = float(read) if is_whole else _unpacked_size(source) * _share_of_text(source, found)
+        return _Part(found, text, len(found) * text / max(read, 1))
+    piece = PIECE if places * PIECE < size else int(size / places) + 1
+    begins = [int(size * number / places) for number in range(places)]
+    ranges = [(begin, min(begin + piece, int(size))) for begin in begins]
+    found = []
+    for begin, end in ranges:
+        found += list(read_documents(source, column, counts, begin, end))
+    share = sum(end - begin for begin, end in ranges) / size
+    return _Part(found, _bytes(found) / share, len(found) / share)
+
+
+def _until(documents: Iterator[Document], most: int) -> tuple[list[Document], bool]:
+    """The first documents, of about so many bytes, and whether these are all."""
+    found, size = [], 0
+    for document in documents:
+        found.append(document)
+        size += len(document.text.encode())
+        if size >= most:
+            return found, False
+    return found, True
+
+
+def _bytes(documents: Sequence[Document]) -> int:
+    return sum(len(document.text.encode()) for document in documents)
+
+
+def _unpacked_size(source: Source) -> float:
+    """Bytes of a source in UTF-8 once it is unpacked, from how far its beginning goes."""
+    with open_unpacked(source._replace(packing="")) as file:
+        stream = unpacked(file, source.packing) if source.packing else file
+        head = bytearray()
+        try:
+            while len(head) < LOOKED_INTO and (block := guarded(source, lambda: stream.read(1 << 16))):
+                head += block
+        except DamagedError:  # what is left of it is what there is
+            pass
+        waiting = len(stream.peek()) if source.packing else 0  # type: ignore[attr-defined]
+        grows = 1.0
+        if source.kind not in ("tar", "xml") and source.encoding:
+            grows = len(bytes(head).decode(source.encoding, "replace").encode("utf-8", "replace")) / max(len(head), 1)
+        return source.bytes * grows * (len(head) + waiting) / max(file.tell(), 1)
+
+
+def _share_of_text(source: Source, documents: Sequence[Document]) -> float:
+    """Bytes of text in a byte of the unpacked source, from the places of the first and the last document."""
+    if source.kind == "xml":
+        return MARKUP
+    first, last = (_place(document) for document in (documents[0], documents[-1]))
+    if source.kind == "tar" or last <= first:
+        return 1.0
+    return min(1.0, _bytes(documents[:-1]) / (last - first))
+
+
+def _place(document: Document) -> int:
+    place = document.id.rsplit(":", 1)[-1].split("+")[0]
+    return int(place) if place.isdecimal() else 0
+
+
+def script_of(character: str) -> str:
+    """The script that a letter is written in, by its name in Unicode; empty for a mark of no script."""
+    if _HAN.match(character):
+        return "Han"
+    name = unicodedata.name(character, "").split(" ", 1)[0]
+    return "" if name in ("COMBINING", "MODIFIER", "VARIATION", "") else name.split("-")[0].capitalize()
+
+
+def _loses_a_mark(letter: str) -> bool:
+    return any(unicodedata.category(part) == "Mn" for part in unicodedata.normalize("NFD", letter))
+
+
+def _words(text: str) -> Counter[str]:
+    lowered = text.lower()
+    han = Counter(_HAN.findall(lowered))
+    if han:
+        lowered = _HAN.sub(" ", lowered)
+    return Counter(_WORD.findall(lowered)) + han
+
+
+def _languages(texts: Sequence[str], scripts: dict[str, float]) -> tuple[dict[str, float], str]:
+    """Shares of the languages by their characters, and what told them."""
+    try:
+        from py3langid import langid  # inside: an extra
+    except ImportError:
+        first = next(iter(scripts), "")
+        return ({_BY_SCRIPT[first]: scripts[first]} if first in _BY_SCRIPT else {}), "its script"
+    identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE)
+    asked = [text for text in texts[:: max(1, len(texts) // TOLD)] if len(text) >= LEAST_TOLD] or list(texts[:TOLD])
+    found: Counter[str] = Counter()
+    for text in asked:
+        begin = max(0, (len(text) - TOLD_BY) // 2)
+        piece = text[begin : begin + TOLD_BY]
+        found[str(identifier.classify(piece)[0])] += len(text)
+    total = max(found.total(), 1)
+    return {name: size / total for name, size in found.most_common() if size > 0.01 * total}, "py3langid"
