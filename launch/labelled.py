@@ -1,7 +1,7 @@
 """A labelled file of any column names -> what fine-tuning reads, with a part held back to measure on.
 
     found = look_at(Path("reviews.csv"))        the kind of task, which columns are meant, and why
-    write_split(found, None, Path("out/task"))  out/task/train.jsonl and eval.jsonl, under the names of pretrain.finetune
+    write_split(found, None, Path("out/task"))  out/task/train.jsonl and eval.jsonl, as pretrain.finetune reads them
 
 The columns are those that pretrain.finetune knows by name; else the label is the column with few different values, and
 the text the one with the longest cells. A fifth of each label is held back, chosen by a hash of the text: the same file

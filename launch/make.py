@@ -18,6 +18,7 @@ Exit codes: 0 all of it is there, 2 wrong input, 75 stopped as asked, else that 
 """
 
 import fcntl
+import io
 import json
 import os
 import shlex
@@ -25,7 +26,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +35,22 @@ from typing import Annotated, Any, Literal
 if not __package__:  # a plain script: launch/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+from data_prep.cli import (  # first: it continues in .venv where packages are missing
+    InputError,
+    number_in,
+    print_json,
+    run,
+    say,
+)
 
 # isort: split
+from rich.console import Console
+from rich.text import Text
+
 from data_prep.calls import call, hand_on, own
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import find_sources
 from launch import labelled
-from launch.advice_standin import Advice, advise
 from launch.record import Json, Record, StageRecord, changes_of, check_folder, described, key_of
 from launch.running import STOPPED, Plan, Screen, Stage, rounded
 from launch.stages import (
@@ -54,8 +63,13 @@ from launch.stages import (
     options_of,
     read_settings,
     result_of,
+    wanted_settings,
     without,
 )
+from pretrain.advice.__main__ import WIDTH, shown
+from pretrain.advice.advice import Advice, advised
+from pretrain.advice.machine import here
+from pretrain.advice.survey import survey
 
 GAPS = 8  # sentences with a gap
 PATIENCE = 60.0  # seconds for an earlier make of the same folder to end
@@ -84,8 +98,8 @@ class MakeConfig:
     """size of the model in place of the advice"""
     size: Annotated[int | None, Range(256, 1e7)] = None
     """entries of the vocabulary in place of the advice"""
-    cased: bool | None = None
-    """whether the vocabulary keeps case and accents, in place of the advice"""
+    cased: bool = False
+    """keep case and accents, whatever is advised; --set vocab.cased=no does not, whatever is advised"""
     set: tuple[str, ...] = ()
     """any other option of a stage, as STAGE.OPTION=VALUE: train.lr=1e-3 finetune.seeds=5 shard.holdout=0.05"""
     anew: bool = False
@@ -114,10 +128,10 @@ class MakeConfig:
         found = read_settings(self.set)
         named = (("train", "model", self.model), ("vocab", "size", self.size), ("vocab", "cased", self.cased))
         for stage, option, value in named:
-            if value is not None:
+            if value not in (None, False):
                 if option in found.setdefault(stage, {}):
                     raise InputError(f"--{option} and --set {stage}.{option} say the same: give one")
-                found[stage][option] = ("yes" if value else "no") if isinstance(value, bool) else str(value)
+                found[stage][option] = "yes" if value is True else str(value)
         return found
 
     @property
@@ -145,10 +159,12 @@ def main(config: MakeConfig) -> None:
 def make(config: MakeConfig) -> None:
     """As above."""
     check_folder(config.out, config.corpus)
-    sources = described(find_sources(config.corpus, out=config.out))
+    with redirect_stderr(io.StringIO()):  # the stages say it: what is left out, in which encodings the files are
+        sources = described(find_sources(config.corpus, out=config.out))
     found, held_out = labelled_files(config)
     if config.dry_run:
-        show(config, advise_for(config), commands_of(config, advise_for(config), found))
+        advice = advise_for(config)
+        show(config, advice, commands_of(config, advice, found))
         return
     with alone_in(config.out) as lock:
         record = Record.read(config.out) or Record([], {})
@@ -167,8 +183,8 @@ def make(config: MakeConfig) -> None:
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[int]:
-    """Keep another make out of a folder, which is made. Stages inherit the lock: after a kill -9 the next make waits until
-    what the last one had started has ended.
+    """Keep another make out of a folder, which is made. Stages inherit the lock: after a kill -9 the next make waits
+    until what the last one had started has ended.
 
     Raises
     ------
@@ -224,24 +240,25 @@ def settle_task(
 
 def advise_for(config: MakeConfig) -> Json:
     """What fits the text, the machine and the hours, as make.json keeps it."""
-    task = config.out / "task/train.jsonl"
-    advice: Advice = advise(
-        config.corpus, config.hours or 1.0, lang=config.lang, out=config.out,
-        task=task if config.task and task.exists() else config.task,
-    )  # fmt: skip
-    plain: Json = json.loads(
-        json.dumps(
-            {
-                "settings": advice.settings,
-                "commands": dict(advice.commands),
-                "reasons": advice.reasons,
-                "warnings": advice.warnings,
-                "found": advice.found,
-            },
-            default=str,
-        )
-    )
-    return plain
+    ranks = number_in(os.environ, "RANKS", 0, most=999)
+    text, machine = survey(config.corpus, config.lang), here(ranks)
+    wanted = wanted_settings(config.wanted)
+
+    def for_hours(hours: float, **more: Any) -> Advice:
+        task = config.out / "task/train.jsonl" if config.task else None
+        return advised(
+            text, machine, hours, corpus=config.corpus, lang=config.lang, task=task, out=config.out,
+            wanted=wanted | more,
+        )  # fmt: skip
+
+    advice = for_hours(config.hours or 1.0)
+    if config.steps:  # how long they take decides how often is looked and saved
+        settings = advice.settings
+        tokens = config.steps * settings["global_batch"] * settings["seq_len"]
+        same = {name: settings[name] for name in ("model", "vocab_size", "global_batch", "seq_len", "micro_batch")}
+        advice = for_hours(tokens / settings["tokens_per_second"] / 3600, **same)
+    plain: Json = json.loads(json.dumps(advice._asdict(), default=str))
+    return plain | {"commands": dict(advice.commands)}
 
 
 def settle_advice(config: MakeConfig, record: Record, sources: list[Json]) -> Json:
@@ -264,29 +281,29 @@ def settle_advice(config: MakeConfig, record: Record, sources: list[Json]) -> Js
 def commands_of(config: MakeConfig, advice: Json, found: labelled.Found | None) -> dict[str, Words]:
     """stage -> the words of its command, as advised and as wanted."""
     wanted, out = config.wanted, config.out
-    length = {"steps": str(config.steps)} if config.steps else {"hours": f"{config.hours:g}"}
-    advised: dict[str, Words] = dict(advice["commands"])
+    plain: dict[str, Words] = dict(advice["commands"])
+    length = {} if "--phase" in plain["train"] else {"hours": f"{config.hours:g}"}
     if config.steps:
-        advised["train"] = without(advised["train"], "hours")
+        plain["train"] = without(without(plain["train"], "hours"), "phase")
+        sizes = {name: str(advice["settings"][name]) for name in ("seq_len", "global_batch", "micro_batch")}
+        length = sizes | {"steps": str(config.steps)}
     if found is not None:
         files = {name: shlex.quote(str(out / f"task/{name}.jsonl")) for name in ("train", "eval")}
-        advised["finetune"] = changed(advised["finetune"], {"task": found.kind, **files})
+        plain["finetune"] = changed(plain["finetune"], {"task": found.kind, **files})
     else:
-        advised.pop("finetune", None)
-    train = options_of(changed(advised["train"], wanted.get("train", {})))
+        plain.pop("finetune", None)
+    train = options_of(changed(plain["train"], wanted.get("train", {})))
     looked = {name: train[name] for name in ("seq_len", "objective") if name in train}
-    advised["look"] = changed(["show", str(out / "store"), "--samples", "3"], looked)
-    advised["fill"] = ["predict", str(out / "hf"), "--fill", "--json"]
+    plain["look"] = changed(["show", str(out / "store"), "--samples", "3"], looked)
+    plain["fill"] = ["predict", str(out / "hf"), "--fill", "--json"]
     own_length = {"train": length}
     return {
-        name: changed(advised[name], own_length.get(name, {}) | wanted.get(name, {}))
-        for name in KINDS
-        if name in advised
+        name: changed(plain[name], own_length.get(name, {}) | wanted.get(name, {})) for name in KINDS if name in plain
     }
 
 
 def settle_changes(config: MakeConfig, record: Record, sources: list[Json], keys: dict[str, tuple[str, str]]) -> None:
-    """Say what is other than when this folder was begun, and throw away what cannot be gone on with, if that is allowed.
+    """Say what is other than when this folder was begun; throw away what cannot be gone on with, if that is allowed.
 
     Raises
     ------
@@ -307,8 +324,8 @@ def settle_changes(config: MakeConfig, record: Record, sources: list[Json], keys
     told = f"{config.out} was begun with other texts or settings: {'; '.join(changes) or 'the advice has changed'}"
     if costly and not config.anew:
         raise InputError(
-            f"{told}. {' and '.join(costly)} cannot go on with them: add --anew to throw away what is there and make it "
-            "anew, choose another --out, or give what it had"
+            f"{told}. {' and '.join(costly)} cannot go on with them: add --anew to throw away what is there and make "
+            "it anew, choose another --out, or give what it had"
         )
     if stale or again or changes:
         say(told)
@@ -371,8 +388,8 @@ def work_through(
         say(f"stopped in {KINDS[name].title}; the same command goes on: {again}")
     else:
         say(
-            f"make has stopped at its stage {KINDS[name].title}, which ended with code {code}; what it said is above and "
-            f"in {config.out}/logs/{name}.log. Mend that, and the same command goes on: {again}"
+            f"make has stopped at its stage {KINDS[name].title}, which ended with code {code}; what it said is above "
+            f"and in {config.out}/logs/{name}.log. Mend that, and the same command goes on: {again}"
         )
     sys.exit(code)
 
@@ -422,7 +439,7 @@ SECONDS = {"vocab": (4, 0.6), "shard": (4, 0.3), "look": (3, 0.0), "export": (20
 def planned(name: str, config: MakeConfig, record: Record) -> float:
     """Seconds that a stage should take."""
     if name == "train":
-        return 20 + (3600 * config.hours if config.hours else float(record.advice.get("seconds_of_training", 300)))
+        return 20 + (3600 * config.hours if config.hours else 3600 * float(record.advice["settings"]["hours"]))
     if name == "finetune":
         return 30 + 0.02 * int(record.task.get("rows", 0))
     start, a_mb = SECONDS[name]
@@ -430,14 +447,18 @@ def planned(name: str, config: MakeConfig, record: Record) -> float:
 
 
 def show(config: MakeConfig, advice: Json, commands: dict[str, Words]) -> None:
-    """What was chosen, and why."""
-    for name, reason in advice["reasons"].items():
-        say(f"{name}: {reason}")
-    for warning in advice["warnings"]:
-        say(f"warning: {warning}")
-    if config.dry_run:
-        for name, words in commands.items():
-            say(f"{KINDS[name].title}:\n    {call(KINDS[name].command, *words[1:])}")
+    """What was found and chosen, and why; of a dry run the commands, too."""
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False,
+                      width=None if sys.stderr.isatty() else WIDTH)  # fmt: skip
+    for part in shown(Advice(**advice_fields(advice))):
+        console.print(part, soft_wrap=isinstance(part, Text))
+    for name, words in commands.items() if config.dry_run else ():
+        say(f"{KINDS[name].title}:\n    {call(KINDS[name].command, *words[1:])}")
+
+
+def advice_fields(advice: Json) -> Json:
+    """The fields of an Advice in what make.json keeps of one."""
+    return {name: advice[name] for name in Advice._fields}
 
 
 def write_page(config: MakeConfig, record: Record) -> None:

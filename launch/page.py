@@ -121,7 +121,7 @@ def chosen(record: Record) -> list[tuple[str, str, str]]:
     """(setting, value, why), in the words of the advice; what the user wanted otherwise first."""
     rows = []
     for name, value in record.given.items():
-        if name in ("model", "size", "cased", "steps", "hours", "lang") and value not in (None, "", 0):
+        if name in ("model", "size", "cased", "steps", "hours", "lang") and value not in (None, "", 0, False):
             rows.append((name, f"{value:g}" if isinstance(value, float) else str(value), "as you have said"))
     rows += [(entry.partition("=")[0], entry.partition("=")[2], "as you have said") for entry in record.given["set"]]
     settings = record.advice.get("settings", {})
@@ -232,5 +232,5 @@ def what_next(out: Path, record: Record) -> list[tuple[str, str]]:
 
 def _overrides(given: Json) -> list[str]:
     words = [word for name in ("model", "size") if given[name] for word in (f"--{name}", str(given[name]))]
-    words += {True: ["--cased"], False: ["--no_cased"], None: []}[given["cased"]]
+    words += ["--cased"] if given["cased"] else []
     return words + (["--set", *given["set"]] if given["set"] else [])

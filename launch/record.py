@@ -80,8 +80,8 @@ class Record:
 
 
 def described(sources: Sequence[Source]) -> list[Json]:
-    """Texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count: a copy of a
-    folder holds the same texts."""
+    """Texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count: a copy of
+    a folder holds the same texts."""
     return [{"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources]
 
 

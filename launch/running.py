@@ -3,8 +3,9 @@
     with Screen(stages, log_folder) as screen:
         code = screen.run(stage)               what the command prints passes through, and stands in a log beside
 
-On a terminal the bar stays below what passes; elsewhere each stage begins with a line that says the same. Ctrl-C, SIGTERM
-and a closed terminal go to the stage, which keeps what it has; where this process is killed, the kernel ends the stage.
+On a terminal the bar stays below what passes; elsewhere each stage begins with a line that says the same. Ctrl-C,
+SIGTERM and a closed terminal go to the stage, which keeps what it has; where this process is killed, the kernel ends
+the stage.
 """
 
 import ctypes

@@ -10,6 +10,7 @@ vocab -> shard -> look
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +45,10 @@ OURS = {
     "vocab": ("corpus", "out"), "shard": ("corpus", "vocab", "out"), "look": (), "train": ("data", "out"),
     "export": (), "finetune": ("train", "eval", "out"),
 }  # fmt: skip
+# Options whose setting has another name in an advice.
+SETTINGS = {("vocab", "size"): "vocab_size", ("vocab", "model"): "vocab_kind"}
 # What a run of training cannot take over; all else it goes on with, and says so.
-OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimizer", "seed", "phase"}
+OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimizer", "seed"}
 
 
 def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -68,6 +71,26 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
             raise InputError(f"--set {entry}: make itself says where things lie; see --out, --corpus, --task")
         found.setdefault(stage, {})[option] = value
     return found
+
+
+def wanted_settings(wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The same as settings of an advice, which chooses the others to fit."""
+    found: dict[str, Any] = {}
+    for stage, options in wanted.items():
+        for option, value in options.items() if stage in ("vocab", "shard", "train") else ():
+            found[SETTINGS.get((stage, option), option)] = _read(value)
+    return found
+
+
+def _read(value: str) -> Any:
+    if value in ("yes", "true", "no", "false"):
+        return value in ("yes", "true")
+    try:
+        return int(value)
+    except ValueError:
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def changed(words: Sequence[str], options: Mapping[str, str]) -> Words:

@@ -83,7 +83,7 @@ def main(config: AdviceConfig) -> None:
         return
     is_terminal = sys.stdout.isatty()
     console = Console(highlight=False, markup=False, emoji=False, width=None if is_terminal else WIDTH)
-    for part in shown(advice):
+    for part in (*shown(advice), *commands_shown(advice)):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
@@ -108,6 +108,10 @@ def shown(advice: Advice) -> Iterator[Table | Text]:
     yield table
     for warning in advice.warnings:
         yield Text.assemble(("warning: ", "yellow"), warning)
+
+
+def commands_shown(advice: Advice) -> Iterator[Text]:
+    """What to paste."""
     yield Text("\nThe commands", style="bold")
     for _, words in advice.commands:
         yield Text(pasteable(words, advice.settings))

@@ -9,7 +9,7 @@ The text is looked at (survey.py), the machine too (machine.py); the rules (rule
 
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from pretrain.report.words import counted, duration
 from pretrain.sizes import activation_bytes, parameters, state_bytes
 
 UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
+AS_ASKED = "as asked"
 EVALUATIONS = 20  # of a run
 EVALUATED = 0.05  # of the time at most
 MIXED = 0.1  # share of the text in a second language that is worth a word
@@ -70,10 +71,12 @@ def advise(
     tokens: float = 0,
     price: float = 0,
     out: Path = Path("runs/mine"),
+    wanted: Mapping[str, Any] | None = None,
 ) -> Advice:
     """Look at texts and machine, and propose.
 
-    `tokens` are those of a store that is elsewhere, `gpu` and `ranks` a machine that is; `price` is of a GPU-hour.
+    `tokens` are those of a store that is elsewhere, `gpu` and `ranks` a machine that is; `price` is of a GPU-hour;
+    `wanted` are settings that are decided already.
 
     Raises
     ------
@@ -84,7 +87,9 @@ def advise(
     machine = machines.elsewhere(gpu, ranks) if gpu else None
     text = survey(corpus, lang) if corpus else ENGLISH
     machine = machine or machines.here(ranks)
-    return advised(text, machine, hours, corpus=corpus, lang=lang, task=task, tokens=tokens, price=price, out=out)
+    return advised(
+        text, machine, hours, corpus=corpus, lang=lang, task=task, tokens=tokens, price=price, out=out, wanted=wanted
+    )
 
 
 def advised(
@@ -98,14 +103,16 @@ def advised(
     tokens: float = 0,
     price: float = 0,
     out: Path = Path("runs/mine"),
+    wanted: Mapping[str, Any] | None = None,
 ) -> Advice:
     """As advise, of what is known already: nothing is looked at any more."""
     reasons: dict[str, str] = {}
     settings: dict[str, Any] = {}
+    wanted = wanted or {}
 
     def choose(name: str, choice: rules.Choice) -> Any:
-        settings[name], reasons[name] = choice
-        return choice[0]
+        settings[name], reasons[name] = (wanted[name], AS_ASKED) if name in wanted else choice
+        return settings[name]
 
     language = choose("lang", _language(text, lang))
     choose("cased", rules.cased(text, language))
@@ -115,19 +122,18 @@ def advised(
     def text_tokens(size: int) -> float:
         return tokens or rules.token_count(text, size)
 
-    size, _ = rules.vocab_size(text)
+    size = wanted.get("vocab_size", rules.vocab_size(text)[0])
     first, _ = rules.model(rules.paces(machine, hours, size, text_tokens(size)), hours)
     size = choose("vocab_size", rules.vocab_size(text, first.tokens))
     in_text = text_tokens(size)
     paces = rules.paces(machine, hours, size, in_text)
-    pace = choose("model", rules.model(paces, hours))
+    pace, reasons["model"] = rules.model([each for each in paces if each.model == wanted.get("model")] or paces, hours)
     settings["model"] = name = pace.model
     document_tokens = text.document_chars / max(1.0, text.text_bytes and _chars(text) / in_text or 4.2)
     choose("objective", rules.objective(text))
     length = choose("seq_len", rules.seq_len(pace.tokens, document_tokens))
     step_tokens, why = rules.step_tokens(pace.tokens)
-    batch = settings["global_batch"] = _multiple(step_tokens // length, machine.ranks)
-    reasons["global_batch"] = why
+    batch = choose("global_batch", (_multiple(step_tokens // length, machine.ranks), why))
     stage, micro = rules.stage_and_micro_batch(name, machine, size, length, batch // machine.ranks)
     settings |= {"micro_batch": max(1, micro), "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
     reasons["micro_batch"] = _micro_in_words(machine)
@@ -146,6 +152,8 @@ def advised(
     }  # fmt: skip
     reasons["steps"] = f"{counted(pace.tokens)} tokens in {duration(3600 * hours)}; {passes:.3g} passes over the text"
     settings |= _intervals(steps, pace.tokens, length, passes, text.documents)
+    settings |= {name: value for name, value in wanted.items() if name in settings}
+    reasons |= {name: AS_ASKED for name in wanted if name != "model"}
     warnings = list(_warnings(text, machine, settings, corpus, lang, first.tokens, paces, micro))
     found = {
         "text": text.record(), "machine": machines.record(machine),

@@ -169,7 +169,7 @@ def fits(name: str, machine: Machine, vocab_size: int) -> bool:
 def model(found: Sequence[Pace], hours: float) -> tuple[Pace, str]:
     """The largest preset that gets the tokens it wants."""
     enough = [pace for pace in found if pace.worth >= PRESETS[pace.model].least_tokens]
-    chosen = enough[-1]
+    chosen = (enough or found)[-1]  # where one is asked for, it alone is looked at
     reason = f"{counted(chosen.tokens_per_second)} tokens/s: {counted(chosen.tokens)} tokens in {_hours(hours)}"
     if chosen.worth < 0.9 * chosen.tokens:
         reason += f", worth {counted(chosen.worth)} of new text as they repeat"
