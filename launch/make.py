@@ -169,14 +169,15 @@ def make(config: MakeConfig) -> None:
     with alone_in(config.out) as lock:
         record = Record.read(config.out) or Record([], {})
         task = settle_task(config, found, held_out, record)
-        advice = settle_advice(config, record, sources)
+        had, advice = record.advice, settle_advice(config, record, sources)
         commands = commands_of(config, advice, found)
         keys = keys_of(commands, sources, task.get("sha256", ""))
         settle_changes(config, record, sources, keys)
         record = replace(record, sources=sources, given=config.given, task=task, advice=advice)
         record.stages = {name: entry for name, entry in record.stages.items() if name in keys}
         record.write(config.out)
-        show(config, advice, commands)
+        if advice is not had:
+            show(config, advice, commands)
         work_through(config, record, commands, keys, lock)
         write_page(config, record)
 
@@ -256,7 +257,8 @@ def advise_for(config: MakeConfig) -> Json:
         settings = advice.settings
         tokens = config.steps * settings["global_batch"] * settings["seq_len"]
         same = {name: settings[name] for name in ("model", "vocab_size", "global_batch", "seq_len", "micro_batch")}
-        advice = for_hours(tokens / settings["tokens_per_second"] / 3600, **same)
+        first, advice = advice, for_hours(tokens / settings["tokens_per_second"] / 3600, **same)
+        advice.reasons.update({name: why for name, why in first.reasons.items() if name in same and name != "model"})
     plain: Json = json.loads(json.dumps(advice._asdict(), default=str))
     return plain | {"commands": dict(advice.commands)}
 
@@ -463,15 +465,18 @@ def advice_fields(advice: Json) -> Json:
 
 def write_page(config: MakeConfig, record: Record) -> None:
     """DIR/index.html, and where it is on stdout."""
-    from launch.page import write  # inside: drawing takes seconds to import
+    from launch.page import in_a_line, what_next, write  # inside: drawing takes seconds to import
 
     page = write(config.out, record)
+    say(f"\nDone. {in_a_line(config.out, record)}")
+    for what, command in what_next(config.out, record):
+        say(f"{what}:\n    {command}")
+    say("The page with all of this:")
     if config.json:
         print_json(
             {"page": str(page), "out": str(config.out), "stages": {n: e.seconds for n, e in record.stages.items()}}
         )
     else:
-        say("")
         print(page)
 
 

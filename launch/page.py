@@ -117,6 +117,17 @@ def score_of(results: Json, task: Json) -> Json:
     }
 
 
+def in_a_line(out: Path, record: Record) -> str:
+    """What came out, for a console."""
+    took = duration(sum(entry.seconds for entry in record.stages.values()))
+    score = score_of(_json(out / "finetuned/results.json"), record.task)
+    if not score:
+        return f"{out / 'hf'} is a model for transformers, made in {took}."
+    beside = "".join(f", {name} {value}" for name, value in score["beside"])
+    spread = f" {score['spread']}" if score["spread"] else ""
+    return f"{out / 'hf'} and {out / 'finetuned'}, made in {took}: {score['metric']} {score['value']}{spread}{beside}."
+
+
 def chosen(record: Record) -> list[tuple[str, str, str]]:
     """(setting, value, why), in the words of the advice; what the user wanted otherwise first."""
     rows = []

@@ -130,13 +130,13 @@ def options_of(words: Sequence[str]) -> dict[str, str]:
 
 def keys_of(commands: Mapping[str, Words], sources: Any, task: str) -> dict[str, tuple[str, str]]:
     """(base, key) of each stage. `sources` describes the texts; `task` is a hash of the labelled files."""
-    keys = {"sources": ("", key_of(sources)), "task": ("", task)}
+    keys = {"sources": (key_of(sources), key_of(sources)), "task": (task, task)}
     for name, kind in KINDS.items():
         if name in commands:
             options = options_of(commands[name])
-            read = [keys[source][1] for source in kind.reads]
             fixed = {k: v for k, v in options.items() if name != "train" or k in OF_A_RUN}
-            keys[name] = key_of(name, fixed, read), key_of(name, options, read)
+            bases, whole = zip(*(keys[source] for source in kind.reads), strict=True)
+            keys[name] = key_of(name, fixed, bases), key_of(name, options, whole)
     return {name: keys[name] for name in KINDS if name in keys}
 
 
