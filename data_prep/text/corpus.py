@@ -272,6 +272,16 @@ def _say_layouts(sources: list[Source]) -> None:
         say(f"read as {meaning[layout]}: {shown} (--txt {'prose' if layout == 'lines' else 'lines'} to say otherwise)")
 
 
+def files_of(arguments: Iterable[str]) -> list[Path]:
+    """The files that paths, folders and globs name; nothing is read of them.
+
+    Raises
+    ------
+    InputError: nothing there.
+    """
+    return list(dict.fromkeys(path.resolve() for argument in arguments for path, *_ in _expand(argument, None)))
+
+
 def read_documents(
     source: Source, column: str, counts: Counter[str], start: int = 0, stop: int | None = None
 ) -> Iterator[Document]:

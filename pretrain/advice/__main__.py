@@ -25,6 +25,7 @@ from rich.text import Text
 
 from data_prep.ranges import Range, check_ranges
 from pretrain.advice.advice import Advice, advise, pasteable
+from pretrain.advice.rules import bytes_in_words
 from pretrain.report.words import counted, duration
 
 WIDTH = 118  # columns where there is no terminal to ask
@@ -134,7 +135,8 @@ def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
         yield (
             "Text",
             (
-                f"{text['text_bytes'] / 1e6:,.3g} MB in {text['sources']:,} sources, {counted(text['documents'])} documents, "
+                f"{bytes_in_words(text['text_bytes'])} in {text['sources']:,} file{'s' * (text['sources'] > 1)}, "
+                f"{counted(text['documents'])} document{'s' * (text['documents'] > 1)}, "
                 f"{counted(text['sentences'])} sentences of {text['sentence_chars']:.0f} characters (median)"
             ),
         )
@@ -150,12 +152,12 @@ def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
     yield (
         "Speed",
         (
-            f"{advice.settings['tokens_per_second']:,} tokens/s of {advice.settings['model']}; a pass over the text takes "
+            f"{advice.settings['tokens_per_second']:,} tokens/s of {advice.settings['model']}; a pass takes "
             f"{duration(3600 * cost['hours_a_pass'])}"
         ),
     )
     fits = "fits into" if memory["fits"] else "does not fit into"
-    yield "Memory", f"{memory['together_bytes'] / 1e9:.3g} GB a rank, {fits} {memory['has_bytes'] / 1e9:.0f} GB"
+    yield "Memory", f"{bytes_in_words(memory['together_bytes'])} a rank, {fits} {bytes_in_words(memory['has_bytes'])}"
     if "price" in cost:
         yield "Cost", f"{cost['price']:,.2f}; a pass over the text {cost['price_a_pass']:,.2f}"
 

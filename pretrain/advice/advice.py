@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.sharding.held_out import FEWEST
+from pretrain.advice import cautions, rules
 from pretrain.advice import machine as machines
-from pretrain.advice import rules
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, survey
 from pretrain.config import PRESETS
@@ -27,11 +27,11 @@ UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
 AS_ASKED = "as asked"
 EVALUATIONS = 20  # of a run
 EVALUATED = 0.05  # of the time at most
-MIXED = 0.1  # share of the text in a second language that is worth a word
 ENGLISH = Survey(
     sources=0, text_bytes=0.0, documents=1e6, sentences=0.0, words=0.0, document_chars=3000, sentence_chars=100,
     sentence_words=18.0, one_sentence=0.0, scripts={"Latin": 1.0}, marks=0.0, capitals=0.03, languages={},
-    told_by="nothing", characters=0, sample_bytes=0, frequent=(), lengths=(), signs=0.0, unspaced_chars=0.0,
+    told_by="nothing", chars=0.0, alphabet=0, han=0, sample_bytes=0, frequent=(), lengths=(), signs=0.0,
+    unspaced_chars=0.0,
 )  # fmt: skip
 
 
@@ -124,15 +124,18 @@ def advised(
 
     size = wanted.get("vocab_size", rules.vocab_size(text)[0])
     first, _ = rules.model(rules.paces(machine, hours, size, text_tokens(size)), hours)
-    size = choose("vocab_size", rules.vocab_size(text, first.tokens))
+    size = choose("vocab_size", rules.vocab_size(text, first.tokens, PRESETS[wanted.get("model", first.model)]))
     in_text = text_tokens(size)
     paces = rules.paces(machine, hours, size, in_text)
     pace, reasons["model"] = rules.model([each for each in paces if each.model == wanted.get("model")] or paces, hours)
     settings["model"] = name = pace.model
-    document_tokens = text.document_chars / max(1.0, text.text_bytes and _chars(text) / in_text or 4.2)
+    document_tokens = (
+        text.document_chars * in_text / text.chars if text.chars else text.document_chars / rules.BYTES_A_TOKEN
+    )
     choose("objective", rules.objective(text))
-    length = choose("seq_len", rules.seq_len(pace.tokens, document_tokens))
-    step_tokens, why = rules.step_tokens(pace.tokens)
+    useful = min(pace.tokens, rules.MANY_PASSES * in_text)  # what more passes add should not change the shape of a step
+    length = choose("seq_len", rules.seq_len(useful, document_tokens))
+    step_tokens, why = rules.step_tokens(useful)
     batch = choose("global_batch", (_multiple(step_tokens // length, machine.ranks), why))
     stage, micro = rules.stage_and_micro_batch(name, machine, size, length, batch // machine.ranks)
     settings |= {"micro_batch": max(1, micro), "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
@@ -148,13 +151,13 @@ def advised(
     settings |= {
         "hours": hours, "steps": steps, "epochs": passes, "tokens": round(pace.tokens),
         "tokens_per_second": round(pace.tokens_per_second), "text_tokens": round(in_text),
-        "phases": rules.phases(pace.tokens, document_tokens, length, batch, max(1, micro), steps, lr),
+        "phases": rules.phases(useful, document_tokens, length, batch, max(1, micro), steps, lr),
     }  # fmt: skip
     reasons["steps"] = f"{counted(pace.tokens)} tokens in {duration(3600 * hours)}; {passes:.3g} passes over the text"
     settings |= _intervals(steps, pace.tokens, length, passes, text.documents)
     settings |= {name: value for name, value in wanted.items() if name in settings}
     reasons |= {name: AS_ASKED for name in wanted if name != "model"}
-    warnings = list(_warnings(text, machine, settings, corpus, lang, first.tokens, paces, micro))
+    warnings = list(_warnings(text if corpus else None, machine, settings, lang, micro))
     found = {
         "text": text.record(), "machine": machines.record(machine),
         "cost": _costs(machine, settings, hours, price), "memory": _memory(machine, settings),
@@ -170,14 +173,6 @@ def _language(text: Survey, lang: str) -> rules.Choice:
         share = 100 * text.languages[text.language]
         return text.language, f"{share:.0f} % of the text, by {text.told_by}"
     return "en", "nothing tells the language; --lang says it"
-
-
-def _chars(text: Survey) -> float:
-    return (
-        text.text_bytes
-        / max(1.0, text.sample_bytes)
-        * sum(times * (letters + 1) for times, letters in zip(text.frequent, text.lengths, strict=True))
-    )
 
 
 def _multiple(samples: int, ranks: int) -> int:
@@ -199,7 +194,7 @@ def _intervals(steps: int, tokens: float, length: int, passes: float, documents:
         "eval_samples": min(1024, max(128, 1 << int(math.log2(max(samples, 1))))),
         "save_every": every,
         "log_every": max(1, min(50, steps // 200)),
-        "patience": 5 if passes > rules.MANY_PASSES and documents >= FEWEST else 0,
+        "patience": EVALUATIONS // 2 if passes > rules.MANY_PASSES and documents >= FEWEST else 0,
     }
 
 
@@ -262,80 +257,28 @@ def _memory(machine: Machine, settings: dict[str, Any]) -> dict[str, Any]:
             "fits": state + kept <= machine.memory}  # fmt: skip
 
 
-def _warnings(
-    text: Survey,
-    machine: Machine,
-    settings: dict[str, Any],
-    corpus: Sequence[str],
-    lang: str,
-    tokens: float,
-    paces: Sequence[rules.Pace],
-    micro: int,
-) -> Iterator[str]:
-    hours, passes, steps = settings["hours"], settings["epochs"], settings["steps"]
-    if corpus and text.text_bytes < rules.LITTLE_TEXT:
-        yield (
-            f"{text.text_bytes / 1e3:,.0f} kB of text is too little to learn a language from: give 10 MB or more, or let a "
-            "trained model go on with it (train --init_from HF_FOLDER)"
+def _warnings(text: Survey | None, machine: Machine, settings: dict[str, Any], lang: str, micro: int) -> Iterator[str]:
+    """All that is amiss, each with its remedy; no `text` where the store is elsewhere."""
+    if text is not None:
+        yield from cautions.of_text(text, settings["lang"], lang)
+        yield from cautions.rare_entries(
+            settings["vocab_size"],
+            rules.met_by_half(text, settings["vocab_size"]) * min(1.0, settings["tokens"] / settings["text_tokens"]),
+            "give more text",
         )
-    if passes > rules.MANY_PASSES:
-        enough = hours * rules.MANY_PASSES / passes
-        yield (
-            f"{passes:,.0f} passes over the text, and after {rules.MANY_PASSES} another one teaches hardly anything: "
-            f"--hours {enough:.2g} would do, or give more text"
-        )
-    if not machine.is_gpu and hours >= 24 * rules.FEW_CORES_DAYS:
+    yield from cautions.many_passes(settings["epochs"], _enough_hours(settings))
+    if not machine.is_gpu:
         one = machines.elsewhere("a100").tokens_per_second(
             PRESETS[settings["model"]], settings["vocab_size"], settings["seq_len"], settings["mask_rate"]
         )
-        yield (
-            f"{duration(3600 * hours)} on a CPU: one A100 takes about {duration(settings['tokens'] / one)} for as many "
-            f"tokens; plan for it with --gpu a100"
-        )
-    if corpus and not machine.is_gpu and passes < 0.1:
-        yield (
-            f"{duration(3600 * hours)} meet only {100 * passes:.2g} % of the text, and one pass takes "
-            f"{duration(3600 * hours / passes)}: give a part of it to --corpus, or a GPU"
-        )
-    if steps < rules.PLATEAU:
-        needed = rules.PLATEAU * rules.LEAST_STEP / settings["tokens_per_second"] / 3600
-        yield (
-            f"{steps:,} steps: models learn which words are frequent in the first {rules.PLATEAU:,}, and only then what "
-            f"goes with what; --hours {max(needed, hours * rules.PLATEAU / steps):.2g} or more"
-        )
-    size = settings["vocab_size"]
-    if corpus and rules.count_at(text, size // 2) and not settings["vocab_kind"] == "unigram":
-        met = rules.count_at(text, size // 2) * min(1.0, tokens / settings["text_tokens"])
-        if met < rules.LEAST_SEEN:
-            yield (
-                f"most of {size:,} entries of the vocabulary are rare, met {counted(met)} times or less: nothing is learnt "
-                "of them; give more text, or a vocabulary that exists (vocab --from_vocab)"
-            )
-    if corpus and text.one_sentence > 0.5:
-        yield (
-            f"{100 * text.one_sentence:.0f} % of the documents are one sentence: keep --objective mlm, and if they are "
-            "longer in truth, put a blank line between documents only, or say --txt prose"
-        )
-    if corpus and text.documents < FEWEST:
-        yield (
-            f"{text.documents:.0f} documents: none is held out, so the run cannot be evaluated; put a blank line (two "
-            f"between prose) between documents, or give {FEWEST} files or more"
-        )
-    others = {name: share for name, share in text.languages.items() if name != settings["lang"] and share > MIXED}
-    if others:
-        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in others.items())
-        asked = f" and --lang {lang}" if lang else ""
-        yield (
-            f"the text is in several languages ({told} beside {settings['lang']}){asked}: shard --only_lang "
-            f"{settings['lang']} leaves the others out"
-        )
+        yield from cautions.days_on_a_cpu(3600 * settings["hours"], settings["tokens"] / one)
+        yield from cautions.little_of_it(settings["epochs"], 3600 * settings["hours"])
+        yield from cautions.busy(machine.busy, machine.cores)
+    yield from cautions.few_steps(settings["steps"], settings["hours"])
     if not micro:
-        yield (
-            f"{settings['model']} does not fit into {machine.memory / 1e9:.0f} GB a rank: more --ranks (ZeRO divides its "
-            "state), or train --checkpoint_activations"
-        )
-    if machine.busy > 0.5 * machine.cores and not machine.is_gpu:
-        yield (
-            f"other programs use {machine.busy:.1f} of the {machine.cores} cores now; the plan is that of an idle machine, "
-            "so end them, or expect fewer steps"
-        )
+        yield cautions.too_large(settings["model"], machine.memory)
+
+
+def _enough_hours(settings: dict[str, Any]) -> str:
+    hours = settings["hours"] * rules.MANY_PASSES / settings["epochs"]
+    return f"--hours {hours:.2g}" if hours > 0.02 else ""

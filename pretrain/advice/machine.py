@@ -3,9 +3,9 @@
     here() -> Machine                       looked at, with a probe of a second; torch is not imported
     elsewhere("a100", 8) -> Machine         from data sheets
 
-Speed is a peak times an MFU, the share of it that training reaches (model arithmetic for real tokens). On a CPU the peak
-is measured in processor time of one thread, so that other programs do not count; what they take is told apart. On a
-GPU it is the data sheet's, and the MFU a stated one: nothing was measured there (docs/gpu.md).
+Speed is a peak times an MFU, the share of it that training reaches (model arithmetic for real tokens). On a CPU the
+peak is measured in processor time of one thread, so that other programs do not count; what they take is told apart. On
+a GPU it is the data sheet's, and the MFU a stated one: nothing was measured there (docs/gpu.md).
 """
 
 import os
@@ -32,9 +32,9 @@ class Sheet(NamedTuple):
     source: str = ""
 
 
-# The MFU is what published runs reached, where there are any, less what a first run loses: BERT-large on A100 .44 at 580
-# sequences of 128 tokens a second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 sequences of 128 tokens).
-# H100 and later are harder to keep busy; docs/gpu.md asks .40 of one. Longer names first: "A10" is in "A100".
+# The MFU is what published runs reached, where there are any, less what a first run loses: BERT-large on A100 .44 at
+# 580 sequences of 128 tokens a second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 of them). H100 and
+# later are harder to keep busy; docs/gpu.md asks .40 of one.
 SHEETS = {
     "b200": Sheet("B200", 2250e12, 180e9, 0.25, source="NVIDIA HGX B200 data sheet"),
     "h200": Sheet("H200", 989e12, 141e9, 0.30, source="NVIDIA H200 data sheet"),
@@ -59,8 +59,8 @@ SHEETS = {
 }
 # A GPU starts its kernels too slowly for a small model to fill them: shares of the MFU of BERT-large.
 SMALLER_ON_GPU = {128: 0.06, 256: 0.15, 512: 0.4, 768: 0.85, 1024: 1.0}
-# On a CPU, of the peak of a square matrix product: docs/log.md (4 x 256 .60, 6 x 512 .70; bert-tiny 23,000 tokens/s on two
-# cores), with the trainer around the step and as many ranks as cores.
+# On a CPU, of the peak of a square matrix product: docs/log.md (4 x 256 .60, 6 x 512 .70; bert-tiny 23,000 tokens/s on
+# two cores), with the trainer around the step and as many ranks as cores.
 MFU_ON_CPU = {128: 0.31, 256: 0.6, 512: 0.66, 768: 0.66, 1024: 0.66}
 ON_SEVERAL_GPUS = 0.93  # of one machine: their sums of gradients; a stated share, as the MFU is
 USUAL_CORE = 60e9  # FLOP/s of fp32 of a core, where the probe fails

@@ -12,15 +12,18 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from data_prep.cli import InputError
 from data_prep.sharding.plan import PACKED
-from data_prep.text.corpus import Document, Source, count_rows, find_sources, read_documents
+from data_prep.text.corpus import Document, Source, count_rows, files_of, find_sources, read_documents
 from data_prep.text.sentences import lines_of, splitter
 from data_prep.text.unpack import DamagedError, guarded, open_unpacked, unpacked
 
 PIECES, PIECE = 48, 1 << 17  # places that are read, and bytes at each
+FILES, FILES_A_PIECE = 480, 32  # at most: files of many whose encoding is found; that are read for a piece
 LOOKED_INTO = 1 << 20  # bytes unpacked to see how far a packed file unpacks
 WHOLE = 1 << 25  # bytes of a table that is read to its end, where rows may be in an order of time
 MARKUP = 0.5  # share of a dump of MediaWiki that is text, about
@@ -58,7 +61,9 @@ class Survey(NamedTuple):
     capitals: float  # share of the letters
     languages: dict[str, float]  # shares of the text, the largest first; empty where nothing tells
     told_by: str  # py3langid, or the script
-    characters: int  # different ones
+    chars: float  # characters of all of it
+    alphabet: int  # different characters, Chinese ones apart
+    han: int  # different Chinese characters
     sample_bytes: int
     frequent: tuple[int, ...]  # counts of the sample's words, lower-cased, Chinese characters among them; descending
     lengths: tuple[int, ...]  # characters of the same words
@@ -84,8 +89,8 @@ class Survey(NamedTuple):
         """As JSON values, without the words."""
         told = self._asdict()
         del told["frequent"], told["lengths"]
-        return {name: round(value) if name in ("text_bytes", "documents", "sentences", "words") else value
-                for name, value in told.items()}  # fmt: skip
+        whole = ("text_bytes", "documents", "sentences", "words", "chars", "signs", "unspaced_chars")
+        return told | {name: round(told[name]) for name in whole}
 
 
 def survey(
@@ -97,19 +102,64 @@ def survey(
     ------
     InputError: it cannot be read, as data_prep/shard.py says it.
     """
-    sources = [source for source in find_sources(corpus, txt, column=column, encoding=encoding) if source.bytes]
-    documents: list[Document] = []
-    text_bytes = count = 0.0
+    files = files_of(corpus)
+    sources, share = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
-    for number, places in _places(sizes):
+    documents: list[Document] = []
+    # Of a few large files each is looked into; of many small ones some, which stand for the others.
+    border = sum(sizes) / PIECES
+    text = {True: 0.0, False: 0.0}
+    count, looked_at = dict(text), dict(text)
+    for number, places in sorted(looked_into(sizes).items()):
         part = _look(sources[number], sizes[number], places, column)
         documents += part.documents
-        text_bytes += part.text_bytes
-        count += part.count
-    # Sources between those looked at are like them.
-    looked_at = sum(sizes[number] for number, _ in _places(sizes))
-    share = looked_at / max(sum(sizes), 1)
-    return summed_up(documents, len(sources), text_bytes / share, count / share, lang)
+        is_large = sizes[number] >= border
+        text[is_large] += part.text_bytes
+        count[is_large] += part.count
+        looked_at[is_large] += sizes[number]
+    small = sum(size for size in sizes if size < border) / max(looked_at[False], 1.0)
+    return summed_up(
+        documents,
+        len(files),
+        (text[True] + text[False] * small) / share,
+        (count[True] + count[False] * small) / share,
+        lang,
+    )
+
+
+def _some_sources(
+    corpus: Sequence[str], files: Sequence[Path], txt: str, column: str, encoding: str | None
+) -> tuple[list[Source], float]:
+    """The files as shard.py sees them, and their share of all bytes: of very many files only those that are looked
+    into, since finding an encoding takes milliseconds."""
+    if len(files) > FILES:
+        sizes = [file.stat().st_size for file in files]
+        chosen = [str(files[number]) for number in sorted(looked_into(sizes, FILES // PIECES))]
+        try:
+            found = find_sources(chosen, txt, column=column, encoding=encoding)
+        except InputError:  # a stranger among them, or what is wrong with all: the reading of all of them tells
+            found = []
+        if some := [source for source in found if source.bytes]:
+            return some, sum(source.bytes for source in some) / sum(sizes)
+    found = find_sources(corpus, txt, column=column, encoding=encoding)
+    return [source for source in found if source.bytes], 1.0
+
+
+def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int, int]:
+    """Which files of such sizes are looked into, and at how many places: PIECES spread evenly over all bytes, each of
+    PIECE bytes or so; where files are small it goes on into the next ones, so many at most."""
+    ends = list(accumulate(sizes))
+    found: Counter[int] = Counter()
+    for piece in range(PIECES if ends else 0):
+        first = bisect(ends, ends[-1] * (piece + 0.5) / PIECES)
+        found[first] += 1
+        size = sizes[first]
+        for number in range(first + 1, min(first + files, len(sizes))):
+            if size >= PIECE:
+                break
+            found[number] = max(found[number], 1)
+            size += sizes[number]
+    return dict(found)
 
 
 def summed_up(documents: list[Document], sources: int, text_bytes: float, count: float, lang: str = "") -> Survey:
@@ -150,7 +200,9 @@ def summed_up(documents: list[Document], sources: int, text_bytes: float, count:
         capitals=sum(times for one, times in letters.items() if one.isupper()) / total,
         languages=languages,
         told_by=told_by,
-        characters=len(characters),
+        chars=scale * len(whole),
+        alphabet=sum(not _HAN.match(one) for one in characters),
+        han=sum(bool(_HAN.match(one)) for one in characters),
         sample_bytes=seen,
         frequent=tuple(times for _, times in ordered),
         lengths=tuple(len(word) for word, _ in ordered),
@@ -172,15 +224,6 @@ def _rough_size(source: Source, column: str) -> float:
     if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)[1]
     return source.bytes * (PACKED if source.packing else 1)
-
-
-def _places(sizes: Sequence[float]) -> list[tuple[int, int]]:
-    """(source, how many places of it are read): PIECES spread evenly over all bytes."""
-    ends = list(accumulate(sizes))
-    if not ends:
-        return []
-    at = [ends[-1] * (number + 0.5) / PIECES for number in range(PIECES)]
-    return sorted(Counter(min(bisect(ends, place), len(ends) - 1) for place in at).items())
 
 
 def _look(source: Source, size: float, places: int, column: str) -> _Part:

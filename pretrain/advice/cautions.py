@@ -1,0 +1,108 @@
+"""What is amiss with a plan, each in one line with its remedy; nothing where all is well.
+
+Shared by the advice before there is a store, and by the plan of a run (pretrain/monitor/plan.py).
+"""
+
+from collections.abc import Iterator
+
+from data_prep.sharding.held_out import FEWEST
+from pretrain.advice import rules
+from pretrain.advice.survey import Survey
+from pretrain.report.words import counted, duration
+
+MIXED = 0.1  # share of the text in a second language that is worth a word
+BUSY = 0.5  # of the cores, by other programs
+LITTLE_OF_IT = 0.1  # of a pass
+
+
+def of_text(text: Survey, language: str, asked: str) -> Iterator[str]:
+    """Of a corpus by itself; `asked` is the language that the user named, if any."""
+    if text.text_bytes < rules.LITTLE_TEXT:
+        yield (
+            f"{rules.bytes_in_words(text.text_bytes)} of text is too little to learn a language from: give 10 MB or "
+            "more, or let a trained model go on with it (train --init_from HF_FOLDER)"
+        )
+    if text.documents < FEWEST:
+        what = f"{text.documents:.0f} document{'s' * (text.documents >= 1.5)}"
+        yield (
+            f"{what}: none is held out, so the run cannot say how well it learns; put blank lines between documents "
+            f"(two in prose), or give {FEWEST} files or more"
+        )
+    if text.one_sentence > rules.ONE_SENTENCE:
+        yield (
+            f"{100 * text.one_sentence:.0f} % of the documents are one sentence: nsp and sop have no pairs there, so "
+            "keep --objective mlm; if they are longer in truth, put blank lines between documents only, or say "
+            "--txt prose"
+        )
+    if asked and text.languages and asked not in text.languages:
+        yield f"--lang {asked}, but the text looks like {text.language} (by {text.told_by}); is it the right text?"
+        return
+    others = {name: share for name, share in text.languages.items() if name != language and share > MIXED}
+    if others:
+        told = ", ".join(f"{name} {100 * share:.0f} %" for name, share in others.items())
+        yield (
+            f"the text is in several languages ({told} beside {language}), which a small model learns at each other's "
+            f"cost: shard --only_lang {language} leaves the others out"
+        )
+
+
+def rare_entries(vocab_size: int, met_by_half: float, remedy: str) -> Iterator[str]:
+    """Of a vocabulary of which half the entries are met so often, or less."""
+    if met_by_half < rules.LEAST_SEEN:
+        yield (
+            f"most of the {vocab_size:,} entries of the vocabulary are rare, met {counted(met_by_half)} times or less: "
+            f"hardly anything is learnt of them; {remedy}"
+        )
+
+
+def many_passes(passes: float, enough: str) -> Iterator[str]:
+    """Of a run over so little text; `enough` is the option that would do, if there is one."""
+    if passes > rules.MANY_PASSES:
+        yield (
+            f"{counted(passes)} passes over the text, and after {rules.MANY_PASSES} another teaches hardly anything: "
+            + (f"{enough} would do, or give more text" if enough else "give more text")
+        )
+
+
+def days_on_a_cpu(seconds: float, on_a_gpu: float) -> Iterator[str]:
+    """Of a run that takes so long here, and on an A100."""
+    if seconds >= 86400 * rules.CPU_DAYS:
+        yield (
+            f"{duration(seconds)} on a CPU; one A100 takes about {duration(on_a_gpu)} for as many tokens (--gpu a100 "
+            "plans for it); else a smaller model, or fewer tokens"
+        )
+
+
+def little_of_it(passes: float, seconds: float) -> Iterator[str]:
+    """Of a run that does not come far into the text."""
+    if passes < LITTLE_OF_IT:
+        yield (
+            f"{duration(seconds)} meet only {100 * passes:.2g} % of the text, of which one pass takes "
+            f"{duration(seconds / passes)} here: give a part of it to --corpus, or take a GPU"
+        )
+
+
+def few_steps(steps: int, hours: float) -> Iterator[str]:
+    """Of a run that ends on the plateau."""
+    if steps < rules.PLATEAU:
+        yield (
+            f"{steps:,} steps are few: which words are frequent is learnt in the first {rules.PLATEAU:,}, what goes "
+            f"with what only then; give --hours {hours * rules.PLATEAU / steps:.2g} or more"
+        )
+
+
+def too_large(model: str, memory: float) -> str:
+    """Of a model that no ZeRO stage brings into the memory."""
+    return (
+        f"{model} does not fit into {memory / 1e9:.0f} GB a rank: give more --ranks, among which ZeRO divides its "
+        "state, or train with --checkpoint_activations"
+    )
+
+
+def busy(used: float, cores: int) -> Iterator[str]:
+    """Of a machine on which others compute."""
+    if used > BUSY * cores:
+        yield (
+            f"other programs want {used:.1f} of the {cores} cores now; the plan is that of an idle machine: end them, "
+            "or expect fewer steps"
+        )
