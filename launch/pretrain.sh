@@ -41,15 +41,25 @@ for argument in "$@"; do
     case $argument in -h | --help) exec "$python" "$self" --help ;; esac
 done
 
+# What is wrong is said at once, before ranks are started to say it; on a cluster each looks at what its node has.
+on_cluster= maybe_gpu=
+[[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]] || on_cluster=1
+[[ ${DS_ACCELERATOR:-cuda} != cuda ]] || ! compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null || maybe_gpu=1
+if [[ ! $on_cluster ]]; then
+    known="-u WORLD_SIZE" # the number of ranks, or nothing
+    [[ -n ${DEEPSPEED_FLAGS-} || $maybe_gpu && -z ${RANKS-} ]] || known="WORLD_SIZE=${RANKS:-1}"
+    env $known "$python" "$self" --check "$@" || exit $?
+fi
+
 # Asking torch takes seconds, so it is asked only where there may be a GPU at all.
 gpus=0
-if [[ ${DS_ACCELERATOR:-cuda} == cuda ]] && compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null; then
+if [[ $maybe_gpu ]]; then
     gpus=$("$python" -c "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)")
 fi
 
 # On a cluster the hostfile decides about ranks, and the port is the one that the firewall lets through.
 flags="--log_level critical" # its errors repeat our own message
-if [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]]; then
+if [[ ! $on_cluster ]]; then
     free_port="import socket; s = socket.socket(); s.bind((str(), 0)); print(s.getsockname()[1])"
     flags+=" --master_port $("$python" -c "$free_port")"
     if [[ $gpus -eq 0 ]]; then
@@ -87,19 +97,6 @@ def usage() -> str:
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[: lines.index("")])
 
 
-def settle_on_cpu() -> None:
-    """Without a GPU: say so to DeepSpeed, and share the cores among the ranks instead of all ranks taking all."""
-    import torch
-
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu":
-        return
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        ranks = os.environ.get("LOCAL_SIZE", "1")  # checked where there is somebody to say so
-        torch.set_num_threads(max(1, cores // max(1, int(ranks) if ranks.isdecimal() else 1)))
-
-
 def main() -> None:
     # The launcher puts --local_rank=N before our arguments; LOCAL_RANK says the same.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
@@ -113,8 +110,11 @@ def main() -> None:
     from pretrain.watch import Watch
 
     survive_console()
+    if arguments[0] == "--check":  # before ranks are started
+        from pretrain.train import refusal
+
+        sys.exit(refusal(arguments[1:]))
     watch = Watch()
-    settle_on_cpu()
     from pretrain.train import main as train
 
     train(arguments, watch)

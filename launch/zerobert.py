@@ -1,7 +1,8 @@
 """zerobert: BERT from zero, on DeepSpeed ZeRO.
 
-zerobert COMMAND --help        a command's options, with examples
-zerobert COMMAND ...           the same as the command's own file: `zerobert shard` is `python data_prep/shard.py`
+    zerobert COMMAND --help        its options, with examples
+
+Each is the same as its own file: `zerobert shard` is `python data_prep/shard.py`.
 """
 
 import difflib

@@ -27,24 +27,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.files import write_json
-from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
+from data_prep.foreign import read_object, weight_files
+from pretrain.hf_files import OFFSET, TOKENIZER, need_tokenizer, read_config
 
-TOKENIZER = ("tokenizer.json", "vocab.txt")
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-# Models whose positions are counted from behind the number of the padding.
-OFFSET = (
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "roberta-prelayernorm",
-    "camembert",
-    "mpnet",
-    "longformer",
-    "xmod",
-)
 # Heads of transformers' encoders: what a folder made for one task holds and another task does not use.
 HEADS = (
     *("cls.predictions", "cls.seq_relationship", "classifier", "pre_classifier", "qa_outputs", "score", "lm_head"),
@@ -86,13 +74,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     ------
     InputError: `folder` is missing, is no Hugging Face folder, or its config.json is damaged.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    _need(folder, "model", ("config.json",))
-    path = folder / "config.json"
-    content = read_object(path)
-    refuse_code(folder)
-    check_model_config(path, content)
+    content, path = read_config(folder), folder / "config.json"
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
@@ -132,8 +114,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     ------
     InputError: tokenizer files are missing or damaged, or it has more entries than the model has embeddings.
     """
-    # Without these files AutoTokenizer would make an empty vocabulary without a word.
-    _need(folder, "tokenizer", TOKENIZER)
+    need_tokenizer(folder)
     config = load_config(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -359,14 +340,6 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)
     except SafetensorError as error:
         raise OSError(f"{folder}: {error}") from error
-
-
-def _need(folder: Path, what: str, names: tuple[str, ...]) -> None:
-    if not any((folder / name).is_file() for name in names):
-        raise InputError(
-            f"{folder} has no {what} ({' or '.join(names)}): it is not a whole Hugging Face folder; "
-            f"make one with: {call('export', 'RUN', 'OUT')}"
-        )
 
 
 def _line(error: Exception) -> str:

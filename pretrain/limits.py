@@ -8,6 +8,7 @@ STEPS = Range(1, 1e9, whole=True)
 COUNT = Range(0, 1e9, whole=True)  # steps, evaluations, samples; 0 mostly means never
 BATCH = Range(1, 1e8, whole=True)  # samples
 SEQ_LEN = Range(8, 65_535, whole=True, why="[CLS], [SEP] and two sentences need room")  # the index has 16 bits for it
+MAX_POSITIONS = 512  # of a new model
 SEED = Range(0, 2**63 - 1, whole=True)  # a signed integer of 64 bits everywhere
 SECONDS = Range(0, 1e8)  # three years
 SHARE = Range(0, 1, high_open=True)

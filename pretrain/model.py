@@ -25,15 +25,16 @@ from transformers import BertConfig, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
 from data_prep.cli import InputError, say
-from data_prep.foreign import read_object, refuse_code, weight_files
+from data_prep.foreign import weight_files
 from data_prep.tokens.contract import same_tokenizer
 from pretrain import hf_folder
 from pretrain.attention import IMPLEMENTATION, Layout, attend
 from pretrain.config import PRESETS, Preset
+from pretrain.hf_files import read_init
+from pretrain.limits import MAX_POSITIONS
 
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
-MAX_POSITIONS = 512
 # What decides the meaning of weights: the part of a configuration that a checkpoint and an exported folder repeat.
 CONFIG_KEYS = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act max_position_embeddings "
@@ -226,14 +227,8 @@ def from_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> BertFo
 def _load(
     folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None, pad_id: int
 ) -> BertForPreTraining:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
-    content = read_object(folder / "config.json")
-    if (kind := content.get("model_type", "bert")) != "bert":
-        refuse_code(folder)
-        raise InputError(f"--init_from {folder} is a {kind!r} model; only post-LayerNorm BERT is supported")
+    read_init(folder)
     config: Any = hf_folder.load_config(folder)
-    weight_files(folder)  # refuses pickles, before anything else is said
     if vocab is not None:
         same_tokenizer(folder, vocab)
     # Rows beyond the entries of the tokenizer pad the vocabulary: to a multiple of 8 or 64.

@@ -30,7 +30,7 @@ from data_prep.store import Store, tokenizer_sha256
 from data_prep.tokens import contract
 from data_prep.tokens.encode import HARD, Encoder
 from data_prep.vocab import SPECIAL, write_tokenizer
-from pretrain import hf_folder, predict
+from pretrain import answering, hf_folder, predict
 from pretrain.export.__main__ import ExportConfig
 from pretrain.export.__main__ import main as export
 from pretrain.finetune.__main__ import FinetuneConfig
@@ -391,7 +391,7 @@ def by_init_from(hf: Path) -> None:
 
 def by_predict(hf: Path) -> None:
     hf_folder.load_config(hf)
-    predict.load(hf, "fill")
+    answering.load(hf, "fill")
 
 
 def by_finetune(hf: Path) -> None:

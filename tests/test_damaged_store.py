@@ -18,7 +18,7 @@ from data_prep.fields import write_sealed
 from data_prep.files import write_json
 from data_prep.samples.pairs import Mixture
 from data_prep.store import HEADER, Store, read_manifest, shard_name
-from pretrain import train as training
+from pretrain import training
 from tests.stores import random_documents, store_of
 from tests.test_damage import sweep
 

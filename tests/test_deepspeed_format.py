@@ -20,7 +20,8 @@ from transformers import BertForMaskedLM, BertForPreTraining, PreTrainedModel
 from data_prep.cli import ROOT, InputError
 from pretrain.export import sources
 from pretrain.export.__main__ import ExportConfig, main
-from pretrain.export.deepspeed_format import DeepSpeedCheckpoint, find_tag, read
+from pretrain.export.deepspeed_format import DeepSpeedCheckpoint, read
+from pretrain.export.origin import find_tag
 from pretrain.zero.engine import join_ranks, quiet
 from tests.ranks import run_ranks
 from tests.tiny_hf import VOCABULARY, tiny_bert
@@ -208,7 +209,8 @@ def test_what_zero_to_fp32_cannot_read(tmp_path, stage):
 def test_deepspeed_is_not_imported(folder):
     """By itself, in a process where no test has imported it."""
     program = (
-        "import sys; from pathlib import Path; from pretrain.export.deepspeed_format import find_tag, read;"
+        "import sys; from pathlib import Path; from pretrain.export.origin import find_tag;"
+        "from pretrain.export.deepspeed_format import read;"
         "print(len(read(find_tag(Path(sys.argv[1]))).weights), 'deepspeed' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program, folder], cwd=ROOT, capture_output=True, text=True, check=True)

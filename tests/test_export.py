@@ -19,10 +19,10 @@ from transformers import (
     BertTokenizer,
 )
 
-import pretrain.export.__main__ as export
 from data_prep.cli import InputError, run
 from pretrain.checkpoints.checkpoint import folder_of, read_manifest, read_weights
 from pretrain.config import TrainConfig
+from pretrain.export import converting as export
 from pretrain.export.__main__ import ExportConfig, Head, main
 from pretrain.train import train
 from tests.corpora import files_of

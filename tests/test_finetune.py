@@ -26,7 +26,8 @@ import pretrain.finetune.__main__ as finetune
 from data_prep.cli import InputError, parse
 from pretrain import hf_folder, predict
 from pretrain.finetune import labelled, tasks
-from pretrain.finetune.__main__ import RESULTS, FinetuneConfig, summary
+from pretrain.finetune.asked import RESULTS, FinetuneConfig, class_names, subset
+from pretrain.finetune.tuning import summary, tell_shared
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,9 +257,9 @@ def test_texts_on_both_sides_are_said(capsys):
         labelled.Example(2, "c", None, "x"),
         labelled.Example(3, ["e"], None, "x"),
     ]
-    finetune.tell_shared(learnt, asked)
+    tell_shared(learnt, asked)
     assert capsys.readouterr().err == "2 of 3 examples to measure on (66.7%) are also among those to learn from\n"
-    finetune.tell_shared(learnt, asked[1:2])
+    tell_shared(learnt, asked[1:2])
     assert capsys.readouterr().err == ""
 
 
@@ -278,18 +279,18 @@ def test_interval_of_students_t():
 
 def test_a_limit_draws_over_the_whole_file():
     examples = [labelled.Example(line, "", None, "x") for line in range(1000)]
-    drawn = [example.line for example in finetune.subset(examples, 100)]
+    drawn = [example.line for example in subset(examples, 100)]
     assert drawn == sorted(set(drawn))
     assert 400 < np.mean(drawn) < 600
-    assert finetune.subset(examples, 5000) == examples
+    assert subset(examples, 5000) == examples
 
 
 def test_labels_are_sorted_as_numbers_where_they_are():
     def examples(*labels):
         return [labelled.Example(1, "", None, label) for label in labels]
 
-    assert tasks.class_names(examples("10", "9", "-1"), Path("f")) == ["-1", "9", "10"]
-    assert tasks.class_names(examples("b", "10", "a"), Path("f")) == ["10", "a", "b"]
+    assert class_names(examples("10", "9", "-1"), Path("f")) == ["-1", "9", "10"]
+    assert class_names(examples("b", "10", "a"), Path("f")) == ["10", "a", "b"]
 
 
 def test_reading_columns_by_any_of_their_names(tmp_path):

@@ -36,19 +36,20 @@ READS_TEXT = {
     for name in ("text.corpus", "text.sentences", "text.unpack", "sharding.plan", "sharding.held_out")
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
-STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.predict"}
+STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.answering"}
 SHARED_HELPERS = {f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "ranges")}
 TRAINER = {
     f"pretrain.{name}"
     for name in (
         "train",
+        "training",
         "loop",
         "model",
         "data",
         "config",
         "zero.partition",
         "checkpoints.checkpoint",
-        "export.__main__",
+        "export.converting",
     )
 }
 

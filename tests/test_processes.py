@@ -25,9 +25,9 @@ from data_prep.samples.pairs import Abandoned, Mixture
 from data_prep.sharding.ranks import rank_and_world
 from pretrain.config import TrainConfig
 from pretrain.data import prefetch
+from pretrain.preflight import check_launch
 from pretrain.train import exit_code_of, train
 from pretrain.watch import STOPPED
-from pretrain.zero.engine import check_launch
 from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks, start_ranks
 from tests.runs import tiny_run

@@ -12,7 +12,6 @@ slice says where in its parameter it lies, so reading does not need the ranks, s
 """
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,10 +30,16 @@ from pretrain.checkpoints.manifest import (
     NAME,
     NOT_WHOLE,
     STATE,
+    STEP,
     FileEntry,
     Identity,
     Manifest,
     parse_slice_key,
+    present,
+    step_of,
+)
+from pretrain.checkpoints.manifest import (
+    folder_of as folder_of,
 )
 from pretrain.data import Position, StepCounts
 from pretrain.together import agreed
@@ -44,9 +49,6 @@ if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
 
 POINTER = "latest"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-_STEP = re.compile(r"step-[0-9]{7,}")
 
 
 class RunState(NamedTuple):
@@ -143,22 +145,6 @@ class Piece(NamedTuple):
     key: str
 
 
-def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return run / "checkpoints" / f"step-{step:07d}"
-
-
-def present(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, newest first; not verified."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if _STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its folder's name."""
-    return int(folder.name.removeprefix("step-"))
-
-
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint that is whole: its files are all there, in the right sizes and with the right
     checksums, and what they hold fits together.
@@ -168,7 +154,7 @@ def read_manifest(folder: Path) -> Manifest:
     InputError: naming what is damaged.
     """
     manifest = Manifest.read(folder)
-    if _STEP.fullmatch(folder.name) and step_of(folder) != manifest.step:
+    if STEP.fullmatch(folder.name) and step_of(folder) != manifest.step:
         raise InputError(f"{folder} holds step {manifest.step}, by its {NAME}; {NOT_WHOLE}")
     for name, entry in manifest.files.items():
         check_file(folder / name, entry)

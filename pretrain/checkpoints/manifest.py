@@ -7,7 +7,8 @@
      shape, "files": name -> {"bytes", "sha256"}, perhaps "held_out", "record"; "sha256": of all the above}
 
 Format 1 is the same without its own checksum: still read, by types and ranges, but a digit of it that has changed in
-settings or held_out_loss is not noticed. The names of files and of the slices in them are made and taken apart here.
+settings or held_out_loss is not noticed. The names of folders, of files and of the slices in them are made and taken
+apart here.
 """
 
 import math
@@ -21,6 +22,7 @@ from data_prep.fields import Fields, read_fields, write_sealed
 FORMAT = 2
 UNSEALED = 1  # the format before
 NAME, STATE = "manifest.json", "state.json"
+STEP = re.compile(r"step-[0-9]{7,}")
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 NOT_WHOLE = "the checkpoint is not whole"
 
@@ -90,6 +92,22 @@ class Manifest(NamedTuple):
         optional = {name for name, default in self._field_defaults.items() if content[name] == default}
         written = {name: value for name, value in content.items() if name not in optional}
         write_sealed(folder / NAME, {"format": FORMAT, **written})
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step-{step:07d}"
+
+
+def present(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first; not verified."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its folder's name."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def rank_file(rank: int, world: int) -> str:

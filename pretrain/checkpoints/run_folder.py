@@ -40,6 +40,7 @@ from pretrain.checkpoints.resume_policy import Change, changes_of, fresh_epoch, 
 from pretrain.config import TrainConfig
 from pretrain.outlook import look_ahead
 from pretrain.phases import Phase
+from pretrain.preflight import check_resume
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 WATCHED = 45.0  # seconds for which a heartbeat that may be stale is looked at
@@ -134,11 +135,8 @@ def find_checkpoint(config: TrainConfig) -> Path | None:
     ------
     InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint, none that is whole.
     """
+    check_resume(config)
     if config.resume == "never":
-        if checkpoint.present(config.out):
-            raise InputError(
-                f"--resume never, but {config.out} holds checkpoints; choose another --out or --resume auto"
-            )
         return None
     if config.resume == "auto":
         return checkpoint.newest_whole(config.out)

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
 from data_prep.cli import InputError, say
+from pretrain.export.origin import MODEL_FILE
 
-MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}
 
@@ -68,23 +68,6 @@ class DeepSpeedCheckpoint(NamedTuple):
     step: int  # the engine's count, skipped steps included
     version: str  # of the DeepSpeed that wrote it
     weights: dict[str, Tensor]  # fp32; a tied parameter under each of its names, buffers as they are
-
-
-def find_tag(folder: Path) -> Path | None:
-    """The tag folder that `folder` is or whose name its `latest` holds; None where it is no such checkpoint.
-
-    Raises
-    ------
-    InputError: `latest` names a folder that is not there.
-    """
-    if any(MODEL_FILE.fullmatch(path.name) for path in folder.iterdir()):
-        return folder
-    if not (folder / "latest").is_file():
-        return None
-    tag = folder / (folder / "latest").read_text(errors="replace").strip()
-    if not tag.is_dir() or tag == folder:
-        raise InputError(f"{folder}/latest names {tag.name!r}, which is not there; give one of its tag folders instead")
-    return tag
 
 
 def read(folder: Path) -> DeepSpeedCheckpoint:

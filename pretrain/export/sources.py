@@ -26,19 +26,18 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, say
 from data_prep.fields import is_number
-from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
+from data_prep.foreign import read_object, weight_files
 from data_prep.store import tokenizer_sha256
 from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_weights
 from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.checkpoints.run_folder import disagreement, record_under
 from pretrain.export import deepspeed_format
+from pretrain.export.origin import check_origin, find_tag, need_vocab, read_meaning
 from pretrain.hf_folder import HEADS, check_architecture, check_types
 from pretrain.model import COPIES, identity_of
 from pretrain.monitor.lines import read_lines
 
-NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
-HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the last to be refused
 EMBEDDING = "embeddings.word_embeddings.weight"
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # of older versions: 0, 1, 2, ...
 OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's time
@@ -66,21 +65,16 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
     ------
     InputError: nothing that can be converted, not whole, or not the model that `config` says.
     """
-    if not path.is_dir():
-        raise InputError(f"{path} does not exist; give a run folder or a checkpoint folder")
-    checkpoint = path if (path / "manifest.json").is_file() else newest_whole(path)
-    if checkpoint is not None:
-        if config is not None or vocab is not None:
-            raise InputError(f"{path} says what it is itself; leave out --config and --vocab")
-        return _from_run(checkpoint)
-    if tag := deepspeed_format.find_tag(path):
+    origin = check_origin(path, config, vocab)
+    if origin == "deepspeed":
+        tag = find_tag(path)
+        assert tag is not None
         return _from_deepspeed(tag, config, vocab)
-    if (path / "config.json").is_file() and any((path / name).is_file() for name in HF_WEIGHTS):
+    if origin == "hf":
         return _from_hf(path, config or path, vocab or path)
-    raise InputError(
-        f"{path} is neither a run folder with checkpoints nor a checkpoint, of ours or of DeepSpeed, "
-        "nor a Hugging Face folder"
-    )
+    checkpoint = path if origin == "checkpoint" else newest_whole(path)
+    assert checkpoint is not None
+    return _from_run(checkpoint)
 
 
 def _from_run(folder: Path) -> Source:
@@ -181,7 +175,6 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Sourc
 
 
 def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
-    refuse_code(folder)
     try:
         weights = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
     except (OSError, ValueError, SafetensorError) as error:
@@ -205,8 +198,7 @@ def _foreign(
     record: dict[str, Any],
 ) -> Source:
     """A model that others have trained; `config` says what its weights mean."""
-    if not (vocab / "tokenizer.json").is_file():
-        raise InputError(f"{vocab} has no tokenizer.json; give the folder of {origin}'s tokenizer with --vocab")
+    need_vocab(origin, vocab)
     meaning = read_config(config)
     named = matched(origin, weights, meaning)
     rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
@@ -223,13 +215,7 @@ def read_config(path: Path) -> BertConfig:
     ------
     InputError: missing, damaged, or of another architecture.
     """
-    path = path / "config.json" if path.is_dir() else path
-    content = read_object(path)
-    if (kind := content.get("model_type", "bert")) != "bert":
-        raise InputError(f"{path} is of a {kind!r} model; only post-LayerNorm BERT encoders are converted")
-    if missing := [key for key in NEEDED if key not in content]:
-        raise InputError(f"{path} lacks {', '.join(missing)}; only post-LayerNorm BERT encoders are converted")
-    check_model_config(path, content)
+    path, content = read_meaning(path)
     check_architecture(path, content)
     try:
         return BertConfig.from_dict(content)

@@ -1,10 +1,6 @@
 """What distinguishes one fine-tuning task from another: one row of TASKS each, and the functions it names.
 
-    labelled file -> read -> examples -> encode -> features -> model -> logits -> score -> numbers
-
-Numbers as labels are learnt in a unit of their own (mean 0, deviation 1): a new head answers around 0, and reaches
-1,900 or 1e-6 neither soon nor exactly. After training the unit goes into the head's weights, so that the model answers
-in the unit of the file, whatever program opens it.
+    examples (asked.py) -> encode -> features -> model -> logits -> score -> numbers
 
 N examples, L tokens, labels: how many names there are.
 """
@@ -12,8 +8,7 @@ N examples, L tokens, labels: how many names there are.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from data_prep.cli import InputError, say
-from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
+from data_prep.cli import say
+from pretrain.finetune.asked import Unit, listed
+from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
 
 UNKNOWN = 0.01  # share of the tokens of which nothing is said
@@ -43,46 +39,12 @@ Scores = dict[str, float]
 class Task:
     """All that distinguishes one task from another."""
 
-    read: Callable[[Path], list[Example]]
-    label_names: Callable[[list[Example], Path], list[str]]  # from the training examples; none: the label is a number
     tell: Callable[[list[Example], list[Example]], dict[str, Any]]  # training, evaluation -> more for results.json
     model: Any  # transformers' AutoModelFor... class
     encode: Callable[[PreTrainedTokenizerBase, list[Example], list[str], int], list[Feature]]
     collator: Callable[[PreTrainedTokenizerBase], Any]
     metric: str  # the score that results.json averages
     score: Callable[[np.ndarray, list[Feature], list[Example], list[str]], Scores]  # the first are the logits
-
-
-class Unit(NamedTuple):
-    """What numbers as labels are measured in while they are learnt."""
-
-    mean: float
-    std: float
-
-
-def unit_of(examples: list[Example], path: Path) -> Unit:
-    """Mean and standard deviation of the labels.
-
-    Raises
-    ------
-    InputError: the labels are all the same, or differ by less than the model's numbers can tell apart.
-    """
-    labels = np.array([example.label for example in examples], dtype=np.float64)
-    if len(set(labels)) == 1:
-        raise InputError(f"{path}: every label is {labels[0]:g}; at least two different ones are needed")
-    unit = Unit(float(labels.mean()), float(labels.std()))
-    step = float(np.spacing(np.float32(np.abs(labels).max())))  # from one float32 to the next, where labels lie
-    if unit.std < 100 * step or unit.std < 1e-30:
-        raise InputError(
-            f"{path}: labels of {unit.mean:.9g} ± {unit.std:.3g} differ by less than float32 tells apart; "
-            "subtract a constant from all of them, or use another unit"
-        )
-    return unit
-
-
-def in_unit(examples: list[Example], unit: Unit) -> list[Example]:
-    """The examples with their numbers in `unit`."""
-    return [example._replace(label=(example.label - unit.mean) / unit.std) for example in examples]
 
 
 @torch.no_grad()
@@ -93,27 +55,6 @@ def answer_in_own_unit(model: PreTrainedModel, unit: Unit) -> None:
     bias = linear.bias.double() * unit.std + unit.mean
     linear.weight.copy_(linear.weight.double() * unit.std)
     linear.bias.copy_(bias)
-
-
-def class_names(examples: list[Example], path: Path) -> list[str]:
-    """The label names of the training file, tags included, 2 before 10 where all are integers.
-
-    Raises
-    ------
-    InputError: there is only one.
-    """
-    names = {label for example in examples for label in labels_of(example)}
-    if len(names) == 1:
-        raise InputError(f"{path}: every label is {names.pop()!r}; at least two different ones are needed")
-    try:
-        return sorted(names, key=lambda name: (int(name), name))
-    except ValueError:
-        return sorted(names)
-
-
-def no_names(examples: list[Example], path: Path) -> list[str]:
-    """A number as label has no names."""
-    return []
 
 
 def tell_classes(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
@@ -149,11 +90,6 @@ def tell_tags(training: list[Example], evaluation: list[Example]) -> dict[str, A
     if unseen := sorted(set(asked) - set(known)):
         say(f"not among the examples to learn from: {listed(unseen)}; no answer can name them")
     return {"scheme": scheme.name, "not_in_eval": sorted(set(known) - set(asked))}
-
-
-def listed(names: list[str], limit: int = 8) -> str:
-    """The names for a message, the first of them where there are many."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def encode_texts(
@@ -266,8 +202,6 @@ def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Examp
 
 
 CLASSIFY = Task(
-    read_texts,
-    class_names,
     tell_classes,
     AutoModelForSequenceClassification,
     encode_texts,
@@ -277,13 +211,9 @@ CLASSIFY = Task(
 )
 TASKS = {
     "classify": CLASSIFY,
-    "pair": replace(CLASSIFY, read=read_pairs),
-    "regress": replace(
-        CLASSIFY, read=read_numbers, label_names=no_names, tell=tell_numbers, metric="pearson", score=score_numbers
-    ),
+    "pair": CLASSIFY,
+    "regress": replace(CLASSIFY, tell=tell_numbers, metric="pearson", score=score_numbers),
     "tag": Task(
-        read_tags,
-        class_names,
         tell_tags,
         AutoModelForTokenClassification,
         encode_words,

@@ -7,7 +7,7 @@ With partition.py the only file that knows DeepSpeed.
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
-from data_prep.cli import InputError, number_in
+from data_prep.cli import InputError
 from pretrain.model import Pretrainer, parameter_groups
 from pretrain.zero.ds_config import precision_of
 from pretrain.zero.lamb import VARIANTS, Lamb
@@ -42,21 +42,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def check_launch(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse what a launcher of ranks that train together cannot have meant.
-
-    Raises
-    ------
-    InputError: naming the variable.
-    """
-    world = number_in(environment, "WORLD_SIZE", 1, least=1)
-    number_in(environment, "RANK", 0, most=world - 1)
-    number_in(environment, "LOCAL_RANK", 0, most=world - 1)
-    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):  # DeepSpeed's name, and torchrun's
-        number_in(environment, name, 1, least=1)
-    number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
 
 
 def join_ranks() -> None:

@@ -1,0 +1,169 @@
+"""Answers of a Hugging Face folder: the missing words of a text, its label, its tags. pretrain/predict.py asks.
+
+answer(folder, "labels", False, ["a text", "another one"], 5, as_json=False)
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import InputError, print_json, say
+from pretrain import hf_folder  # before transformers: it forbids the network
+
+# isort: split
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pretrain.hf_files import Kind
+
+# Controls, on which a terminal would act or begin a line; a tab stands between two texts.
+SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
+
+Answer = dict[str, Any]
+
+MODELS: dict[Kind, Any] = {
+    "fill": AutoModelForMaskedLM,
+    "labels": AutoModelForSequenceClassification,
+    "tags": AutoModelForTokenClassification,
+}
+
+
+def answer(folder: Path, kind: Kind, pairs: bool, texts: Iterable[str], top: int, as_json: bool) -> None:
+    """Load the folder, answer each text in turn, print.
+
+    Raises
+    ------
+    InputError: a folder that cannot answer, a text without a mask to fill.
+    """
+    with hf_folder.quiet():
+        check_label_names(folder, hf_folder.load_config(folder), kind)
+        tokenizer = hf_folder.load_tokenizer(folder)
+        model = load(folder, kind)
+    if kind == "fill" and tokenizer.mask_token is None:
+        raise InputError(f"{folder}: the tokenizer has no mask token, so that nothing can be filled")
+    answers = []
+    for text in texts:
+        found = ask(model, tokenizer, kind, pairs, text, top)
+        answers.append(found)
+        if not as_json:
+            print(shown(found), flush=True)
+    if as_json:
+        print_json({"folder": str(folder), "kind": kind, "answers": answers})
+
+
+def check_label_names(folder: Path, architecture: PreTrainedConfig, kind: Kind) -> None:
+    """Refuse a folder that has no name for an answer it may give.
+
+    Raises
+    ------
+    InputError: as said.
+    """
+    names: dict[Any, Any] = architecture.id2label or {}
+    if kind != "fill" and (set(names) != set(range(len(names))) or not all(isinstance(n, str) for n in names.values())):
+        raise InputError(
+            f"{folder}/config.json: id2label must name the labels 0, 1, ... by texts, not {str(names)[:80]}"
+        )
+
+
+def load(folder: Path, kind: Kind) -> PreTrainedModel:
+    """The model, ready to answer, on the GPU if there is one. Unused heads in the folder are left aside.
+
+    Raises
+    ------
+    InputError: a weight of the head that answers is missing: the answers would be random.
+    """
+    model, fresh = hf_folder.load_model(MODELS[kind], folder)
+    if fresh:
+        raise InputError(
+            f"{folder} lacks weights needed to answer, such as {fresh[0]}: "
+            + ("it was saved without its masked-word head" if kind == "fill" else "it is not a whole fine-tuned folder")
+        )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.inference_mode()
+def ask(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, pairs: bool, text: str, top: int
+) -> Answer:
+    """The answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
+
+    pairs: the text is two, around a tab
+
+    Raises
+    ------
+    InputError: no mask token in a text to fill; the model's numbers overflow.
+    """
+    first, second = text.split("\t") if pairs else (text, None)
+    longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
+    encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
+    if encoded.encodings[0].overflowing:
+        say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
+    ids = {*encoded["input_ids"][0].tolist()}
+    if kind != "fill" and ids <= {*tokenizer.all_special_ids}:
+        say(f"the tokenizer knows nothing of this text, and the answer does not depend on it: {text[:60]!a}")
+    logits = model(**encoded.to(model.device)).logits[0].float().cpu()
+    if not logits.isfinite().all():
+        raise InputError(
+            f"the model answers with nan or infinity: its weights are too large; the text was {text[:60]!r}"
+        )
+    names: dict[Any, str] = model.config.id2label or {}
+    if kind == "fill":
+        return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
+    if kind == "tags":
+        return {"text": text, "tags": tagged_words(names, encoded, logits, text)}
+    if model.config.num_labels == 1:
+        return {"text": text, "score": float(logits[0])}
+    return {"text": text, "labels": ranked(logits, top, lambda index: {"label": names[index]})}
+
+
+def masked_words(
+    tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, logits: torch.Tensor, text: str, top: int
+) -> list[list[Answer]]:
+    """The likeliest tokens of each mask. ids: [L]; logits: [L, V]."""
+    places = (ids == tokenizer.mask_token_id).nonzero()[:, 0]
+    if not len(places):
+        where = "only beyond the model's length" if tokenizer.mask_token in text else "not in the text"
+        raise InputError(f"the mask token {tokenizer.mask_token} is {where}: {text[:60]!r}")
+    return [ranked(logits[at], top, lambda index: {"token": tokenizer.decode([index])}) for at in places]
+
+
+def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor, text: str) -> list[Answer]:
+    """One tag a word, from its first token; words as the tokenizer cuts them, so that a mark is a word of its own."""
+    owners = encoded.word_ids(0)
+    answers = []
+    for at, word in enumerate(owners):
+        if word is not None and word != owners[at - 1]:
+            start, end = encoded.word_to_chars(0, word)
+            answers.append({"word": text[start:end], "tag": names[int(logits[at].argmax())]})
+    return answers
+
+
+def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
+    """The `top` likeliest of logits [K], best first, with their probabilities."""
+    best = logits.softmax(-1).topk(min(top, len(logits)))
+    return [
+        {**name(int(index)), "probability": round(float(value), 6)}
+        for value, index in zip(best.values, best.indices, strict=True)
+    ]
+
+
+def shown(answer: Answer) -> str:
+    """One answer for people: the text, and below it a line an answer."""
+    lines = [answer["text"]]
+    for number, words in enumerate(answer.get("masks", []), 1):
+        if len(answer["masks"]) > 1:
+            lines.append(f"  mask {number}")
+        lines += [f"  {word['probability']:.4f}  {word['token']}" for word in words]
+    lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
+    if "score" in answer:
+        lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
+    if "tags" in answer:
+        lines.append("  " + " ".join(f"{word['word']}/{word['tag']}" for word in answer["tags"]))
+    return "\n".join(line.translate(SPELLED) for line in lines)

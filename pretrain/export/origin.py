@@ -1,0 +1,89 @@
+"""What a path to convert is, told from its names alone: without torch, so that the wrong path is refused at once.
+
+check_origin(path, config, vocab) -> "checkpoint" | "run" | "deepspeed" | "hf"
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.cli import InputError
+from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
+from pretrain.checkpoints.manifest import NAME, Manifest, present
+
+Head = Literal["pretraining", "mlm", "encoder"]
+Origin = Literal["checkpoint", "run", "deepspeed", "hf"]
+PROVENANCE = "provenance.json"  # of an export
+MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")  # of DeepSpeed
+HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the last to be refused
+NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
+
+
+def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
+    """What `path` holds, to judge by its names.
+
+    Raises
+    ------
+    InputError: nothing that can be converted, or without what says what it means.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; give a run folder or a checkpoint folder")
+    if (path / NAME).is_file() or present(path) or (path / "checkpoints/latest").is_file():
+        if config is not None or vocab is not None:
+            raise InputError(f"{path} says what it is itself; leave out --config and --vocab")
+        if not (path / NAME).is_file():
+            return "run"
+        Manifest.read(path)
+        return "checkpoint"
+    if find_tag(path):
+        return "deepspeed"
+    if (path / "config.json").is_file() and any((path / name).is_file() for name in HF_WEIGHTS):
+        refuse_code(path)
+        weight_files(path)
+        read_meaning(config or path)
+        need_vocab(path, vocab or path)
+        return "hf"
+    raise InputError(
+        f"{path} is neither a run folder with checkpoints nor a checkpoint, of ours or of DeepSpeed, "
+        "nor a Hugging Face folder"
+    )
+
+
+def need_vocab(origin: Path, vocab: Path) -> None:
+    """Refuse a folder that is to hold the tokenizer of `origin` and does not."""
+    if not (vocab / "tokenizer.json").is_file():
+        raise InputError(f"{vocab} has no tokenizer.json; give the folder of {origin}'s tokenizer with --vocab")
+
+
+def read_meaning(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The configuration of a BERT, from a Hugging Face folder or a file such as config.json, and that file.
+
+    Raises
+    ------
+    InputError: missing, damaged, or of another architecture.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    content = read_object(path)
+    if (kind := content.get("model_type", "bert")) != "bert":
+        raise InputError(f"{path} is of a {kind!r} model; only post-LayerNorm BERT encoders are converted")
+    if missing := [key for key in NEEDED if key not in content]:
+        raise InputError(f"{path} lacks {', '.join(missing)}; only post-LayerNorm BERT encoders are converted")
+    check_model_config(path, content)
+    return path, content
+
+
+def find_tag(folder: Path) -> Path | None:
+    """The tag folder that `folder` is or whose name its `latest` holds; None where it is no such checkpoint.
+
+    Raises
+    ------
+    InputError: `latest` names a folder that is not there.
+    """
+    if any(MODEL_FILE.fullmatch(path.name) for path in folder.iterdir()):
+        return folder
+    if not (folder / "latest").is_file():
+        return None
+    tag = folder / (folder / "latest").read_text(errors="replace").strip()
+    if not tag.is_dir() or tag == folder:
+        raise InputError(f"{folder}/latest names {tag.name!r}, which is not there; give one of its tag folders instead")
+    return tag

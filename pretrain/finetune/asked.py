@@ -1,0 +1,213 @@
+"""What is asked of a fine-tuning: the options, and examples that fit them and each other.
+
+    look(config) -> Asked       reads the files, and refuses what is wrong with them
+
+No library of models is imported here, which would take seconds before a word comes.
+
+Numbers as labels are learnt in a unit of their own (mean 0, deviation 1): a new head answers around 0, and reaches
+1,900 or 1e-6 neither soon nor exactly. After training the unit goes into the head's weights, so that the model answers
+in the unit of the file, whatever program opens it.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import tyro
+
+from data_prep.cli import InputError
+from data_prep.files import check_out
+from data_prep.foreign import weight_files
+from data_prep.ranges import Range, check_ranges
+from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.hf_files import need_tokenizer, positions_in, read_config
+
+RESULTS = "results.json"
+COUNT = Range(1, 1e9, whole=True)
+SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What to fine-tune, on what, and how."""
+
+    hf: tyro.conf.Positional[Path]
+    """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
+    task: Literal["classify", "pair", "regress", "tag"]
+    """What is learnt: one label a text, one a pair of texts, a number, or one tag a word."""
+    train: Path
+    """Labelled file to learn from."""
+    eval: Path
+    """Labelled file to measure on."""
+    out: Path
+    """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
+    seeds: Annotated[int, COUNT] = 1
+    """How many times to fine-tune, each with another seed."""
+    seed: Annotated[int, SEEDS] = 0
+    """The first seed; it decides the new head, the order of the examples and dropout."""
+    epochs: Annotated[int, COUNT] = 3
+    """Times through the training file."""
+    lr: Annotated[float, Range(0, 1, low_open=True)] = 5e-5
+    """Peak learning rate; small models profit from more (see above)."""
+    batch_size: Annotated[int, COUNT] = 32
+    """Examples a step."""
+    seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
+    """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
+    limit: Annotated[int | None, COUNT] = None
+    """Learn from this many examples only, drawn over the whole file and the same for every seed."""
+    from_scratch: bool = False
+    """Start from random weights of the same architecture, to see what pretraining is worth."""
+    json: bool = False
+    """Print the content of results.json as one JSON object."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not SEEDS.holds(self.seed + self.seeds - 1):
+            raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
+
+
+class Unit(NamedTuple):
+    """What numbers as labels are measured in while they are learnt."""
+
+    mean: float
+    std: float
+
+
+class Asked(NamedTuple):
+    """Examples that fit the options and each other."""
+
+    training: list[Example]
+    evaluation: list[Example]
+    names: list[str]  # of the labels, from the training file; none: the label is a number
+    unit: Unit | None  # of the numbers
+
+
+def look(config: FinetuneConfig) -> Asked:
+    """The examples of --train and --eval.
+
+    Raises
+    ------
+    InputError: a file, a folder or an option that does not fit.
+    """
+    check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
+    longest = positions_in(read_config(config.hf))
+    need_tokenizer(config.hf)
+    if not config.from_scratch:
+        weight_files(config.hf)
+    if longest is not None:
+        check_seq_len(config, longest)
+    task = FILES[config.task]
+    everything, evaluation = task.read(config.train), task.read(config.eval)
+    check_pairs(config, everything, evaluation)
+    names = task.label_names(everything, config.train)
+    if names:
+        check_labels(config.eval, evaluation, names, config.train)
+    training = subset(everything, config.limit)
+    task.label_names(training, config.train)  # refuses a subset with one label alone
+    return Asked(training, evaluation, names, None if names else unit_of(training, config.train))
+
+
+def check_seq_len(config: FinetuneConfig, longest: int) -> None:
+    """Refuse inputs beyond the model's positions: the embedding has no row for them."""
+    if not 4 <= config.seq_len <= longest:
+        raise InputError(
+            f"--seq_len {config.seq_len} must lie between 4 and the {longest} positions of {config.hf}: "
+            f"try --seq_len {min(128, longest)}"
+        )
+
+
+def check_pairs(config: FinetuneConfig, training: list[Example], evaluation: list[Example]) -> None:
+    """Refuse single texts to learn from and pairs to measure on, or the reverse."""
+    if (training[0].pair is None) != (evaluation[0].pair is None):
+        one, two = (config.train, config.eval) if training[0].pair is None else (config.eval, config.train)
+        raise InputError(f"{two} holds pairs of texts and {one} single texts: both must hold the same")
+
+
+def check_labels(path: Path, examples: list[Example], names: list[str], train: Path) -> None:
+    """Refuse labels that the training file does not have: no model could ever give them."""
+    unknown = {label: example.line for example in reversed(examples) for label in labels_of(example)}
+    for name in names:
+        unknown.pop(name, None)
+    if unknown:
+        first = min(unknown.values())
+        what = listed([repr(label) for label in sorted(unknown)])
+        raise InputError(
+            f"{path}, line {first}: label{'s' if len(unknown) > 1 else ''} {what} "
+            f"{'do' if len(unknown) > 1 else 'does'} not occur in {train}; known are {listed(names)}"
+        )
+
+
+def subset(examples: list[Example], limit: int | None) -> list[Example]:
+    """`limit` examples in their order, drawn over all of them: files are often sorted by label."""
+    if limit is None or limit >= len(examples):
+        return examples
+    return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), limit))]
+
+
+def unit_of(examples: list[Example], path: Path) -> Unit:
+    """Mean and standard deviation of the labels.
+
+    Raises
+    ------
+    InputError: the labels are all the same, or differ by less than the model's numbers can tell apart.
+    """
+    labels = np.array([example.label for example in examples], dtype=np.float64)
+    if len(set(labels)) == 1:
+        raise InputError(f"{path}: every label is {labels[0]:g}; at least two different ones are needed")
+    unit = Unit(float(labels.mean()), float(labels.std()))
+    step = float(np.spacing(np.float32(np.abs(labels).max())))  # from one float32 to the next, where labels lie
+    if unit.std < 100 * step or unit.std < 1e-30:
+        raise InputError(
+            f"{path}: labels of {unit.mean:.9g} ± {unit.std:.3g} differ by less than float32 tells apart; "
+            "subtract a constant from all of them, or use another unit"
+        )
+    return unit
+
+
+def in_unit(examples: list[Example], unit: Unit) -> list[Example]:
+    """The examples with their numbers in `unit`."""
+    return [example._replace(label=(example.label - unit.mean) / unit.std) for example in examples]
+
+
+def class_names(examples: list[Example], path: Path) -> list[str]:
+    """The label names of the training file, tags included, 2 before 10 where all are integers.
+
+    Raises
+    ------
+    InputError: there is only one.
+    """
+    names = {label for example in examples for label in labels_of(example)}
+    if len(names) == 1:
+        raise InputError(f"{path}: every label is {names.pop()!r}; at least two different ones are needed")
+    try:
+        return sorted(names, key=lambda name: (int(name), name))
+    except ValueError:
+        return sorted(names)
+
+
+def no_names(examples: list[Example], path: Path) -> list[str]:
+    """A number as label has no names."""
+    return []
+
+
+def listed(names: list[str], limit: int = 8) -> str:
+    """The names for a message, the first of them where there are many."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+class File(NamedTuple):
+    """What the labelled files of a task hold."""
+
+    read: Callable[[Path], list[Example]]
+    label_names: Callable[[list[Example], Path], list[str]]
+
+
+FILES = {
+    "classify": File(read_texts, class_names),
+    "pair": File(read_pairs, class_names),
+    "regress": File(read_numbers, no_names),
+    "tag": File(read_tags, class_names),
+}

@@ -1,0 +1,267 @@
+"""Fine-tune on examples that have been looked at, once a seed, and say how good it is.
+
+tune(config, look(config))
+"""
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data_prep.calls import call
+from data_prep.cli import print_json, say
+from pretrain import hf_folder  # before transformers: it forbids the network
+
+# isort: split
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from data_prep.files import write_folder, write_json
+from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit
+from pretrain.finetune.labelled import Example
+from pretrain.finetune.tasks import TASKS, Task, answer_in_own_unit
+
+WARMUP = 0.1  # of all steps
+WEIGHT_DECAY = 0.01
+CLIP = 1.0  # norm of the gradient
+
+
+def tune(config: FinetuneConfig, asked: Asked) -> None:
+    """Fine-tune, write the folder, print the score."""
+    with hf_folder.quiet():
+        results = fine_tune_seeds(config, asked, TASKS[config.task])
+    report(config, results)
+
+
+def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[str, Any]:
+    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
+
+    Raises
+    ------
+    InputError: a folder that does not fit; nothing is written then.
+    """
+    training, evaluation, names, unit = asked
+    architecture = hf_folder.load_config(config.hf)
+    tokenizer = hf_folder.load_tokenizer(config.hf)
+    check_seq_len(config, hf_folder.positions(architecture))
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=training[0].pair is not None)
+    say(
+        f"{len(training)} examples to learn from, {len(evaluation)} to measure on"
+        + (f", {len(names)} labels" if names else "")
+    )
+    tell_shared(training, evaluation)
+    notes = task.tell(training, evaluation)
+    if unit:
+        say(f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
+        notes["unit"] = unit._asdict()
+    learnt = in_unit(training, unit) if unit else training
+    train_features = task.encode(tokenizer, learnt, names, config.seq_len)
+    eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
+
+    seeds: list[dict[str, Any]] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        started = time.monotonic()
+        set_seed(seed)  # before the model: it decides the new weights
+        model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
+        loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, unit)
+        scores = task.score(logits, eval_features, evaluation, names)
+        seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
+        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
+        if seed == config.seed:
+            kept = model.cpu()
+
+    results = {
+        "task": config.task,
+        "metric": task.metric,
+        **summary([seed["scores"][task.metric] for seed in seeds]),
+        "seeds": seeds,
+        "saved_seed": config.seed,
+        "majority": majority_share(training, evaluation) if isinstance(evaluation[0].label, str) else None,
+        "labels": names,
+        **notes,
+        "examples": {"train": len(training), "eval": len(evaluation)},
+        "settings": settings(config),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
+    }
+    write_folder(config.out, lambda folder: save(folder, config.hf, kept, tokenizer, results))
+    return json.loads((config.out / RESULTS).read_text())
+
+
+def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
+    """Say which share of the file to measure on is also learnt from: its score says nothing about other texts."""
+    learnt, asked = (
+        [(e.text if isinstance(e.text, str) else " ".join(e.text), e.pair) for e in side]
+        for side in (training, evaluation)
+    )
+    shared = sum(map(set(learnt).__contains__, asked))
+    if shared:
+        share = f"{shared} of {len(evaluation)} examples to measure on ({shared / len(evaluation):.1%})"
+        say(f"{share} are also among those to learn from")
+
+
+def build_model(
+    config: FinetuneConfig, task: Task, names: list[str], pairs: bool, pad_id: int | None
+) -> PreTrainedModel:
+    """The encoder of the folder, or the same at random, under a new head for `names`."""
+    architecture = hf_folder.load_config(config.hf)
+    hf_folder.settle_padding(config.hf, architecture, pad_id)
+    architecture.id2label = dict(enumerate(names or ["score"]))
+    architecture.label2id = {name: index for index, name in architecture.id2label.items()}
+    architecture.zerobert_task = config.task
+    architecture.zerobert_pairs = pairs  # tells pretrain.predict whether a tab separates two texts
+    if task.model is AutoModelForSequenceClassification:
+        architecture.problem_type = "single_label_classification" if names else "regression"
+    if config.from_scratch:
+        return task.model.from_config(architecture, dtype="float32", trust_remote_code=False)
+    model, fresh = hf_folder.load_model(task.model, config.hf, architecture)
+    if any(".pooler." in name for name in fresh):
+        say(f"{config.hf} has no pooler (it was pretrained without sentence pairs): it starts at random")
+    return model
+
+
+class OneDevice(TrainingArguments):
+    """TrainingArguments that stay on one GPU where there are several: --batch_size means the same everywhere."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal, a line an epoch in a log; both on stderr."""
+
+    def __init__(self, seed: int, epochs: int) -> None:
+        self.seed, self.epochs = seed, epochs
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, desc=f"seed {self.seed}", unit="step", leave=False, disable=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.bar.set_postfix(loss=logs["loss"])
+            if self.bar.disable:
+                epoch = f"epoch {state.epoch:.0f} of {self.epochs}"
+                say(f"seed {self.seed}, {epoch}: training loss {float(logs['loss']):.4f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def fine_tune(
+    config: FinetuneConfig,
+    seed: int,
+    model: PreTrainedModel,
+    collator: Any,
+    train_features: Any,  # lists of Feature; Trainer's own annotation asks for a Dataset and needs none
+    eval_features: Any,
+    unit: Unit | None,
+) -> tuple[float, np.ndarray]:
+    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features.
+
+    unit: what the labels of train_features are measured in; the logits are in that of the file
+    """
+    with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
+        arguments = OneDevice(
+            output_dir=scratch,
+            seed=seed,
+            num_train_epochs=config.epochs,
+            learning_rate=config.lr,
+            warmup_steps=WARMUP,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=CLIP,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            train_sampling_strategy="group_by_length",  # less padding: half the time on texts of mixed length
+            logging_strategy="epoch",
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=train_features,
+            callbacks=[Progress(seed, config.epochs)],
+        )
+        trainer.remove_callback(PrinterCallback)  # Progress speaks
+        loss = trainer.train().training_loss
+        if not math.isfinite(loss):
+            sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
+        if unit:
+            answer_in_own_unit(model, unit)
+        arguments.train_sampling_strategy = "random"  # it governs prediction too, which must keep the file's order
+        logits = np.asarray(trainer.predict(eval_features).predictions)
+    if not np.isfinite(logits).all():
+        sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
+    return loss, logits
+
+
+def shown(score: float) -> str:
+    """Four places, or four digits where a unit is so small or large that places say nothing."""
+    return f"{score:.4f}" if score == 0 or 1e-2 <= abs(score) < 1e6 else f"{score:.4g}"
+
+
+def summary(values: list[float]) -> dict[str, float | None]:
+    """Mean, sample standard deviation and half-width of the 95 % t-interval; the last two None for a single value."""
+    n, mean = len(values), float(np.mean(values))
+    if n == 1:
+        return {"mean": mean, "std": None, "ci95": None}
+    std = float(np.std(values, ddof=1))
+    return {"mean": mean, "std": std, "ci95": float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)}
+
+
+def majority_share(training: list[Example], evaluation: list[Example]) -> float:
+    """The accuracy of always answering the commonest training label: what a score must beat."""
+    commonest = Counter(example.label for example in training).most_common(1)[0][0]
+    return sum(example.label == commonest for example in evaluation) / len(evaluation)
+
+
+def settings(config: FinetuneConfig) -> dict[str, Any]:
+    """Everything that decides the result, as JSON values."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    del given["json"], given["out"]
+    return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
+
+
+def save(
+    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]
+) -> None:
+    """Model, tokenizer and, last, results.json, which also names the files written."""
+    hf_folder.save_model(model, folder)
+    hf_folder.copy_tokenizer(hf, folder, tokenizer)
+    files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
+    write_json(folder / RESULTS, {**results, "files": files})
+
+
+def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
+    """The score on stdout."""
+    if config.json:
+        print_json(results)
+        return
+    spread = f" ± {results['ci95']:.4f} (95 %, {config.seeds} seeds)" if results["ci95"] is not None else ""
+    floor = f", majority {results['majority']:.4f}" if results["majority"] is not None else ""
+    print(f"{results['metric']} {results['mean']:.4f}{spread}{floor}")
+    say(f"model and {RESULTS} in {config.out}; try: {call('predict', config.out, '...')}")

@@ -1,0 +1,215 @@
+"""One pretraining, from settings and stores that have been looked at to the last checkpoint; the loop is loop.py's.
+
+exit_code(config, stores, watch)       of a rank: an error becomes one line and a code
+train(config, stores, watch)           the same for other programs
+"""
+
+import os
+import socket
+import sys
+import time
+from contextlib import ExitStack, closing
+
+import torch
+import torch.distributed as dist
+from transformers import BertForPreTraining
+
+from data_prep.calls import call
+from data_prep.cli import InputError, print_json, say
+from data_prep.store import Store
+from pretrain.alike import check_shared, what_ranks_share
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import RunState
+from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.run_folder import (
+    RunLock,
+    Start,
+    disagreement,
+    find_start,
+    prepare_folder,
+    record_of,
+)
+from pretrain.checkpoints.saver import Saver
+from pretrain.config import TrainConfig
+from pretrain.guard import DivergedError, Guard
+from pretrain.loop import Run, is_finished, loop, samples_of
+from pretrain.model import build, compile_layers, identity_of
+from pretrain.monitor.console import for_stderr, what_came_out, what_runs
+from pretrain.monitor.meter import Meter
+from pretrain.monitor.plan import check_disk
+from pretrain.monitor.plan import make as make_plan
+from pretrain.phases import Phase, engine_settings, phases_of
+from pretrain.together import OtherRankFailed, agreed, same_on_all_ranks, told_by_first
+from pretrain.watch import STOPPED, Watch
+from pretrain.zero.engine import (
+    check_precision,
+    default_precision,
+    join_ranks,
+    leave_ranks,
+    quiet,
+    start_engine,
+)
+from pretrain.zero.lamb import Lamb
+
+
+def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
+    """Train; an error becomes one line, of the first rank or the first on its node, and a code."""
+    try:
+        state = train(config, stores, watch)
+    except InputError as error:
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
+            say(f"error: {error}")
+        elif os.environ.get("LOCAL_RANK") == "0" and not dist.is_initialized():
+            say(f"error: rank {rank} on {socket.gethostname()}: {error}")
+        return 2
+    except OtherRankFailed as error:
+        return error.exit_code
+    except DivergedError as error:  # on all ranks alike
+        if os.environ.get("RANK", "0") == "0":
+            say(f"error: {error}")
+        return 1
+    except OSError as error:  # the disk, of this rank
+        say(f"error: {error}; checkpoints that were whole still are")
+        return 1
+    leave_ranks()
+    return 0 if is_finished(config, state) or config.dry_run else STOPPED
+
+
+def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) -> RunState:
+    """Run, or continue, one pretraining. Collective over the ranks that the launcher started.
+
+    `watch` may stand already; it then goes on after this function's end, to that of the process.
+
+    Raises
+    ------
+    InputError: anything wrong with the stores, settings or the run folder, which is then as it was.
+    DivergedError: too many steps in a row did not happen.
+    """
+    if watch is None:
+        with closing(Watch()) as own:
+            return train(config, stores, own)
+    watch.expect(config.hang_timeout)
+    quiet()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    phases = phases_of(config.spans, config.ds_config, config.flags, world_size, default_precision())
+    settings = engine_settings(phases)
+    check_precision(settings)
+    needs_nsp, pad_id = config.objective != "mlm", stores[0].special_ids["pad"]
+    vocab_size, vocab = stores[0].vocab_size, stores[0].folder / "vocab"
+    model = build(config.model, config.init_from, vocab_size, config.dropout, config.seed, needs_nsp, pad_id, vocab)
+    samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
+    record = record_of(config, phases, settings, stores, model.num_parameters())
+    identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if config.dry_run:
+        if config.verify_store:
+            verify_stores(stores)
+        if os.environ.get("RANK", "0") == "0":
+            dry_run(config, phases, stores, model, find_start(config, record, identity, shapes))
+        return RunState()
+    check_disk(config, phases, model.num_parameters())
+    if config.compile:
+        compile_layers(model)
+
+    with watch.joining():
+        join_ranks()
+    with ExitStack() as ending:
+        if config.verify_store:
+            with agreed("stores of --data"), watch.working():
+                verify_stores(stores)
+        # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
+        same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
+        start = Start(None, RunState(), (), record, ())
+        with agreed(f"run folder {config.out}"), watch.working():
+            if dist.get_rank() == 0:
+                start = find_start(config, record, identity, shapes)  # one rank reads all of it for its checksums
+        start = told_by_first(start)
+        if start.checkpoint is not None and is_finished(config, start.state):
+            with agreed(f"run folder {config.out}"):
+                if dist.get_rank() == 0:
+                    leave(config, start, stores)
+            return start.state
+        with agreed(f"run folder {config.out}"):
+            if dist.get_rank() == 0:
+                ending.enter_context(RunLock(config.out))
+        check_shared(config.out)
+        engine, partition = start_engine(
+            model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
+        )
+        state = start.state
+        if start.checkpoint is not None:
+            with watch.working():
+                checkpoint.load(start.checkpoint, partition, engine, identity)
+        with agreed(f"run folder {config.out}"):
+            if dist.get_rank() == 0:
+                prepare_folder(config.out, start, stores)
+        meter = Meter(config.out, model.config, config.total_steps, state.step, engine.device)
+        ending.callback(meter.close)
+        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint))
+        if start.checkpoint is not None:
+            meter.event(state.step, "resume", checkpoint=start.checkpoint.name)
+        if start.changes:
+            meter.event(state.step, "change", **{change.setting: change.text for change in start.changes})
+            if any(change.moves for change in start.changes):
+                place = f"epoch {state.position.epoch}, sample {state.position.sample}"
+                meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
+        saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
+        ending.callback(saver.close)
+        guard = Guard(watch, config.stop_at(time.time()), config.max_skips)
+        lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
+        return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
+
+
+def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:
+    """Say that a run is finished and leave its folder as it is; mend what an older version has spoilt."""
+    folder = start.checkpoint
+    assert folder is not None
+    if wrong := disagreement(config.out, Manifest.read(folder)):
+        say(f"{wrong}; both are written anew")
+        with RunLock(config.out):
+            prepare_folder(config.out, start, stores)
+    print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
+
+
+def dry_run(
+    config: TrainConfig, phases: list[Phase], stores: list[Store], model: BertForPreTraining, start: Start
+) -> None:
+    """Print the plan: for people on stderr, for scripts on stdout."""
+    settings = engine_settings(phases)
+    plan = make_plan(config, phases, stores, model, start.checkpoint)
+    what = what_runs(config, phases, start.record, devices(next(model.parameters()).device), start.checkpoint)
+    print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
+    first = {
+        "settings": settings,
+        "parameters": model.num_parameters(),
+        "resume": str(start.checkpoint or ""),
+        "changes": {change.setting: change.text for change in start.changes},
+    }
+    print_json(first | plan.record())
+
+
+def devices(device: torch.device) -> str:
+    """What the ranks compute on, in words."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{ranks} rank{'s' * (ranks > 1)}, each on {name}"
+
+
+def verify_stores(stores: list[Store]) -> None:
+    """Compare the files of all stores with their checksums, shared out among the ranks of a node.
+
+    Raises
+    ------
+    InputError: naming what is damaged.
+    """
+    parts = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    part, is_first = int(os.environ.get("LOCAL_RANK", "0")) % parts, os.environ.get("RANK", "0") == "0"
+    damaged = [line for store in stores for line in store.verify(say if is_first else lambda line: None, part, parts)]
+    if damaged:
+        message = f"stores of --data are damaged, make them again with {call('shard')}: {'; '.join(damaged)}"
+        if not is_first:
+            say(f"error: {message}")  # of other errors only the first rank speaks
+        raise InputError(message)
+    if is_first:
+        say(f"verified: {', '.join(str(store.folder) for store in stores)}")
