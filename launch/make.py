@@ -26,7 +26,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from launch.stages import (
     OF_A_RUN,
     Words,
     changed,
+    check,
     folder_of,
     keys_of,
     options_of,
@@ -70,6 +71,7 @@ from pretrain.advice.__main__ import WIDTH, shown
 from pretrain.advice.advice import Advice, advised
 from pretrain.advice.machine import here
 from pretrain.advice.survey import survey
+from pretrain.report.history import History
 
 GAPS = 8  # sentences with a gap
 PATIENCE = 60.0  # seconds for an earlier make of the same folder to end
@@ -158,13 +160,15 @@ def main(config: MakeConfig) -> None:
 
 def make(config: MakeConfig) -> None:
     """As above."""
+    check(config.wanted)
     check_folder(config.out, config.corpus)
     with redirect_stderr(io.StringIO()):  # the stages say it: what is left out, in which encodings the files are
         sources = described(find_sources(config.corpus, out=config.out))
     found, held_out = labelled_files(config)
     if config.dry_run:
         advice = advise_for(config)
-        show(config, advice, commands_of(config, advice, found))
+        commands = commands_of(config, advice, found)
+        show(config, advice, commands)
         return
     with alone_in(config.out) as lock:
         record = Record.read(config.out) or Record([], {})
@@ -441,7 +445,10 @@ SECONDS = {"vocab": (4, 0.6), "shard": (4, 0.3), "look": (3, 0.0), "export": (20
 def planned(name: str, config: MakeConfig, record: Record) -> float:
     """Seconds that a stage should take."""
     if name == "train":
-        return 20 + (3600 * config.hours if config.hours else 3600 * float(record.advice["settings"]["hours"]))
+        hours = config.hours or float(record.advice["settings"]["hours"])
+        with suppress(InputError):  # nothing is trained yet
+            return 20 + max(0.0, 3600 * hours - History.read(config.out / "run").clock)
+        return 20 + 3600 * hours
     if name == "finetune":
         return 30 + 0.02 * int(record.task.get("rows", 0))
     start, a_mb = SECONDS[name]

@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.cli import InputError
+from data_prep.calls import call
+from data_prep.cli import InputError, parse, say
 from launch.record import key_of
 
 Words = list[str]
@@ -42,8 +43,8 @@ KINDS = {
 # Where things lie is not what they are, and the number of workers changes nothing.
 PLACES = {"corpus", "out", "vocab", "data", "train", "eval", "workers", "json"}
 OURS = {
-    "vocab": ("corpus", "out"), "shard": ("corpus", "vocab", "out"), "look": (), "train": ("data", "out"),
-    "export": (), "finetune": ("train", "eval", "out"),
+    "vocab": ("corpus", "out"), "shard": ("corpus", "vocab", "out"), "look": (),
+    "train": ("data", "out", "init_from", "resume"), "export": (), "finetune": ("train", "eval", "out"),
 }  # fmt: skip
 # Options whose setting has another name in an advice.
 SETTINGS = {("vocab", "size"): "vocab_size", ("vocab", "model"): "vocab_kind"}
@@ -68,7 +69,7 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
                 f"--set {entry}: write STAGE.OPTION=VALUE, with one of {', '.join(OURS)}, as in train.lr=1e-3"
             )
         if option in OURS[stage]:
-            raise InputError(f"--set {entry}: make itself says where things lie; see --out, --corpus, --task")
+            raise InputError(f"--set {entry}: make sets this itself, by --out, --corpus and --task")
         found.setdefault(stage, {})[option] = value
     return found
 
@@ -138,6 +139,39 @@ def keys_of(commands: Mapping[str, Words], sources: Any, task: str) -> dict[str,
             bases, whole = zip(*(keys[source] for source in kind.reads), strict=True)
             keys[name] = key_of(name, fixed, bases), key_of(name, options, whole)
     return {name: keys[name] for name in KINDS if name in keys}
+
+
+def check(wanted: Mapping[str, Mapping[str, str]]) -> None:
+    """Parse the options that are wanted as their commands will do: a wrong one is told now and not after hours.
+
+    Raises
+    ------
+    InputError: a value that is refused. An unknown option ends the process with code 2, as it does in the command.
+    """
+    from data_prep.shard import ShardConfig
+    from data_prep.show import ShowConfig
+    from data_prep.vocab import VocabConfig
+    from pretrain.config import TrainConfig
+    from pretrain.export.__main__ import ExportConfig
+    from pretrain.finetune.__main__ import FinetuneConfig
+
+    least: dict[str, tuple[Any, str]] = {  # what each needs beside
+        "vocab": (VocabConfig, "--corpus texts --out vocab"),
+        "shard": (ShardConfig, "--corpus texts --vocab vocab --out store"),
+        "look": (ShowConfig, "store"),
+        "train": (TrainConfig, "--data store --out run --model bert-tiny"),
+        "export": (ExportConfig, "run hf"),
+        "finetune": (FinetuneConfig, "hf --task classify --train train.tsv --eval dev.tsv --out tuned"),
+    }
+    for name, options in wanted.items():
+        config, words = least[name]
+        try:
+            parse(config, None, changed(words.split(), options))
+        except SystemExit:
+            say(f"error: this was said of --set {name}...; see {call(KINDS[name].command, '--help')}")
+            raise
+        except InputError as error:
+            raise InputError(f"--set {name}...: {error}") from error
 
 
 def result_of(name: str, out: Path) -> Path:

@@ -15,7 +15,7 @@ from launch.gaps import gaps_of
 from launch.make import MakeConfig, settle_changes, share_trained
 from launch.record import Record, StageRecord, changes_of, check_folder
 from launch.running import STOPPED, Plan, Screen, Stage
-from launch.stages import changed, keys_of, read_settings, wanted_settings
+from launch.stages import changed, check, keys_of, read_settings, wanted_settings
 from tests.corpora import write
 from tests.launched import start, wait_for
 
@@ -114,11 +114,23 @@ def test_options_of_stages_win_over_the_advice():
     assert wanted_settings(settings) == {"lr": 2e-3, "mask_split": "0.9 0.05", "cased": False, "vocab_size": 4096}
 
 
+def test_a_wrong_option_of_a_stage_is_told_before_anything_runs():
+    check(
+        read_settings(["train.lr=1e-3", "vocab.size=4096", "look.samples=1", "finetune.seeds=3", "shard.holdout=0.1"])
+    )
+    with pytest.raises(InputError, match=r"--set train...: --lr -3 must lie in"):
+        check(read_settings(["train.lr=-3"]))
+    with pytest.raises(InputError, match=r"--set vocab...: --size many must be a whole number"):
+        check(read_settings(["vocab.size=many"]))
+    with pytest.raises(SystemExit):
+        check(read_settings(["train.foo=1"]))
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
         ({"set": ("lr=1",)}, "STAGE.OPTION=VALUE"),
-        ({"set": ("train.out=x",)}, "make itself says where things lie"),
+        ({"set": ("train.out=x",)}, "make sets this itself"),
         ({"set": ("train.hours=1",)}, "give --hours"),
         ({"set": ("train.model=bert-mini",), "model": "bert-tiny"}, "say the same"),
         ({"set": ("finetune.lr=1",)}, "goes with a --task"),
