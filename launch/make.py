@@ -172,14 +172,18 @@ def make(config: MakeConfig) -> None:
         return
     with alone_in(config.out) as lock:
         record = Record.read(config.out) or Record([], {})
-        task = settle_task(config, found, held_out, record)
+        task = described_task(found, held_out)
         had, advice = record.advice, settle_advice(config, record, sources)
         commands = commands_of(config, advice, found)
         keys = keys_of(commands, sources, task.get("sha256", ""))
         settle_changes(config, record, sources, keys)
         record = replace(record, sources=sources, given=config.given, task=task, advice=advice)
         record.stages = {name: entry for name, entry in record.stages.items() if name in keys}
-        record.write(config.out)
+        record.write(config.out)  # first of all: from here on the folder is known as one of make
+        if found is not None:
+            task["told"] = labelled.write_split(found, held_out, config.out / "task")
+            say(task["told"])
+            record.write(config.out)
         if advice is not had:
             show(config, advice, commands)
         work_through(config, record, commands, keys, lock)
@@ -228,19 +232,13 @@ def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.
     return found, labelled.look_at(config.eval, found.columns)
 
 
-def settle_task(
-    config: MakeConfig, found: labelled.Found | None, held_out: labelled.Found | None, record: Record
-) -> Json:
-    """Put the labelled files into DIR/task, where fine-tuning reads them; what is known of them."""
+def described_task(found: labelled.Found | None, held_out: labelled.Found | None) -> Json:
+    """What is known of the labelled files, for make.json and the page."""
     if found is None:
         return {}
     sha256 = labelled.fingerprint([found.path, *([held_out.path] if held_out else [])])
-    folder = config.out / "task"
-    told = labelled.write_split(found, held_out, folder)
-    say(told)
     labels = dict(found.labels.most_common())
-    return {"file": str(found.path), "kind": found.kind, "rows": len(found.rows), "labels": labels, "told": told,
-            "sha256": sha256}  # fmt: skip
+    return {"file": str(found.path), "kind": found.kind, "rows": len(found.rows), "labels": labels, "sha256": sha256}
 
 
 def advise_for(config: MakeConfig) -> Json:
