@@ -22,125 +22,34 @@ import io
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 if not __package__:  # a plain script: launch/ itself is on the path, where its file names could hide others'
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_prep.cli import (  # first: it continues in .venv where packages are missing
-    InputError,
-    number_in,
-    print_json,
-    run,
-    say,
-)
+from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
 
 # isort: split
-from rich.console import Console
-from rich.text import Text
-
 from data_prep.calls import call, hand_on, own
-from data_prep.ranges import Range, check_ranges
+from data_prep.store import Store, read_manifest
 from data_prep.text.corpus import find_sources
 from launch import labelled
-from launch.record import Json, Record, StageRecord, changes_of, check_folder, described, key_of
+from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
+from launch.gaps import gaps_of
+from launch.record import Json, Record, StageRecord, check_folder, described
 from launch.running import STOPPED, Plan, Screen, Stage, rounded
-from launch.stages import (
-    KINDS,
-    OF_A_RUN,
-    Words,
-    changed,
-    check,
-    folder_of,
-    keys_of,
-    options_of,
-    read_settings,
-    result_of,
-    wanted_settings,
-    without,
-)
-from pretrain.advice.__main__ import WIDTH, shown
-from pretrain.advice.advice import Advice, advised
-from pretrain.advice.machine import here
-from pretrain.advice.survey import survey
+from launch.settings import MakeConfig
+from launch.stages import KINDS, Words, check, keys_of, result_of, without
 from pretrain.report.history import History
 
 GAPS = 8  # sentences with a gap
 PATIENCE = 60.0  # seconds for an earlier make of the same folder to end
-Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
-
-
-@dataclass(frozen=True)
-class MakeConfig:
-    """What a model is made of, for how long, and where it goes."""
-
-    corpus: tuple[str, ...]
-    """files, folders or globs of text, as data_prep/shard.py reads them"""
-    out: Path
-    """folder for everything"""
-    hours: Annotated[float, Range(0, 1e5)] = 0.0
-    """hours of pretraining; the rest takes what it takes, and the whole is said at the start"""
-    steps: Annotated[int | None, Range(1, 1e9)] = None
-    """optimizer steps in place of --hours: the same on every machine"""
-    lang: str = ""
-    """language of the text: en, de, ru, ...; "": as it looks"""
-    task: Path | None = None
-    """labelled file (.csv, .tsv, .jsonl) to fine-tune on; what is asked and which columns are meant is found out"""
-    eval: Path | None = None
-    """labelled file to measure on; left out: a fifth of --task is held back"""
-    model: Preset | None = None
-    """size of the model in place of the advice"""
-    size: Annotated[int | None, Range(256, 1e7)] = None
-    """entries of the vocabulary in place of the advice"""
-    cased: bool = False
-    """keep case and accents, whatever is advised; --set vocab.cased=no does not, whatever is advised"""
-    set: tuple[str, ...] = ()
-    """any other option of a stage, as STAGE.OPTION=VALUE: train.lr=1e-3 finetune.seeds=5 shard.holdout=0.05"""
-    anew: bool = False
-    """throw away what was made of other texts or settings; without it this is refused"""
-    dry_run: bool = False
-    """say what would run, and why, and run nothing"""
-    json: bool = False
-    """print one JSON object at the end instead of the page's path"""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if not self.corpus:
-            raise InputError("--corpus needs files or folders of text")
-        if (self.hours > 0) == (self.steps is not None):
-            raise InputError("give one of --hours (of pretraining; 0.1 is six minutes) and --steps")
-        if self.eval is not None and self.task is None:
-            raise InputError(f"--eval {self.eval} measures a --task; give that too")
-        if self.task is None and "finetune" in self.wanted:
-            raise InputError("--set finetune... goes with a --task")
-        if {"hours", "steps"} & {*self.wanted.get("train", {})}:
-            raise InputError("--set train.hours and train.steps: give --hours or --steps itself")
-
-    @property
-    def wanted(self) -> dict[str, dict[str, str]]:
-        """What is wanted otherwise than advised: stage -> option -> value."""
-        found = read_settings(self.set)
-        named = (("train", "model", self.model), ("vocab", "size", self.size), ("vocab", "cased", self.cased))
-        for stage, option, value in named:
-            if value not in (None, False):
-                if option in found.setdefault(stage, {}):
-                    raise InputError(f"--{option} and --set {stage}.{option} say the same: give one")
-                found[stage][option] = "yes" if value is True else str(value)
-        return found
-
-    @property
-    def given(self) -> Json:
-        """What the command line says, as JSON values."""
-        plain: Json = json.loads(json.dumps(asdict(self), default=str))
-        return {name: value for name, value in plain.items() if name not in ("out", "anew", "dry_run", "json")}
 
 
 def main(config: MakeConfig) -> None:
@@ -241,121 +150,6 @@ def described_task(found: labelled.Found | None, held_out: labelled.Found | None
     return {"file": str(found.path), "kind": found.kind, "rows": len(found.rows), "labels": labels, "sha256": sha256}
 
 
-def advise_for(config: MakeConfig) -> Json:
-    """What fits the text, the machine and the hours, as make.json keeps it."""
-    ranks = number_in(os.environ, "RANKS", 0, most=999)
-    text, machine = survey(config.corpus, config.lang), here(ranks)
-    wanted = wanted_settings(config.wanted)
-
-    def for_hours(hours: float, **more: Any) -> Advice:
-        task = config.out / "task/train.jsonl" if config.task else None
-        return advised(
-            text, machine, hours, corpus=config.corpus, lang=config.lang, task=task, out=config.out,
-            wanted=wanted | more,
-        )  # fmt: skip
-
-    advice = for_hours(config.hours or 1.0)
-    if config.steps:  # how long they take decides how often is looked and saved
-        settings = advice.settings
-        tokens = config.steps * settings["global_batch"] * settings["seq_len"]
-        same = {name: settings[name] for name in ("model", "vocab_size", "global_batch", "seq_len", "micro_batch")}
-        first, advice = advice, for_hours(tokens / settings["tokens_per_second"] / 3600, **same)
-        advice.reasons.update({name: why for name, why in first.reasons.items() if name in same and name != "model"})
-    plain: Json = json.loads(json.dumps(advice._asdict(), default=str))
-    return plain | {"commands": dict(advice.commands)}
-
-
-def settle_advice(config: MakeConfig, record: Record, sources: list[Json]) -> Json:
-    """The advice that this folder was begun with, where it is about the same; else a new one. A probe of the machine
-    never comes out twice the same, and a run goes on as it began."""
-    fixed = {stage: {k: v for k, v in options.items() if stage != "train" or k in OF_A_RUN}
-             for stage, options in config.wanted.items() if stage in ("vocab", "shard", "train")}  # fmt: skip
-    basis, of_task = key_of(sources, config.lang, fixed), key_of(str(config.task), str(config.eval))
-    had = record.advice
-    if had.get("basis") == basis and had.get("of_task") == of_task:
-        return had
-    advice = advise_for(config) | {"basis": basis, "of_task": of_task, "hours": config.hours}
-    if had.get("basis") == basis:  # another task is another fine-tuning, and nothing else
-        finetune = advice["commands"].get("finetune")
-        kept = {name: words for name, words in had["commands"].items() if name != "finetune"}
-        advice = had | {"of_task": of_task, "commands": kept | ({"finetune": finetune} if finetune else {})}
-    return advice
-
-
-def commands_of(config: MakeConfig, advice: Json, found: labelled.Found | None) -> dict[str, Words]:
-    """stage -> the words of its command, as advised and as wanted."""
-    wanted, out = config.wanted, config.out
-    plain: dict[str, Words] = dict(advice["commands"])
-    length = {} if "--phase" in plain["train"] else {"hours": f"{config.hours:g}"}
-    if config.steps:
-        plain["train"] = without(without(plain["train"], "hours"), "phase")
-        sizes = {name: str(advice["settings"][name]) for name in ("seq_len", "global_batch", "micro_batch")}
-        length = sizes | {"steps": str(config.steps)}
-    if found is not None:
-        files = {name: shlex.quote(str(out / f"task/{name}.jsonl")) for name in ("train", "eval")}
-        plain["finetune"] = changed(plain["finetune"], {"task": found.kind, **files})
-    else:
-        plain.pop("finetune", None)
-    train = options_of(changed(plain["train"], wanted.get("train", {})))
-    looked = {name: train[name] for name in ("seq_len", "objective") if name in train}
-    plain["look"] = changed(["show", str(out / "store"), "--samples", "3"], looked)
-    plain["fill"] = ["predict", str(out / "hf"), "--fill", "--json"]
-    own_length = {"train": length}
-    return {
-        name: changed(plain[name], own_length.get(name, {}) | wanted.get(name, {})) for name in KINDS if name in plain
-    }
-
-
-def settle_changes(config: MakeConfig, record: Record, sources: list[Json], keys: dict[str, tuple[str, str]]) -> None:
-    """Say what is other than when this folder was begun; throw away what cannot be gone on with, if that is allowed.
-
-    Raises
-    ------
-    InputError: it is not allowed.
-    """
-    if not record.given:
-        return
-    changes = changes_of(record.sources, sources) + [
-        f"--{name} {_shown(record.given.get(name))} -> {_shown(value)}"
-        for name, value in config.given.items()
-        if value != record.given.get(name) and name != "corpus"
-    ]
-    stale = [name for name, entry in record.stages.items()
-             if name in keys and entry.base != keys[name][0] and folder_of(name, config.out).exists()]  # fmt: skip
-    again = [name for name, entry in record.stages.items()
-             if name in keys and entry.key != keys[name][1] and entry.is_done and name not in stale]  # fmt: skip
-    costly = [KINDS[name].title for name in stale if KINDS[name].is_costly]
-    told = f"{config.out} was begun with other texts or settings: {'; '.join(changes) or 'the advice has changed'}"
-    if costly and not config.anew:
-        raise InputError(
-            f"{told}. {' and '.join(costly)} cannot go on with them: add --anew to throw away what is there and make "
-            "it anew, choose another --out, or give what it had"
-        )
-    if stale or again or changes:
-        say(told)
-    if stale:
-        say(f"made anew: {', '.join(KINDS[name].title for name in stale)}")
-    if again:
-        say(f"goes on, or runs again: {', '.join(KINDS[name].title for name in again)}")
-    for name in reversed(stale):  # what was made last first: what is left of a stop on the way fits together
-        remove(folder_of(name, config.out))
-        del record.stages[name]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value)) or "none"
-    return "none" if value in (None, "", 0) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder that make has made."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def work_through(
     config: MakeConfig, record: Record, commands: dict[str, Words], keys: dict[str, tuple[str, str]], lock: int
 ) -> None:
@@ -401,22 +195,29 @@ def work_through(
 def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Stage:
     """A stage as it runs now."""
     arguments, share, result = list(words[1:]), lambda: None, None
+    store = config.out / "store"
+    if name == "train" and "patience" not in config.wanted.get("train", {}) and holds_nothing_out(store):
+        arguments = without(
+            arguments, "patience"
+        )  # the survey counts documents by a sample, the store has counted them
     if name == "fill":
         result = config.out / "fill.json"
-        arguments += texts_with_gaps(config.out / "store")
+        arguments += texts_with_gaps(store)
     if name == "train" and config.steps:
         share = partial(share_trained, config.out / "run/metrics.jsonl", config.steps)
     command = call(KINDS[name].command, *arguments)
     return Stage(name, KINDS[name].title, command, planned(name, config, record), share, result)
 
 
+def holds_nothing_out(store: Path) -> bool:
+    """Whether a store is there and has no document to evaluate on."""
+    return (store / "manifest.json").exists() and not read_manifest(store)["counts"]["held_out_documents"]
+
+
 def texts_with_gaps(store: Path) -> list[str]:
     """Sentences to fill; none while the store is not there."""
     if not (store / "manifest.json").exists():
         return []
-    from data_prep.store import Store
-    from launch.gaps import gaps_of
-
     return [gap.text for gap in gaps_of(Store.open(store), GAPS)]
 
 
@@ -451,21 +252,6 @@ def planned(name: str, config: MakeConfig, record: Record) -> float:
         return 30 + 0.02 * int(record.task.get("rows", 0))
     start, a_mb = SECONDS[name]
     return start + a_mb * sum(source["bytes"] for source in record.sources) / 1e6
-
-
-def show(config: MakeConfig, advice: Json, commands: dict[str, Words]) -> None:
-    """What was found and chosen, and why; of a dry run the commands, too."""
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False,
-                      width=None if sys.stderr.isatty() else WIDTH)  # fmt: skip
-    for part in shown(Advice(**advice_fields(advice))):
-        console.print(part, soft_wrap=isinstance(part, Text))
-    for name, words in commands.items() if config.dry_run else ():
-        say(f"{KINDS[name].title}:\n    {call(KINDS[name].command, *words[1:])}")
-
-
-def advice_fields(advice: Json) -> Json:
-    """The fields of an Advice in what make.json keeps of one."""
-    return {name: advice[name] for name in Advice._fields}
 
 
 def write_page(config: MakeConfig, record: Record) -> None:

@@ -11,6 +11,7 @@ vocab -> shard -> look
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,27 @@ def without(words: Sequence[str], name: str) -> Words:
         if not is_of_it:
             kept.append(word)
     return kept
+
+
+def placed(name: str, words: Sequence[str], corpus: Sequence[str], out: Path) -> Words:
+    """A command with these places for its own, which may be those of another time: folders move."""
+    vocab, store, run, hf = (str(out / folder) for folder in ("vocab", "store", "run", "hf"))
+    places = {
+        "vocab": ["--corpus", *corpus, "--out", vocab],
+        "shard": ["--corpus", *corpus, "--vocab", vocab, "--out", store],
+        "look": [store],
+        "train": ["--data", store, "--out", run],
+        "export": [run, hf],
+        "fill": [hf],
+        "finetune": [
+            *(hf, "--train", str(out / "task/train.jsonl"), "--eval", str(out / "task/eval.jsonl")),
+            *("--out", str(out / "finetuned")),
+        ],
+    }[name]
+    rest = list(dropwhile(lambda word: not word.startswith("--"), words[1:]))
+    for option in OURS.get(name, ()):
+        rest = without(rest, option)
+    return [words[0], *places, *rest]
 
 
 def options_of(words: Sequence[str]) -> dict[str, str]:

@@ -11,11 +11,13 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.store import Store
 from launch import labelled
+from launch.choices import settle_changes
 from launch.gaps import gaps_of
-from launch.make import MakeConfig, settle_changes, share_trained
+from launch.make import share_trained
 from launch.record import Record, StageRecord, changes_of, check_folder
 from launch.running import STOPPED, Plan, Screen, Stage
-from launch.stages import changed, check, keys_of, read_settings, wanted_settings
+from launch.settings import MakeConfig
+from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
 from tests.corpora import write
 from tests.launched import start, wait_for
 
@@ -102,6 +104,14 @@ def test_changed_texts_are_named():
 
 
 # Command lines
+
+
+def test_a_folder_that_moved_is_read_where_it_is():
+    assert placed("shard", [*COMMANDS["shard"], "--holdout", "0.1"], ["a b", "c"], Path("new")) == [
+        *("shard", "--corpus", "a b", "c", "--vocab", "new/vocab", "--out", "new/store", "--lang", "de"),
+        *("--holdout", "0.1"),
+    ]
+    assert placed("export", COMMANDS["export"], [], Path("new")) == ["export", "new/run", "new/hf"]
 
 
 def test_options_of_stages_win_over_the_advice():
