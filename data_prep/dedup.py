@@ -94,6 +94,8 @@ class Seen:
 
 def main(config: DedupConfig) -> None:
     """Write the list."""
+    if config.out.is_dir():
+        raise InputError(f"--out {config.out} is a folder; name a file in it, such as {config.out / 'drops.npz'}")
     sources = find_sources(
         config.corpus,
         config.txt,

@@ -20,10 +20,11 @@ from data_prep.files import write_whole
 from data_prep.store import Store
 from launch.gaps import Gap, gaps_of
 from launch.record import Json, Record
-from launch.stages import KINDS
-from pretrain.report.__main__ import page_of
+from launch.stages import KINDS, SETTINGS, read_settings
+from pretrain.advice.__main__ import SHOWN, in_words
 from pretrain.report.charts import charts_of
 from pretrain.report.history import History
+from pretrain.report.page import page_of
 from pretrain.report.words import duration
 
 TEMPLATE = Path(__file__).with_name("made.html.jinja")
@@ -129,18 +130,16 @@ def in_a_line(out: Path, record: Record) -> str:
 
 
 def chosen(record: Record) -> list[tuple[str, str, str]]:
-    """(setting, value, why), in the words of the advice; what the user wanted otherwise first."""
-    rows = []
-    for name, value in record.given.items():
-        if name in ("model", "size", "cased", "steps", "hours", "lang") and value not in (None, "", 0, False):
-            rows.append((name, f"{value:g}" if isinstance(value, float) else str(value), "as you have said"))
-    rows += [(entry.partition("=")[0], entry.partition("=")[2], "as you have said") for entry in record.given["set"]]
-    settings = record.advice.get("settings", {})
-    said = {name for name, *_ in rows}
-    for name, why in record.advice.get("reasons", {}).items():
-        if name not in said:
-            value = settings.get(name, "")
-            rows.append((name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value), why))
+    """(setting, value, why): the advice's, with what was asked otherwise among them; then what else was asked."""
+    settings, reasons = record.advice["settings"], record.advice["reasons"]
+    told = [name for name in SHOWN if name in settings]
+    rows = [(name.replace("_", " "), in_words(settings[name]), reasons.get(name, "")) for name in told]
+    for stage, options in read_settings(record.given["set"]).items():
+        rows += [
+            (f"{stage} {option}".replace("_", " "), value, "as asked")
+            for option, value in options.items()
+            if SETTINGS.get((stage, option), option) not in told or stage not in ("vocab", "train")
+        ]
     return rows
 
 

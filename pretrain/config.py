@@ -119,6 +119,9 @@ class TrainConfig:
     """go on with another DeepSpeed than the pinned one, whose private handles may differ"""
     dry_run: bool = False
     """check everything, print the plan, train nothing"""
+    config: Path | None = None
+    """settings to begin with: RUN/config.json, to run it again, or a .json, .yaml or .toml file of options by name;
+    what is given beside it goes before it"""
 
     global_batch: Annotated[int | None, BATCH] = None
     """samples a step over all ranks (fills "auto"; default 256)"""
@@ -204,7 +207,8 @@ class TrainConfig:
 
     def record(self) -> dict[str, Any]:
         """The settings as JSON values, for config.json."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()} | {"steps": self.total_steps}
+        given = {name: _plain(value) for name, value in dataclasses.asdict(self).items() if name != "config"}
+        return given | {"steps": self.total_steps}
 
 
 def _weighted(entry: str) -> tuple[Path, float]:

@@ -2,6 +2,7 @@
 
     deepspeed launch/pretrain.sh --data STORE --out RUN --model bert-base           (clusters: --hostfile H)
     RANKS=2 bash launch/pretrain.sh --data runs/wiki/store --out runs/wiki/run --model bert-mini --steps 1000
+    RANKS=2 bash launch/pretrain.sh --config runs/wiki/run/config.json --out runs/again --seed 1      # that run again
 
 One process a rank. Leaves in RUN: config.json (everything needed to repeat the run), metrics.jsonl, log.txt,
 tensorboard/, vocab/ and checkpoints/. The same command again continues from the newest whole checkpoint.
@@ -20,6 +21,7 @@ from data_prep.cli import InputError, parse, say  # first: it continues in .venv
 from data_prep.outlets import survive_console
 from pretrain.config import TrainConfig
 from pretrain.preflight import check_launch, look, ranks_in
+from pretrain.settings_file import with_settings
 from pretrain.watch import STOPPED, Watch
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
         say(f"error: {error}")
         return 2
     try:
-        config = parse(TrainConfig, __doc__, argv)
+        config = asked(argv)
         stores = look(config, ranks_in(os.environ))
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":
@@ -64,10 +66,20 @@ def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
     return exit_code(config, stores, watch)
 
 
+def asked(argv: list[str] | None) -> TrainConfig:
+    """What the command line, and a file that it names, ask for.
+
+    Raises
+    ------
+    InputError: as parse() and with_settings() do.
+    """
+    return parse(TrainConfig, __doc__, with_settings(sys.argv[1:] if argv is None else argv))
+
+
 def refusal(argv: list[str]) -> int:
     """What is wrong with a command line, before ranks are started for it: 2 and a line on stderr, or 0."""
     try:
-        look(parse(TrainConfig, __doc__, argv), ranks_in(os.environ, None))
+        look(asked(argv), ranks_in(os.environ, None))
     except InputError as error:
         say(f"error: {error}")
         return 2

@@ -10,25 +10,14 @@ The page needs nothing but itself: charts are drawn into it, and a reader's poin
 A run that is still training can be looked at; the same command again brings the page up to date.
 """
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jinja2
 from tyro.conf import Positional
 
 from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say
-from data_prep.files import write_whole
-from pretrain.report.charts import DARK, LIGHT, SERIES, Chart, charts_of
-from pretrain.report.drawing import as_png, as_svg
-from pretrain.report.history import Axis, History, read_all
-from pretrain.report.words import NONE, Unit, as_text, counted, duration, event_text, facts
-
-TEMPLATE = "page.html.jinja"
-SMALL, LARGE = (400, 244), (820, 556)  # pixels of a chart in the page; the first one is also drawn large
+from pretrain.report.history import Axis, read_all
 
 
 @dataclass(frozen=True)
@@ -49,27 +38,6 @@ class ReportConfig:
             raise InputError(f"name a run folder: {call('report', 'RUN', '--out', 'DIR')}")
 
 
-class Row(NamedTuple):
-    """A row of a table of runs: a cell a run."""
-
-    name: str
-    cells: list[str]
-    best: str = ""  # the cell of the best run, where one is best
-
-    @property
-    def differs(self) -> bool:
-        """Whether the runs differ in it."""
-        return len(set(self.cells)) > 1
-
-
-class Tile(NamedTuple):
-    """A headline number."""
-
-    name: str
-    value: str
-    about: str
-
-
 def main(config: ReportConfig) -> None:
     """Write the page and the PNGs, print where the page is.
 
@@ -82,214 +50,17 @@ def main(config: ReportConfig) -> None:
     if (config.out / "config.json").exists():
         raise InputError(f"--out {config.out} is a run folder; name another, such as {config.out}/report")
     histories = read_all(config.runs)
-    charts = charts_of(histories)
-    config.out.mkdir(parents=True, exist_ok=True)
-    for chart in charts:
-        write_whole(config.out / f"{chart.name}.png", [as_png(chart, histories, config.by)], sync=False)
-    page = config.out / "index.html"
-    write_whole(page, [page_of(histories, charts, config.by).encode(errors="replace")], sync=False)
+    # Behind all that can be refused at once: what draws takes a second.
+    from pretrain.report.page import write
+
+    page, images = write(config.out, histories, config.by)
     for history in histories:
         for note in history.notes:
             say(f"{history.folder}: {note}")
     if config.json:
-        images = [f"{chart.name}.png" for chart in charts]
         print_json({"page": str(page), "images": images, "runs": [history.summary() for history in histories]})
     else:
         print(page)
-
-
-def page_of(
-    histories: list[History], charts: list[Chart], axis: Axis, template: Path | None = None, **more: Any
-) -> str:
-    """The whole page. `template` may extend page.html.jinja, and gets `more` beside what that has."""
-    folders = [Path(__file__).parent, *([template.parent] if template else [])]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    drawings = [
-        [as_svg(chart, histories, axis, *size) for size in ((SMALL, LARGE) if place == 0 else (SMALL,))]
-        for place, chart in enumerate(charts)
-    ]
-    numbers = [history.summary() for history in histories]
-    return environment.get_template(template.name if template else TEMPLATE).render(
-        histories=histories,
-        numbers=numbers,
-        lead=lead_of(histories[0]),
-        tiles=tiles_of(histories[0], numbers[0]),
-        results=results_of(numbers) + by_source(histories),
-        settings=settings_of(histories),
-        sources=sources_of(histories[0]) if len(histories) == 1 else [],
-        charts=list(zip(charts, drawings, strict=True)),
-        data=json.dumps(data_of(histories, charts, axis), separators=(",", ":")).replace("<", "\\u003c"),
-        events=[[(event, event_text(event)) for event in history.events] for history in histories],
-        notes=notes_of(histories, numbers, axis),
-        light=LIGHT,
-        dark=DARK,
-        series_colours=SERIES,
-        as_text=as_text,
-        colour_of=lambda colour: f"var(--{colour})" if colour in LIGHT else colour,
-        **more,
-    )
-
-
-def data_of(histories: list[History], charts: list[Chart], axis: Axis) -> dict[str, Any]:
-    """The numbers behind the charts, for the pointer, and for whoever wants them: name -> series."""
-    return {
-        chart.name: {
-            "unit": chart.unit,
-            "series": [
-                {
-                    "label": line.label,
-                    "steps": line.steps.tolist(),
-                    "values": [_short(value) for value in line.values],
-                }
-                | ({"x": [_short(x) for x in histories[line.run].along(axis, line.steps)]} if axis != "step" else {})
-                for line in chart.lines
-            ],
-        }
-        for chart in charts
-    }
-
-
-def _short(value: float) -> float | int:
-    rounded = float(f"{value:.6g}")
-    return int(rounded) if rounded.is_integer() else rounded
-
-
-def lead_of(history: History) -> tuple[str, str]:
-    """The run in a sentence: the model, and the rest."""
-    told = facts(history)
-    size = f", {counted(history.parameters)} parameters" if history.parameters else ""
-    batch = " of ".join(filter(None, (told.get("Batch", "").split(" = ")[0], told.get("Sample"))))
-    phases = told.get("Phases", "").count("; ") + 1
-    each = f" in {phases} phases" if phases > 1 else f" of {batch}" if batch else ""
-    words = [f"{told['Steps']} steps{each}"] if "Steps" in told else []
-    if {"Optimizer", "Learning rate"} <= set(told):
-        words.append(f"{told['Optimizer']} at {told['Learning rate']}")
-    words.append(f"{told['Precision']}, ZeRO {told['ZeRO']}")
-    data = f" on {told['Data']}" if "Data" in told else ""
-    return told.get("Model", "A model"), f"{size}{data}. {'; '.join(words)}."
-
-
-def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
-    """The headline numbers of one run."""
-    where = f"{'held out' if numbers['held_out'] else 'training'}, step {numbers['scored_at']:,}{_best(history)}"
-    tiles = [
-        Tile("Masked-word loss", as_text(numbers["mlm_loss"], "nats"), where),
-        Tile("Perplexity", as_text(numbers["perplexity"], "plain"), _against_unigrams(history, numbers)),
-        Tile("Masked-word accuracy", as_text(numbers["mlm_acc"], "share"), "of masked tokens"),
-    ]
-    if history.has_pairs:
-        tiles.append(Tile("Pair accuracy", as_text(numbers["nsp_acc"], "share"), "chance is 50%"))
-    tiles.append(Tile("Tokens a second", as_text(numbers["tokens_per_s"], "count"), "median, padding not counted"))
-    tiles.append(Tile("MFU", as_text(numbers["mfu"], "share"), "median, of the matrix-product peak"))
-    lost = f", {duration(numbers['lost_seconds'])} done twice" if numbers["lost_seconds"] else ""
-    tiles.append(Tile("Time", duration(numbers["seconds"]), f"{counted(numbers['tokens'] or 0)} tokens{lost}"))
-    return tiles
-
-
-def _against_unigrams(history: History, numbers: dict[str, Any]) -> str:
-    entropy = history.unigram_entropy
-    if entropy is None or numbers["mlm_loss"] is None:
-        return "e to the loss"
-    gained = entropy - numbers["mlm_loss"]
-    return f"{abs(gained):.2f} nats {'below' if gained >= 0 else 'above'} the unigram entropy"
-
-
-def _best(history: History) -> str:
-    """Where the held-out loss was lowest, when that was not at the end."""
-    found = [line for line in history.evals if _is_finite(line.get("mlm_loss"))]
-    same = [line for line in found if line.get("held_out") == found[-1].get("held_out")]  # others do not compare
-    best = min(same, key=lambda line: line["mlm_loss"], default=None)
-    if best is None or found[-1]["mlm_loss"] <= best["mlm_loss"]:
-        return ""
-    return f"; best {as_text(best['mlm_loss'], 'nats')} at {best['step']:,}"
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-# What a comparison shows: name, key of the summary, unit, and whether more (+1) or less (-1) is better.
-RESULTS: tuple[tuple[str, str, Unit, int], ...] = (
-    ("Masked-word loss", "mlm_loss", "nats", -1),
-    ("Perplexity", "perplexity", "plain", -1),
-    ("Masked-word accuracy", "mlm_acc", "share", 1),
-    ("Pair loss", "nsp_loss", "nats", -1),
-    ("Pair accuracy", "nsp_acc", "share", 1),
-    ("Tokens a second", "tokens_per_s", "count", 1),
-    ("MFU", "mfu", "share", 1),
-    ("Memory, GB a rank", "memory_gb", "plain", -1),
-    ("Tokens", "tokens", "count", 0),
-)
-SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")
-
-
-def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
-    """The results of several runs, the best of each marked: of scores where all were scored on the same samples."""
-    is_one_set = len({(run["held_out"], run["held_out_set"]) for run in numbers}) == 1
-    rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
-    rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
-    for name, key, unit, sign in RESULTS:
-        values = [run[key] for run in numbers]
-        known = [value for value in values if value is not None]
-        if known:
-            cells = [as_text(value, unit) for value in values]
-            best = as_text(max(known, key=lambda value: sign * value), unit)
-            compares = sign and (is_one_set or key not in SCORES)
-            rows.append(Row(name, cells, best if compares and len(set(cells)) > 1 else ""))
-    rows.append(Row("Time", [duration(run["seconds"]) for run in numbers]))
-    return rows
-
-
-def by_source(histories: list[History]) -> list[Row]:
-    """The held-out loss of several runs on each source."""
-    each = [{row["name"]: row["mlm_loss"] for row in sources_of(history)} for history in histories]
-    is_one_set = len({history.evals[-1].get("held_out") for history in histories if history.evals}) == 1
-    rows = []
-    for name in sorted({name for losses in each for name in losses}):
-        cells = [as_text(losses.get(name), "nats") for losses in each]
-        best = as_text(min(losses[name] for losses in each if name in losses), "nats")
-        rows.append(Row(f"Loss on {name}", cells, best if is_one_set and len(set(cells)) > 1 else ""))
-    return rows
-
-
-def settings_of(histories: list[History]) -> list[Row]:
-    """What each run was asked to be; what only some of them say is left open for the others."""
-    each = [facts(history) for history in histories]
-    names = dict.fromkeys(name for told in each for name in told)
-    rows = [Row(name, [told.get(name, NONE) for told in each]) for name in names]
-    return [row for row in rows if set(row.cells) != {NONE}]
-
-
-def sources_of(history: History) -> list[dict[str, Any]]:
-    """The newest evaluation of each source, the best known first; `width` is its loss as a share of the largest."""
-    newest: dict[str, dict[str, Any]] = {}
-    for line in history.evals:
-        newest |= {name: scores | {"step": line["step"]} for name, scores in line.get("by_source", {}).items()}
-    known = {name: scores for name, scores in newest.items() if scores.get("mlm_loss") is not None}
-    largest = max((scores["mlm_loss"] for scores in known.values()), default=1.0) or 1.0
-    rows = [{"name": name, **scores, "width": scores["mlm_loss"] / largest} for name, scores in known.items()]
-    return sorted(rows, key=lambda row: row["mlm_loss"])
-
-
-def notes_of(histories: list[History], numbers: list[dict[str, Any]], axis: Axis) -> list[str]:
-    """What a reader must know to read the numbers right."""
-    several = len(histories) > 1
-    notes = [f"{h.label}: {note}" if several else note for h in histories for note in h.notes]
-    if any((run["mfu"] or 0) > 1 for run in numbers) or any((h.series("train", "mfu")[1] > 1).any() for h in histories):
-        notes.append(
-            "An MFU above 100% means that the peak was measured while the machine was busy with something else; "
-            "compare such values within a run only."
-        )
-    if any(run["lost_seconds"] for run in numbers):
-        notes.append("Steps that were done again after a resume are drawn once, as the later process logged them.")
-    batches = {
-        (h.config.get("deepspeed", {}).get("train_batch_size"), h.config["train"].get("seq_len")) for h in histories
-    }
-    if len(batches) > 1 and axis == "step":
-        notes.append("The runs take different batches: with --by tokens they are compared at equal data.")
-    return notes
 
 
 if __name__ == "__main__":
