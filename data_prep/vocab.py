@@ -37,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
+from data_prep.progress import still
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import (
     Source,
@@ -148,8 +149,9 @@ def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -
     # The trainer leaves out the rarest characters, which in German are q and x; as many stay as WordPiece would keep.
     counts = count_characters(_batches(sources, config, "characters"), partial(_compatible, config.cased))
     alphabet = counts.at_least(config.min_frequency)[: size // 4]
-    texts = (sentences for batch in _batches(sources, config, "pieces") for sentences in split(batch))
-    tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased, alphabet)
+    with still("joining pieces") as begin:
+        texts = (sentences for batch in _batches(sources, config, "pieces", begin) for sentences in split(batch))
+        tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased, alphabet)
     finish_tokenizer(tokenizer)
     _say_shortage(tokenizer.get_vocab(), size)
     _warn_of_unknown(tokenizer, sources, config)
@@ -226,7 +228,8 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_batches(sources, config, "words"), trainer)
+    with still("joining pieces") as begin:
+        tokenizer.train_from_iterator(_batches(sources, config, "words", begin), trainer)
     ids = tokenizer.get_vocab()
     entries = sorted(ids, key=ids.__getitem__)
     # Words of Chinese are its characters: where longer words leave room, rarer ones take it.
@@ -271,7 +274,9 @@ def _joins(tokenizer: Tokenizer, character: str) -> bool:
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(normal)) == 1
 
 
-def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[list[str]]:
+def _batches(
+    sources: list[Source], config: VocabConfig, what: str, at_end: Callable[[], None] = lambda: None
+) -> Iterator[list[str]]:
     """Paragraphs of the whole corpus in batches of about 1 MB, with a progress bar."""
     counts: Counter[str] = Counter()
     counted: list[tuple[Source, Counter[str]]] = []
@@ -296,7 +301,8 @@ def _batches(sources: list[Source], config: VocabConfig, what: str) -> Iterator[
         yield batch
     if counts["invalid_utf8"] and what == "words":
         say(f"{counts['invalid_utf8']:,} lines were not valid UTF-8; their wrong bytes were replaced by U+FFFD")
-    say(f"{what} counted" + ("; joining pieces" if what == "words" else ""))
+    say(f"{what} counted" + ("; joining pieces" if what in ("words", "pieces") else ""))
+    at_end()
 
 
 def read_vocab(path: Path) -> list[str]:

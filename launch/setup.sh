@@ -53,9 +53,27 @@ fi
 rm -f .venv/setup.stamp
 : > .venv/setup.log
 
+# What pip says goes to the log; what takes it long also to whoever waits, with the seconds since the start: packages of
+# megabytes as they are fetched, what is built, what is installed.
+stages() {
+    local line name
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >> .venv/setup.log
+        case $line in
+            *Downloading\ *[0-9]\ [MG]B\)) name=${line#*Downloading }; name="fetching ${name##*/}" ;;
+            *Using\ cached\ *[0-9]\ [MG]B\)) name=${line#*Using cached }; name="from the cache: ${name##*/}" ;;
+            *Building*:\ started) name=${line#*for }; name="building ${name%% *}" ;;
+            Installing\ collected\ packages:*) name=${line//[^,]/}; name="installing $((${#name} + 1)) packages" ;;
+            *) continue ;;
+        esac
+        say "    $SECONDS s  $name"
+    done
+}
+
 install() {
     echo "+ pip install $*" >> .venv/setup.log
-    .venv/bin/python -m pip install --disable-pip-version-check --no-input "$@" < /dev/null >> .venv/setup.log 2>&1 || {
+    PYTHONUNBUFFERED=1 .venv/bin/python -m pip install --disable-pip-version-check --no-input "$@" \
+        < /dev/null 2>&1 | stages || {
         tail -n 25 .venv/setup.log >&2
         fail "pip install $* failed; the whole log is in $PWD/.venv/setup.log"
     }

@@ -18,7 +18,7 @@ from data_prep.ranges import Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
 from pretrain.checkpoints.resume_policy import check_names
-from pretrain.limits import BATCH, CLIP, COUNT, LR, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
+from pretrain.limits import BATCH, CLIP, COUNT, LR, MINUTES, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
 from pretrain.phases import Span, check_span, parse_span
 from pretrain.schedule import Schedule
 from pretrain.sizes import Shape
@@ -85,10 +85,14 @@ class TrainConfig:
     """steps over which the batch grows from an eighth of --global_batch to all of it"""
     eval_every: Annotated[int, COUNT] = 500
     """steps between evaluations on the held-out documents; 0: only at the end"""
+    eval_minutes: Annotated[float, MINUTES] = 0.0
+    """minutes after which there is an evaluation in any case; 0: by steps only"""
     eval_samples: Annotated[int, COUNT] = 1024
     """held-out samples of an evaluation, always the same; 0: no evaluation"""
     save_every: Annotated[int, COUNT] = 500
     """steps between checkpoints; 0: only at the end"""
+    save_minutes: Annotated[float, MINUTES] = 15.0
+    """minutes after which there is a checkpoint in any case; 0: by steps only"""
     keep: Annotated[int, COUNT] = 3
     """newest checkpoints kept; 0: all"""
     log_every: Annotated[int, STEPS] = 10
@@ -154,7 +158,7 @@ class TrainConfig:
             raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
-        if self.patience and not (self.eval_samples and self.eval_every):
+        if self.patience and not (self.eval_samples and (self.eval_every or self.eval_minutes)):
             raise InputError(
                 f"--patience {self.patience} waits for evaluations on the way; give --eval_every and --eval_samples "
                 "above 0"

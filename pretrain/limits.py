@@ -11,6 +11,7 @@ SEQ_LEN = Range(8, 65_535, whole=True, why="[CLS], [SEP] and two sentences need 
 MAX_POSITIONS = 512  # of a new model
 SEED = Range(0, 2**63 - 1, whole=True)  # a signed integer of 64 bits everywhere
 SECONDS = Range(0, 1e8)  # three years
+MINUTES = Range(0, 1e6)  # two years
 SHARE = Range(0, 1, high_open=True)
 LR = Range(0, 100, low_open=True)
 WEIGHT_DECAY = Range(0, 100)

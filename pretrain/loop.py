@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from data_prep.progress import Progress
 from data_prep.samples.coverage import evaluated
 from data_prep.samples.draws import draw
 from data_prep.samples.pairs import Mixture
@@ -33,6 +34,7 @@ from pretrain.model import Losses
 from pretrain.monitor.console import what_came_out
 from pretrain.monitor.meter import Meter
 from pretrain.phases import Phase, phase_at
+from pretrain.report.history import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.zero.engine import apply_step, backward
 from pretrain.zero.lamb import Lamb
 
@@ -69,7 +71,7 @@ def loop(run: Run, state: RunState) -> RunState:
         if state.position.phase != phase.number:
             run.meter.event(state.step, "phase", number=phase.number + 1, of=len(run.phases), **phase.described())
         state, end = train_phase(run, phase, entered(phase, state))
-    with run.guard.working():
+    with run.guard.working("the checkpoint is written"):
         run.saver.wait()
     seconds = time.perf_counter() - started
     run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
@@ -86,11 +88,14 @@ def entered(phase: Phase, state: RunState) -> RunState:
 def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, PhaseEnd]:
     """Train to the end of a phase, to a request to stop, or to a rollback: the state then, and which it was."""
     config, guard = run.config, run.guard
-    with guard.working():  # an index for each of them
+    with guard.working("the index of the samples is made"):
         micro_batches = this_ranks_batches(run, phase, state)
         held_out = held_out_samples(phase, config, run.stores)
     held_out_loss: float | None = None
     clock = Clock(config.hours, state.seconds)
+    if reason := guard.at_boundary().stop:  # while the index was made; a checkpoint has this state, or there is none
+        run.meter.event(state.step, "stop", reason=reason)
+        return state, PhaseEnd.STOPPED
     while True:
         lr = phase.lr_at(state.step, clock.read())
         for group in run.engine.optimizer.param_groups:
@@ -103,20 +108,24 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
                 clock.read()  # the way back took time, too
                 return state._replace(seconds=clock.seconds), PhaseEnd.ROLLED_BACK
         last = state.step == phase.end or is_finished(config, state)
+        now = guard.at_boundary()
         if happened:
             log_step(run, state, counts, lr, grad_norm, last)
-            if held_out is not None and (last or is_due(config.eval_every, state.step)):
+            if held_out is not None and (
+                last or (now.evaluate and not now.stop) or is_due(config.eval_every, state.step)
+            ):
                 held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
                 state = state.evaluated(held_out_loss, held_out.identity)
                 last = last or is_finished(config, state)
+                now = now._replace(stop=now.stop or guard.at_boundary().stop)  # asked for meanwhile
         else:
             skip_step(run, state)
-        reason = guard.stop_reason()
+        reason = now.stop
         if last and state.step < phase.end:
-            run.meter.event(state.step, "stop", reason="the hours are over" if clock.is_over else "out of patience")
+            run.meter.event(state.step, "stop", reason=OUT_OF_TIME if clock.is_over else OUT_OF_PATIENCE)
         elif reason:
             run.meter.event(state.step, "stop", reason=reason)
-        if (happened and (last or is_due(config.save_every, state.step))) or reason:
+        if (happened and (last or now.save or is_due(config.save_every, state.step))) or reason:
             save(run, state, held_out_loss)
         if last or reason:
             return state, PhaseEnd.STOPPED if reason else PhaseEnd.DONE
@@ -157,6 +166,7 @@ def log_step(
     """Count a step that happened, and write what is due."""
     run.guard.stepped()
     run.meter.add_step(counts)
+    run.meter.show_place(state.step, state.seconds)
     if last or is_due(run.config.log_every, state.step):
         left = 3600 * run.config.hours - state.seconds if run.config.hours else None
         run.meter.write(state.step, state.samples, state.tokens, lr, grad_norm(), left)
@@ -221,8 +231,9 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
     shape = (held_out.batch_count, len(held_out.sources), len(Losses._fields))
     sums = torch.zeros(shape, dtype=torch.float64, device=engine.device)
     engine.eval()
-    with torch.no_grad():
-        for number, batch, source in held_out.batches:
+    progress = Progress(held_out.batches, f"evaluation, step {step}", "batch", quiet=dist.get_rank() > 0)
+    with torch.no_grad(), run.guard.doing("this evaluation"):
+        for number, batch, source in progress:
             losses = engine(batch.to(engine.device), by_sample=True)
             run.guard.beat()
             if number < held_out.batch_count:
@@ -231,14 +242,16 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
     dist.all_reduce(sums)
     line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources, held_out.identity)
     run.meter.unpause()
+    run.guard.evaluated()
     return line
 
 
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
     """Begin a checkpoint and say so; it is written while training goes on."""
     run.meter.pause()
-    with run.guard.working():
+    with run.guard.working("this checkpoint"):
         folder = run.saver.save(state, held_out_loss)
+    run.guard.saved()
     run.meter.event(state.step, "save", checkpoint=folder.name)
     run.meter.unpause()
 

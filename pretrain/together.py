@@ -9,7 +9,7 @@ import hashlib
 import json
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -32,9 +32,14 @@ def host_group(purpose: str = "loop") -> dist.ProcessGroup:
 
 def largest(value: int, group: dist.ProcessGroup) -> int:
     """The largest of the ranks' values."""
-    tensor = torch.tensor([value])
+    return largest_of((value,), group)[0]
+
+
+def largest_of(values: Sequence[int], group: dist.ProcessGroup) -> list[int]:
+    """The largest of the ranks' values, for each of several: one message for all of them."""
+    tensor = torch.tensor(values)
     dist.all_reduce(tensor, dist.ReduceOp.MAX, group=group)
-    return int(tensor.item())
+    return tensor.tolist()
 
 
 def told_by_first(value: T) -> T:

@@ -144,7 +144,9 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         with agreed(f"run folder {config.out}"):
             if dist.get_rank() == 0:
                 prepare_folder(config.out, start, stores)
-        meter = Meter(config.out, model.config, config.total_steps, state.step, engine.device)
+        meter = Meter(
+            config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
+        )
         ending.callback(meter.close)
         meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint))
         if start.checkpoint is not None:
@@ -156,9 +158,13 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
                 meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
         saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
         ending.callback(saver.close)
-        guard = Guard(watch, config.stop_at(time.time()), config.max_skips)
+        guard = Guard(watch, config.stop_at(time.time()), config.max_skips, config.save_minutes, config.eval_minutes)
         lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
-        return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
+        try:
+            return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
+        except DivergedError as error:
+            meter.fail(str(error))
+            raise
 
 
 def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:

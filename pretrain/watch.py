@@ -7,6 +7,8 @@
     watch.beat()                     progress
     with watch.working(): ...        alone, without waiting for other ranks: the processor time and the disk that this
                                      takes are progress (an index, checksums, a save)
+    with watch.naming("..."): ...    what a request to stop is answered with: at once, by the thread, as the main one
+                                     may be deep in a library
 
 A hang ends through faulthandler's own timer, which needs no Python to run: it prints the stack of every thread and ends
 the process. A thread sets the timer anew while there is progress. Ranks that wait for one that works know of it by a
@@ -36,6 +38,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE = 5.0  # seconds between a signal before there is anything to save and the end, however deep in a library
 STARTING = 120.0  # seconds that a start may rest in any case: ranks start apart, and libraries load others
 _LONGEST = 1e9  # seconds that the timer can count
+STEP = "this step"
 _BUSY = 0.05  # share of a core that is work and not a library's housekeeping
 _MOVED = 1 << 18  # bytes, the same for a disk
 _PR_SET_PDEATHSIG = 1
@@ -48,6 +51,7 @@ class Watch:
     def __init__(self) -> None:
         self.requested = 0  # number of the signal that asked this rank to stop
         self.launcher = ancestors()
+        self.doing = STEP
         self._holds = False
         self._beats, self._working = 0, 1  # alone, until the ranks join
         self._timeout = 0.0
@@ -92,15 +96,34 @@ class Watch:
         self._beats += 1
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self, doing: str = "") -> Iterator[None]:
         """What this rank does alone, with threads of its own if need be, is progress as long as it keeps them busy."""
         self._beats += 1
         self._working += 1
         try:
-            yield
+            with self.naming(doing or self.doing):
+                yield
         finally:
             self._working -= 1
             self._beats += 1
+
+    @contextmanager
+    def naming(self, doing: str) -> Iterator[None]:
+        """What the block does, for whoever asks to stop in it."""
+        before, self.doing = self.doing, doing
+        try:
+            yield
+        finally:
+            self.doing = before
+
+    def _answer(self, number: int) -> None:
+        """Say at once that a request was heard, and when it is met: the first rank's thread to stderr."""
+        if os.environ.get("RANK", "0") != "0":
+            return
+        what = f"after {self.doing}; once more ends it at once" if self._holds else "there is nothing to save yet"
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a bar, which is drawn again
+        with suppress(OSError, ValueError):
+            print(f"{start}{signal.Signals(number).name}: stopping, {what}", file=sys.stderr, flush=True)
 
     @contextmanager
     def joining(self) -> Iterator[None]:
@@ -135,13 +158,16 @@ class Watch:
 
     def _look(self) -> None:
         """In the thread: several looks in the span of a hang."""
-        leave_at, seen, used = float("inf"), (0, 0), _Use.now()
+        leave_at, seen, used, answered = float("inf"), (0, 0), _Use.now(), False
         while not self._ended.is_set():
             every = min(max(self._timeout / 10, 0.05), 5.0) if self._timeout else 1.0
             if select.select([self._woken], [], [], min(every, max(leave_at - time.monotonic(), 0.1)))[0]:
                 # The numbers of signals: they come at once, while their handler waits for a library to return.
                 arrived = set(os.read(self._woken, 512)) & set(self._previous)
                 leave_at = min(leave_at, time.monotonic() + GRACE) if arrived else leave_at
+                if arrived and not answered:
+                    answered = True
+                    self._answer(min(arrived))
             if not self._holds:
                 if time.monotonic() >= leave_at:
                     os._exit(STOPPED)

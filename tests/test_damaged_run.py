@@ -204,9 +204,9 @@ def test_names_are_text_in_charts(run, tmp_path):
 def test_an_odd_lock_says_nothing_about_a_run(run, beat):
     write_metrics(run, LINES[:5])
     (run / "lock.json").write_bytes(beat.encode("latin-1"))
-    assert History.read(run).status == "unfinished"
+    assert History.read(run).status == "failed"
     (run / "lock.json").write_text(json.dumps({"heartbeat": time.time()}))
-    assert History.read(run).status == "training"
+    assert History.read(run).status == "running"
 
 
 def test_very_many_lines_are_thinned_and_nothing_else_is_lost(tmp_path):

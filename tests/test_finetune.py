@@ -96,6 +96,8 @@ def test_a_separable_task_is_learnt_and_results_say_all(tuned):
     assert results["mean"] == pytest.approx(np.mean(values))
     assert results["std"] == pytest.approx(np.std(values, ddof=1))
     assert 0.4 < results["majority"] < 0.7
+    assert results["baseline"]["accuracy"] > 0.9
+    assert (results["beats_guessing"], results["advice"]) == (True, "")
     assert results["labels"] == ["bad", "good"]
     assert results["examples"] == {"train": 256, "eval": 61}
     assert results["settings"]["lr"] == 5e-3
@@ -180,6 +182,8 @@ def test_from_scratch_keeps_the_architecture_and_none_of_the_weights(hf, toy, tm
     # Another seed than tiny_bert's, which would give the very same random weights.
     results = results_of(config_of(hf, toy, out, from_scratch=True, seed=5, limit=32, epochs=1, lr=1e-12))
     assert results["settings"]["from_scratch"] is True
+    assert results["beats_guessing"] is False
+    assert "--lr 0.001" in results["advice"]
     fresh, old = (BertModel.from_pretrained(folder).embeddings.word_embeddings.weight.detach() for folder in (out, hf))
     assert fresh.shape == old.shape
     assert float(fresh.std()) == pytest.approx(0.02, rel=0.1)

@@ -26,7 +26,8 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 FROM_DATA_PREP = {
     f"data_prep.{name}"
     for name in (
-        *("calls", "store", "cli", "fields", "files", "foreign", "mapped", "outlets", "ranges", "tokens.contract"),
+        *("calls", "store", "cli", "fields", "files", "foreign", "mapped", "outlets", "progress", "ranges"),
+        *("tokens.contract",),
         *("samples.pairs", "samples.masking", "samples.draws", "samples.coverage"),
     )
 }
@@ -37,7 +38,7 @@ READS_TEXT = {
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.answering"}
-SHARED_HELPERS = {f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "ranges")}
+SHARED_HELPERS = {f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "progress", "ranges")}
 TRAINER = {
     f"pretrain.{name}"
     for name in (

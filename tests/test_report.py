@@ -211,7 +211,7 @@ def test_two_runs_are_laid_over_each_other_and_compared(tmp_path, capsys):
     assert settings[:2] == [["Steps", "20", "30"], ["Seed", "0", "1"]], "differences come first"
     result = json.loads(capsys.readouterr().out)
     assert [run["mlm_loss"] for run in result["runs"]] == [3.0, 4.0]
-    assert [run["status"] for run in result["runs"]] == ["finished", "unfinished"]
+    assert [run["status"] for run in result["runs"]] == ["finished", "failed"]
     assert "mlm_loss.png" in result["images"]
 
 

@@ -145,7 +145,7 @@ def test_a_finished_run_is_left_as_it_is(store, whole, tmp_path, capfd):
     before = all_of(run)
     assert run_ranks(1, train, config(store, run, lr=5e-3))[0].step == STEPS
     assert all_of(run) == before
-    assert "Finished" in capfd.readouterr().err
+    assert "finished at step" in capfd.readouterr().err
 
 
 def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):

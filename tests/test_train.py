@@ -82,7 +82,7 @@ def test_log_begins_with_what_will_run_and_ends_with_what_came_out(finished):
     evaluations = lines_of(finished, "eval")
     best = min(evaluations, key=lambda line: line["mlm_loss"])
     assert f"held-out loss {best['mlm_loss']:.4f}" in end
-    assert "Finished" in end
+    assert "finished at step 6 of 6" in end
     assert f"python -m pretrain.report {finished} --out {finished / 'report'}" in end
     assert "python -m pretrain.export" in end
 

@@ -18,7 +18,7 @@ departures, recorded in docs/design.md:
 Without pairs (mlm) samples are whole sentences, and what is longer than a sample goes on in the next: no token is lost.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ SAMPLE = np.dtype(
 )
 CHAIN = 128  # samples: a longer document is walked along in parts of so many, all at once
 BLOCK = 1 << 14  # chains, or samples, that are worked on together
+SHOWN = 4  # such blocks of chains, some seconds of work
 PIECES = 4  # of a sample, in a sentence that fills it: about as many as English has sentences in 128 tokens
 _OTHER, _FRONT = range(2)  # what is drawn, as the last part of a key
 _PIECES = 1 << 40  # the same, in the place of a chain's number
@@ -168,7 +169,7 @@ def build(
     if objective == "mlm":
         chains = _Chains.of(sentences, CHAIN * seq_len)
         parts = []
-        for chosen in _blocks(len(chains.first)):
+        for chosen in _blocks_of_chains(len(chains.first)):
             go_on()
             parts.append(_full_sentences(sentences, chains, chosen, seq_len - 2))
         return np.concatenate(parts)
@@ -210,7 +211,7 @@ def _walk(
 ) -> Iterator[tuple[np.ndarray, _Cuts]]:
     """The samples of a pass as cuts, many at once, and the document of each."""
     chains = _Chains.of(pieces, CHAIN * seq_len)
-    for chosen in _blocks(len(chains.first)):
+    for chosen in _blocks_of_chains(len(chains.first)):
         cuts = _cut(pieces, chains, chosen, seq_len - 3, objective, draw(seed, pass_number, chosen))
         yield chains.document[cuts.chain], cuts
 
@@ -218,6 +219,15 @@ def _walk(
 def _blocks(count: int) -> Iterator[np.ndarray]:
     """range(count) in blocks, so that what is worked on stays in the cache."""
     return (np.arange(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
+
+
+def _blocks_of_chains(count: int) -> Iterable[np.ndarray]:
+    """The same of all chains of a pass: of a large store that is work to be shown."""
+    if count <= SHOWN * BLOCK:
+        return _blocks(count)
+    from data_prep.progress import Progress  # late: it takes 30 ms
+
+    return Progress(_blocks(count), "index of the samples", "block", total=-(-count // BLOCK))
 
 
 def _cut(

@@ -48,10 +48,10 @@ class FinetuneConfig:
     """How many times to fine-tune, each with another seed."""
     seed: Annotated[int, SEEDS] = 0
     """The first seed; it decides the new head, the order of the examples and dropout."""
-    epochs: Annotated[int, COUNT] = 3
-    """Times through the training file."""
-    lr: Annotated[float, Range(0, 1, low_open=True)] = 5e-5
-    """Peak learning rate; small models profit from more (see above)."""
+    epochs: Annotated[int | None, COUNT] = None
+    """Times through the training file. Default: 3, and up to 20 for a file of less than 3,200 examples."""
+    lr: Annotated[float | None, Range(0, 1, low_open=True)] = None
+    """Peak learning rate. Default: by the size of the model (see above)."""
     batch_size: Annotated[int, COUNT] = 32
     """Examples a step."""
     seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128

@@ -8,7 +8,6 @@ import math
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,6 @@ from pretrain import hf_folder  # before transformers: it forbids the network
 # isort: split
 import numpy as np
 from scipy import stats
-from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedModel,
@@ -34,8 +32,11 @@ from transformers import (
 )
 
 from data_prep.files import write_folder, write_json
+from data_prep.progress import Progress
 from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit
+from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, floors
 from pretrain.finetune.labelled import Example
+from pretrain.finetune.learning import alike, nothing_learnt, settled
 from pretrain.finetune.tasks import TASKS, Task, answer_in_own_unit
 
 WARMUP = 0.1  # of all steps
@@ -62,24 +63,34 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
     tokenizer = hf_folder.load_tokenizer(config.hf)
     check_seq_len(config, hf_folder.positions(architecture))
     hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=training[0].pair is not None)
+    hidden = getattr(architecture, "hidden_size", 768)
+    config = settled(config, hidden, len(training))
     say(
         f"{len(training)} examples to learn from, {len(evaluation)} to measure on"
         + (f", {len(names)} labels" if names else "")
+        + f"; --epochs {config.epochs}, --lr {config.lr:g}"
     )
     tell_shared(training, evaluation)
     notes = task.tell(training, evaluation)
     if unit:
         say(f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
         notes["unit"] = unit._asdict()
+    baseline = None
+    if names and config.task in BY_WORDS:
+        baseline = bag_of_words(training, evaluation)
+        say(f"{baseline['name']}, to compare: accuracy {baseline['accuracy']:.4f}, f1 {baseline['f1']:.4f}")
     learnt = in_unit(training, unit) if unit else training
     train_features = task.encode(tokenizer, learnt, names, config.seq_len)
     eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
 
     seeds: list[dict[str, Any]] = []
+    same = math.nan
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
         model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
+        if seed == config.seed:
+            same = alike(model, task.collator(tokenizer), eval_features)
         loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, unit)
         scores = task.score(logits, eval_features, evaluation, names)
         seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
@@ -87,13 +98,19 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
         if seed == config.seed:
             kept = model.cpu()
 
+    floor = floors(config.task, training, evaluation)
+    better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
     results = {
         "task": config.task,
         "metric": task.metric,
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
-        "majority": majority_share(training, evaluation) if isinstance(evaluation[0].label, str) else None,
+        "majority": floor.get("accuracy") if isinstance(evaluation[0].label, str) else None,
+        "baseline": baseline,
+        "beats_guessing": better,
+        "advice": "" if better else nothing_learnt(config, hidden, len(training), same),
+        "encoder_cosine": same,
         "labels": names,
         **notes,
         "examples": {"train": len(training), "eval": len(evaluation)},
@@ -144,27 +161,37 @@ class OneDevice(TrainingArguments):
         return min(1, super().n_gpu)
 
 
-class Progress(TrainerCallback):
-    """A bar on a terminal, a line an epoch in a log; both on stderr."""
+class Shown(TrainerCallback):
+    """A bar on a terminal; in a log a line an epoch, and between them one now and then; all on stderr."""
 
     def __init__(self, seed: int, epochs: int) -> None:
         self.seed, self.epochs = seed, epochs
+        self.asking: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=f"seed {self.seed}", unit="step", leave=False, disable=None)
+        self.bar = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
-            self.bar.set_postfix(loss=logs["loss"])
-            if self.bar.disable:
+            self.bar.set_postfix(loss=logs["loss"], refresh=False)
+            if not sys.stderr.isatty():
                 epoch = f"epoch {state.epoch:.0f} of {self.epochs}"
                 say(f"seed {self.seed}, {epoch}: training loss {float(logs['loss']):.4f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kw: Any) -> None:
+        if self.asking is None:
+            self.asking = Progress(what=f"seed {self.seed}, measuring", unit="batch", total=len(eval_dataloader))
+        self.asking.update()
+
+    def on_predict(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.asking is not None:
+            self.asking.close()
 
 
 def fine_tune(
@@ -178,8 +205,11 @@ def fine_tune(
 ) -> tuple[float, np.ndarray]:
     """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features.
 
+    config: a settled one
     unit: what the labels of train_features are measured in; the logits are in that of the file
     """
+    assert config.lr is not None
+    assert config.epochs is not None
     with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
         arguments = OneDevice(
             output_dir=scratch,
@@ -204,9 +234,9 @@ def fine_tune(
             args=arguments,
             data_collator=collator,
             train_dataset=train_features,
-            callbacks=[Progress(seed, config.epochs)],
+            callbacks=[Shown(seed, config.epochs)],
         )
-        trainer.remove_callback(PrinterCallback)  # Progress speaks
+        trainer.remove_callback(PrinterCallback)  # Shown speaks
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
@@ -233,12 +263,6 @@ def summary(values: list[float]) -> dict[str, float | None]:
     return {"mean": mean, "std": std, "ci95": float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)}
 
 
-def majority_share(training: list[Example], evaluation: list[Example]) -> float:
-    """The accuracy of always answering the commonest training label: what a score must beat."""
-    commonest = Counter(example.label for example in training).most_common(1)[0][0]
-    return sum(example.label == commonest for example in evaluation) / len(evaluation)
-
-
 def settings(config: FinetuneConfig) -> dict[str, Any]:
     """Everything that decides the result, as JSON values."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
@@ -263,5 +287,11 @@ def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
         return
     spread = f" ± {results['ci95']:.4f} (95 %, {config.seeds} seeds)" if results["ci95"] is not None else ""
     floor = f", majority {results['majority']:.4f}" if results["majority"] is not None else ""
-    print(f"{results['metric']} {results['mean']:.4f}{spread}{floor}")
+    words = results["baseline"]
+    beside = f", {words['name']} {words[results['metric']]:.4f}" if words else ""
+    print(f"{results['metric']} {results['mean']:.4f}{spread}{floor}{beside}")
+    if results["advice"]:
+        say(f"warning: it has learnt nothing, the score is that of guessing: try {results['advice']}")
+    elif words and words[results["metric"]] > results["mean"] + (results["ci95"] or 0.0):
+        say(f"the {words['name']} does better: a model that was pretrained for longer would know more than words")
     say(f"model and {RESULTS} in {config.out}; try: {call('predict', config.out, '...')}")

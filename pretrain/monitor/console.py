@@ -20,7 +20,7 @@ from data_prep.calls import call
 from pretrain.checkpoints.checkpoint import RunState, best_of, present
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
-from pretrain.report.history import History
+from pretrain.report.history import FINISHED, STOPPED, History
 from pretrain.report.words import counted, duration, facts
 
 WIDTH = 118  # columns where there is no terminal to ask
@@ -44,17 +44,23 @@ def what_runs(
         "Tokens seen": outlook["seen"],
         "Masking": f"{100 * config.mask_rate:g}% of the tokens, by {config.mask_unit}",
         "Evaluation": f"{config.eval_samples} held-out samples "
-        + (f"every {config.eval_every} steps" if config.eval_every else "at the end")
+        + (_rhythm(config.eval_every, config.eval_minutes) or "at the end")
         if outlook["is_evaluated"]
         else f"none: {outlook['no_evaluation']}"
         if config.eval_samples
         else "none",
+        "Checkpoints": _rhythm(config.save_every, config.save_minutes) or "one at the end",
         "Warning": "; ".join(outlook["warnings"]) if outlook["is_evaluated"] else "",
         "Devices": devices,
         "Resume": f"from {resumed_from}" if resumed_from else "a new run",
         "Folder": str(config.out),
     }
     return pairs("What will run", told.items())
+
+
+def _rhythm(steps: int, minutes: float) -> str:
+    """How often something happens."""
+    return " and ".join([f"every {steps:,} steps"] * (steps > 0) + [f"every {minutes:g} minutes"] * (minutes > 0))
 
 
 def _phase_in_words(phase: Phase) -> str:
@@ -70,8 +76,9 @@ def what_came_out(config: TrainConfig, state: RunState, first: RunState, seconds
     tokens = state.tokens - first.tokens
     best = best_of(present(config.out))
     source = config.out if best is None or not is_finished else best.folder
+    of = "" if config.hours else f" of {config.total_steps:,}"
     rows = {
-        "Finished" if is_finished else "Stopped": f"at step {state.step:,} of {config.total_steps:,}, "
+        "Status": f"{FINISHED if is_finished else STOPPED} at step {state.step:,}{of}, "
         f"{duration(seconds)} after step {first.step:,}",
         "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} a second with all pauses",
         "Skipped": f"{state.skipped:,} steps" if state.skipped else "",

@@ -7,7 +7,8 @@
 
 Losses are means over the masked tokens (pairs) of the interval, over all ranks. Tokens are real tokens, padding not
 counted. MFU is the model's arithmetic for real tokens (Chowdhery et al. 2022, appendix B, with the head at masked
-tokens only) as a share of the peak: the published one of a known GPU, the measured matrix product elsewhere.
+tokens only) as a share of the peak: the published one of a known GPU, the measured matrix product elsewhere. A machine
+that was busy whenever it was measured has shown less than it has: a share above 1 is none, and said to be unknown.
 """
 
 import json
@@ -35,8 +36,10 @@ from pretrain.model import Losses
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
 from pretrain.monitor.memory import peak
+from pretrain.report.history import FAILED
 
 # Dense 16-bit peak, FLOP/s (vendors' data sheets).
+GEMM_SIZES = {"cuda": (8192,), "cpu": (384, 1024)}  # a small product fits between the turns of other programs
 GPU_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "V100": 125e12, "L40S": 362e12, "A10": 125e12, "T4": 65e12}
 
 
@@ -59,17 +62,19 @@ def peak_flops(device: torch.device) -> float:
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large square matrix product on this device: the best in a quarter of a second."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, dtype=dtype, device=device)
-    best, until = math.inf, time.perf_counter() + 0.25
-    while time.perf_counter() < until:
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    """FLOP/s of a square matrix product on this device: the best in a quarter of a second."""
+    sizes = GEMM_SIZES[device.type]
+    best = 0.0
+    for size in sizes:
+        a = torch.randn(size, size, dtype=dtype, device=device)
+        until = time.perf_counter() + 0.25 / len(sizes)
+        while time.perf_counter() < until:
+            start = time.perf_counter()
+            a @ a
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -92,14 +97,31 @@ def _scores(sums: Tensor, source: Source) -> dict[str, float]:
 class Meter:
     """Collects on every rank, writes on rank 0."""
 
-    def __init__(self, run: Path, config: BertConfig, steps: int, first_step: int, device: torch.device):
-        self.config, self.steps, self.device = config, steps, device
+    def __init__(
+        self,
+        run: Path,
+        config: BertConfig,
+        steps: int,
+        first_step: int,
+        device: torch.device,
+        limit: float = 0.0,
+        spent: float = 0.0,
+    ):
+        """`limit`: seconds of a run that goes by the clock, and `spent` of them so far; its bar goes by them, too."""
+        self.config, self.steps, self.device, self.limit = config, steps, device, limit
         self.is_writer = dist.get_rank() == 0
         self.metrics, self.log = Journal(run / "metrics.jsonl"), Journal(run / "log.txt")
         self._failing: set[str] = set()  # what has been complained about
         on_terminal = self.is_writer and sys.stderr.isatty()
         tqdm.monitor_interval = 0  # no thread of its own
-        self.bar = tqdm(total=steps, initial=first_step, unit="step", disable=not on_terminal, dynamic_ncols=True)
+        self.bar: tqdm[Any] = tqdm(
+            total=limit or steps,
+            initial=spent if limit else first_step,
+            unit="step",
+            disable=not on_terminal,
+            dynamic_ncols=True,
+            bar_format="{percentage:3.0f}%|{bar}| {desc}" if limit else None,
+        )
         self.board = Board(run / "tensorboard", first_step, self.say) if self.is_writer else None
         self.peak = 0.0
         self._measure_peak()
@@ -140,6 +162,16 @@ class Meter:
         for name in self.counts:
             self.counts[name] += getattr(counts, name)
         self.flops += step_flops(self.config, counts)
+
+    def show_place(self, step: int, spent: float) -> None:
+        """Move the bar, after every step: by the clock, where that is the measure of the run."""
+        if self.bar.disable:
+            return
+        place = min(spent, self.limit) if self.limit else step
+        if self.limit:
+            left = tqdm.format_interval(self.limit - place)
+            self.bar.set_description_str(f"step {step:,}, {left} left", refresh=False)
+        self.bar.update(place - self.bar.n)
 
     def _measure_peak(self) -> None:
         """The best of all measurements: a busy machine shows less than it has."""
@@ -195,6 +227,7 @@ class Meter:
         now = time.perf_counter()
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
+        mfu = self.flops / elapsed / self.peak
         line = {
             "kind": "train",
             "step": step,
@@ -208,7 +241,7 @@ class Meter:
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens_per_s": self.counts["tokens"] / elapsed,
-            "mfu": self.flops / elapsed / self.peak,
+            "mfu": mfu if mfu <= 1 else None,
             "padding_saved": 1 - self.counts["tokens"] / max(self.counts["slots"], 1),
             "memory_gb": self._most_memory() / 1e9,
             "seconds": now - self.started,
@@ -216,13 +249,14 @@ class Meter:
         self._record(line, step, "train")
         by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
         eta = by_steps if seconds_left is None else min(seconds_left, by_steps)
+        of = f"/{self.steps}" if seconds_left is None else f" ({1 - max(seconds_left, 0) / self.limit:.0%} of the time)"
         self.say(
-            f"step {step}/{self.steps}  loss {line['loss']:.4f} "
+            f"step {step}{of}  loss {line['loss']:.4f} "
             f"(mlm {line['mlm_loss']:.4f}, nsp {line['nsp_loss']:.4f})  "
             f"acc {line['mlm_acc']:.3f}/{line['nsp_acc']:.3f}  lr {lr:.2e}  |g| {grad_norm:.2f}  "
-            f"{line['tokens_per_s']:,.0f} tokens/s  MFU {line['mfu']:.2f}  ETA {tqdm.format_interval(eta)}"
+            f"{line['tokens_per_s']:,.0f} tokens/s  MFU {f'{mfu:.2f}' if mfu <= 1 else 'n/a'}  "
+            f"ETA {tqdm.format_interval(max(eta, 0))}"
         )
-        self.bar.update(step - self.bar.n)
         self.last_time, self.last_step = now, step
         self._reset()
         return line
@@ -268,6 +302,14 @@ class Meter:
         """Write that something happened: resume, save, skip, stop."""
         self._record({"kind": "event", "step": step, "event": event, **details}, step, None)
         self.say(f"{event}, step {step}" + "".join(f", {name} {value}" for name, value in details.items()))
+
+    def fail(self, why: str) -> None:
+        """Write that the run goes no further; the console hears of it where the error is met."""
+        if self.is_writer:
+            self._record(
+                {"kind": "event", "step": self.last_step, "event": FAILED, "reason": why}, self.last_step, None
+            )
+            self.log.write(f"{FAILED}, after step {self.last_step}: {why}")
 
     def pause(self) -> None:
         """Leave out of the throughput what has passed since the last interval (evaluation, saving)."""

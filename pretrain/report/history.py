@@ -28,6 +28,8 @@ from pretrain.checkpoints.manifest import Manifest
 from pretrain.monitor.lines import read_lines
 
 Axis = Literal["step", "tokens", "hours"]
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
+OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
 ALIVE = 120.0  # seconds since the last heartbeat of lock.json after which a run is no longer believed to train
 MERGED = ("save", "skip")  # events of which an unbroken sequence is one row
@@ -133,6 +135,8 @@ class History:
             if self.train and step <= self.train[-1]["step"]:
                 self._take_back(step - 1)
             self.clock = offset + line.get("seconds", 0.0)
+            if (line.get("mfu") or 0) > 1:  # of older versions: the peak was measured on a busy machine
+                line = line | {"mfu": None}
             self.train.append(line | {"clock": self.clock})
         elif kind in ("eval", "trust"):
             lines = self.evals if kind == "eval" else self.trusts
@@ -185,16 +189,19 @@ class History:
 
     @property
     def status(self) -> str:
-        """finished, training, stopped, or unfinished (crashed, or still training: nothing says which)."""
-        if self.steps and self.train[-1]["step"] >= self.steps:
-            return "finished"
+        """finished, running, stopped or failed; the last is also a run that was killed, which nobody could write."""
+        last = next((event for event in reversed(self.events) if event.name in ("stop", FAILED)), None)
+        ended = last is not None and last.step >= self.train[-1]["step"]
+        by_itself = ended and last is not None and last.details.get("reason") in (OUT_OF_TIME, OUT_OF_PATIENCE)
+        if by_itself or (self.steps and self.train[-1]["step"] >= self.steps):
+            return FINISHED
         try:
             beat = read_fields(self.folder / "lock.json", "").number("heartbeat")
         except InputError:
             beat = 0.0
         if abs(time.time() - beat) < ALIVE:  # one from a later time is of a clock that was wrong
-            return "training"
-        return "stopped" if any(event.name == "stop" for event in self.events[-2:]) else "unfinished"
+            return RUNNING
+        return STOPPED if ended and last is not None and last.name == "stop" else FAILED
 
     @cached_property
     def stores(self) -> list[tuple[Store, float]]:

@@ -231,11 +231,6 @@ def notes_of(histories: list[History], numbers: list[dict[str, Any]], axis: Axis
     """What a reader must know to read the numbers right."""
     several = len(histories) > 1
     notes = [f"{h.label}: {note}" if several else note for h in histories for note in h.notes]
-    if any((run["mfu"] or 0) > 1 for run in numbers) or any((h.series("train", "mfu")[1] > 1).any() for h in histories):
-        notes.append(
-            "An MFU above 100% means that the peak was measured while the machine was busy with something else; "
-            "compare such values within a run only."
-        )
     if any(run["lost_seconds"] for run in numbers):
         notes.append("Steps that were done again after a resume are drawn once, as the later process logged them.")
     batches = {

@@ -1,0 +1,77 @@
+"""How fast and how long to learn where nobody says so, and whether anything was learnt.
+
+settled(config, hidden, examples)      --lr by the size of the model, --epochs by that of the file
+alike(model, features)                 how much of the encoder's answers to different texts is the same
+nothing_learnt(...)                    what to say, and what to try, where a score is no better than guessing
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pretrain.finetune.asked import FinetuneConfig
+
+# Peak learning rates by units of a layer. Devlin et al. 2019 have 2e-5 to 5e-5 for 768 and 1024, Turc et al. 2019 up to
+# 3e-4 for small ones. A young encoder gives nearly the same vector for all texts, and a rate that suits a grown one
+# does not undo that in the steps of a small file: docs/log.md, "Fine-tuning that learnt nothing".
+RATES = ((192, 1e-3), (384, 5e-4), (640, 2e-4), (896, 5e-5))
+LARGE = 3e-5
+EPOCHS, MOST_EPOCHS = 3, 20  # Devlin et al. 2019; Mosbach et al. 2021, who take 20 for 2,500 examples
+STEPS = 300  # that a small file is gone through for, within MOST_EPOCHS
+ALIKE = 0.99  # cosine of two different texts from which on an encoder hardly tells them apart
+LOOKED_AT = 64  # texts
+
+
+def rate_of(hidden: int) -> float:
+    """The default of --lr for a model of so many units."""
+    return next((rate for most, rate in RATES if hidden <= most), LARGE)
+
+
+def epochs_of(examples: int, batch_size: int) -> int:
+    """The default of --epochs: a small file is gone through more often."""
+    steps = -(-examples // batch_size)
+    return min(MOST_EPOCHS, max(EPOCHS, -(-STEPS // steps)))
+
+
+def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfig:
+    """The same with a rate and epochs where none were given."""
+    lr, epochs = config.lr, config.epochs
+    return replace(
+        config,
+        lr=rate_of(hidden) if lr is None else lr,
+        epochs=epochs_of(examples, config.batch_size) if epochs is None else epochs,
+    )
+
+
+@torch.no_grad()
+def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
+    """Mean cosine of what the encoder says of different texts, at their first token: 1 where all are the same to it."""
+    names = ("input_ids", "token_type_ids", "attention_mask")
+    some = [{name: feature[name] for name in names if name in feature} for feature in features[:LOOKED_AT]]
+    was_training = model.training
+    model.eval()
+    first = model.base_model(**collator(some).to(model.device)).last_hidden_state[:, 0].double()
+    model.train(was_training)
+    first = torch.nn.functional.normalize(first, dim=1)
+    count = len(first)
+    return float(((first @ first.T).sum() - count) / max(count * (count - 1), 1))
+
+
+def nothing_learnt(config: FinetuneConfig, hidden: int, examples: int, same: float) -> str:
+    """What to try where a score is no better than guessing, the likeliest first."""
+    lr, epochs = config.lr or 0.0, config.epochs or 0
+    tries = []
+    if lr < rate_of(hidden):
+        tries.append(f"--lr {rate_of(hidden):g} (small models need more than large ones)")
+    if lr > 3 * rate_of(hidden):
+        tries.append(f"--lr {rate_of(hidden):g} (this one is high for {hidden} units)")
+    if epochs < epochs_of(examples, config.batch_size):
+        tries.append(f"--epochs {epochs_of(examples, config.batch_size)}")
+    if same > ALIKE:
+        tries.append(
+            f"a model that was pretrained for longer (this one says nearly the same of all texts: cosine {same:.4f})"
+        )
+    if not tries:
+        tries.append(f"--lr {3 * lr:g} or {lr / 3:g}, --epochs {2 * epochs}, more examples; look at the labels, too")
+    return "; or ".join(tries)

@@ -1,0 +1,130 @@
+"""Long work shows itself: lines where there is no terminal, an answer to Ctrl-C, saves by the clock, a status."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import progress
+from pretrain.loop import RunState
+from pretrain.monitor import meter
+from pretrain.report.history import History
+from pretrain.train import train
+from tests.ranks import run_ranks
+from tests.runs import tiny_run
+from tests.stores import random_documents, store_of
+from tests.test_report import event, run_folder
+from tests.test_report import train as logged
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_work_of_a_known_size_says_how_far_it_is(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "EVERY", 0.02)
+    assert [time.sleep(0.01) or part for part in progress.Progress(range(20), "index", "part")] == list(range(20))
+    lines = capfd.readouterr().err.splitlines()
+    assert lines
+    assert all(line.startswith("index: ") and line.endswith(" left") for line in lines)
+    assert [*progress.Progress(range(20), "index", "part", quiet=True)] == list(range(20))
+    assert not capfd.readouterr().err
+
+
+def test_work_of_an_unknown_size_says_how_long_it_takes_once_it_has_begun(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "EVERY", 0.02)
+    handler = signal.getsignal(signal.SIGINT)
+    with progress.still("joining") as begin:
+        time.sleep(0.1)
+        assert not capfd.readouterr().err
+        begin()
+        time.sleep(0.2)
+    assert "joining: 00:00 so far" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_request_to_stop_is_answered_while_the_main_thread_hears_nothing():
+    script = (
+        "import re, sys; sys.path[0] = sys.argv[1]; from pretrain.watch import Watch; watch = Watch(); watch.hold()\n"
+        "with watch.naming('this evaluation'): print('deep', flush=True); re.match('(a+)+$', 'a' * 25 + 'b')\n"
+        "watch.end()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline() == "deep\n"
+    process.send_signal(signal.SIGINT)
+    assert "SIGINT: stopping, after this evaluation" in process.stderr.readline()
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        (event(50, "stop", reason="SIGINT"), "stopped"),
+        (event(50, "stop", reason="the hours are over"), "finished"),
+        (event(50, "stop", reason="out of patience"), "finished"),
+        (event(50, "failed", reason="gradients are not finite"), "failed"),
+        (event(50, "save", checkpoint="step-0000050"), "failed"),  # killed: nobody could say so
+        (logged(100), "finished"),
+    ],
+)
+def test_a_run_has_one_of_four_words(tmp_path, last, status):
+    run = run_folder(tmp_path / "run", [event(20, "stop", reason="SIGTERM"), logged(50), last])
+    assert History.read(run).status == status
+
+
+def test_setup_shows_what_pip_is_at(tmp_path):
+    text = (ROOT / "launch/setup.sh").read_text()
+    stages = text[text.index("stages() {") : text.index("install() {")]
+    (tmp_path / ".venv").mkdir()
+    said = [
+        "Collecting torch==2.13.0",
+        "  Downloading torch-2.13.0-cp311-none-linux_x86_64.whl (532.0 MB)",
+        "  Downloading six-1.17.0-py2.py3-none-any.whl (11 kB)",
+        "  Building wheel for deepspeed (pyproject.toml): started",
+        "Installing collected packages: mpmath, sympy, torch",
+        "Successfully installed torch-2.13.0",
+    ]
+    done = subprocess.run(
+        ["bash", "-c", f'say() {{ echo "$*" >&2; }}\n{stages}\nstages'],
+        input="\n".join(said) + "\n", cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    told = [line.split(" s  ")[1] for line in done.stderr.splitlines()]
+    wheel = "torch-2.13.0-cp311-none-linux_x86_64.whl (532.0 MB)"
+    assert told == [f"fetching {wheel}", "building deepspeed", "installing 3 packages"]
+    assert (tmp_path / ".venv/setup.log").read_text().splitlines() == said
+
+
+def train_with_a_small_peak(settings) -> RunState:
+    """A machine so busy when its peak is measured that the model is faster."""
+    meter.peak_flops = lambda device: 1.0
+    return train(settings)
+
+
+@pytest.mark.slow
+def test_the_clock_saves_and_evaluates_and_changes_nothing_and_an_mfu_above_one_is_none(tmp_path):
+    documents = random_documents(30)
+    store = store_of(tmp_path / "store", documents, held_out=[1, 2, 3, 4]).folder
+    moment = 1e-6  # minutes: after every step
+    common = {"steps": 4, "global_batch": 8, "micro_batch": 4, "eval_samples": 8, "eval_every": 0}
+    by_time = tiny_run(
+        store, tmp_path / "time", save_every=0, save_minutes=moment, eval_minutes=moment, **{**common, "steps": 2}
+    )
+    by_steps = tiny_run(store, tmp_path / "steps", save_every=1, save_minutes=0, **common)
+    run_ranks(2, train_with_a_small_peak, by_time)
+    lines = [json.loads(line) for line in (tmp_path / "time/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [1, 2]
+    assert [line["step"] for line in lines if line.get("event") == "save"] == [1, 2]
+    assert {line["mfu"] for line in lines if line["kind"] == "train"} == {None}
+    assert "MFU n/a" in (tmp_path / "time/log.txt").read_text()
+    run_ranks(2, train, by_steps)
+    lines_by_steps = [json.loads(line) for line in (tmp_path / "steps/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["kind"] == "event"
+    losses = [[line["loss"] for line in some if line["kind"] == "train"][:1] for some in (lines, lines_by_steps)]
+    assert losses[0] == losses[1]
