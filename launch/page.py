@@ -101,10 +101,8 @@ def score_of(results: Json, task: Json) -> Json:
         return {}
     spread = f"± {results['ci95']:.3f} (95 %, {len(results['seeds'])} seeds)" if results.get("ci95") else ""
     beside = [("always the commonest label", results.get("majority"))]
-    baseline = results.get("baseline")
-    if isinstance(baseline, dict):
-        baseline = baseline.get(results["metric"], baseline.get("score", baseline.get("mean")))
-    beside.append(("a bag of words", baseline))
+    if baseline := results.get("baseline"):
+        beside.append((baseline["name"], baseline.get(results["metric"])))
     examples = results.get("examples", {})
     about = (
         f"{task['file']}: {examples.get('train', 0):,} rows to learn from, {examples.get('eval', 0):,} to measure on."
@@ -114,6 +112,7 @@ def score_of(results: Json, task: Json) -> Json:
         "metric": str(results["metric"]),
         "spread": spread,
         "beside": [(name, f"{value:.3f}") for name, value in beside if isinstance(value, int | float)],
+        "advice": results.get("advice", ""),
         "about": f"{about} {task.get('told', '') if 'held back' in task.get('told', '') else ''}".strip(),
     }
 
