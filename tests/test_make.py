@@ -301,7 +301,9 @@ def make(out: Path, texts: Path, *more: object, **settings):
 def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
     text = (ROOT / "launch/sample/corpus.txt").read_text("utf-8")
     for number, document in enumerate(text.split("\n\n")[:12]):
-        write(tmp_path / f"texts/Größe {number}.txt", document.encode("cp1252" if number % 2 else "utf-8", "replace"))
+        write(
+            tmp_path / f"texts/Größe {number}.txt", f"Café, née: {document}".encode("cp1252" if number % 2 else "utf-8")
+        )
     write(tmp_path / "texts/strange.pdf", b"%PDF-1.4")
     texts, out = tmp_path / "texts", tmp_path / "texts/made here"
     process = make(out, texts)
@@ -316,7 +318,7 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
     assert "Resume" in said
     assert "from a new run" not in said
     page = (out / "index.html").read_text("utf-8")
-    for told in ("What was chosen, and why", "made here", "Größe 1.txt", "cp1252", "hf --fill"):
+    for told in ("What was chosen, and why", "made here", "Größe 1.txt", "cp1252", "--fill"):
         assert told in page, told
     assert "<script src" not in page
     assert all(entry.is_done for entry in Record.read(out).stages.values())
