@@ -194,19 +194,15 @@ def work_through(
 
 def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Stage:
     """A stage as it runs now."""
-    arguments, share, result = list(words[1:]), lambda: None, None
-    store = config.out / "store"
+    kind, arguments, store = KINDS[name], list(words[1:]), config.out / "store"
     if name == "train" and "patience" not in config.wanted.get("train", {}) and holds_nothing_out(store):
-        arguments = without(
-            arguments, "patience"
-        )  # the survey counts documents by a sample, the store has counted them
+        arguments = without(arguments, "patience")  # the advice guessed the number of documents, the store knows it
     if name == "fill":
-        result = config.out / "fill.json"
         arguments += texts_with_gaps(store)
+    stage = Stage(name, kind.title, call(kind.command, *arguments), planned(name, config, record))
     if name == "train" and config.steps:
-        share = partial(share_trained, config.out / "run/metrics.jsonl", config.steps)
-    command = call(KINDS[name].command, *arguments)
-    return Stage(name, KINDS[name].title, command, planned(name, config, record), share, result)
+        return stage._replace(share=partial(share_trained, config.out / "run/metrics.jsonl", config.steps))
+    return stage._replace(result=config.out / kind.result) if name == "fill" else stage
 
 
 def holds_nothing_out(store: Path) -> bool:

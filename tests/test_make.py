@@ -321,7 +321,9 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
     for told in ("What was chosen, and why", "made here", "Größe 1.txt", "cp1252", "--fill"):
         assert told in page, told
     assert "<script src" not in page
-    assert all(entry.is_done for entry in Record.read(out).stages.values())
+    record = Record.read(out)
+    assert record is not None
+    assert all(entry.is_done for entry in record.stages.values())
     gaps = gaps_of(Store.open(out / "store"), 4)
     assert gaps
     assert all("[MASK]" in gap.text and gap.is_held_out for gap in gaps)
