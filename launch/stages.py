@@ -37,7 +37,7 @@ KINDS = {
     "shard": Kind("token store", "shard", ("sources", "vocab"), "store/manifest.json", True),
     "look": Kind("a look at the store", "show", ("shard",), "logs/look.log"),
     "train": Kind("pretraining", "train", ("shard",), "run/metrics.jsonl", True),
-    "export": Kind("export, compared with the trainer", "export", ("train",), "hf/config.json"),
+    "export": Kind("export", "export", ("train",), "hf/config.json"),
     "fill": Kind("gaps in sentences", "predict", ("export",), "fill.json"),
     "finetune": Kind("fine-tuning", "finetune", ("export", "task"), "finetuned/results.json"),
 }
