@@ -117,7 +117,8 @@ def lead_of(history: History) -> tuple[str, str]:
     batch = " of ".join(filter(None, (told.get("Batch", "").split(" = ")[0], told.get("Sample"))))
     phases = told.get("Phases", "").count("; ") + 1
     each = f" in {phases} phases" if phases > 1 else f" of {batch}" if batch else ""
-    words = [f"{told['Steps']} steps{each}"] if "Steps" in told else []
+    length = f"{history.hours:g} hours of steps" if history.hours else f"{told.get('Steps')} steps"
+    words = [f"{length}{each}"] if "Steps" in told else []
     if {"Optimizer", "Learning rate"} <= set(told):
         words.append(f"{told['Optimizer']} at {told['Learning rate']}")
     words.append(f"{told['Precision']}, ZeRO {told['ZeRO']}")
