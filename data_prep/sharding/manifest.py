@@ -63,7 +63,7 @@ def describe(
         "vocab": {"sha256": vocab_sha256, "size": encoder.size, "special_ids": encoder.special_ids},
         "settings": settings,
         "sources": [
-            {"path": source.name, "bytes": source.bytes, "ends_sha256": _ends_sha256(source.path)}
+            {"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)}
             | ({"layout": source.layout} if source.layout else {})
             | ({"encoding": source.encoding} if source.encoding else {})
             | ({"column": source.column} if source.column else {})
@@ -72,7 +72,7 @@ def describe(
     }
 
 
-def _ends_sha256(path: Path) -> str | None:
+def ends_sha256(path: Path) -> str | None:
     """sha256 of a file's first and last bytes; None for what is no file. To have the hash of the whole before any work
     is done, a corpus would have to be read twice."""
     if not path.is_file():

@@ -3,8 +3,8 @@
     files = text_files(Path("wiki"), is_known, out=Path("wiki/store"))
 
 Links to folders are not followed, hidden files not read. What this project writes is no text, wherever it lies: stores
-(finished or not), runs, models, the vocabulary of a tokenizer, and the --out of the command itself, so that a second
-run of it sees the same corpus. All that is left out is said, by kind and name.
+(finished or not), runs, models, the vocabulary of a tokenizer, folders of `make`, and the --out of the command itself,
+so that a second run of it sees the same corpus. All that is left out is said, by kind and name.
 """
 
 import json
@@ -131,21 +131,25 @@ def _why_not(path: Path, beside: list[str], out: Path | None) -> str:
 
 def _ours(folder: Path, folders: list[str], names: list[str]) -> str:
     """What of this project a folder is, if it is any."""
+    if "make.json" in names and _is_object_with(folder / "make.json", {"sources", "given", "stages"}):
+        return "made by `make`"
     if "parts" in folders and (folder / "parts/plan.json").is_file():
         return "a token store in the making"
-    if "manifest.json" in names and (any(map(_SHARD.match, names)) or _is_manifest(folder / "manifest.json")):
+    if "manifest.json" in names and (
+        any(map(_SHARD.match, names)) or _is_object_with(folder / "manifest.json", {"format", "vocab", "shards"})
+    ):
         return "a token store"
     if "config.json" in names and ("metrics.jsonl" in names or "checkpoints" in folders):
         return "a run of training"
     return "a model" if "config.json" in names and not _WEIGHTS.isdisjoint(names) else ""
 
 
-def _is_manifest(path: Path) -> bool:
+def _is_object_with(path: Path, keys: set[str]) -> bool:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and {"format", "vocab", "shards"} <= content.keys()
+    return isinstance(content, dict) and keys <= content.keys()
 
 
 def _is_of_tokenizer(path: Path, beside: list[str]) -> bool:

@@ -39,7 +39,7 @@ TYPES: dict[str, dict[str, Any]] = {  # of what the report reads in config.json;
     "train": {
         "data": list, "phase": list, "model": TEXT, "init_from": TEXT, "objective": str, "schedule": str,
         "steps": int | None, "seq_len": int | None, "warmup": int | float, "dropout": NUMBER,
-        "temperature": int | float,
+        "temperature": int | float, "hours": NUMBER,
     },
     "deepspeed": {
         "optimizer": dict, "bf16": dict, "fp16": dict, "zero_optimization": dict, "gradient_clipping": NUMBER,
@@ -179,8 +179,13 @@ class History:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps that were asked for."""
-        return self.config["train"].get("steps")
+        """Optimizer steps that were asked for; None where the clock ends the run, and steps are a limit only."""
+        return None if self.hours else self.config["train"].get("steps")
+
+    @property
+    def hours(self) -> float:
+        """Hours that the run was to take; 0 where it goes by steps."""
+        return float(self.config["train"].get("hours") or 0)
 
     @property
     def has_pairs(self) -> bool:

@@ -16,7 +16,7 @@ from pretrain.report.drawing import as_png, as_svg
 from pretrain.report.history import Axis, History
 from pretrain.report.words import NONE, Unit, as_text, counted, duration, event_text, facts
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = "page.html.jinja"
 SMALL, LARGE = (400, 244), (820, 556)  # pixels of a chart in the page; the first one is also drawn large
 
 
@@ -52,15 +52,20 @@ def write(out: Path, histories: list[History], axis: Axis) -> tuple[Path, list[s
     return page, [f"{chart.name}.png" for chart in charts]
 
 
-def page_of(histories: list[History], charts: list[Chart], axis: Axis) -> str:
-    """The whole page."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def page_of(
+    histories: list[History], charts: list[Chart], axis: Axis, template: Path | None = None, **more: Any
+) -> str:
+    """The whole page. `template` may extend page.html.jinja, and gets `more` beside what that has."""
+    folders = [Path(__file__).parent, *([template.parent] if template else [])]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     drawings = [
         [as_svg(chart, histories, axis, *size) for size in ((SMALL, LARGE) if place == 0 else (SMALL,))]
         for place, chart in enumerate(charts)
     ]
     numbers = [history.summary() for history in histories]
-    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+    return environment.get_template(template.name if template else TEMPLATE).render(
         histories=histories,
         numbers=numbers,
         lead=lead_of(histories[0]),
@@ -77,6 +82,7 @@ def page_of(histories: list[History], charts: list[Chart], axis: Axis) -> str:
         series_colours=SERIES,
         as_text=as_text,
         colour_of=lambda colour: f"var(--{colour})" if colour in LIGHT else colour,
+        **more,
     )
 
 
@@ -111,7 +117,8 @@ def lead_of(history: History) -> tuple[str, str]:
     batch = " of ".join(filter(None, (told.get("Batch", "").split(" = ")[0], told.get("Sample"))))
     phases = told.get("Phases", "").count("; ") + 1
     each = f" in {phases} phases" if phases > 1 else f" of {batch}" if batch else ""
-    words = [f"{told['Steps']} steps{each}"] if "Steps" in told else []
+    length = f"{history.hours:g} hours of steps" if history.hours else f"{told.get('Steps')} steps"
+    words = [f"{length}{each}"] if "Steps" in told else []
     if {"Optimizer", "Learning rate"} <= set(told):
         words.append(f"{told['Optimizer']} at {told['Learning rate']}")
     words.append(f"{told['Precision']}, ZeRO {told['ZeRO']}")

@@ -52,6 +52,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
 
 
+def _length(history: History) -> str | None:
+    if history.hours:
+        return f"as many as {history.hours:g} hours hold"
+    return f"{history.steps:,}" if history.steps else None
+
+
 def facts(history: History) -> dict[str, str]:
     """A run in words, the most telling first."""
     train, deepspeed = history.config["train"], history.config.get("deepspeed", {})
@@ -70,7 +76,9 @@ def facts(history: History) -> dict[str, str]:
         "Objective": {"nsp": "masked words, next sentence", "sop": "masked words, sentence order"}.get(
             train.get("objective", "nsp"), "masked words"
         ),
-        "Steps": history.steps and f"{history.steps:,}",
+        "Steps": f"as many as {history.hours:g} hours hold"
+        if history.hours
+        else history.steps and f"{history.steps:,}",
         "Phases": "; ".join(train.get("phase", ())),
         "Sample": not in_phases and train.get("seq_len") and f"{train['seq_len']} tokens",
         "Batch": None if in_phases else _batch(deepspeed),

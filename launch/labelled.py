@@ -1,0 +1,183 @@
+"""A labelled file of any column names -> what fine-tuning reads, with a part held back to measure on.
+
+    found = look_at(Path("reviews.csv"))        the kind of task, which columns are meant, and why
+    write_split(found, None, Path("out/task"))  out/task/train.jsonl and eval.jsonl, as pretrain.finetune reads them
+
+The columns are those that pretrain.finetune knows by name; else the label is the column with few different values, and
+the text the one with the longest cells. A fifth of each label is held back, chosen by a hash of the text: the same file
+gives the same parts in whatever order its rows stand, and rows of one text stay together.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError
+from data_prep.files import write_whole
+from pretrain.finetune.labelled import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
+from pretrain.finetune.tables import read_rows
+
+HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
+LEAST = 10  # rows of which a part can be held back
+FEW = 50  # different values of a column that holds labels by name
+GRADES = 12  # whole numbers up to so many different ones are names of classes
+LABEL_NAMES = (
+    *("label", "intent", "labels", "class", "category", "target", "tag", "topic", "sentiment", "polarity"),
+    *("klasse", "kategorie", "thema", "score", "rating", "stars", "grade", "note", "value", "wert", "y"),
+)
+TEXT_NAMES = (*TEXT_COLUMNS, "content", "body", "review", "document", "comment", "message", "satz", "inhalt")
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
+
+Row = dict[str, Any]
+
+
+class Found(NamedTuple):
+    """A labelled file that is understood."""
+
+    path: Path
+    kind: str  # what --task of pretrain.finetune says
+    columns: dict[str, str]  # column there -> column of the file
+    rows: list[Row]  # under the names of pretrain.finetune
+    labels: Counter[str]  # rows a label; empty for numbers and tags
+
+    @property
+    def words(self) -> str:
+        """What was understood, in a line."""
+        what = {
+            "classify": "one of {n} labels a text", "pair": "one of {n} labels a pair of texts",
+            "regress": "a number a text", "tag": "one tag a word",
+        }[self.kind].format(n=len(self.labels))  # fmt: skip
+        renamed = ", ".join(f"{theirs} as {ours}" for ours, theirs in self.columns.items() if ours != theirs)
+        return f"{self.path}: {len(self.rows):,} rows, {what}" + (f" (column {renamed})" if renamed else "")
+
+
+def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
+    """Read a labelled file and find out what it asks for. `columns`: those of the file that it belongs to.
+
+    Raises
+    ------
+    InputError: it cannot be read, or no text or no label is found in it.
+    """
+    rows = [fields for _, fields in read_rows(path)]
+    columns = _columns(path, rows) if columns is None else columns
+    if missing := [theirs for theirs in columns.values() if any(theirs not in row for row in rows)]:
+        raise InputError(f"{path}: no column {missing[0]} in all rows; found {', '.join(rows[0])}")
+    taken = [{ours: row[theirs] for ours, theirs in columns.items()} for row in rows]
+    if "tags" in columns:
+        return Found(path, "tag", columns, taken, Counter())
+    values = [row["label"] for row in taken]
+    if _are_measured(values):
+        return Found(path, "regress", columns, taken, Counter())
+    return Found(path, "pair" if "text_b" in columns else "classify", columns, taken, Counter(map(str, values)))
+
+
+def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    if "tokens" in names and "tags" in names:
+        return {"tokens": "tokens", "tags": "tags"}
+    label = _label_column(path, rows, names)
+    others = [name for name in names if name != label]
+    for first, second in PAIR_COLUMNS:
+        if first in others and second in others:
+            return {"text_a": first, "text_b": second, "label": label}
+    text = next((name for name in TEXT_NAMES if name in others), None)
+    if text is None:
+        text = max(others, key=lambda name: sum(len(str(row[name])) for row in rows), default=None)
+    if text is None or not any(re.search(r"[^\W\d]", str(row[text])) for row in rows):
+        raise InputError(f"{path}: no column of text beside {label}; found {', '.join(rows[0])}")
+    return {"text": text, "label": label}
+
+
+def _label_column(path: Path, rows: list[Row], names: list[str]) -> str:
+    for name in (*LABEL_COLUMNS, *LABEL_NAMES):
+        if name in names:
+            return name
+    few = {name: len({str(row[name]) for row in rows}) for name in names}
+    fitting = [name for name in names if 2 <= few[name] <= min(FEW, len(rows) // 2)]
+    if len(fitting) != 1:
+        several = f"{', '.join(fitting)} could all be" if fitting else "none is"
+        raise InputError(
+            f"{path}: which column is the label? {several} it (columns {', '.join(rows[0])}); call it label"
+        )
+    return fitting[0]
+
+
+def _are_measured(values: list[Any]) -> bool:
+    """Whether labels are numbers to be foretold, and not names of classes."""
+    if not all(isinstance(value, int | float | str) and _NUMBER.fullmatch(str(value)) for value in values):
+        return False
+    numbers = {float(value) for value in values}
+    return len(numbers) > GRADES or any(number != int(number) for number in numbers)
+
+
+def write_split(found: Found, held_out: Found | None, folder: Path) -> str:
+    """Write train.jsonl and eval.jsonl into `folder`; what was done, in words.
+
+    held_out: the file to measure on, where there is one
+
+    Raises
+    ------
+    InputError: too few rows to hold any back.
+    """
+    if held_out is not None:
+        learnt, asked = found.rows, held_out.rows
+        told = f"{len(learnt):,} rows to learn from, {len(asked):,} of {held_out.path} to measure on"
+    else:
+        learnt, asked = split(found)
+        each = "a fifth of each label" if found.labels and len(asked) < MOST_HELD_BACK else "a part of each kind"
+        told = (
+            f"{len(asked):,} of {len(found.rows):,} rows of {found.path} are held back to measure on ({each}, chosen "
+            "by a hash of the text)"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", learnt), ("eval", asked)):
+        lines = [json.dumps(row, ensure_ascii=False, default=str).encode(errors="replace") + b"\n" for row in rows]
+        write_whole(folder / f"{name}.jsonl", lines)
+    return told
+
+
+def split(found: Found) -> tuple[list[Row], list[Row]]:
+    """(rows to learn from, rows to measure on), each in the order of the file.
+
+    Raises
+    ------
+    InputError: too few rows.
+    """
+    if len(found.rows) < LEAST:
+        raise InputError(
+            f"{found.path} has {len(found.rows)} rows, too few to hold a part back; give a file to measure on: "
+            "--eval FILE"
+        )
+    by_text: dict[str, str] = {}  # the digest of a text -> its label; of one that stands there twice, the first
+    for row in found.rows:
+        by_text.setdefault(_digest(row), str(row.get("label", "")) if found.labels else "")
+    by_label: dict[str, list[str]] = {}
+    for digest, label in by_text.items():
+        by_label.setdefault(label, []).append(digest)
+    share = min(HELD_BACK, MOST_HELD_BACK / len(by_text))
+    held = {digest for texts in by_label.values() for digest in sorted(texts)[: math.floor(len(texts) * share)]}
+    if not held:
+        raise InputError(f"{found.path} has too few rows a label to hold any back; give --eval FILE")
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row in found.rows:
+        sides[_digest(row) in held].append(row)
+    return sides
+
+
+def _digest(row: Row) -> str:
+    texts = [row[name] for name in ("text", "text_a", "text_b", "tokens") if name in row]
+    return hashlib.sha256(json.dumps(texts, default=str).encode()).hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A hash of the bytes of labelled files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes() if path.is_file() else b"")
+        digest.update(b"\0")
+    return digest.hexdigest()

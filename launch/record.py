@@ -1,0 +1,130 @@
+"""DIR/make.json: what a folder of `make` was made from, so that the same command goes on and another one is noticed.
+
+    record = Record.read(folder)                None in a new folder
+    record.write(folder)                        aside, then renamed
+    changes_of(record.sources, sources)         texts that were added, removed or changed, in words
+
+    {"format": 1, "sources": [{"path", "bytes", "ends_sha256"}, ...], "given": {what the command line said},
+     "task": {...}, "advice": {what `zerobert plan --json` says}, "stages": {name: {"command", "base", "key", "is_done",
+     "seconds"}}}
+
+A stage's `key` is a hash of its options and of the keys of what it reads: where it differs the stage runs again. `base`
+is the same without what a result may take over: with another base a result cannot go on and is made anew.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import InputError
+from data_prep.fields import read_fields, write_sealed
+from data_prep.sharding.manifest import ends_sha256
+from data_prep.text.unpack import Source
+
+NAME = "make.json"
+FORMAT = 1
+SHOWN = 3  # names in a message
+
+Json = dict[str, Any]
+
+
+@dataclass
+class StageRecord:
+    """How far a stage is."""
+
+    command: str
+    base: str
+    key: str
+    is_done: bool = False
+    seconds: float = 0.0  # of the attempt that ended it
+
+
+@dataclass
+class Record:
+    """The content of make.json."""
+
+    sources: list[Json]
+    given: Json
+    task: Json = field(default_factory=dict)
+    advice: Json = field(default_factory=dict)
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Record | None":
+        """The record of a folder; None where there is none.
+
+        Raises
+        ------
+        InputError: it is damaged, or of a later version.
+        """
+        path = folder / NAME
+        if not path.exists():
+            return None
+        remedy = f"choose another --out, or remove {path}'s folder and make it anew"
+        found = read_fields(path, remedy)
+        content = found.content
+        if content.get("format") != FORMAT:
+            raise found.error(f"has format {content.get('format')!r}, which this version does not read")
+        try:
+            stages = {name: StageRecord(**entry) for name, entry in content["stages"].items()}
+            return cls(content["sources"], content["given"], content["task"], content["advice"], stages)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise found.error(f"is not what make writes ({error})") from error
+
+    def write(self, folder: Path) -> None:
+        """Write it, whole or not at all."""
+        write_sealed(folder / NAME, {"format": FORMAT} | asdict(self))
+
+
+def described(sources: Sequence[Source]) -> list[Json]:
+    """Texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count: a copy of
+    a folder holds the same texts."""
+    return [{"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources]
+
+
+def changes_of(before: Sequence[Json], now: Sequence[Json]) -> list[str]:
+    """Which texts were added, removed or changed; nothing where all are the same."""
+    had, have = ({entry["path"]: entry for entry in entries} for entries in (before, now))
+    groups = {
+        "added": [name for name in have if name not in had],
+        "removed": [name for name in had if name not in have],
+        "changed": [name for name in have if name in had and have[name] != had[name]],
+    }
+    return [
+        f"{len(names):,} text{'s' * (len(names) > 1)} {what} ({_some(names)})"
+        for what, names in groups.items()
+        if names
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = ", ..." if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def key_of(*parts: Any) -> str:
+    """A hash of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_folder(out: Path, corpus: Sequence[str]) -> None:
+    """Refuse a folder that holds other things than what make has made.
+
+    Raises
+    ------
+    InputError: as said; a file; a folder that is the corpus itself.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: choose a folder")
+    for text in corpus:
+        if Path(text).exists() and out.exists() and Path(text).resolve() == out.resolve():
+            raise InputError(f"--out {out} is the folder of the texts: choose another, such as {out}/model")
+        if Path(text).exists() and Path(text).resolve().is_relative_to(out.resolve()) and (out / NAME).exists():
+            raise InputError(f"--corpus {text} lies in --out {out}, where what is made goes: choose another --out")
+    if not out.exists() or (out / NAME).exists():
+        return
+    if foreign := sorted(path.name for path in out.iterdir() if not path.name.startswith(f"{NAME}.partial")):
+        raise InputError(f"--out {out} holds {foreign[0]}, which no earlier make has made: choose another folder")

@@ -1,0 +1,335 @@
+"""zerobert make: what runs again and what does not, how it stops, labelled files of all kinds; and one in full."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import ROOT, InputError
+from data_prep.store import Store
+from launch import labelled
+from launch.choices import settle_changes
+from launch.gaps import gaps_of
+from launch.make import share_trained
+from launch.record import Record, StageRecord, changes_of, check_folder
+from launch.running import STOPPED, Plan, Screen, Stage
+from launch.settings import MakeConfig
+from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
+from tests.corpora import write
+from tests.launched import start, wait_for
+
+pytestmark = pytest.mark.usefixtures("no_process_left")
+COMMANDS = {
+    "vocab": ["vocab", "--corpus", "texts", "--out", "m/vocab", "--size", "1024"],
+    "shard": ["shard", "--corpus", "texts", "--vocab", "m/vocab", "--out", "m/store", "--lang", "de"],
+    "look": ["show", "m/store", "--samples", "3"],
+    "train": ["train", "--data", "m/store", "--out", "m/run", "--model", "bert-tiny", "--lr", "1e-3", "--hours", "3"],
+    "export": ["export", "m/run", "m/hf"],
+    "fill": ["predict", "m/hf", "--fill", "--json"],
+    "finetune": ["finetune", "m/hf", "--task", "classify", "--train", "m/a", "--eval", "m/b", "--out", "m/finetuned"],
+}
+
+
+# What must run again
+
+
+def stale(before: dict[str, list[str]], now: dict[str, list[str]], **of_now: str) -> tuple[list[str], list[str]]:
+    """(made anew, run again) of two makes."""
+    had, have = keys_of(before, "texts", "task"), keys_of(now, *(of_now.get(n, n) for n in ("texts", "task")))
+    anew = [name for name in had if had[name][0] != have[name][0]]
+    return anew, [name for name in had if had[name][1] != have[name][1] and name not in anew]
+
+
+def with_words(stage: str, **options: str) -> dict[str, list[str]]:
+    return COMMANDS | {stage: changed(COMMANDS[stage], options)}
+
+
+def test_a_change_reaches_what_depends_on_it_and_nothing_else():
+    everything = list(COMMANDS)
+    assert stale(COMMANDS, COMMANDS) == ([], [])
+    assert stale(COMMANDS, COMMANDS, texts="others") == (everything, [])
+    assert stale(COMMANDS, with_words("vocab", size="2048")) == (everything, [])
+    assert stale(COMMANDS, with_words("shard", lang="en")) == (everything[1:], [])
+    assert stale(COMMANDS, with_words("shard", workers="7", corpus="moved")) == ([], [])  # the same bytes
+    assert stale(COMMANDS, with_words("train", model="bert-mini")) == (everything[3:], [])
+    assert stale(COMMANDS, COMMANDS, task="other rows") == (["finetune"], [])
+
+
+def test_a_run_goes_on_with_more_hours():
+    anew, again = stale(COMMANDS, with_words("train", hours="6", lr="2e-3"))
+    assert (anew, again) == ([], ["train", "export", "fill", "finetune"])
+
+
+def made(folder: Path, *stages: str) -> Record:
+    """A folder in which these stages are done."""
+    keys = keys_of(COMMANDS, [], "task")
+    given = MakeConfig(("texts",), folder, hours=3).given
+    record = Record([], given, {}, {}, {name: StageRecord("", *keys[name], True, 9.0) for name in stages})
+    for name in ("store", "run", "hf"):
+        write(folder / name / "file", "old")
+    record.write(folder)
+    return record
+
+
+def test_a_run_is_not_thrown_away_unasked(tmp_path):
+    record = made(tmp_path, "vocab", "shard", "train", "export")
+    keys = keys_of(COMMANDS, [{"path": "new.txt"}], "task")
+    config = MakeConfig(("texts",), tmp_path, hours=3)
+    with pytest.raises(InputError, match=r"1 text added \(new.txt\). token store and pretraining cannot .* --anew"):
+        settle_changes(config, record, [{"path": "new.txt"}], keys)
+    assert (tmp_path / "run/file").read_text() == "old"
+    settle_changes(MakeConfig(("texts",), tmp_path, hours=3, anew=True), record, [{"path": "new.txt"}], keys)
+    assert not any((tmp_path / name).exists() for name in ("store", "run", "hf"))
+    assert not record.stages.keys() & {"shard", "train", "export"}
+
+
+def test_more_hours_are_said_and_go_on(tmp_path, capsys):
+    record = made(tmp_path, "vocab", "shard", "train", "export")
+    settle_changes(
+        MakeConfig(("texts",), tmp_path, hours=6), record, [], keys_of(with_words("train", hours="6"), [], "task")
+    )
+    said = capsys.readouterr().err
+    assert "--hours 3 -> 6" in said
+    assert "goes on, or runs again: pretraining" in said
+    assert (tmp_path / "run/file").exists()
+
+
+def test_changed_texts_are_named():
+    had = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}, {"path": "c", "bytes": 3}]
+    have = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 9}, {"path": "d", "bytes": 3}]
+    assert changes_of(had, have) == ["1 text added (d)", "1 text removed (c)", "1 text changed (b)"]
+
+
+# Command lines
+
+
+def test_a_folder_that_moved_is_read_where_it_is():
+    assert placed("shard", [*COMMANDS["shard"], "--holdout", "0.1"], ["a b", "c"], Path("new")) == [
+        *("shard", "--corpus", "a b", "c", "--vocab", "new/vocab", "--out", "new/store", "--lang", "de"),
+        *("--holdout", "0.1"),
+    ]
+    assert placed("export", COMMANDS["export"], [], Path("new")) == ["export", "new/run", "new/hf"]
+
+
+def test_options_of_stages_win_over_the_advice():
+    settings = read_settings(["train.lr=2e-3", "train.mask_split=0.9 0.05", "vocab.cased=no", "vocab.size=4096"])
+    words = ["train", "--data", "s", "--lr", "1e-3", "--mask_split", "0.8", "0.1", "--seed", "1"]
+    assert changed(words, settings["train"]) == [
+        *("train", "--data", "s", "--seed", "1", "--lr", "2e-3", "--mask_split", "0.9", "0.05")
+    ]
+    assert changed(["vocab", "--cased", "--out", "v"], settings["vocab"]) == ["vocab", "--out", "v", "--size", "4096"]
+    assert wanted_settings(settings) == {"lr": 2e-3, "mask_split": "0.9 0.05", "cased": False, "vocab_size": 4096}
+
+
+def test_a_wrong_option_of_a_stage_is_told_before_anything_runs():
+    check(
+        read_settings(["train.lr=1e-3", "vocab.size=4096", "look.samples=1", "finetune.seeds=3", "shard.holdout=0.1"])
+    )
+    with pytest.raises(InputError, match=r"--set train...: --lr -3 must lie in"):
+        check(read_settings(["train.lr=-3"]))
+    with pytest.raises(InputError, match=r"--set vocab...: --size many must be a whole number"):
+        check(read_settings(["vocab.size=many"]))
+    with pytest.raises(SystemExit):
+        check(read_settings(["train.foo=1"]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"set": ("lr=1",)}, "STAGE.OPTION=VALUE"),
+        ({"set": ("train.out=x",)}, "make sets this itself"),
+        ({"set": ("train.hours=1",)}, "give --hours"),
+        ({"set": ("train.model=bert-mini",), "model": "bert-tiny"}, "say the same"),
+        ({"set": ("finetune.lr=1",)}, "goes with a --task"),
+        ({"steps": 3}, "one of --hours"),
+        ({"hours": 0}, "one of --hours"),
+        ({"corpus": ()}, "--corpus needs"),
+        ({"eval": Path("dev.tsv")}, "give that too"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(wrong, told):
+    with pytest.raises(InputError, match=told):
+        MakeConfig(**{"corpus": ("texts",), "out": Path("m"), "hours": 3, **wrong})
+
+
+def test_folders_of_others_are_left_alone(tmp_path):
+    texts = write(tmp_path / "texts/a.txt", "A text.").parent
+    for out, told in ((texts, "is the folder of the texts"), (tmp_path, "which no earlier make has made")):
+        with pytest.raises(InputError, match=told):
+            check_folder(out, [str(texts)])
+    with pytest.raises(InputError, match="is a file"):
+        check_folder(texts / "a.txt", [str(texts)])
+    check_folder(texts / "model", [str(texts)])  # within the texts is fine
+    made(tmp_path / "m", "vocab")
+    check_folder(tmp_path / "m", [str(texts)])
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    made(tmp_path, "vocab")
+    path = tmp_path / "make.json"
+    path.write_text(path.read_text().replace("9.0", "8.0"))
+    with pytest.raises(InputError, match="damaged, or was edited"):
+        Record.read(tmp_path)
+
+
+# Running
+
+
+def script(code: str) -> str:
+    return f"{sys.executable} -c '{code}'"
+
+
+def test_stages_run_in_turn_and_what_they_say_passes_through(tmp_path, capfd):
+    stages = [
+        Stage("vocab", "words", script('import sys; print("one"); print("two", file=sys.stderr)'), 5),
+        Stage("fill", "gaps", script('print("{}")'), 5, result=tmp_path / "fill.json"),
+        Stage("train", "pretraining", script('print("Grösse ü"); raise SystemExit(2)'), 5),
+    ]
+    with Screen(Plan(stages, {}), tmp_path) as screen:
+        assert [screen.run(stage) for stage in stages] == [0, 0, 2]
+    said = capfd.readouterr().err
+    for told in ("== 1/3 words (15 s left in all)", "\none\ntwo\n", "== 3/3 pretraining", "Grösse ü"):
+        assert told in said
+    assert (tmp_path / "vocab.log").read_text().endswith("one\ntwo\n")
+    assert (tmp_path / "fill.json").read_text() == "{}\n"
+    assert "{}" not in said.replace('"{}"', "")
+
+
+WAITS = """
+import sys
+from pathlib import Path
+from launch.running import *
+waits = "import pathlib, time; pathlib.Path(sys.argv[1], 'here').touch(); time.sleep(600)".replace("'", '"')
+stage = Stage("train", "pretraining", f"{sys.executable} -c 'import sys; {waits}' {sys.argv[1]}", 5)
+with Screen(Plan([stage], {}), Path(sys.argv[1])) as screen:
+    sys.exit(screen.run(stage))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_stage_and_is_no_failure(tmp_path, number):
+    process = start(sys.executable, "-c", WAITS, tmp_path)
+    wait_for((tmp_path / "here").exists)
+    process.send_signal(number)
+    assert process.wait(60) == STOPPED
+
+
+def test_a_killed_make_takes_its_stage_along(tmp_path):
+    process = start(sys.executable, "-c", WAITS.replace("sys.exit", "print"), tmp_path)
+    wait_for((tmp_path / "here").exists)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    wait_for(lambda: all(is_over(child) for child in children), 60)
+
+
+def is_over(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_the_share_of_a_run_is_read_off_its_metrics(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    assert share_trained(metrics, 100) is None
+    metrics.write_text('{"kind": "train", "step": 20}\n{"kind": "train", "step": 40}\n{"kind": "tr')
+    assert share_trained(metrics, 100) == 0.4
+
+
+# Labelled files
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_columns_are_found_by_what_they_hold(tmp_path):
+    rows = [f'{n},"Ein Satz, der {n} mal ""Komma"" sagt.",{"gut" if n % 4 else "schlecht"}' for n in range(40)]
+    found = labelled.look_at(write(tmp_path / "t.csv", "Nr,Satz,Urteil\n" + "\n".join(rows) + "\n"))
+    assert (found.kind, found.columns) == ("classify", {"text": "satz", "label": "urteil"})
+    told = labelled.write_split(found, None, tmp_path / "task")
+    learnt, asked = (rows_of(tmp_path / f"task/{name}.jsonl") for name in ("train", "eval"))
+    assert told.startswith("8 of 40 rows")
+    assert sorted(row["label"] for row in asked) == ["gut"] * 6 + ["schlecht"] * 2  # a fifth of each
+    assert len(learnt) == 32
+    assert any(row["text"] == 'Ein Satz, der 7 mal "Komma" sagt.' for row in learnt + asked)
+
+
+def test_rows_of_one_text_stay_together_in_any_order(tmp_path):
+    lines = [f"text number {n % 30}\t{n % 2}" for n in range(60)]
+    sides = []
+    for name, order in (("a", lines), ("b", lines[::-1])):
+        found = labelled.look_at(write(tmp_path / f"{name}.tsv", "\n".join(["text\tlabel", *order])))
+        sides.append([{row["text"] for row in side} for side in labelled.split(found)])
+    assert sides[0] == sides[1]
+    assert not sides[0][0] & sides[0][1]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kind"),
+    [
+        (["premise\thypothesis\tlabel", *(f"a {n}\tb {n}\t{n % 3}" for n in range(20))], "pair"),
+        (["review\tstars", *(f"text {n}\t{n / 4}" for n in range(20))], "regress"),
+        (["review\tstars", *(f"text {n}\t{1 + n % 5}" for n in range(20))], "classify"),
+    ],
+)
+def test_the_kind_of_task_follows_from_the_file(tmp_path, lines, kind):
+    assert labelled.look_at(write(tmp_path / "t.tsv", "\n".join(lines))).kind == kind
+
+
+def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"which column is the label\? none is it .* call it label"):
+        labelled.look_at(write(tmp_path / "a.csv", "eins,zwei\n" + "\n".join(f"a{n},b{n}" for n in range(20))))
+    with pytest.raises(InputError, match=r"4 rows, too few .* --eval FILE"):
+        labelled.split(labelled.look_at(write(tmp_path / "b.csv", "text,label\na,0\nb,1\nc,0\nd,1\n")))
+
+
+# One in full
+
+
+def make(out: Path, texts: Path, *more: object, **settings):
+    words = ("--corpus", texts, "--out", out, "--steps", 30, "--model", "bert-tiny", "--size", 512, *more)
+    stages = "train.save_every=10 train.log_every=5 train.global_batch=8 train.micro_batch=8 shard.holdout=0.2".split()
+    return start(sys.executable, "launch/make.py", *words, "--set", *stages, **settings)
+
+
+@pytest.mark.slow
+def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
+    text = (ROOT / "launch/sample/corpus.txt").read_text("utf-8")
+    for number, document in enumerate(text.split("\n\n")[:12]):
+        write(
+            tmp_path / f"texts/Größe {number}.txt", f"Café, née: {document}".encode("cp1252" if number % 2 else "utf-8")
+        )
+    write(tmp_path / "texts/strange.pdf", b"%PDF-1.4")
+    texts, out = tmp_path / "texts", tmp_path / "texts/made here"
+    process = make(out, texts)
+    wait_for(lambda: (out / "run/checkpoints/step-0000010/manifest.json").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    with open(tmp_path / "second", "w") as said:
+        assert make(out, texts, stderr=said).wait() == 0
+    said = (tmp_path / "second").read_text()
+    assert said.count("done before") == 3
+    assert "Resume" in said
+    assert "from a new run" not in said
+    page = (out / "index.html").read_text("utf-8")
+    for told in ("What was chosen, and why", "made here", "Größe 1.txt", "cp1252", "--fill"):
+        assert told in page, told
+    assert "<script src" not in page
+    record = Record.read(out)
+    assert record is not None
+    assert all(entry.is_done for entry in record.stages.values())
+    gaps = gaps_of(Store.open(out / "store"), 4)
+    assert gaps
+    assert all("[MASK]" in gap.text and gap.is_held_out for gap in gaps)
+
+    write(texts / "new.txt", "Another text.")
+    with open(tmp_path / "third", "w") as said:
+        assert make(out, texts, stderr=said).wait() == 2
+    assert "1 text added (texts/new.txt)" in (tmp_path / "third").read_text()
+    os.unlink(texts / "new.txt")
