@@ -124,7 +124,7 @@ class TrainConfig:
     """go on with another DeepSpeed than the pinned one, whose private handles may differ"""
     dry_run: bool = False
     """check everything, print the plan, train nothing"""
-    gpu: str = ""
+    gpu: str | None = None
     """with --dry_run: the plan's time and memory are those of this GPU, by its data sheet (a100, h100, h200, ...), and
     not of the machine that plans"""
     config: Path | None = None

@@ -74,6 +74,6 @@ def test_the_parts():
 def test_a_list_that_is_none_is_refused(tmp_path):
     for content in (b"", b"not a list"):
         write(tmp_path / "x.npz", content)
-        with pytest.raises(InputError, match=r"x\.npz is not a list of data_prep/dedup\.py"):
+        with pytest.raises(InputError, match=r"x\.npz is not a list of .*data_prep/dedup\.py"):
             read_drop_list(tmp_path / "x.npz")
     assert run_script("dedup", "--out", tmp_path / "y").returncode == 2

@@ -88,7 +88,8 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
     finish_and_compare(store, run, undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
     run = tmp_path / "run"
     ranks = start_ranks(2, train, config(store, run, save_every=0))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launched import PATIENCE
+from tests.stores import random_documents, store_of
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,7 @@ def test_pretrain_without_arguments_says_what_it_needs_in_both_languages(tmp_pat
         assert needed in as_bash.stderr
 
 
+@pytest.mark.slow
 def test_deepspeed_starts_pretrain_and_passes_its_exit_code_on():
     result = run(BIN / "deepspeed", "--num_gpus", "2", PRETRAIN, DS_ACCELERATOR="cpu")
     assert result.returncode == 2
@@ -78,21 +80,29 @@ def fake_deepspeed(folder: Path) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
-def test_pretrain_as_bash_hands_over_to_deepspeed(tmp_path):
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory) -> list[str]:
+    """What a run needs, and nothing is wrong with."""
+    folder = tmp_path_factory.mktemp("asked")
+    store = store_of(folder, random_documents(20)).folder
+    return ["--data", str(store), "--out", str(folder / "a b"), "--model", "bert-tiny"]
+
+
+def test_pretrain_as_bash_hands_over_to_deepspeed(tmp_path, asked):
     path = fake_deepspeed(tmp_path)
-    result = run("bash", PRETRAIN, "--out", "a b", PATH=path, RANKS="3", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="5")
+    result = run("bash", PRETRAIN, *asked, PATH=path, RANKS="4", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="5")
     assert result.returncode == 7
     flags, inherited = result.stdout.splitlines()
-    assert f"--num_gpus 3 {PRETRAIN} --out a b" in flags
+    assert f"--num_gpus 4 {PRETRAIN} {' '.join(asked)}" in flags
     assert "--master_port" in flags
     assert inherited == "cpu 5"
 
 
-def test_flags_of_the_launcher_come_last_so_that_they_count(tmp_path):
+def test_flags_of_the_launcher_come_last_so_that_they_count(tmp_path, asked):
     path = fake_deepspeed(tmp_path)
     flags = "--num_gpus 2 --master_port 1234"
-    result = run("bash", PRETRAIN, "--x", PATH=path, DS_ACCELERATOR="cpu", DEEPSPEED_FLAGS=flags)
-    assert f"{flags} {PRETRAIN} --x" in result.stdout
+    result = run("bash", PRETRAIN, *asked, PATH=path, DS_ACCELERATOR="cpu", DEEPSPEED_FLAGS=flags)
+    assert f"{flags} {PRETRAIN} {' '.join(asked)}" in result.stdout
 
 
 def test_a_hostfile_decides_about_ranks_and_port(tmp_path):
@@ -123,13 +133,13 @@ def test_scripts_work_by_sh_and_through_links(tmp_path, script, arguments, says,
         assert "not found" not in result.stderr
 
 
-def test_a_link_to_pretrain_hands_over_the_script_itself(tmp_path):
+def test_a_link_to_pretrain_hands_over_the_script_itself(tmp_path, asked):
     path = fake_deepspeed(tmp_path)
     link = tmp_path / "train"
     link.symlink_to(PRETRAIN)
-    result = run("sh", link, "--out", "a b", PATH=path, DS_ACCELERATOR="cpu")
+    result = run("sh", link, *asked, PATH=path, DS_ACCELERATOR="cpu")
     assert result.returncode == 7
-    assert f"{PRETRAIN} --out a b" in result.stdout
+    assert f"{PRETRAIN} {' '.join(asked)}" in result.stdout
 
 
 @pytest.mark.parametrize("ranks", ["0", "two", "-1", "nan", "1.5", "1" * 23, "99999"])

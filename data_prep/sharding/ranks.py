@@ -211,6 +211,7 @@ class _Pool:
 def _serve(work: Callable[..., Any], pipe: Connection, foreign: list[Connection]) -> None:
     """What a worker process does: items in, reports and results out, until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which is how it decides, whatever it does itself on such a signal
     for end in foreign:
         end.close()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
