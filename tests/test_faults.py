@@ -284,7 +284,7 @@ def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
     [
         ("fp32", 0),
         ("bf16", 1),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in [("fp32", 1), ("fp32", 3), ("bf16", 2), ("bf16", 3)]),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in [("fp32", 3), ("bf16", 2)]),
     ],
 )
 def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero):
@@ -314,7 +314,7 @@ def train_in_fp16(settings: TrainConfig) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("zero", [3])
 def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_path, zero):
     ds_config = {
         "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 32, "hysteresis": 1, "min_loss_scale": 1},
@@ -391,11 +391,7 @@ class TestLauncher:
         ("target", "number"),
         [
             ("supervisor", signal.SIGHUP),
-            ("deepspeed", signal.SIGTERM),
             ("deepspeed", signal.SIGKILL),
-            ("launch.py", signal.SIGUSR1),
-            ("launch.py", signal.SIGKILL),
-            ("rank", signal.SIGUSR1),
             ("group", signal.SIGTERM),
         ],
     )
@@ -418,12 +414,3 @@ class TestLauncher:
         process.kill()
         wait_for(lambda: all(is_over(member) for kind in members.values() for member in kind))
         self.saved_once(run)
-
-    def test_a_killed_rank_is_restarted(self, store, tmp_path):
-        run = tmp_path / "run"
-        process = self.launch(store, run, "--steps", "40", "--save_every", "5", RESTARTS="1")
-        wait_for(lambda: newest_whole(run) if (run / "checkpoints").exists() else None)
-        family(process)["rank"][1].kill()
-        assert wait_for(lambda: process.poll() is not None and [process.returncode]) == [0]
-        assert len(events(run, "resume")) == 1
-        assert newest_whole(run) == folder_of(run, 40)

@@ -67,7 +67,7 @@ def plain(
 
 
 CUTS = [(2, 3, 3)]
-MORE_CUTS = [(2, 1, 3), (1, 1, 12), (1, 3, 4), (2, 0, 6), (2, 2, 2), (3, 1, 4), (3, 3, 2)]
+MORE_CUTS = [(2, 1, 3), (1, 1, 12), (2, 0, 6), (2, 2, 2), (3, 1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def train_counting_layers(config: TrainConfig) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [1, 3])
 def test_checkpointed_activations_give_the_same_bits(store, tmp_path, zero):
     common = dict(world=2, zero=zero, micro_batch=3, dropout=0.1)
     plain = run(store, tmp_path / "plain", **common)

@@ -1,5 +1,6 @@
 """The padding-free step against transformers' plain padded forward: losses and the gradient of every tensor."""
 
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,10 @@ def test_the_padding_entry_is_the_tokenizer_s():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")  # torch's own, of the compiler
-def test_compiled_layers_change_nothing(batch):
+def test_compiled_layers_change_nothing(batch, monkeypatch):
+    """As graphs, forward and backward; what makes machine code of them is torch's, and tests/test_gpu.py's."""
+    compiled = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, backend="aot_eager"))
     plain, fused = tiny_model(), tiny_model()
     for model in (plain, fused):
         model.set_attn_implementation(IMPLEMENTATION)

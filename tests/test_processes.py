@@ -149,6 +149,30 @@ def test_an_abnormal_end_is_not_hidden(tmp_path, code, is_silent, last, expected
     assert supervised(tmp_path, rank).wait(PATIENCE) == expected
 
 
+DIES_ONCE = """
+    rank, again = os.environ["LOCAL_RANK"], (here / "again").exists()
+    stands(f"{rank} {again}")
+    if rank == "1" and not again:
+        while not (here / "0 False").exists():
+            time.sleep(0.01)
+        stands("again")
+        os.kill(os.getpid(), 9)
+    if not again:
+        while not (here / "again").exists():
+            time.sleep(0.01)
+        sys.exit(0)
+    (outcome / rank).write_text("0 2")
+"""
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("1", 0), ("0", 128 + signal.SIGKILL)])
+def test_a_run_whose_rank_was_killed_is_started_again(tmp_path, monkeypatch, restarts, code):
+    monkeypatch.setenv("RESTARTS", restarts)
+    supervisor = supervised(tmp_path, DIES_ONCE)
+    assert supervisor.wait(PATIENCE) == code
+    assert (tmp_path / "0 True").exists() == (code == 0)
+
+
 @pytest.mark.parametrize("restarts", ["nan", "-1", "x", "1" * 23])
 def test_restarts_must_be_a_number(restarts):
     command = [sys.executable, "launch/supervise.py", "false"]
