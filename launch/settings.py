@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from data_prep.cli import InputError
 from data_prep.ranges import Range, check_ranges
+from data_prep.text.languages import defaults
 from launch.record import Json
 from launch.stages import read_settings
 
@@ -26,7 +27,7 @@ class MakeConfig:
     steps: Annotated[int | None, Range(1, 1e9)] = None
     """optimizer steps in place of --hours: the same on every machine"""
     lang: str = ""
-    """language of the text: en, de, ru, ...; "": as it looks"""
+    """language of the text, by a code of ISO 639; "": as it looks"""
     task: Path | None = None
     """labelled file (.csv, .tsv, .jsonl) to fine-tune on; what is asked and which columns are meant is found out"""
     eval: Path | None = None
@@ -48,6 +49,8 @@ class MakeConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.lang:
+            defaults(self.lang)  # refuses one that is not known
         if not self.corpus:
             raise InputError("--corpus needs files or folders of text")
         if (self.hours > 0) == (self.steps is not None):

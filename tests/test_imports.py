@@ -34,7 +34,7 @@ FROM_DATA_PREP = {
 # Advice looks at a corpus before there is a store, with the eyes of shard.py.
 READS_TEXT = {
     f"data_prep.{name}"
-    for name in ("text.corpus", "text.sentences", "text.unpack", "sharding.plan", "sharding.held_out")
+    for name in ("text.corpus", "text.languages", "text.sentences", "text.unpack", "sharding.plan", "sharding.held_out")
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.answering"}

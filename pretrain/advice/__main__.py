@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.ranges import Range, check_ranges
+from data_prep.text.languages import defaults
 from pretrain.advice.advice import Advice, advise, pasteable
 from pretrain.advice.rules import bytes_in_words
 from pretrain.report.words import counted, duration
@@ -62,6 +63,8 @@ class AdviceConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.lang:
+            defaults(self.lang)  # refuses one that is not known
         if not self.corpus and not self.tokens:
             raise InputError("nothing to plan for: give --corpus PATH..., or --tokens N of a store that is elsewhere")
 

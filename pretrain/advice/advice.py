@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.sharding.held_out import FEWEST
+from data_prep.text.languages import defaults
 from pretrain.advice import cautions, rules
 from pretrain.advice import machine as machines
 from pretrain.advice.machine import Machine
@@ -173,7 +174,7 @@ def advised(
 
 def _language(text: Survey, lang: str) -> rules.Choice:
     if lang:
-        return lang, "as asked"
+        return defaults(lang).code, "as asked"
     if text.language:
         share = 100 * text.languages[text.language]
         return text.language, f"{share:.0f} % of the text, by {text.told_by}"

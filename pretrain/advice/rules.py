@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from data_prep.text.languages import defaults
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import UNSPACED, Survey
 from pretrain.config import PRESETS as SHAPES
@@ -61,7 +62,6 @@ BYTES_A_TOKEN = 4.2  # of English with 8,192 entries (docs/log.md); where there 
 MARKS = 0.003  # share of letters with accents or vowel signs from which lower-casing, which strips them, loses words
 NO_DROPOUT = 1.0  # passes: below one, every sample is new (Geiping and Goldstein 2023)
 LITTLE_TEXT = 1e6  # bytes, of which nothing can be learnt
-CASED_LANGUAGES = {"de": "German writes nouns with capitals", "lb": "Luxembourgish writes nouns with capitals"}
 CPU_MICRO_BATCH_TOKENS = 2048  # more is not faster on a CPU, whose caches it leaves
 GPU_MICRO_BATCH_TOKENS = 1 << 15  # fills a large GPU
 MEMORY_SHARE = 0.8  # of the memory, for what the formulas know
@@ -72,12 +72,17 @@ Choice = tuple[Any, str]
 
 
 def cased(text: Survey, lang: str) -> Choice:
-    """Whether the vocabulary keeps case and accents."""
-    if lang in CASED_LANGUAGES:
-        return True, f"{CASED_LANGUAGES[lang]}, and lower-casing would strip accents too (schön -> schon)"
+    """Whether the vocabulary keeps case and accents: as the language asks, and whatever the language where the text has
+    many accents."""
+    example = f" ({text.uncased_loses})" if text.uncased_loses else ""
+    if lang and (known := defaults(lang)).cased:
+        return True, f"{known.name}: {known.why}{example}"
     if text.marks > MARKS:
         share = 100 * text.marks
-        return True, f"{share:.1f} % of the letters carry accents or vowel signs, which an uncased vocabulary strips"
+        return (
+            True,
+            f"{share:.1f} % of the letters carry accents or vowel signs: an uncased vocabulary strips them{example}",
+        )
     if text.capitals < 0.002:
         return False, "the script has no capitals and hardly any accents: nothing is lost"
     return False, (

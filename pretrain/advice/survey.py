@@ -22,6 +22,7 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.sharding.plan import PACKED
 from data_prep.text.corpus import Document, Source, count_rows, files_of, find_sources, read_documents
+from data_prep.text.languages import what_uncased_loses
 from data_prep.text.sentences import lines_of, splitter
 from data_prep.text.unpack import DamagedError, guarded, open_unpacked, unpacked
 
@@ -32,6 +33,7 @@ WHOLE = 1 << 25  # bytes of a table that is read to its end, where rows may be i
 MARKUP = 0.5  # share of a dump of MediaWiki that is text, about
 LONGEST = 1 << 20  # characters of a document that are looked at
 TOLD_BY, TOLD = 2_000, 120  # characters of a document that tell its language; documents that are asked
+SHOWN_IN = 300_000  # characters in which a word is looked for that an uncased vocabulary would change
 LEAST_TOLD = 60  # characters below which a language is a guess
 # Runs of anything but spaces and punctuation: marks of Hindi or Arabic belong to a word, which \w does not know.
 _WORD = re.compile(r"[^\s!-/:-@\[-`{-~\u00a0-\u00bf\u2010-\u2027\u2030-\u205e\u3000-\u303f\uff00-\uff0f،؛؟।॥]+")
@@ -72,6 +74,7 @@ class Survey(NamedTuple):
     lengths: tuple[int, ...]  # characters of the same words
     signs: float  # punctuation marks
     unspaced_chars: float  # letters of scripts without spaces
+    uncased_loses: str = ""  # a word of the text that an uncased vocabulary changes, and what it becomes
 
     @property
     def megabytes(self) -> float:
@@ -204,6 +207,7 @@ def summed_up(documents: list[Document], sources: int, text_bytes: float, count:
         lengths=tuple(len(word) for word, _ in ordered),
         signs=scale * len(_SIGN.findall(whole)),
         unspaced_chars=scale * sum(times for one, times in letters.items() if script_of(one) in UNSPACED),
+        uncased_loses=what_uncased_loses([whole[:SHOWN_IN]]).example,
     )
 
 
@@ -325,6 +329,7 @@ def _languages(texts: Sequence[str], scripts: dict[str, float]) -> tuple[dict[st
         piece = text[begin : begin + TOLD_BY]
         found[str(identifier.classify(piece)[0])] += len(text)
     total = max(found.total(), 1)
+    del found["zxx"]  # numbers and the like, which are no language
     return {name: size / total for name, size in found.most_common() if size > 0.01 * total}, "py3langid"
 
 
