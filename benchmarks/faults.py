@@ -59,7 +59,7 @@ def main(settings: FaultsConfig) -> None:
         equal = [contents(folder_of(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
         flipped = flips(folder / "flips") if settings.flips else {}
     result = {
-        "name": "faults",
+        "name": "faults" if settings.points else "flips",
         "figures": {
             "points": settings.points,
             "bit_equal": sum(equal),
