@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def main(settings: FaultsConfig) -> None:
         expected = contents(folder_of(folder / "undisturbed", STEPS))
         outcomes = [strike(store, folder / f"run-{point}", draw) for point in range(settings.points)]
         equal = [contents(folder_of(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
-        flipped = flips(folder / "flips") if settings.flips else {}
+        with redirect_stdout(sys.stderr):  # what the sweeps of the tests say on their way
+            flipped = flips(folder / "flips") if settings.flips else {}
     result = {
         "name": "faults" if settings.points else "flips",
         "figures": {
