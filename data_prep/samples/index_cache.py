@@ -70,7 +70,7 @@ def _load(path: Path) -> np.ndarray | None:
 def _save(path: Path, array: np.ndarray) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    write_whole(path, [header.getvalue(), np.ascontiguousarray(array).view(np.uint8).data], sync=False)
+    write_whole(path, [header.getvalue(), np.ascontiguousarray(array).view(np.uint8).data])
 
 
 @contextmanager
