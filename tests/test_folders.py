@@ -133,6 +133,25 @@ class TestTables:
         said = capsys.readouterr().err
         assert "without text: .csv files: 1 (c/metadata.csv); .json files: 2 (c/package.json, c/tsconfig.json)" in said
 
+    @pytest.mark.parametrize(
+        ("name", "content", "expected", "said"),
+        [
+            (
+                "a.csv",
+                "id,review,text_de\nA,5,Hallo.\n",
+                ["5"],
+                "column 'review' holds no letter; is the text in another",
+            ),
+            ("a.tsv", "id\ttext\n1\tOne.\\nTwo.\n2\t\\N\n", ["One.\\nTwo."], "line breaks seem to be written as \\n"),
+            ("a.tsv", "id\ttext\n1\tOf $\\nabla$.\n", ["Of $\\nabla$."], ""),
+        ],
+    )
+    def test_what_hardly_is_the_text_is_said(self, tmp_path, capsys, name, content, expected, said):
+        assert read(write(tmp_path / name, content)) == expected
+        err = capsys.readouterr().err
+        assert said in err
+        assert ("warning" in err) == bool(said)
+
     def test_of_two_columns_of_one_name_none_is_chosen_unsaid(self, tmp_path):
         with pytest.raises(InputError, match=r"a.csv has 2 columns 'text'; write all but one under other names"):
             read(write(tmp_path / "a.csv", "text,id,text\nOne.,1,Two.\n"))
