@@ -168,8 +168,8 @@ class TrainConfig:
             elsewhere(self.gpu)
         if self.patience and not (self.eval_samples and (self.eval_every or self.eval_minutes)):
             raise InputError(
-                f"--patience {self.patience} waits for evaluations on the way; give --eval_every and --eval_samples "
-                "above 0"
+                f"--patience {self.patience} waits for evaluations on the way; give --eval_every (or --eval_minutes) "
+                "and --eval_samples above 0"
             )
 
     @property

@@ -147,3 +147,13 @@ def test_a_parquet_member_is_left_out(tmp_path):
     assert counts == {"other_members": 1}
     with pytest.raises(InputError, match=r"is not a \.gz file"):
         find_sources([str((tmp_path / "a.tar").rename(tmp_path / "b.tar.gz"))])
+
+
+def test_what_a_member_is_taken_for_is_said_and_a_stranger_is_none(tmp_path, capsys):
+    table, article = b"Id,Review\n1,A review.\n", b'<doc id="1" url="u" title="T">\nT\n\nOf it.\n</doc>\n'
+    path = pack(tmp_path / "a.tar", ("wiki_00", b"<html>no text</html>"), ("b.csv", table), ("AA/wiki_01", article))
+    [source] = find_sources([str(path)], column="text")
+    counts: Counter[str] = Counter()
+    assert [one.text for one in read_documents(source, "text", counts)] == ["A review.", "T\n\nOf it."]
+    assert counts["other_members"] == 1
+    assert "the text is taken from 'Review': a.tar/b.csv" in capsys.readouterr().err

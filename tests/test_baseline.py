@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pretrain.finetune.asked import FinetuneConfig
-from pretrain.finetune.baseline import bag_of_words, beats_guessing, floors
+from pretrain.finetune.baseline import MOST, bag_of_words, beats_guessing, can_tell, floors, majority
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import nothing_learnt, settled
 
@@ -38,6 +38,24 @@ def test_words_are_counted_and_characters_where_no_spaces_part_them(words, glue,
     assert {**found, "seconds": 0} == {**again, "seconds": 0}
 
 
+@pytest.mark.parametrize("words", [("好看", "难看"), ("ดี", "ไม่"), ("🙂", "🙁"), ("!!!", "???")])
+def test_short_texts_without_spaces_and_texts_without_words_are_counted_by_characters(words):
+    side = examples([(f"{word}{word}", None, str(label)) for label, word in enumerate(words)] * 4)
+    found = bag_of_words(side, side)
+    assert (found["name"], found["accuracy"]) == ("bag of characters", 1.0)
+
+
+def test_labels_that_take_turns_in_a_large_file_are_all_learnt_from(monkeypatch):
+    monkeypatch.setattr("pretrain.finetune.baseline.MOST", 100)
+    assert MOST > 100
+    side = examples([("a", None, "x"), ("b", None, "y")] * 100)
+    found = bag_of_words(side, side)
+    assert (found["examples"], found["accuracy"]) == (100, 1.0)
+    rare = examples([("a", None, "x")] * 1000 + [("b", None, "y")])
+    monkeypatch.setattr("pretrain.finetune.baseline.MOST", 2)
+    assert bag_of_words(rare, rare)["accuracy"] > 0.99  # the other label is not among two that are drawn
+
+
 def test_of_pairs_their_likeness_counts():
     rng = random.Random(0)
     names = [f"w{number}" for number in range(300)]
@@ -60,6 +78,20 @@ def test_what_is_no_better_than_guessing_is_known():
     assert not beats_guessing(floor, [{"accuracy": 0.98, "f1": 0.9}, {"accuracy": 0.9, "f1": 0.47}], 10_000)  # one seed
     assert not beats_guessing(floors("regress", side, side), [{"pearson": 0.1, "spearman": 0.1}], 100)
     assert beats_guessing(floors("regress", side, side), [{"pearson": 0.3, "spearman": 0.1}], 100)
+
+
+def test_any_constant_answer_is_guessing_and_what_cannot_be_told_is_known():
+    training = examples([("a", None, "x")] * 60 + [("b", None, "y")] * 40)
+    other = examples([("a", None, "x")] * 20 + [("b", None, "y")] * 80)
+    floor = floors("classify", training, other)
+    assert (floor["accuracy"], majority(training, other)) == (0.8, 0.2)
+    assert not beats_guessing(floor, [{"accuracy": 0.8, "f1": 0.44}], 100)
+    assert can_tell(floor, 100)
+    for some in (other[:20], other[20:], other[19:22]):  # one label alone; three examples
+        assert not can_tell(floors("classify", training, some), len(some))
+    assert not can_tell(floors("regress", training, other), 3)
+    # The interval of two seeds is 12.7 standard errors wide; each of them beats guessing by far.
+    assert beats_guessing(floors("classify", training, training), [{"accuracy": a, "f1": a} for a in (0.8, 0.97)], 200)
 
 
 def test_rates_go_with_the_size_of_the_model_and_epochs_with_that_of_the_file(tmp_path):

@@ -70,6 +70,9 @@ def test_test_sets_are_read_in_every_format(tmp_path):
     write(tmp_path / "a.tsv", f"text\tlabel\n{LONG}\t1\n")
     write(tmp_path / "b.jsonl.gz", json.dumps({"label": 1, "tokens": LONG.split()}) + "\n")
     write(tmp_path / "c.txt", LONG)
+    write(tmp_path / "d.csv", f"{LONG}\n")  # without a header
+    write(tmp_path / "e.jsonl", json.dumps({"paragraphs": [{"text": LONG}]}) + "\n")
+    write(tmp_path / "f.jsonl", json.dumps(LONG) + "\n")
     for path in tmp_path.iterdir():
         assert excluded_grams([path]) == frozenset(grams_of(LONG)), path
     with pytest.raises(InputError, match=r"gone\.tsv does not exist"):

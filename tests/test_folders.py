@@ -14,7 +14,7 @@ from data_prep import dedup
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig, make_store
 from data_prep.store import Store
-from data_prep.text import json_values, unpack
+from data_prep.text import corpus, json_values, unpack
 from data_prep.text.cleaning import excluded_grams, grams_of
 from data_prep.text.corpus import find_sources, read_documents
 from data_prep.text.sentences import splitter
@@ -133,6 +133,29 @@ class TestTables:
         said = capsys.readouterr().err
         assert "without text: .csv files: 1 (c/metadata.csv); .json files: 2 (c/package.json, c/tsconfig.json)" in said
 
+    @pytest.mark.parametrize(
+        ("name", "content", "expected", "said"),
+        [
+            (
+                "a.csv",
+                "id,review,text_de\nA,5,Hallo.\n",
+                ["5"],
+                "column 'review' holds no letter; is the text in another",
+            ),
+            ("a.tsv", "id\ttext\n1\tOne.\\nTwo.\n2\t\\N\n", ["One.\\nTwo."], "line breaks seem to be written as \\n"),
+            ("a.tsv", "id\ttext\n1\tOf $\\nabla$.\n", ["Of $\\nabla$."], ""),
+        ],
+    )
+    def test_what_hardly_is_the_text_is_said(self, tmp_path, capsys, name, content, expected, said):
+        assert read(write(tmp_path / name, content)) == expected
+        err = capsys.readouterr().err
+        assert said in err
+        assert ("warning" in err) == bool(said)
+
+    def test_of_two_columns_of_one_name_none_is_chosen_unsaid(self, tmp_path):
+        with pytest.raises(InputError, match=r"a.csv has 2 columns 'text'; write all but one under other names"):
+            read(write(tmp_path / "a.csv", "text,id,text\nOne.,1,Two.\n"))
+
 
 OBJECTS = [{"id": number, "text": text, "tags": ["a", {"text": "none"}]} for number, text in enumerate(TEXTS)]
 
@@ -196,6 +219,14 @@ class TestJson:
         assert read(path, counts=counts) == ["one"]
         assert counts == {"bad_lines": 2, "damaged_parts": 1}
 
+    def test_an_array_that_the_beginning_did_not_show_is_not_lost_unsaid(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(corpus, "PROBE", 1000)
+        content = {"train": [{"text": "One."}] * 200, "tags": [{"x": 1}], "test": [{"text": "Two."}] * 3}
+        counts: Counter[str] = Counter()
+        assert read(write(tmp_path / "a.json", json.dumps(content)), counts=counts) == ["One."] * 200
+        assert counts == {"bad_lines": 3}
+        assert "a second array, 'test', of which 3 records with a text are left out" in capsys.readouterr().err
+
 
 WIKITEXT = """ \n = Valkyria = \n \n It cost 1 @,@ 000 in an up @-@ date . It was = 3 . \n = = Empty = =
  = = Plot = = \n = = = Below = = = \n She left . \n = = See also = = \n \n = Second = \n \n Robert is an actor . \n"""
@@ -239,6 +270,21 @@ class TestArticles:
         write(tmp_path / "AA/wiki_00", '{"id": "1", "title": "T", "text": "One."}\n{"id": "2", "text": "Two."}\n')
         write(tmp_path / "AA/wiki_01", "something else of that name")
         assert read(tmp_path) == ["One.", "Two."]
+
+    def test_no_text_is_taken_for_a_title(self, tmp_path, monkeypatch):
+        untitled = '<doc id="1" url="u" title="T &amp; U">\nAll of it, below no title.\n</doc>\n'
+        assert read(write(tmp_path / "wiki_00", untitled)) == ["All of it, below no title."]
+        monkeypatch.setattr(corpus, "MAX_DOCUMENT", 60)
+        lines = [f"This is line number {number}." for number in range(5)]
+        extracted = '<doc id="1" url="u" title="T">\nT\n\n' + "\n".join(lines) + "\n</doc>\n"
+        assert read(write(tmp_path / "wiki_01", extracted)) == [
+            *("T\n\n" + "\n\n".join(lines[:2]), "\n\n".join(lines[2:4]), lines[4])
+        ]
+        headed = (
+            " = T = \n" + "".join(f" {line}\n = = Heading {at} = = \n" for at, line in enumerate(lines)) + " End .\n"
+        )
+        found = "\n\n".join(read(write(tmp_path / "a.txt", headed)))
+        assert [one for one in found.split("\n\n") if one.startswith("Heading")] == [f"Heading {at}" for at in range(5)]
 
     def test_prose_that_begins_like_a_title_is_prose(self, tmp_path):
         for number, text in enumerate(["= a = b\n\nmore", "== Heading ==\ntext", "<doc> text", "a = b = c\n"]):

@@ -18,7 +18,7 @@ from data_prep.text.unpack import decode
 LAYOUTS = ("wikitext", "wikiextractor")
 _TITLE = re.compile(rb" ?= (?!=)[^\n]*[^=\s] = ?\r?\n?")
 _HEADING = re.compile(r"(=(?: =)*) (?!=)(.*\S) \1")
-_DOC = re.compile(rb'<doc id="[^"]*"[^\n]*>\r?\n?')
+_DOC = re.compile(rb'<doc id="[^"]*"(?:[^\n]*?\btitle="([^\n]*)")?[^>\n]*>\r?\n?')
 _END = re.compile(rb"</doc>\s*")
 _SIGNS = re.compile(r" @([-,.])@ ")  # how WikiText spells signs inside words and numbers: 1 @,@ 000
 _OF_TEXT = 99
@@ -44,19 +44,21 @@ def read(
     """(place, text) of the articles that begin in bytes [start, stop); above `longest` bytes they come in parts."""
     begins, is_text = _KINDS[layout]
     paragraphs: list[str] = []
+    title = ""
     first, size = (0 if start == 0 else -1), 0  # -1: in an article of the range before
     for place, line in lines:
         begin = begins.fullmatch(line)
         if begin or (size > longest and first >= 0):
             if paragraphs:
-                yield first, _text(layout, paragraphs)
+                yield first, _text(layout, paragraphs, title, goes_on=not begin)
                 if not begin:
                     counts["cut_documents"] += 1
-            paragraphs, size = [], 0
+            paragraphs, size, title = [], 0, ""
             if begin and place >= stop:
                 return
             first = place
             if begin and not is_text:
+                title = html.unescape(decode(begin[1] or b"", counts)).strip()
                 continue
         if first < 0:
             if place >= stop:
@@ -66,15 +68,16 @@ def read(
             paragraphs.append(text)
             size += len(line)
     if paragraphs:
-        yield first, _text(layout, paragraphs)
+        yield first, _text(layout, paragraphs, title)
 
 
-def _text(layout: str, paragraphs: list[str]) -> str:
-    """The article, or nothing where it is a title only."""
+def _text(layout: str, paragraphs: list[str], title: str, goes_on: bool = False) -> str:
+    """The article, or nothing where it is a title only; `goes_on` where it is a part that another one follows."""
     if layout == "wikiextractor":
-        return html.unescape("\n\n".join(paragraphs)) if len(paragraphs) > 1 else ""
+        text = html.unescape("\n\n".join(paragraphs))
+        return "" if text == title else text
     kept: list[str] = []
-    following = 0  # level of what stands below, text being the deepest; nothing does at the end
+    following = _OF_TEXT if goes_on else 0  # level of what stands below, text being the deepest; nothing at the end
     for paragraph in reversed(paragraphs):
         heading = _HEADING.fullmatch(paragraph)
         level = heading[1].count("=") if heading else _OF_TEXT

@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +180,7 @@ def _texts_of(path: Path) -> Iterable[str]:
     for source in find_sources([str(path)], "prose"):
         if source.kind in ("csv", "tsv"):
             rows = delimited.rows(lines_of(source, 0, Counter()), source.layout, Counter())
-            yield from (cell for row in islice(rows, 1, None) for cell in row.cells)
+            yield from (cell for row in rows for cell in row.cells)  # the first as well: it need not be a header
         elif source.kind == "json":
             yield from _values_of(source)
         elif source.kind == "jsonl":
@@ -217,13 +216,9 @@ def _fields_of(source: Source) -> Iterable[str]:
         while line := guarded(source, file.readline):
             try:
                 content = json.loads(line) if line.strip() else {}
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"--exclude {source.path} has a line that is not JSON: {line[:80]!r}") from error
-            for value in content.values() if isinstance(content, dict) else ():
-                if isinstance(value, str):
-                    yield value
-                elif isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-                    yield " ".join(value)
+            yield from _strings(content)
 
 
 def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:

@@ -194,7 +194,12 @@ def _is_known(path: Path) -> bool:
     source = Source(path, "", found.kind, found.packing, 1, "")
     with open_unpacked(source) as stream:
         head = _head(source, stream, SNIFF)
-    return wikipedia.is_dump(head) if found.kind == "xml" else bool(articles.layout_of(head)) or head[:1] == b"{"
+    return wikipedia.is_dump(head) if found.kind == "xml" else _holds_articles(head)
+
+
+def _holds_articles(head: bytes) -> bool:
+    """Whether a file is what its name, that of a part of an encyclopedia, promises."""
+    return bool(articles.layout_of(head)) or head[:1] == b"{"
 
 
 def _source(
@@ -263,6 +268,8 @@ def _with_column(source: Source, names: list[str], column: str | None) -> Source
         return source
     if (found := find_column(names, column)) is None:
         raise NoColumnError(f"{source.path} {missing(column, names)}")
+    if (times := names.count(found)) > 1:
+        raise NoColumnError(f"{source.path} has {times} columns {found!r}; write all but one under other names")
     return source if found == column else source._replace(column=found)
 
 
@@ -358,6 +365,10 @@ def _say_columns(sources: list[Source]) -> None:
     for source in sources:
         if source.column:
             by_column.setdefault(source.column, []).append(source.name)
+    _say_names(by_column)
+
+
+def _say_names(by_column: dict[str, list[str]]) -> None:
     for column, names in sorted(by_column.items()):
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
         say(f"the text is taken from {column!r}: {shown} (--column NAME to say otherwise)")
@@ -651,7 +662,7 @@ def _read_json(source: Source, column: str, counts: Counter[str]) -> Iterator[Do
 
 def _json_documents(source: Source, stream: BinaryIO, column: str, counts: Counter[str]) -> Iterator[Document]:
     said = False
-    for place, record in json_values.records(source, stream, source.layout, counts):
+    for place, record in json_values.records(source, stream, source.layout, counts, column):
         try:
             yield Document(f"{source.name}:{place}", text_of(record, column))
         except BadRecordError as error:
@@ -673,6 +684,7 @@ def _read_xml(source: Source, counts: Counter[str]) -> Iterator[Document]:
 def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Document]:
     others = 0
     read_as: dict[tuple[str, str], list[str]] = {}
+    columns: dict[str, list[str]] = {}
     for name, stream in archives.members(source, counts):
         found_kind = _kind(name)
         if not found_kind or found_kind.kind not in _IN_TAR or name.rsplit("/", 1)[-1].startswith("."):
@@ -687,6 +699,9 @@ def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Doc
             read_as.setdefault((found.encoding, found.why or "named"), []).append(inside)
             counts[f"members_in_{found.encoding}"] += 1
         beginning = in_utf8(io.BytesIO(head), found.encoding).read()
+        if _OF_ARTICLES.search(name) and not _holds_articles(beginning):
+            others += 1
+            continue
         try:
             member = looked_at(member, beginning, _is_whole([head]), source.layout or "auto", column)
         except (NoColumnError, DamagedError):
@@ -694,12 +709,15 @@ def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Doc
             continue
         text = in_utf8(io.BufferedReader(_Rejoined(head, raw), 1 << 18), found.encoding)
         field = member.column or column
+        if field != column:
+            columns.setdefault(field, []).append(inside)
         if kind == "json" and member.kind == "json":
             yield from _json_documents(member, text, field, counts)
         else:
             lines = lines_in(member._replace(encoding=found.encoding), text, counts)
             yield from _read_lines(member, lines, field, 0, 1 << 62, counts)
     _say_encodings(read_as)
+    _say_names(columns)
     if others:
         counts["other_members"] += others
         say(f"{source.path}: {others} members that are neither .txt nor .jsonl, .json, .csv, .tsv with a text left out")

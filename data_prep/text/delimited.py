@@ -30,6 +30,10 @@ _EXCEL = re.compile(r"sep=(.)\r?\n?")  # a first line that tells Excel what part
 _QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
 
 
+_NULL = r"\N"  # no text, as MySQL and PostgreSQL write it
+_ESCAPED = re.compile(r"[.!?:;,\"')](?:\\r)?\\n")  # a line break after a stop, as they do; \nabla is LaTeX
+
+
 class Row(NamedTuple):
     """The cells of a row, and where its first line begins: byte and number."""
 
@@ -143,6 +147,7 @@ def texts(
     header: list[str] = []
     at = -1
     said = False
+    found = has_letters = has_escapes = False
     for place, line, cells, is_whole in rows(lines, layout, counts):
         if at < 0:
             if column not in cells:  # the file has changed since it was looked at, which is noticed in the end
@@ -152,13 +157,24 @@ def texts(
         if len(cells) > len(header) and not any(cells[len(header) :]):  # a delimiter at the end of each row
             cells = cells[: len(header)]
         if is_whole and len(cells) == len(header) and cells != header:
-            yield place, cells[at]
+            text = cells[at]
+            if layout.endswith(_UNQUOTED) and "\\" in text:
+                text = "" if text == _NULL else text
+                has_escapes = has_escapes or _ESCAPED.search(text) is not None
+            found = found or bool(text)
+            has_letters = has_letters or any(map(str.isalpha, text))
+            yield place, text
             continue
         counts["bad_lines"] += 1
         if not said:
             said = True
             what = _what(cells, header, is_whole)
             say(f"warning: {source.path}, line {line} {what}; such rows are left out (--strict refuses)")
+    if found and not has_letters:
+        say(f"warning: {source.path}: column {column!r} holds no letter; is the text in another one of {header}?")
+    if has_escapes:
+        what = "line breaks seem to be written as \\n, as databases do, and are read as these two signs"
+        say(f"warning: {source.path}: {what}; write the table as .csv with quotes")
 
 
 def _what(cells: list[str], header: list[str], is_whole: bool) -> str:

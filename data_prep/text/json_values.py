@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
+from data_prep.cli import say
 from data_prep.text import unpack
 from data_prep.text.columns import NoColumnError, find_column, missing
 from data_prep.text.unpack import DamagedError, Source, guarded, note_damage
@@ -111,14 +112,20 @@ class _Text:
         return not self.ended or bool(piece)
 
 
-def records(source: Source, stream: BinaryIO, layout: str, counts: Counter[str]) -> Iterator[tuple[int, Any]]:
-    """(place, record) of a file; places are characters."""
+def records(
+    source: Source, stream: BinaryIO, layout: str, counts: Counter[str], column: str = ""
+) -> Iterator[tuple[int, Any]]:
+    """(place, record) of a file; places are characters. Records with the field `column` that lie in another array than
+    that of the layout are left out and counted: the file's beginning did not show them.
+    """
     text = _Text(source, stream, counts)
     try:
         if layout.startswith(_WITHIN):
             for name in _fields(text):
                 if name == layout.removeprefix(_WITHIN):
                     yield from _items(text)
+                elif text.peek() == "[":
+                    _pass_over(text, name, column, counts)
                 else:
                     text.value()
             return
@@ -131,6 +138,15 @@ def records(source: Source, stream: BinaryIO, layout: str, counts: Counter[str])
                 text.take(",")
     except DamagedError as error:
         note_damage(error, counts)
+
+
+def _pass_over(text: _Text, name: str, column: str, counts: Counter[str]) -> None:
+    """Read an array for which nobody asks."""
+    lost = sum(isinstance(record, dict) and column in record for _, record in _items(text))
+    if lost:
+        counts["bad_lines"] += lost
+        what = f"a second array, {name!r}, of which {lost:,} records with a text are left out (--strict refuses)"
+        say(f"warning: {text.source.path} holds {what}; give it a file of its own")
 
 
 def _items(text: _Text) -> Iterator[tuple[int, Any]]:

@@ -1,14 +1,16 @@
 """What counting words gives on the same two files, and what guessing gives: the floors below a fine-tuned score.
 
     bag_of_words(training, evaluation)       TF-IDF of words and pairs of words, logistic regression
+    majority(training, evaluation)           what the commonest label gives
     floors(task, training, evaluation)       the best that guessing reaches
 
 A score means little by itself: words alone may solve a task, and a model that has learnt nothing still answers. The
 settings are fixed and nothing is chosen by the evaluation file, so the figure is a floor and not a record. Texts in a
-script without spaces are counted by characters. Of a pair, the words of either text count, and
-how alike the two are.
+script without spaces, or without words (emoji), are counted by characters. Of a pair, the words of either text count,
+and how alike the two are.
 """
 
+import random
 import time
 import warnings
 from collections import Counter
@@ -19,6 +21,7 @@ import numpy as np
 import regex
 from scipy import sparse, stats
 from sklearn import metrics
+from sklearn.dummy import DummyClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -31,17 +34,19 @@ MOST = 50_000  # examples that are learnt from: seconds, not minutes
 FEATURES = 200_000  # the most frequent ones
 C = 10.0  # inverse of the penalty; scikit-learn's 1 is too much for rows of length 1
 ROUNDS = 300  # of the solver
-LONG_WORD = 20  # mean letters between spaces from which on there are none to speak of; German has 6, Chinese 40
+LONG_WORD = 20  # mean letters between spaces from which on there are none to speak of; German has 6
 CONFIDENCE = 1.96  # standard errors of 95 %
 
 _word: Callable[[str], list[str]] = regex.compile(r"[\w\p{M}]+").findall  # vowel signs of Hindi are within words
+_unspaced = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]").findall
 
 
 def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
     """Accuracy and F1 of counted words, for results.json; both sides as for the model."""
     started = time.monotonic()
-    learnt = training if len(training) <= MOST else training[:: -(-len(training) // MOST)]
-    by_characters = _has_no_spaces([text for example in learnt[:1000] for text in _texts(example)])
+    # Drawn, and not every second one: labels may take turns in a file.
+    learnt = training if len(training) <= MOST else random.Random(0).sample(training, MOST)
+    by_characters = _has_no_words([text for example in learnt[:1000] for text in _texts(example)])
     counting: Any = (
         {"analyzer": "char", "ngram_range": (1, 2)}
         if by_characters
@@ -49,10 +54,12 @@ def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str
     )
     vectorizer = TfidfVectorizer(sublinear_tf=True, max_features=FEATURES, **counting)
     vectorizer.fit(text for example in learnt for text in _texts(example))
-    model = LogisticRegression(C=C, max_iter=ROUNDS)
+    labels = [example.label for example in learnt]
+    # Of a label so rare that it was not drawn nothing is learnt.
+    model: Any = LogisticRegression(C=C, max_iter=ROUNDS) if len(set(labels)) > 1 else DummyClassifier()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a floor need not be the last word
-        model.fit(_counted(vectorizer, learnt), [example.label for example in learnt])
+        model.fit(_counted(vectorizer, learnt), labels)
     truth, guess = [example.label for example in evaluation], model.predict(_counted(vectorizer, evaluation))
     return {
         "name": f"bag of {'characters' if by_characters else 'words'}",
@@ -62,18 +69,33 @@ def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str
     }
 
 
+def majority(training: list[Example], evaluation: list[Example]) -> float:
+    """Accuracy of the commonest label of the training file."""
+    commonest = Counter(example.label for example in training).most_common(1)[0][0]
+    return sum(example.label == commonest for example in evaluation) / len(evaluation)
+
+
 def floors(task: str, training: list[Example], evaluation: list[Example]) -> dict[str, float]:
     """The best that guessing reaches, by the name of the score; scores that are not among them are no measure of it."""
     if task not in BY_WORDS:
         return {"regress": dict.fromkeys(CORRELATIONS, 0.0), "tag": {"f1": 0.0}}.get(task, {})
-    commonest = Counter(example.label for example in training).most_common(1)[0][0]
-    always = _scores([example.label for example in evaluation], [commonest] * len(evaluation))
+    # Whoever knows nothing says one label always, and that may be another than the commonest of the training file.
+    luckiest = Counter(example.label for example in evaluation).most_common(1)[0][0]
+    always = _scores([example.label for example in evaluation], [luckiest] * len(evaluation))
     # Guesses that are as frequent as the labels have a mean F1 of one in so many.
     return {**always, "f1": max(always["f1"], 1 / len({example.label for example in training}))}
 
 
+def can_tell(floor: dict[str, float], examples: int) -> bool:
+    """Whether so many examples tell a perfect score from guessing: three do not, nor do any of one label alone."""
+    return beats_guessing(floor, [dict.fromkeys(floor, 1.0)], examples)
+
+
 def beats_guessing(floor: dict[str, float], scores: list[dict[str, float]], examples: int) -> bool:
-    """Whether any score, the mean of the seeds, is better than guessing by more than chance explains."""
+    """Whether any score is better than guessing by more than chance explains: that of every seed, or else the mean of
+    them, whose interval is wide for two or three."""
+    if len(scores) > 1 and all(beats_guessing(floor, [score], examples) for score in scores):
+        return True
     for name, least in floor.items():
         values = [score[name] for score in scores]
         spread = 1.0 if name in CORRELATIONS else least * (1 - least)
@@ -110,7 +132,8 @@ def _counted(vectorizer: TfidfVectorizer, examples: list[Example]) -> Any:
     return sparse.hstack([first, second[0], first.multiply(second[0]).sum(axis=1)], "csr") if second else first
 
 
-def _has_no_spaces(texts: list[str]) -> bool:
-    """Whether words cannot be told by spaces, as in Chinese, Japanese and Thai."""
+def _has_no_words(texts: list[str]) -> bool:
+    """Whether words cannot be told by spaces, as in Chinese, Japanese and Thai, or there are none, as of emoji."""
     letters = sum(map(len, texts))
-    return letters > LONG_WORD * max(1, sum(len(text.split()) for text in texts))
+    is_spaced = letters <= LONG_WORD * max(1, sum(len(text.split()) for text in texts))
+    return not is_spaced or 2 * sum(len(_unspaced(text)) for text in texts) > letters or not any(map(_word, texts))

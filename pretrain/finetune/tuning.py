@@ -34,7 +34,7 @@ from transformers import (
 from data_prep.files import write_folder, write_json
 from data_prep.progress import Progress
 from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit, listed
-from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, floors
+from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
 from pretrain.finetune.tasks import TASKS, Task, answer_in_own_unit
@@ -101,17 +101,21 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
     floor = floors(config.task, training, evaluation)
     better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
     stuck = [seed["seed"] for seed in seeds if not beats_guessing(floor, [seed["scores"]], len(evaluation))]
+    advice = "" if better and not stuck else nothing_learnt(config, hidden, len(training), same, stuck)
+    if not (decidable := can_tell(floor, len(evaluation))):
+        stuck, advice = [], "an --eval of more examples, and of several labels"
     results = {
         "task": config.task,
         "metric": task.metric,
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
-        "majority": floor.get("accuracy") if isinstance(evaluation[0].label, str) else None,
+        "majority": majority(training, evaluation) if isinstance(evaluation[0].label, str) else None,
         "baseline": baseline,
         "beats_guessing": better,
+        "decidable": decidable,
         "stuck_seeds": stuck,
-        "advice": "" if better and not stuck else nothing_learnt(config, hidden, len(training), same, stuck),
+        "advice": advice,
         "encoder_cosine": same,
         "labels": names,
         **notes,
@@ -292,7 +296,11 @@ def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
     words = results["baseline"]
     beside = f", {words['name']} {words[results['metric']]:.4f}" if words else ""
     print(f"{results['metric']} {results['mean']:.4f}{spread}{floor}{beside}")
-    if results["advice"]:
+    if not results["decidable"]:
+        count = results["examples"]["eval"]
+        what = f"even a perfect score on these {count} examples would not tell learning from guessing"
+        say(f"warning: {what}: give {results['advice']}")
+    elif results["advice"]:
         stuck = results["stuck_seeds"]
         some = f"with seed{'s' * (len(stuck) > 1)} {listed([str(seed) for seed in stuck])} "
         where = some if 0 < len(stuck) < config.seeds else ""
