@@ -66,13 +66,15 @@ def check_ranges(settings: Any, option: str = "--") -> None:
 
 def check_arguments(config_class: type, args: Sequence[str]) -> None:
     """Look at what follows each option of a command line, before it is parsed: numbers out of their range, and what
-    should be a number and is none, are refused in one line; an empty value (an unset variable of a script) is no path.
+    should be a number and is none, are refused in one line; an empty value (an unset variable of a script) is no path;
+    of a list that is given twice the parser would keep the second alone.
 
     Raises
     ------
     InputError: with name, value and range.
     """
     hints = get_type_hints(config_class, include_extras=True)
+    lists: list[str] = []  # that were given
     option, left = "", 0  # the last one, and how many numbers it still takes
     for arg in args:
         value = arg
@@ -80,6 +82,9 @@ def check_arguments(config_class: type, args: Sequence[str]) -> None:
             option, equals, value = arg.removeprefix("--").partition("=")
             kind, ranges = _kind_and_ranges(hints.get(option.replace("-", "_")))
             left = len(get_args(kind)) if get_origin(kind) is tuple else 1
+            name = option.replace("-", "_")
+            if _is_open_list(hints.get(name)):
+                lists.append(name)
             if not equals:
                 continue
         if not value and option and kind is not bool:
@@ -88,6 +93,15 @@ def check_arguments(config_class: type, args: Sequence[str]) -> None:
             for allowed in ranges:
                 _check_number(option, value, {int, float} & {kind, *get_args(kind)} == {int}, allowed)
         left -= 1
+    if twice := next((name for name in lists if lists.count(name) > 1), None):
+        raise InputError(f"--{twice} is given twice: write all that it holds behind one --{twice}")
+
+
+def _is_open_list(hint: Any) -> bool:
+    """Whether an option takes any number of values at once; with a mark, such as tyro's for appending, it may not."""
+    kind, ranges = _kind_and_ranges(hint)
+    is_marked = len(getattr(hint, "__metadata__", ())) > len(ranges)
+    return get_origin(kind) is tuple and get_args(kind)[-1] is ... and not is_marked
 
 
 def _kind_and_ranges(hint: Any) -> tuple[Any, list[Range]]:

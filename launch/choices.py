@@ -7,6 +7,7 @@ settle_changes(config, record, sources, keys)       says what has changed; refus
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -84,8 +85,11 @@ def commands_of(config: MakeConfig, advice: Json, found: Found | None) -> dict[s
     if config.steps:
         sizes = {name: str(advice["settings"][name]) for name in ("seq_len", "global_batch", "micro_batch")}
         length = sizes | {"hours": "no", "phase": "no", "steps": str(config.steps)}
+    elif "--phase" in commands["train"]:
+        commands["train"] = lasting(commands["train"], config.hours / advice["settings"]["hours"])
+        length = {}
     else:
-        length = {} if "--phase" in commands["train"] else {"hours": f"{config.hours:g}"}
+        length = {"hours": f"{config.hours:g}"}
     commands["train"] = changed(commands["train"], length | wanted.get("train", {}))
     if found is None:
         commands.pop("finetune", None)
@@ -99,6 +103,21 @@ def commands_of(config: MakeConfig, advice: Json, found: Found | None) -> dict[s
         for name in KINDS
         if name in commands
     }
+
+
+def lasting(words: Words, share: float) -> Words:
+    """A command of training whose phases take `share` of their steps. What is more goes to the last one, so that a run
+    that has come into it goes on."""
+    places = [place for place, word in enumerate(words) if "steps=" in word]
+    steps = [int(re.search(r"steps=(\d+)", words[place])[1]) for place in places]  # type: ignore[index]
+    if share < 1:
+        steps = [max(1, round(count * share)) for count in steps]
+    else:
+        steps[-1] += round(sum(steps) * share) - sum(steps)
+    kept = list(words)
+    for place, count in zip(places, steps, strict=True):
+        kept[place] = re.sub(r"steps=\d+", f"steps={count}", words[place])
+    return kept
 
 
 def settle_changes(config: MakeConfig, record: Record, sources: list[Json], keys: dict[str, tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ from data_prep.store import Store
 
 SHORTEST, LONGEST = 8, 30  # tokens of a sentence
 LETTERS = 4  # of a word worth asking for
+EAST_ASIAN = "\u3040"  # from here on scripts in which a sign or two are a word
 TRIED = 40  # sentences that are looked at for each that is wanted
 
 
@@ -51,6 +52,10 @@ def gaps_of(store: Store, wanted: int) -> list[Gap]:
     return list(found.values())
 
 
+def _is_worth_asking(word: str) -> bool:
+    return word.isalpha() and len(word) >= (1 if word[0] >= EAST_ASIAN else LETTERS)
+
+
 def _gap(tokenizer: Tokenizer, store: Store, ids: list[int], mask: str, is_held_out: bool) -> Gap | None:
     """The longest word of the second half of a sentence as a gap: by then something has been said."""
     if store.special_ids["unk"] in ids:
@@ -60,11 +65,13 @@ def _gap(tokenizer: Tokenizer, store: Store, ids: list[int], mask: str, is_held_
     whole = [
         place
         for place in range(len(ids) // 2, len(ids) - 1)
-        if words[place].isalpha() and len(words[place]) >= LETTERS and not goes_on[place] and not goes_on[place + 1]
+        if _is_worth_asking(words[place]) and not goes_on[place] and not goes_on[place + 1]
     ]
     if not whole:
         return None
     place = max(whole, key=lambda place: len(words[place]))
     before, after = (str(tokenizer.decode(part)).strip() for part in (ids[:place], ids[place + 1 :]))
+    if before.startswith("-"):  # of spoken words; on a command line it would be an option
+        return None
     space = " " if after[:1].isalnum() else ""
     return Gap(f"{before} {mask}{space}{after}", words[place], is_held_out)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_whole
+from pretrain.finetune.asked import FILES, check_labels
 from pretrain.finetune.labelled import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
 from pretrain.finetune.tables import read_rows
 
@@ -44,6 +45,7 @@ class Found(NamedTuple):
     columns: dict[str, str]  # column there -> column of the file
     rows: list[Row]  # under the names of pretrain.finetune
     labels: Counter[str]  # rows a label; empty for numbers and tags
+    lines: list[int]  # of the file, for each row
 
     @property
     def words(self) -> str:
@@ -63,17 +65,35 @@ def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
     ------
     InputError: it cannot be read, or no text or no label is found in it.
     """
-    rows = [fields for _, fields in read_rows(path)]
+    read = read_rows(path)
+    lines, rows = [line for line, _ in read], [fields for _, fields in read]
     columns = _columns(path, rows) if columns is None else columns
     if missing := [theirs for theirs in columns.values() if any(theirs not in row for row in rows)]:
         raise InputError(f"{path}: no column {missing[0]} in all rows; found {', '.join(rows[0])}")
     taken = [{ours: row[theirs] for ours, theirs in columns.items()} for row in rows]
     if "tags" in columns:
-        return Found(path, "tag", columns, taken, Counter())
+        return Found(path, "tag", columns, taken, Counter(), lines)
     values = [row["label"] for row in taken]
     if _are_measured(values):
-        return Found(path, "regress", columns, taken, Counter())
-    return Found(path, "pair" if "text_b" in columns else "classify", columns, taken, Counter(map(str, values)))
+        return Found(path, "regress", columns, taken, Counter(), lines)
+    return Found(path, "pair" if "text_b" in columns else "classify", columns, taken, Counter(map(str, values)), lines)
+
+
+def check(found: Found, held_out: Found | None) -> None:
+    """Refuse what fine-tuning would, which comes hours later.
+
+    Raises
+    ------
+    InputError: as there: an empty cell, one label alone, a label that only the file to measure on has.
+    """
+    file = FILES[found.kind]
+    examples = file.read(found.path, list(zip(found.lines, found.rows, strict=True)))
+    names = file.label_names(examples, found.path)
+    if held_out is None:
+        return
+    asked = file.read(held_out.path, list(zip(held_out.lines, held_out.rows, strict=True)))
+    if names:
+        check_labels(held_out.path, asked, names, found.path)
 
 
 def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
@@ -112,7 +132,7 @@ def _are_measured(values: list[Any]) -> bool:
     if not all(isinstance(value, int | float | str) and _NUMBER.fullmatch(str(value)) for value in values):
         return False
     numbers = {float(value) for value in values}
-    return len(numbers) > GRADES or any(number != int(number) for number in numbers)
+    return len(numbers) > GRADES or not all(map(float.is_integer, numbers))
 
 
 def write_split(found: Found, held_out: Found | None, folder: Path) -> str:

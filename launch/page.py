@@ -221,7 +221,7 @@ def what_next(out: Path, record: Record) -> list[tuple[str, str]]:
         rows.append(
             (
                 "Fine-tune it on labelled text of yours (a .csv, .tsv or .jsonl with a text and a label column)",
-                call("make", *again, *words, *lang, "--task", "train.csv"),
+                call("make", *again, *words, *lang, "--task", "train.csv", *_overrides(given)),
             )
         )
     if given["hours"]:

@@ -71,6 +71,13 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
             )
         if option in OURS[stage]:
             raise InputError(f"--set {entry}: make sets this itself, by --out, --corpus and --task")
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise InputError(
+                f"--set {entry}: a quote is left open; the value is read as a shell reads it, so write "
+                f"{stage}.{option}={shlex.quote(value)}"
+            ) from error
         found.setdefault(stage, {})[option] = value
     return found
 

@@ -110,6 +110,10 @@ def _yaml(text: str) -> Any:
     import yaml  # not before it is asked for
 
     try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        names = [name.value for name, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+        if twice := next((name for name in names if names.count(name) > 1), None):  # it would keep the last
+            raise ValueError(f"{twice} stands there twice")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
@@ -205,7 +209,7 @@ def _fits(value: Any, hint: Any) -> bool:
 def _is_number(value: Any) -> bool:
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))  # YAML takes 1e-3 for a text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -13,7 +13,7 @@ from data_prep.text.corpus import Document
 from pretrain.advice import __main__ as command
 from pretrain.advice import cautions, machine, rules
 from pretrain.advice import survey as surveys
-from pretrain.advice.advice import ENGLISH, Advice, advised
+from pretrain.advice.advice import ENGLISH, Advice, advise, advised
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, looked_into, summed_up, survey
 from pretrain.config import PRESETS, TrainConfig
@@ -193,6 +193,18 @@ WARNED = [
 def test_what_is_amiss_is_said_with_a_remedy(found, hours, what):
     advice = advised(text(**found), LAPTOP, hours, corpus=["texts"])
     assert any(what in warning for warning in advice.warnings), advice.warnings
+
+
+@pytest.mark.parametrize("text", ["  \n\n \n", ".,.,.\n!!\n"])
+def test_a_corpus_without_a_word_is_refused(tmp_path, text):
+    (tmp_path / "blank.txt").write_text(text)
+    with pytest.raises(InputError, match=r"--corpus .*blank\.txt: no word was found"):
+        advise([str(tmp_path / "blank.txt")], 1.0)
+
+
+def test_long_samples_are_shared_by_all_ranks():
+    assert rules.phases(1e12, 1e3, 128, 64, 1, 1000, 1e-3, ranks=8)
+    assert not rules.phases(1e12, 1e3, 128, 72, 1, 1000, 1e-3, ranks=8)  # 18 long samples a step
 
 
 def test_a_good_plan_has_no_warning():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.store import Store
 from launch import labelled
-from launch.choices import settle_changes
+from launch.choices import lasting, settle_changes
 from launch.gaps import gaps_of
-from launch.make import share_trained
+from launch.make import share_trained, work_through
+from launch.page import answers_to, what_next
 from launch.record import Record, StageRecord, changes_of, check_folder
 from launch.running import STOPPED, Plan, Screen, Stage
 from launch.settings import MakeConfig
@@ -155,6 +157,22 @@ def test_what_cannot_be_meant_is_refused(wrong, told):
         MakeConfig(**{"corpus": ("texts",), "out": Path("m"), "hours": 3, **wrong})
 
 
+def test_a_value_with_an_open_quote_is_refused_with_how_to_write_it():
+    with pytest.raises(InputError, match=r"a quote is left open.* write shard\.drop='o'\"'\"'brien'"):
+        read_settings(["shard.drop=o'brien"])
+
+
+def test_phases_take_the_hours_that_are_asked_for():
+    words = ["train", "--phase", "seq_len=128,steps=900,lr=1", "--phase", "seq_len=512,steps=100", "--lr", "1e-3"]
+
+    def steps(share: float) -> list[int]:
+        return [int(word) for word in re.findall(r"steps=(\d+)", " ".join(lasting(words, share)))]
+
+    assert lasting(words, 1.0) == words
+    assert steps(2.0) == [900, 1100]  # a run that has come into the last one goes on in it
+    assert steps(0.5) == [450, 50]
+
+
 def test_folders_of_others_are_left_alone(tmp_path):
     texts = write(tmp_path / "texts/a.txt", "A text.").parent
     for out, told in ((texts, "is the folder of the texts"), (tmp_path, "which no earlier make has made")):
@@ -286,6 +304,44 @@ def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):
         labelled.look_at(write(tmp_path / "a.csv", "eins,zwei\n" + "\n".join(f"a{n},b{n}" for n in range(20))))
     with pytest.raises(InputError, match=r"4 rows, too few .* --eval FILE"):
         labelled.split(labelled.look_at(write(tmp_path / "b.csv", "text,label\na,0\nb,1\nc,0\nd,1\n")))
+
+
+def test_a_text_without_a_word_to_ask_for_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.make.texts_with_gaps", lambda store: [])  # as in a script without spaces
+    record = Record([], {})
+    config = MakeConfig(("texts",), tmp_path, steps=1)
+    work_through(config, record, {"fill": ["predict", "no/model", "--fill", "--json"]}, {"fill": ("base", "key")}, 0)
+    assert record.stages["fill"].is_done
+    assert answers_to([], json.loads((tmp_path / "fill.json").read_text()))["answers"] == []
+
+
+def test_the_next_command_has_the_settings_of_this_one(tmp_path):
+    config = MakeConfig(("texts",), tmp_path, steps=1, model="bert-tiny", set=("train.lr=1e-3",))
+    commands = dict(what_next(tmp_path, Record([], config.given)))
+    with_a_task = next(command for command in commands.values() if "--task" in command)
+    assert "--model bert-tiny --set train.lr=1e-3" in with_a_task
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (["one text,a"] * 4 + [",b"], r"line 6: the text is empty"),
+        (["one text,a"] * 4 + ["two,"], r"line 6: a label must be a name or an integer, not ''"),
+        ([f"text {n},a" for n in range(20)], r"every label is 'a'; at least two"),
+        ([f"text {n},{(2, '1e999')[n % 2]}" for n in range(20)], r"line 3: a label .* must be a number"),
+    ],
+)
+def test_what_fine_tuning_would_refuse_after_hours_is_refused_at_once(tmp_path, cells, told):
+    found = labelled.look_at(write(tmp_path / "t.csv", "review,stars\n" + "\n".join(cells)))
+    with pytest.raises(InputError, match=rf"t\.csv.*{told}"):
+        labelled.check(found, None)
+
+
+def test_a_label_that_only_the_file_to_measure_on_has_is_refused_at_once(tmp_path):
+    found = labelled.look_at(write(tmp_path / "t.csv", "review,stars\na,x\nb,y\n"))
+    held_out = labelled.look_at(write(tmp_path / "e.csv", "stars,review\nx,c\nz,d\n"), found.columns)
+    with pytest.raises(InputError, match=r"e\.csv, line 3: label 'z' does not occur in .*t\.csv"):
+        labelled.check(found, held_out)
 
 
 # One in full

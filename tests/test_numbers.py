@@ -96,6 +96,13 @@ def test_an_empty_value_is_refused_and_is_not_the_current_folder(command, name):
         parse(ShardConfig, None, ["--vocab", "v", "--out", "s", "--corpus", "a.txt", ""])
 
 
+def test_a_list_that_is_given_twice_is_refused_and_not_halved():
+    with pytest.raises(InputError, match="--corpus is given twice: write all that it holds behind one --corpus"):
+        parse(ShardConfig, None, ["--corpus", "a.txt", "--vocab", "v", "--out", "s", "--corpus=b.txt"])
+    phases = ["--phase", "steps=1", "--phase", "steps=2"]
+    assert len(parse(TrainConfig, None, [*COMMANDS[TrainConfig].split(), *phases]).phase) == 2
+
+
 def test_directly_made_settings_are_checked_too():
     for wrong in (math.nan, math.inf, -1.0):
         with pytest.raises(InputError, match=r"--hours .* must lie in"):

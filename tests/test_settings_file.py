@@ -100,6 +100,8 @@ def test_options_by_name_may_be_yaml_toml_or_json(tmp_path, name, text):
         ("a.yaml", "mask_split: [1]", r"mask_split \[1\] is not a list, each a number"),
         ("a.yaml", "data: [1]", r"data \[1\] is not a list, each a text"),
         ("a.yaml", "steps: [", "cannot be read: "),
+        ("a.yaml", "steps: 1\nlr: 1\nsteps: 2", "cannot be read: steps stands there twice"),
+        ("a.yaml", f"lr: 1{'0' * 400}", "is not a number"),
         ("a.yaml", "5", "must hold names with values"),
         ("a.toml", "steps =", "cannot be read: "),
         ("a.json", '{"steps": 1, "steps": 2}', "a key stands there twice"),

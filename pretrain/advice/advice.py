@@ -109,6 +109,8 @@ def advised(
     wanted: Mapping[str, Any] | None = None,
 ) -> Advice:
     """As advise, of what is known already: nothing is looked at any more."""
+    if corpus and not text.frequent:
+        raise InputError(f"--corpus {' '.join(map(str, corpus))}: no word was found in it, only space or punctuation")
     reasons: dict[str, str] = {}
     settings: dict[str, Any] = {}
     wanted = wanted or {}
@@ -157,7 +159,7 @@ def advised(
     settings |= {
         "hours": hours, "steps": steps, "epochs": passes, "tokens": round(trained),
         "tokens_per_second": max(1, round(speed)), "text_tokens": round(in_text),
-        "phases": rules.phases(useful, document_tokens, length, batch, max(1, micro), steps, lr),
+        "phases": rules.phases(useful, document_tokens, length, batch, max(1, micro), steps, lr, machine.ranks),
     }  # fmt: skip
     reasons["steps"] = f"{counted(trained)} tokens in {duration(3600 * hours)}; {counted(passes)} passes over the text"
     settings |= _intervals(steps, trained, length, passes, text.documents)

@@ -287,11 +287,13 @@ def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len:
 
 
 def phases(
-    tokens: float, document_tokens: float, length: int, batch: int, micro: int, steps: int, lr: float
+    tokens: float, document_tokens: float, length: int, batch: int, micro: int, steps: int, lr: float, ranks: int = 1
 ) -> list[str]:
     """--phase of a run that ends with long samples, where tokens and documents are enough for them; else none."""
     shorter = LONGEST // length
     if tokens < LONG_SAMPLES or document_tokens < LONGEST // 2 or batch < shorter or batch % (shorter * micro):
+        return []
+    if batch // shorter % (ranks * max(1, micro // shorter)):  # of the long samples each rank takes as many
         return []
     long_steps = max(1, steps // 10)
     return [

@@ -201,7 +201,7 @@ def listed(names: list[str], limit: int = 8) -> str:
 class File(NamedTuple):
     """What the labelled files of a task hold."""
 
-    read: Callable[[Path], list[Example]]
+    read: Callable[..., list[Example]]  # of its path, and of its rows where these were read before
     label_names: Callable[[list[Example], Path], list[str]]
 
 

@@ -36,6 +36,9 @@ _SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with two signs that nobody sees, le
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
 
+Rows = list[tuple[int, Fields]]  # (line, column -> value), of a file that was read before
+
+
 class Example(NamedTuple):
     """One labelled row. `label` is a name, a number or, for tagging, one tag a word."""
 
@@ -45,7 +48,7 @@ class Example(NamedTuple):
     label: Any
 
 
-def read_texts(path: Path) -> list[Example]:
+def read_texts(path: Path, rows: Rows | None = None) -> list[Example]:
     """Single texts with a label name: columns text or sentence (or a list of tokens), and label or intent.
 
     Raises
@@ -53,32 +56,32 @@ def read_texts(path: Path) -> list[Example]:
     InputError: as `tables.read_rows`; a missing column, an empty cell, or a file of pairs, whose second text would be
         dropped unnoticed.
     """
-    return _tidied(path, [_text_of(path, line, fields, _name) for line, fields in _told_rows(path)])
+    return _tidied(path, [_text_of(path, line, fields, _name) for line, fields in _told_rows(path, rows)])
 
 
-def read_pairs(path: Path) -> list[Example]:
+def read_pairs(path: Path, rows: Rows | None = None) -> list[Example]:
     """Two texts with a label name: columns text_a and text_b (or the names in PAIR_COLUMNS), and label.
 
     Raises
     ------
     InputError: as `read_texts`.
     """
-    return _tidied(path, [_pair_of(path, line, fields, _name) for line, fields in _told_rows(path)])
+    return _tidied(path, [_pair_of(path, line, fields, _name) for line, fields in _told_rows(path, rows)])
 
 
-def read_numbers(path: Path) -> list[Example]:
+def read_numbers(path: Path, rows: Rows | None = None) -> list[Example]:
     """Single texts or pairs, whichever the columns say, with a number as label.
 
     Raises
     ------
     InputError: as `read_texts`, or a label that is not a finite number.
     """
-    rows = _told_rows(path)
+    rows = _told_rows(path, rows)
     read = _pair_of if _pair_columns(rows[0][1]) else _text_of
     return [read(path, line, fields, _number) for line, fields in rows]
 
 
-def read_tags(path: Path) -> list[Example]:
+def read_tags(path: Path, rows: Rows | None = None) -> list[Example]:
     """Words with one tag each: JSONL with the fields tokens and tags.
 
     Raises
@@ -91,7 +94,7 @@ def read_tags(path: Path) -> list[Example]:
             '{"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]}'
         )
     examples = []
-    for line, fields in read_rows(path):
+    for line, fields in read_rows(path) if rows is None else rows:
         words = _field(path, line, fields, ("tokens",))
         tags = _field(path, line, fields, ("tags",))
         for name, value in (("tokens", words), ("tags", tags)):
@@ -103,9 +106,9 @@ def read_tags(path: Path) -> list[Example]:
     return _tidied(path, examples)
 
 
-def _told_rows(path: Path) -> list[tuple[int, Fields]]:
+def _told_rows(path: Path, rows: Rows | None) -> Rows:
     """The rows of `path`; where several columns could be meant, the one that is read is said."""
-    rows = read_rows(path)
+    rows = read_rows(path) if rows is None else rows
     damaged = sum(any("\ufffd" in value for value in fields.values() if isinstance(value, str)) for _, fields in rows)
     if damaged:
         share = f"{damaged} of {len(rows)} rows ({damaged / len(rows):.1%})"
