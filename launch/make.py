@@ -109,6 +109,7 @@ def alone_in(out: Path) -> Iterator[int]:
     ------
     InputError: another one is at work.
     """
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out, os.O_RDONLY)
     try:
@@ -128,6 +129,9 @@ def alone_in(out: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+        if is_new:
+            with suppress(OSError):  # something has been made
+                out.rmdir()
 
 
 def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.Found | None]:

@@ -29,6 +29,7 @@ from pretrain.report.words import duration
 
 TEMPLATE = Path(__file__).with_name("made.html.jinja")
 FILES = 500  # in the table
+FEW = 0.7  # of the planned steps: worth a word
 # [MASK:was], [shown:was] for a random word, [was] for one that stays, as data_prep/show.py prints them.
 _ASKED = re.compile(r"\[MASK:([^\]\s]+)\]|\[([^\]\s:]+:[^\]\s]+)\]|\[(?!CLS\]|SEP\]|UNK\])([^\]\s:]+)\]")
 
@@ -48,7 +49,7 @@ def write(out: Path, record: Record) -> Path:
         charts_of([history]),
         "step",
         TEMPLATE,
-        warnings=record.advice.get("warnings", []),
+        warnings=[*what_fell_short(out, record), *record.advice.get("warnings", [])],
         **answers_to(gaps, _json(out / "fill.json")),
         score=score_of(_json(out / "finetuned/results.json"), record.task),
         chosen=chosen(record),
@@ -61,6 +62,19 @@ def write(out: Path, record: Record) -> Path:
     )
     write_whole(out / "index.html", [page.encode(errors="replace")])
     return out / "index.html"
+
+
+def what_fell_short(out: Path, record: Record) -> list[str]:
+    """What came out otherwise than planned: far fewer steps in the hours."""
+    planned, hours = record.advice["settings"].get("steps"), record.given.get("hours")
+    lines = History.read(out / "run").train
+    done = int(lines[-1]["step"]) if lines else 0
+    if not hours or hours != record.advice.get("hours") or not planned or done > FEW * planned:
+        return []
+    return [
+        f"{done:,} steps in {hours:g} hours where {planned:,} were planned: other programs took the time, or the "
+        "machine is slower than its short probe; more hours go on from here"
+    ]
 
 
 def _json(path: Path) -> Json:
@@ -113,6 +127,7 @@ def score_of(results: Json, task: Json) -> Json:
         "spread": spread,
         "beside": [(name, f"{value:.3f}") for name, value in beside if isinstance(value, int | float)],
         "advice": results.get("advice", ""),
+        "is_below_baseline": float((baseline or {}).get(results["metric"]) or 0) > results["mean"],
         "about": f"{about} {task.get('told', '') if 'held back' in task.get('told', '') else ''}".strip(),
     }
 
@@ -121,11 +136,13 @@ def in_a_line(out: Path, record: Record) -> str:
     """What came out, for a console."""
     took = duration(sum(entry.seconds for entry in record.stages.values()))
     score = score_of(_json(out / "finetuned/results.json"), record.task)
+    short = "".join(f" {line[0].upper()}{line[1:]}." for line in what_fell_short(out, record))
     if not score:
-        return f"{out / 'hf'} is a model for transformers, made in {took}."
+        return f"{out / 'hf'} is a model for transformers, made in {took}.{short}"
     beside = "".join(f", {name} {value}" for name, value in score["beside"])
     spread = f" {score['spread']}" if score["spread"] else ""
-    return f"{out / 'hf'} and {out / 'finetuned'}, made in {took}: {score['metric']} {score['value']}{spread}{beside}."
+    what = f"{score['metric']} {score['value']}{spread}{beside}"
+    return f"{out / 'hf'} and {out / 'finetuned'}, made in {took}: {what}.{short}"
 
 
 def chosen(record: Record) -> list[tuple[str, str, str]]:

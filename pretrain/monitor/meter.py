@@ -247,10 +247,13 @@ class Meter:
         by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
         eta = by_steps if seconds_left is None else min(seconds_left, by_steps)
         of = f"/{self.steps}" if seconds_left is None else f" ({1 - max(seconds_left, 0) / self.limit:.0%} of the time)"
+        parts, accuracy = "", f"{line['mlm_acc']:.3f}"
+        if self.counts["pairs"]:
+            parts = f" (mlm {line['mlm_loss']:.4f}, nsp {line['nsp_loss']:.4f})"
+            accuracy += f"/{line['nsp_acc']:.3f}"
         self.say(
-            f"step {step}{of}  loss {line['loss']:.4f} "
-            f"(mlm {line['mlm_loss']:.4f}, nsp {line['nsp_loss']:.4f})  "
-            f"acc {line['mlm_acc']:.3f}/{line['nsp_acc']:.3f}  lr {lr:.2e}  |g| {grad_norm:.2f}  "
+            f"step {step}{of}  loss {line['loss']:.4f}{parts}  "
+            f"acc {accuracy}  lr {lr:.2e}  |g| {grad_norm:.2f}  "
             f"{line['tokens_per_s']:,.0f} tokens/s  MFU {f'{mfu:.2f}' if mfu <= 1 else 'n/a'}  "
             f"ETA {tqdm.format_interval(max(eta, 0))}"
         )
@@ -276,7 +279,7 @@ class Meter:
         self._record(line, step, "eval")
         self.say(
             f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
-            f"accuracy {line['mlm_acc']:.3f}), nsp accuracy {line['nsp_acc']:.3f}"
+            f"accuracy {line['mlm_acc']:.3f})" + (f", nsp accuracy {line['nsp_acc']:.3f}" if whole.pairs else "")
         )
         if "by_source" in line:
             each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
