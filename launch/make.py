@@ -208,7 +208,11 @@ def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Sta
         arguments = without(arguments, "patience")  # the advice guessed the number of documents, the store knows it
     if name == "fill":
         arguments += texts_with_gaps(store)
-    stage = Stage(name, kind.title, call(kind.command, *arguments), planned(name, config, record))
+    command = call(kind.command, *arguments)
+    ranks = record.advice.get("settings", {}).get("ranks", 1)
+    if name == "train" and ranks > 1 and "RANKS" not in os.environ:
+        command = f"env RANKS={ranks} {command}"  # as it was planned
+    stage = Stage(name, kind.title, command, planned(name, config, record))
     if name == "train" and config.steps:
         return stage._replace(share=partial(share_trained, config.out / "run/metrics.jsonl", config.steps))
     return stage._replace(result=config.out / kind.result) if name == "fill" else stage
