@@ -98,7 +98,11 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     InputError: an empty value, a number out of its range; where the dataclass' own `__post_init__` refuses one.
     """
     args = sys.argv[1:] if args is None else args
-    check_arguments(config_class, args)
+    for name in check_arguments(config_class, args):
+        if os.environ.get("RANK", "0") == "0":
+            say(
+                f"warning: --{name} is given twice, and the last one counts; write all that it holds behind one --{name}"
+            )
     return tyro.cli(
         config_class,
         prog=own(),

@@ -64,10 +64,10 @@ def check_ranges(settings: Any, option: str = "--") -> None:
                 raise InputError(f"{option}{name} {shortened(value)} must {allowed}")
 
 
-def check_arguments(config_class: type, args: Sequence[str]) -> None:
+def check_arguments(config_class: type, args: Sequence[str]) -> list[str]:
     """Look at what follows each option of a command line, before it is parsed: numbers out of their range, and what
-    should be a number and is none, are refused in one line; an empty value (an unset variable of a script) is no path;
-    of a list that is given twice the parser would keep the second alone.
+    should be a number and is none, are refused in one line; an empty value (an unset variable of a script) is no path.
+    Returns the lists that are given twice, of which the parser keeps the last alone.
 
     Raises
     ------
@@ -93,8 +93,7 @@ def check_arguments(config_class: type, args: Sequence[str]) -> None:
             for allowed in ranges:
                 _check_number(option, value, {int, float} & {kind, *get_args(kind)} == {int}, allowed)
         left -= 1
-    if twice := next((name for name in lists if lists.count(name) > 1), None):
-        raise InputError(f"--{twice} is given twice: write all that it holds behind one --{twice}")
+    return [name for name in dict.fromkeys(lists) if lists.count(name) > 1]
 
 
 def _is_open_list(hint: Any) -> bool:
