@@ -100,9 +100,7 @@ def parse(config_class: type[C], description: str | None, args: list[str] | None
     args = sys.argv[1:] if args is None else args
     for name in check_arguments(config_class, args):
         if os.environ.get("RANK", "0") == "0":
-            say(
-                f"warning: --{name} is given twice, and the last one counts; write all that it holds behind one --{name}"
-            )
+            say(f"warning: --{name} is given twice: the last one counts; write all that it holds behind one --{name}")
     return tyro.cli(
         config_class,
         prog=own(),
