@@ -207,6 +207,16 @@ def test_long_samples_are_shared_by_all_ranks():
     assert not rules.phases(1e12, 1e3, 128, 72, 1, 1000, 1e-3, ranks=8)  # 18 long samples a step
 
 
+def test_a_batch_that_is_asked_for_is_one_that_the_ranks_can_share():
+    two = LAPTOP._replace(ranks=2)
+    settings = advised(text(text_bytes=9e7), two, 3, corpus=["texts"], wanted={"micro_batch": 24}).settings
+    assert settings["micro_batch"] == 24
+    assert settings["global_batch"] % 48 == 0
+    for wanted in ({"global_batch": 9}, {"global_batch": 8, "micro_batch": 8}):
+        with pytest.raises(InputError, match=r"--global_batch \d cannot be dealt out to 2 ranks"):
+            advised(text(text_bytes=9e7), two, 3, corpus=["texts"], wanted=wanted)
+
+
 def test_a_good_plan_has_no_warning():
     assert advised(text(text_bytes=9e7), LAPTOP, 3, corpus=["texts"]).warnings == []
 

@@ -349,7 +349,7 @@ def test_a_label_that_only_the_file_to_measure_on_has_is_refused_at_once(tmp_pat
 
 def make(out: Path, texts: Path, *more: object, **settings):
     words = ("--corpus", texts, "--out", out, "--steps", 30, "--model", "bert-tiny", "--size", 512, *more)
-    stages = "train.save_every=10 train.log_every=5 train.global_batch=8 train.micro_batch=8 shard.holdout=0.2".split()
+    stages = "train.save_every=10 train.log_every=5 train.global_batch=8 train.micro_batch=4 shard.holdout=0.2".split()
     return start(sys.executable, "launch/make.py", *words, "--set", *stages, **settings)
 
 
@@ -368,8 +368,9 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
     process.wait()
 
     with open(tmp_path / "second", "w") as said:
-        assert make(out, texts, stderr=said).wait() == 0
+        code = make(out, texts, stderr=said).wait()
     said = (tmp_path / "second").read_text()
+    assert code == 0, said
     assert said.count("done before") == 3
     assert "Resume" in said
     assert "from a new run" not in said

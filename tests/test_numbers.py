@@ -99,7 +99,7 @@ def test_an_empty_value_is_refused_and_is_not_the_current_folder(command, name):
 def test_a_list_that_is_given_twice_is_not_halved_unsaid(capsys):
     found = parse(ShardConfig, None, ["--corpus", "a.txt", "--vocab", "v", "--out", "s", "--corpus=b.txt"])
     assert found.corpus == ("b.txt",)
-    assert "--corpus is given twice, and the last one counts" in capsys.readouterr().err
+    assert "--corpus is given twice: the last one counts" in capsys.readouterr().err
     phases = ["--phase", "steps=1", "--phase", "steps=2"]
     assert len(parse(TrainConfig, None, [*COMMANDS[TrainConfig].split(), *phases]).phase) == 2
 

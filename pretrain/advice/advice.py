@@ -141,8 +141,15 @@ def advised(
     useful = min(pace.tokens, rules.MANY_PASSES * in_text)  # what more passes add should not change the shape of a step
     length = choose("seq_len", rules.seq_len(useful, document_tokens))
     step_tokens, why = rules.step_tokens(useful)
-    batch = choose("global_batch", (_multiple(step_tokens // length, machine.ranks), why))
+    unit = machine.ranks * wanted.get("micro_batch", 1)
+    batch = choose("global_batch", (_multiple(step_tokens // length, unit), why))
+    if batch % unit:
+        raise InputError(
+            f"--global_batch {batch} cannot be dealt out to {machine.ranks} ranks with a micro-batch of "
+            f"{unit // machine.ranks}: give a multiple of {unit}, another --micro_batch, or other RANKS"
+        )
     stage, micro = rules.stage_and_micro_batch(name, machine, size, length, batch // machine.ranks)
+    micro = wanted.get("micro_batch", micro)
     settings |= {"micro_batch": max(1, micro), "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
     reasons["micro_batch"] = _micro_in_words(machine)
     lr = choose("lr", rules.learning_rate(name, batch * length))
@@ -183,8 +190,8 @@ def _language(text: Survey, lang: str) -> rules.Choice:
     return "en", "nothing tells the language; --lang says it"
 
 
-def _multiple(samples: int, ranks: int) -> int:
-    return max(ranks, -(-samples // ranks) * ranks)
+def _multiple(samples: int, unit: int) -> int:
+    return max(unit, -(-samples // unit) * unit)
 
 
 def _micro_in_words(machine: Machine) -> str:
