@@ -12,6 +12,7 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.store import Store
 from launch import labelled
+from launch.alone import Alone
 from launch.choices import lasting, settle_changes
 from launch.gaps import gaps_of
 from launch.make import share_trained, work_through
@@ -310,7 +311,7 @@ def test_a_text_without_a_word_to_ask_for_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("launch.make.texts_with_gaps", lambda store: [])  # as in a script without spaces
     record = Record([], {})
     config = MakeConfig(("texts",), tmp_path, steps=1)
-    work_through(config, record, {"fill": ["predict", "no/model", "--fill", "--json"]}, {"fill": ("base", "key")}, 0)
+    work_through(config, record, {"fill": ["predict", "no/model", "--fill", "--json"]}, {"fill": ("base", "key")}, Alone(0, 0))
     assert record.stages["fill"].is_done
     assert answers_to([], json.loads((tmp_path / "fill.json").read_text()))["answers"] == []
 
