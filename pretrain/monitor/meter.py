@@ -32,7 +32,6 @@ from transformers import BertConfig
 
 from data_prep.outlets import Journal, can_redraw, failure_of
 from pretrain.advice.machine import sheet_of
-from pretrain.data import StepCounts
 from pretrain.evaluation import Source
 from pretrain.model import Losses
 from pretrain.monitor.board import Board, scalars
@@ -40,6 +39,7 @@ from pretrain.monitor.console import for_stderr, rendered
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.memory import peak
 from pretrain.report.history import FAILED
+from pretrain.state import StepCounts
 
 GEMM_SIZES = {"cuda": (8192,), "cpu": (384, 1024)}  # a small product fits between the turns of other programs
 
