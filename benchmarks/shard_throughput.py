@@ -27,8 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # a plain script: benchmarks/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
+
+    continue_in_venv()
 
 from data_prep.cli import (
     ROOT,
@@ -36,9 +39,8 @@ from data_prep.cli import (
     print_json,
     run,
     say,
-)  # first: it continues in .venv where packages are missing
+)
 
-# isort: split
 from tokenizers import Tokenizer
 
 from benchmarks.machine import machine

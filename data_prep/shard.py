@@ -25,14 +25,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    gc.set_threshold(100_000)  # hardly anything here refers to itself: looking for it took 4 % of the time
+if __name__ == "__main__":
+    if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import InputError, printable, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
 
-# isort: split
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
+from data_prep.cli import InputError, printable, run, say
 
 from data_prep.files import sha256_of
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
@@ -346,4 +347,5 @@ def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # hardly anything here refers to itself: looking for it took 4 % of the time
     run(main, ShardConfig, __doc__)

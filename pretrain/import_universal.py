@@ -16,10 +16,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.calls import call
-from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
+from data_prep.calls import call
+from data_prep.cli import InputError, run, say
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor

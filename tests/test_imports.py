@@ -5,6 +5,7 @@
 3. DeepSpeed is named where training happens, and nowhere else in the packages.
 4. Fine-tuning and predicting see a Hugging Face folder only: proof that the export stands alone.
 5. __init__.py files are empty; private names stay in their file; no module is called like someone else's.
+6. Importing a module does nothing: at its top level it defines, and acts in functions and entry blocks alone.
 """
 
 import ast
@@ -160,6 +161,32 @@ def test_imports_run_in_no_circle():
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+ACTS = {"gc", "multiprocessing", "os", "shutil", "signal", "socket", "subprocess", "sys", "threading"}  # on the process or beyond
+
+
+def is_definition(node: ast.stmt) -> bool:
+    """Whether a statement at the top of a module defines something and does nothing."""
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return True
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)  # a docstring
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
+    if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+        return False
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    calls = [ast.unparse(inner.func) for inner in ast.walk(node.value) if isinstance(inner, ast.Call)]
+    return not any(call.split(".")[0] in ACTS for call in calls) and all(
+        isinstance(target, ast.Name | ast.Tuple) for target in targets
+    )
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in files_in("tests")], ids=module_of)
+def test_importing_does_nothing(path):
+    doing = [node for node in tree_of(path).body if not is_definition(node)]
+    assert not doing, f"line {doing[0].lineno}: {ast.unparse(doing[0])}"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_of)

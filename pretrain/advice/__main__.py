@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from data_prep.cli import InputError, print_json, run  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
+from data_prep.cli import InputError, print_json, run
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
