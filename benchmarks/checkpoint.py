@@ -27,12 +27,11 @@ if __name__ == "__main__":
     continue_in_venv()
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-from data_prep.cli import ROOT, print_json, run
-
 import torch
 import torch.distributed as dist
 
 from benchmarks.machine import machine
+from data_prep.cli import ROOT, print_json, run
 from data_prep.files import sync_tree
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import KINDS, Identity, RunState, folder_of

@@ -23,13 +23,12 @@ if __name__ == "__main__":
     continue_in_venv()
     os.environ["OMP_NUM_THREADS"] = "1"
 
-from data_prep.cli import print_json, run, say
-
 import numpy as np
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.machine import machine
+from data_prep.cli import print_json, run, say
 from data_prep.samples.index import Sentences, build
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture, assemble, deal

@@ -33,6 +33,9 @@ if __name__ == "__main__":
 
     continue_in_venv()
 
+from tokenizers import Tokenizer
+
+from benchmarks.machine import machine
 from data_prep.cli import (
     ROOT,
     InputError,
@@ -40,12 +43,9 @@ from data_prep.cli import (
     run,
     say,
 )
-
-from tokenizers import Tokenizer
-
-from benchmarks.machine import machine
 from data_prep.store import Store
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
 
 HF_MB = 12  # of the text that `tokenizers` encodes: its rate does not depend on how much
 HF_BATCH = 1000  # documents: the default of datasets.map

@@ -34,11 +34,10 @@ if __name__ == "__main__":
     continue_in_venv()
     os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, looking for another, says so on stdout
 
-from data_prep.cli import parse, print_json, say
-
 import torch
 
 from benchmarks.machine import machine
+from data_prep.cli import parse, print_json, say
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain import loop, train

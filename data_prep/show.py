@@ -25,13 +25,12 @@ if __name__ == "__main__":
 
     continue_in_venv()
 
-from data_prep.calls import call
-from data_prep.cli import InputError, print_json, run, say
-
 import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
+from data_prep.calls import call
+from data_prep.cli import InputError, print_json, run, say
 from data_prep.mapped import FileChangedError
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.coverage import look_over

@@ -37,12 +37,11 @@ if __name__ == "__main__":
 
     continue_in_venv()
 
-from data_prep.cli import InputError, print_json, run, say
-
 from data_prep.calls import call, hand_on, own
+from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
 from data_prep.store import Store, read_manifest
-from data_prep.text.corpus import find_sources
+from data_prep.text.discovery import find_sources
 from launch import labelled
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
 from launch.gaps import gaps_of

@@ -21,14 +21,13 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
     continue_in_venv()
 
-from data_prep.calls import call
-from data_prep.cli import InputError, run, say
-
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
+from data_prep.calls import call
+from data_prep.cli import InputError, run, say
 from data_prep.files import share
 from data_prep.store import Store
 from pretrain import hf_folder

@@ -22,11 +22,10 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
     continue_in_venv()
 
-from data_prep.calls import call
-from data_prep.cli import InputError, run, say
-
 import tyro
 
+from data_prep.calls import call
+from data_prep.cli import InputError, run, say
 from data_prep.foreign import weight_files
 from data_prep.ranges import Range, check_ranges
 from pretrain.hf_files import Kind, need_tokenizer, read_config

@@ -21,7 +21,6 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     continue_in_venv()
 
 from data_prep.cli import InputError, parse, say
-
 from data_prep.outlets import survive_console
 from pretrain.config import TrainConfig
 from pretrain.preflight import check_launch, look, ranks_in

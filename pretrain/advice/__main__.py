@@ -20,13 +20,12 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
     continue_in_venv()
 
-from data_prep.cli import InputError, print_json, run
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.cli import InputError, print_json, run
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.languages import defaults
 from pretrain.advice.advice import Advice, advise, pasteable

@@ -26,7 +26,6 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 import tyro
 
 from data_prep.cli import run
-
 from data_prep.files import check_out
 from data_prep.store import TOKENIZER_FILES
 from pretrain.export.origin import PROVENANCE, Head, check_origin

@@ -27,7 +27,6 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     continue_in_venv()
 
 from data_prep.cli import run
-
 from pretrain.finetune.asked import FinetuneConfig, look
 
 
