@@ -14,7 +14,7 @@ import tyro
 
 from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
-from data_prep.ranges import Range, check_ranges
+from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
 from pretrain.advice.machine import elsewhere
@@ -60,7 +60,7 @@ class TrainConfig:
     phase: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a span of steps, in place of --steps; repeat it: --phase seq_len=128,steps=900,lr=1e-3 --phase
     seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup; the rest is as without"""
-    hours: Annotated[float, Range(0, 1e5)] = 0.0
+    hours: Annotated[float, HOURS._replace(or_zero=True)] = 0.0
     """train for so long: the schedule follows the clock and --steps is only an upper limit; 0: by steps"""
     patience: Annotated[int, COUNT] = 0
     """stop after so many evaluations in a row that were no better than the best; 0: never"""

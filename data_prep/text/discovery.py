@@ -59,6 +59,8 @@ def find_sources(
     sources += map(_dataset, datasets)
     if not any(source.bytes for source in sources):
         raise InputError(f"the corpus is empty: {', '.join(source.name for source in sources[:5])} hold no bytes")
+    if empty := [source.name for source in sources if not source.bytes]:
+        say(f"left out: empty files: {_shown(empty)}")
     if txt == "auto":
         _say_layouts(sources)
     _say_columns(sources)

@@ -15,6 +15,7 @@ is unpickled but what deepspeed_format.py allows. A folder holds exactly one hea
 what it does not use: `pretraining` (both heads), `mlm`, `encoder`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,17 @@ class ExportConfig:
     """its tokenizer's folder; left out: the folder of --config"""
     json: bool = False
     """print one JSON object"""
+
+    @staticmethod
+    def check_given(given: Mapping[str, str]) -> None:
+        """Refuse a wrong source before what is missing is asked for.
+
+        Raises
+        ------
+        InputError: as said.
+        """
+        if "source" in given and not {"config", "vocab"} & {*given}:
+            check_origin(Path(given["source"]), None, None)
 
 
 def main(config: ExportConfig) -> None:
