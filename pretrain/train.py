@@ -22,13 +22,13 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
 from data_prep.cli import InputError, parse, say
 from data_prep.outlets import survive_console
-from pretrain.config import TrainConfig
 from pretrain.preflight import check_launch, look, ranks_in
-from pretrain.settings_file import with_settings
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.settings_file import with_settings
 from pretrain.watch import STOPPED, Watch
 
 if TYPE_CHECKING:
-    from pretrain.checkpoints.checkpoint import RunState
+    from pretrain.state import RunState
 
 
 def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:
