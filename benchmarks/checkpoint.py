@@ -33,11 +33,12 @@ import torch.distributed as dist
 from benchmarks.machine import machine
 from data_prep.files import sync_tree
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import KINDS, Identity, RunState, folder_of
+from pretrain.checkpoints.checkpoint import KINDS, Identity, folder_of
 from pretrain.checkpoints.saver import Saver
-from pretrain.config import Preset
 from pretrain.model import build, identity_of
-from pretrain.zero.ds_config import Flags, resolve
+from pretrain.settings.ds_config import Flags, resolve
+from pretrain.settings.limits import Preset
+from pretrain.state import RunState
 from pretrain.zero.engine import join_ranks, quiet, start_engine
 from pretrain.zero.partition import Partition
 from tests.ranks import run_ranks

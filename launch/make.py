@@ -43,6 +43,7 @@ from data_prep.text.corpus import find_sources
 from launch import labelled
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
 from launch.gaps import gaps_of
+from launch.overlap import overlap_in_words
 from launch.record import Json, Record, StageRecord, check_folder, described
 from launch.running import STOPPED, Plan, Screen, Stage, rounded
 from launch.settings import MakeConfig
@@ -75,10 +76,12 @@ def make(config: MakeConfig) -> None:
     with redirect_stderr(io.StringIO()):  # the stages say it: what is left out, in which encodings the files are
         sources = described(find_sources(config.corpus, out=config.out))
     found, held_out = labelled_files(config)
+    files = [file for file in (found, held_out) if file is not None]
     if config.dry_run:
         advice = advise_for(config)
         commands = commands_of(config, advice, found)
         show(config, advice, commands)
+        tell_overlap(config, files)
         return
     with alone_in(config.out) as lock:
         record = Record.read(config.out) or Record([], {})
@@ -96,6 +99,8 @@ def make(config: MakeConfig) -> None:
             record.write(config.out)
         if advice is not had:
             show(config, advice, commands)
+        if "shard" not in record.stages:  # else it was said before, and the store is there
+            tell_overlap(config, files)
         work_through(config, record, commands, keys, lock)
         write_page(config, record)
 
@@ -145,6 +150,12 @@ def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.
     if held_out is None:
         labelled.split(found)  # refuses what is too small before anything is written
     return found, held_out
+
+
+def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
+    """Say how much of the labelled files stands in the corpus, too."""
+    if told := overlap_in_words(config, files):
+        say(told)
 
 
 def described_task(found: labelled.Found | None, held_out: labelled.Found | None) -> Json:

@@ -19,13 +19,13 @@ from data_prep.cli import InputError, parse, say  # first: it continues in .venv
 
 # isort: split
 from data_prep.outlets import survive_console
-from pretrain.config import TrainConfig
 from pretrain.preflight import check_launch, look, ranks_in
-from pretrain.settings_file import with_settings
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.settings_file import with_settings
 from pretrain.watch import STOPPED, Watch
 
 if TYPE_CHECKING:
-    from pretrain.checkpoints.checkpoint import RunState
+    from pretrain.state import RunState
 
 
 def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:

@@ -16,8 +16,8 @@ from pretrain.advice import survey as surveys
 from pretrain.advice.advice import ENGLISH, Advice, advise, advised
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, looked_into, summed_up, survey
-from pretrain.config import PRESETS, TrainConfig
-from pretrain.sizes import parameters, token_flops
+from pretrain.settings.config import TrainConfig
+from pretrain.sizes import PRESETS, parameters, token_flops
 
 LAPTOP = Machine("CPU", 2, 100e9, 12e9, False, True, "fp32", 1.0, cores=2)  # 200 GFLOP/s: the machine of docs/log.md
 # Words as frequent as in a language: the one of rank r occurs TEXT / r times.

@@ -130,12 +130,14 @@ def test_a_wrong_option_of_a_stage_is_told_before_anything_runs():
     check(
         read_settings(["train.lr=1e-3", "vocab.size=4096", "look.samples=1", "finetune.seeds=3", "shard.holdout=0.1"])
     )
-    with pytest.raises(InputError, match=r"--set train...: --lr -3 must lie in"):
+    with pytest.raises(InputError, match=r"--set train.lr=-3: --lr -3 must lie in"):
         check(read_settings(["train.lr=-3"]))
-    with pytest.raises(InputError, match=r"--set vocab...: --size many must be a whole number"):
+    with pytest.raises(InputError, match=r"--set vocab.size=many: --size many must be a whole number"):
         check(read_settings(["vocab.size=many"]))
-    with pytest.raises(SystemExit):
-        check(read_settings(["train.foo=1"]))
+    with pytest.raises(InputError, match=r"--set train.learning=3: .*no option learning; did you mean .*train\.lr"):
+        check(read_settings(["train.learning=3"]))
+    with pytest.raises(InputError, match=r"--model bert-smal is not one of .*; did you mean bert-small\?"):
+        check(read_settings(["train.model=bert-smal"]))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_columns_are_found_by_what_they_hold(tmp_path):
     rows = [f'{n},"Ein Satz, der {n} mal ""Komma"" sagt.",{"gut" if n % 4 else "schlecht"}' for n in range(40)]
     found = labelled.look_at(write(tmp_path / "t.csv", "Nr,Satz,Urteil\n" + "\n".join(rows) + "\n"))
-    assert (found.kind, found.columns) == ("classify", {"text": "satz", "label": "urteil"})
+    assert (found.kind, found.columns) == ("classify", {"text": "Satz", "label": "Urteil"})
+    assert found.words.endswith("(column Satz as text, Urteil as label)")
     told = labelled.write_split(found, None, tmp_path / "task")
     learnt, asked = (rows_of(tmp_path / f"task/{name}.jsonl") for name in ("train", "eval"))
     assert told.startswith("8 of 40 rows")

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.ranges import Range, check_ranges
+from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
 from pretrain.advice.advice import Advice, advise, pasteable
 from pretrain.advice.rules import bytes_in_words
@@ -42,7 +42,7 @@ class AdviceConfig:
 
     corpus: tuple[str, ...] = ()
     """files, folders or globs of text, as data_prep/shard.py takes them"""
-    hours: Annotated[float, Range(0, 1e5, low_open=True)] = 3.0
+    hours: Annotated[float, HOURS] = 3.0
     """for which the machine is to train"""
     lang: str = ""
     """language of the text, a two-letter code; by default found"""

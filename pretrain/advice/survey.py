@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.sharding.plan import PACKED
+from data_prep.sharding.plan import LEAST_BYTES, PACKED
 from data_prep.text.corpus import Document, Source, count_rows, files_of, find_sources, read_documents
 from data_prep.text.languages import what_uncased_loses
 from data_prep.text.sentences import lines_of, splitter
@@ -238,9 +238,12 @@ def _look(source: Source, size: float, places: int, column: str) -> _Part:
         read = _bytes(found)
         text = float(read) if is_whole else _unpacked_size(source) * _share_of_text(source, found)
         return _Part(found, text, len(found) * text / max(read, 1))
-    piece = PIECE if places * PIECE < size else int(size / places) + 1
-    begins = [int(size * number / places) for number in range(places)]
-    ranges = [(begin, min(begin + piece, int(size))) for begin in begins]
+    if places * PIECE < size:
+        begins = [int(size * number / places) for number in range(places)]
+        ranges = [(begin, begin + PIECE) for begin in begins]
+    else:  # all of it, cut where shard.py cuts: a document that goes on behind a cut is counted as two there, too
+        length, parts = int(size), max(1, -(-int(size) // LEAST_BYTES))
+        ranges = [(part * length // parts, (part + 1) * length // parts) for part in range(parts)]
     found = []
     for begin, end in ranges:
         found += list(read_documents(source, column, counts, begin, end))

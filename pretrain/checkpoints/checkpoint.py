@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, say
-from data_prep.fields import Fields, is_number, read_fields
+from data_prep.fields import Fields, read_fields
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
 from pretrain.checkpoints.manifest import (
     KINDS,
@@ -41,99 +41,14 @@ from pretrain.checkpoints.manifest import (
 from pretrain.checkpoints.manifest import (
     folder_of as folder_of,
 )
-from pretrain.data import Position, StepCounts
-from pretrain.together import agreed
+from pretrain.distributed import all_ranks_or_none
+from pretrain.state import RunState
 
 if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
     from pretrain.zero.partition import Partition
 
 POINTER = "latest"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-class RunState(NamedTuple):
-    """How far a run is, over all ranks."""
-
-    step: int = 0  # optimizer steps that happened
-    skipped: int = 0  # steps that did not, for an overflow
-    samples: int = 0
-    tokens: int = 0
-    position: Position = Position()
-    seconds: float = 0.0  # of training, where --hours measures the run
-    best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
-    held_out: str = ""  # which set that is (Evaluation.identity)
-    worse: int = 0  # evaluations since
-    recent: tuple[float, ...] = ()  # losses of the last steps, where --rollback watches them
-    passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
-
-    @classmethod
-    def of(cls, fields: Fields) -> "RunState":
-        """From a state.json, which may be of a version that knew fewer fields.
-
-        Raises
-        ------
-        InputError: a field of another type, or out of its range.
-        """
-        at = fields.of("position")
-        best = fields.get("best_loss", None)
-        state = cls(
-            fields.whole("step"),
-            fields.whole("skipped", default=0),
-            fields.whole("samples", default=0),
-            fields.whole("tokens", default=0),
-            Position(*(at.whole(name, default=0) for name in Position._fields)),
-            fields.number("seconds", least=0.0, default=0.0),
-            None if best is None or best != best else fields.number("best_loss"),
-            fields.text("held_out", default=""),
-            fields.whole("worse", default=0),
-            _losses(fields),
-            _spans(fields),
-        )
-        if max(state.position.sample, state.position.taken) > state.drawn:
-            raise at.error(f"lies beyond the {state.drawn:,} samples that the run has drawn")
-        return state
-
-    def as_json(self) -> dict[str, Any]:
-        """What of() reads."""
-        return self._asdict() | {"position": self.position._asdict()}
-
-    @property
-    def drawn(self) -> int:
-        """Samples that were trained on or passed over: where `position` is, counted from the beginning."""
-        return self.samples + sum(end - first for first, end in self.passed_over)
-
-    def after(self, counts: StepCounts, happened: bool, seconds: float) -> "RunState":
-        """The state after a step, or after the attempt at one."""
-        return self._replace(
-            step=self.step + happened,
-            skipped=self.skipped + (not happened),
-            samples=self.samples + counts.samples,
-            tokens=self.tokens + counts.tokens,
-            position=counts.end,
-            seconds=seconds,
-        )
-
-    def evaluated(self, loss: float, held_out: str) -> "RunState":
-        """The state after an evaluation; losses of another held-out set are no measure for this one."""
-        best = self.best_loss if held_out == self.held_out else None
-        if math.isfinite(loss) and (best is None or loss < best):
-            return self._replace(best_loss=loss, held_out=held_out, worse=0)
-        return self._replace(worse=self.worse + 1)
-
-
-def _losses(fields: Fields) -> tuple[float, ...]:
-    losses = fields.list("recent", default=[])
-    if not all(map(is_number, losses)):
-        raise fields.error("says recent, which are not losses")
-    return tuple(losses)
-
-
-def _spans(fields: Fields) -> tuple[tuple[int, int], ...]:
-    spans = fields.list("passed_over", default=[])
-    for span in spans:
-        if not (isinstance(span, list) and [type(end) for end in span] == [int, int] and 0 <= span[0] <= span[1]):
-            raise fields.error(f"says passed_over {span!r:.60}, which is not a span of samples")
-    return tuple((first, end) for first, end in spans)
 
 
 class Piece(NamedTuple):
@@ -364,12 +279,12 @@ def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) 
     ------
     InputError: of another model or tokenizer.
     """
-    with agreed(f"checkpoint {folder}"):
+    with all_ranks_or_none(f"checkpoint {folder}"):
         manifest = Manifest.read(folder)
         check_identity(folder, manifest, identity, partition.shapes)
         state, saved = read_state(folder, manifest)
         pieces = stored_pieces(folder)
-    with partition.writing(), agreed(f"checkpoint {folder}"):
+    with partition.writing(), all_ranks_or_none(f"checkpoint {folder}"):
         try:
             for piece in partition.slices:
                 for kind in KINDS:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import RunState
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
-from pretrain.together import agreed, told_by_first
+from pretrain.distributed import all_ranks_or_none, broadcast_object
+from pretrain.state import RunState
 
 RECENT = 32  # steps whose median a loss is compared with
 LEAST = 8  # as long as there are fewer, nothing is a spike
@@ -55,10 +55,10 @@ def roll_back(
     """
     saver.wait()
     newest = None
-    with agreed(f"rollback in {saver.run}"):
+    with all_ranks_or_none(f"rollback in {saver.run}"):
         if dist.get_rank() == 0:
             newest = checkpoint.newest_whole(saver.run)
-    newest = told_by_first(newest)
+    newest = broadcast_object(newest)
     if newest is None:
         return None
     earlier = entered(checkpoint.load(newest, saver.partition, saver.engine, saver.identity))
@@ -68,7 +68,7 @@ def roll_back(
     return RolledBack(
         earlier._replace(
             # The batch grows with what a phase has learnt from, not with what it has passed over.
-            position=stream.position._replace(taken=earlier.position.taken),
+            position=stream.position._replace(samples_in_phase=earlier.position.samples_in_phase),
             passed_over=(*earlier.passed_over, span),
             seconds=state.seconds,
         ),

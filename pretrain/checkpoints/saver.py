@@ -26,7 +26,6 @@ from torch import Tensor
 from data_prep.files import share
 from pretrain.checkpoints.checkpoint import (
     SCALER_FIELDS,
-    RunState,
     best_of,
     complete,
     folder_of,
@@ -34,7 +33,8 @@ from pretrain.checkpoints.checkpoint import (
     step_of,
 )
 from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
-from pretrain.together import agreed, host_group
+from pretrain.distributed import all_ranks_or_none, gloo_group
+from pretrain.state import RunState
 from pretrain.zero.partition import Partition, Slice
 
 
@@ -55,7 +55,7 @@ class Saver:
         self.run, self.partition, self.engine, self.keep = run, partition, engine, keep
         self.identity, self.settings, self.record = identity, settings, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        host_group("saver")  # made here, by all ranks together, and used by the thread
+        gloo_group("saver")  # made here, by all ranks together, and used by the thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
 
@@ -113,14 +113,14 @@ class Saver:
         """In the thread. Every block is left well by all ranks or by none."""
         target = folder_of(self.run, state.step)
         staged = target.with_name(f"{target.name}.partial")
-        with agreed(f"checkpoint {target}", "saver"):
+        with all_ranks_or_none(f"checkpoint {target}", "saver"):
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
         try:
-            with agreed(f"checkpoint {target}", "saver"):
+            with all_ranks_or_none(f"checkpoint {target}", "saver"):
                 _write_slices(staged / rank_file(self.rank, self.world), tensors)
-            with agreed(f"checkpoint {target}", "saver"):
+            with all_ranks_or_none(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
                     complete(staged, target, state, scaler, self._about(staged, state, held_out))
                     self._remove_old(target)

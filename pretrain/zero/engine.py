@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
 from pretrain.model import Pretrainer, parameter_groups
-from pretrain.zero.ds_config import precision_of
+from pretrain.settings.ds_config import precision_of
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, bind
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.cli import InputError
-from pretrain.together import host_group
+from pretrain.distributed import gloo_group
 
 TESTED_DEEPSPEED = "0.19.8"
 
@@ -162,7 +162,7 @@ def _check_coverage(
         row[1] += piece.length * (piece.offset + (piece.length - 1) / 2)
         row[2 + piece.master] += 1
     if stage and dist.get_world_size() > 1:
-        dist.all_reduce(found, group=host_group())
+        dist.all_reduce(found, group=gloo_group())
     for name, (length, index_sum, *_) in zip(names, found.tolist(), strict=True):
         count = math.prod(shapes[name])
         if (length, index_sum) != (count, count * (count - 1) / 2):
