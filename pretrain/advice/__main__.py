@@ -155,12 +155,13 @@ def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
     else:
         peak = f"{machine['peak'] * machine['ranks'] / 1e9:.0f} GFLOP/s of fp32, measured"
         yield "Machine", f"{machine['cores']} cores, {machine['ranks'] * machine['memory'] / 1e9:.0f} GB, {peak}"
+    speed, step_tokens = advice.settings["tokens_per_second"], advice.settings["tokens"] / advice.settings["steps"]
+    together = f" over all {machine['ranks']} GPUs" if machine["is_gpu"] and machine["ranks"] > 1 else ""
     yield (
         "Speed",
-        (
-            f"{advice.settings['tokens_per_second']:,} tokens/s of {advice.settings['model']}; a pass takes "
-            f"{duration(3600 * cost['hours_a_pass'])}"
-        ),
+        f"{speed:,} tokens/s of {advice.settings['model']}{together}: {speed / step_tokens:.3g} steps/s of "
+        f"{counted(step_tokens)} tokens each, padding not counted; a pass over the text takes "
+        f"{duration(3600 * cost['hours_a_pass'])}",
     )
     fits = "fits into" if memory["fits"] else "does not fit into"
     yield "Memory", f"{bytes_in_words(memory['together_bytes'])} a rank, {fits} {bytes_in_words(memory['has_bytes'])}"

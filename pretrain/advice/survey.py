@@ -6,12 +6,14 @@ Plain files are read in ranges spread over all of the corpus, packed ones and ar
 hold beyond is estimated from how far a piece of them unpacks. Sizes of packed files are therefore estimates.
 """
 
+import io
 import re
+import sys
 import unicodedata
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from functools import cache
 from itertools import accumulate, islice
 from pathlib import Path
@@ -111,7 +113,11 @@ def survey(
     ------
     InputError: it cannot be read, as data_prep/shard.py says it.
     """
-    files = files_of(corpus)
+    heard = io.StringIO()
+    with redirect_stderr(heard):  # what it says of files that are left out find_sources says, too
+        files = files_of(corpus)
+    if len(files) > FILES:  # of which only some become sources
+        sys.stderr.write(heard.getvalue())
     sources, on_disk = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
     border = sum(on_disk) / PIECES  # each file above it is looked into; of those below some, which stand for the others
