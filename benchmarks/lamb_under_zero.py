@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tests.conftest  # noqa: F401  one thread, on the CPU
 from benchmarks.machine import machine
-from pretrain.checkpoints.checkpoint import folder_of
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of

@@ -32,7 +32,8 @@ from data_prep.samples.index import Sentences, build
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture, assemble, deal
 from data_prep.store import Store
-from pretrain.data import Position, SampleStream, feed
+from pretrain.data import SampleStream, feed
+from pretrain.state import Position
 
 FIXED = 200  # batches measured at once
 

@@ -33,9 +33,10 @@ from data_prep.samples.masking import Masking, mask_tokens
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.attention import IMPLEMENTATION, Layout
-from pretrain.data import Position, StepCounts, make_batch
+from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
 from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
+from pretrain.state import Position, StepCounts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32

@@ -40,8 +40,9 @@ from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain import loop, train
 from pretrain.config import Preset, TrainConfig
-from pretrain.data import MicroBatch, Position, SampleStream, feed
+from pretrain.data import MicroBatch, SampleStream, feed
 from pretrain.model import Pretrainer, build, parameter_groups
+from pretrain.state import Position
 from tests.ranks import free_port
 from tests.stores import random_documents, store_of
 

@@ -22,39 +22,11 @@ from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing
 from data_prep.store import Store
 from pretrain.attention import Layout
 from pretrain.model import IGNORED, Batch
+from pretrain.state import Position, StepCounts
 
 Item = TypeVar("Item")
 WINDOW = 1 << 14  # samples looked up at once: the shuffle is slow on small calls
 AHEAD = 4  # micro-batches made in advance
-
-
-class Position(NamedTuple):
-    """Where the stream goes on: the next sample is number `sample` of epoch `epoch`."""
-
-    epoch: int = 0
-    sample: int = 0
-    phase: int = 0  # of the run
-    taken: int = 0  # samples that this phase has had
-    seq_len: int = 0  # of the samples that this is a place among; 0: not told
-
-    def entering(self, phase: int, seq_len: int) -> "Position":
-        """Where a phase goes on: where it was, else where the one before ended, else at the first of other samples."""
-        taken = self.taken if phase == self.phase else 0
-        if self.seq_len in (0, seq_len):
-            return self._replace(phase=phase, taken=taken, seq_len=seq_len)
-        return Position(phase=phase, taken=taken, seq_len=seq_len)
-
-
-class StepCounts(NamedTuple):
-    """What a whole step holds, over all ranks."""
-
-    samples: int
-    masked: int  # tokens to predict
-    pairs: int  # samples with a sentence-pair label
-    tokens: int
-    slots: int  # tokens a padded batch would hold
-    attended: int  # pairs of tokens that attend to each other
-    end: Position  # where the next step begins
 
 
 class MicroBatch(NamedTuple):

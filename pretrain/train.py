@@ -25,7 +25,7 @@ from pretrain.settings_file import with_settings
 from pretrain.watch import STOPPED, Watch
 
 if TYPE_CHECKING:
-    from pretrain.checkpoints.checkpoint import RunState
+    from pretrain.state import RunState
 
 
 def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:

@@ -9,8 +9,9 @@ import torch
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture, deal
 from data_prep.store import Store
-from pretrain.data import MicroBatch, Position, SampleStream, feed, prefetch
+from pretrain.data import MicroBatch, SampleStream, feed, prefetch
 from pretrain.model import IGNORED, Batch
+from pretrain.state import Position
 from tests.stores import random_documents, store_of
 
 GLOBAL = 12

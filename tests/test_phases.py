@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.checkpoint import folder_of
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.config import TrainConfig
 from pretrain.phases import Span, parse_span, phases_of
 from pretrain.train import train

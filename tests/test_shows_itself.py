@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import progress
-from pretrain.loop import RunState
 from pretrain.monitor import meter
 from pretrain.report.history import History
+from pretrain.state import RunState
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run

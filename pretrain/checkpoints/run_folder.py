@@ -34,13 +34,13 @@ from data_prep.files import sha256_of, write_folder, write_json
 from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import Identity, RunState
-from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.checkpoints.resume_policy import Change, changes_of, fresh_epoch, refuse
 from pretrain.config import TrainConfig
 from pretrain.outlook import look_ahead
 from pretrain.phases import Phase
 from pretrain.preflight import check_resume
+from pretrain.state import RunState
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 WATCHED = 45.0  # seconds for which a heartbeat that may be stale is looked at

@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.calls import call
-from pretrain.checkpoints.checkpoint import RunState, best_of, present
+from pretrain.checkpoints.checkpoint import best_of
+from pretrain.checkpoints.manifest import present
 from pretrain.config import TrainConfig
 from pretrain.phases import Phase
 from pretrain.report.history import FINISHED, STOPPED, History
 from pretrain.report.words import counted, duration, facts
+from pretrain.state import RunState
 
 WIDTH = 118  # columns where there is no terminal to ask
 

@@ -31,13 +31,13 @@ from transformers import BertConfig
 
 from data_prep.outlets import Journal, failure_of
 from pretrain.advice.machine import sheet_of
-from pretrain.data import StepCounts
 from pretrain.evaluation import Source
 from pretrain.model import Losses
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
 from pretrain.monitor.memory import peak
 from pretrain.report.history import FAILED
+from pretrain.state import StepCounts
 
 GEMM_SIZES = {"cuda": (8192,), "cpu": (384, 1024)}  # a small product fits between the turns of other programs
 

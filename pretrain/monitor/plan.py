@@ -30,7 +30,7 @@ from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.config import TrainConfig
-from pretrain.data import Position, counts_of
+from pretrain.data import counts_of
 from pretrain.model import identity_of
 from pretrain.monitor.console import grid, pairs
 from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
@@ -38,6 +38,7 @@ from pretrain.outlook import Outlook, look_ahead
 from pretrain.phases import Phase
 from pretrain.report.words import counted, duration
 from pretrain.sizes import STATE, Shape, state_bytes
+from pretrain.state import Position
 from pretrain.zero.ds_config import precision_of
 
 INDEXED = 20_000_000  # tokens of a store of which samples are looked at; the rest is taken to be like them
