@@ -36,10 +36,10 @@ from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import KINDS, Identity, folder_of
 from pretrain.checkpoints.resume import load
 from pretrain.checkpoints.saver import Saver
-from pretrain.config import Preset
 from pretrain.model import build, identity_of
+from pretrain.settings.ds_config import Flags, resolve
+from pretrain.settings.limits import Preset
 from pretrain.state import RunState
-from pretrain.zero.ds_config import Flags, resolve
 from pretrain.zero.engine import init_distributed, init_engine, silence_libraries
 from pretrain.zero.partition import Partition
 from tests.ranks import run_ranks

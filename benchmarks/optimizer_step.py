@@ -22,8 +22,8 @@ from benchmarks import step_time
 from benchmarks.machine import machine
 from data_prep.cli import parse
 from pretrain.attention import IMPLEMENTATION
-from pretrain.config import Preset
 from pretrain.model import Pretrainer, build, parameter_groups
+from pretrain.settings.limits import Preset
 from pretrain.zero.lamb import Lamb
 from pretrain.zero.partition import Partition, Slice
 

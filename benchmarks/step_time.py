@@ -36,7 +36,7 @@ from pretrain.attention import IMPLEMENTATION, Layout
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
 from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
-from pretrain.state import Position, StepCounts
+from pretrain.state import DataPosition, StepCounts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -70,7 +70,7 @@ class Sample:
         self.tokens, self.masked = len(self.ours.input_ids), len(self.ours.mlm_labels)
         self.counts = StepCounts(
             config.batch, self.masked, config.batch, self.tokens, config.batch * config.seq_len,
-            sum(length**2 for length in lengths), Position(),
+            sum(length**2 for length in lengths), DataPosition(),
         )  # fmt: skip
 
 

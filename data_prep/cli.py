@@ -50,6 +50,7 @@ from data_prep.calls import hand_on, in_style, own  # noqa: E402
 from data_prep.errors import InputError as InputError  # noqa: E402
 from data_prep.outlets import failure_of, survive_console  # noqa: E402
 from data_prep.ranges import check_arguments  # noqa: E402
+from data_prep.usage import in_one_line  # noqa: E402
 
 
 def printable(text: object) -> str:
@@ -91,24 +92,26 @@ def number_in(
 
 
 def parse(config_class: type[C], description: str | None, args: list[str] | None = None) -> C:
-    """Read the command line into `config_class`; unknown names and values end the program with code 2.
+    """Read the command line into `config_class`.
 
     Raises
     ------
-    InputError: an empty value, a number out of its range; where the dataclass' own `__post_init__` refuses one.
+    InputError: an unknown option or choice, a missing or an empty value, a number out of its range; what the
+        dataclass' own `__post_init__` refuses.
     """
     args = sys.argv[1:] if args is None else args
     for name in check_arguments(config_class, args):
         if os.environ.get("RANK", "0") == "0":
             say(f"warning: --{name} is given twice: the last one counts; write all that it holds behind one --{name}")
-    return tyro.cli(
-        config_class,
-        prog=own(),
-        description=in_style(description or ""),
-        args=args,
-        use_underscores=True,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    with in_one_line(config_class, args):
+        return tyro.cli(
+            config_class,
+            prog=own(),
+            description=in_style(description or ""),
+            args=args,
+            use_underscores=True,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
 
 
 def run(main: Callable[[C], None], config_class: type[C], description: str | None) -> NoReturn:

@@ -31,9 +31,9 @@ import io
 import numpy as np
 
 from data_prep.files import write_whole
+from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
-from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import Place, local_workers, run_local
 from data_prep.text.cleaning import hash_of, identity_of
 from data_prep.text.corpus import Source, check_damage_of_all, find_sources
@@ -107,7 +107,7 @@ def main(config: DedupConfig) -> None:
     )
     plan = make_plan(sources, config.column, int(config.shard_mb * 1e6))
     seen: dict[int, Seen] = {}
-    with Progress(sum(unit.text_bytes for unit in plan.units)) as progress:
+    with TextProgress(sum(unit.text_bytes for unit in plan.units)) as progress:
         for number, found in run_local(
             lambda unit, report: look_at(config, sources, unit, report),
             plan.units,

@@ -10,7 +10,8 @@
 Every range has two finite ends, so that nan, inf and a slip of the finger over twenty zeros are in none.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from data_prep.errors import InputError
@@ -45,6 +46,7 @@ class Range(NamedTuple):
 
 
 WORKERS = Range(0, 1024, why="0: one a core")
+HOURS = Range(1 / 3600, 1e5, why="a second is 0.00028 hours")
 SHARD_MB = Range(0, 1e6, low_open=True)  # to a terabyte
 
 
@@ -64,6 +66,27 @@ def check_ranges(settings: Any, option: str = "--") -> None:
                 raise InputError(f"{option}{name} {shortened(value)} must {allowed}")
 
 
+def classes_of(config_class: type) -> Iterator[type]:
+    """The class of a command's options, and those of groups within it."""
+    yield config_class
+    for hint in get_type_hints(config_class).values():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from classes_of(hint)
+
+
+def hints_of(config_class: type) -> dict[str, Any]:
+    """The options of a command by name, with their types and marks; those of a group stand among the others."""
+    hints: dict[str, Any] = {}
+    for part in classes_of(config_class):
+        hints |= get_type_hints(part, include_extras=True)
+    return hints
+
+
+def kind_of(hint: Any) -> Any:
+    """A type without its marks."""
+    return _kind_and_ranges(hint)[0]
+
+
 def check_arguments(config_class: type, args: Sequence[str]) -> list[str]:
     """Look at what follows each option of a command line, before it is parsed: numbers out of their range, and what
     should be a number and is none, are refused in one line; an empty value (an unset variable of a script) is no path.
@@ -73,7 +96,7 @@ def check_arguments(config_class: type, args: Sequence[str]) -> list[str]:
     ------
     InputError: with name, value and range.
     """
-    hints = get_type_hints(config_class, include_extras=True)
+    hints = hints_of(config_class)
     lists: list[str] = []  # that were given
     option, left = "", 0  # the last one, and how many numbers it still takes
     for arg in args:

@@ -35,13 +35,13 @@ from data_prep.cli import InputError, printable, run, say  # first: it continues
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
 
 from data_prep.files import sha256_of
+from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.samples.coverage import look_over, why_not_evaluated
 from data_prep.samples.index import Objective
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
-from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
 from data_prep.store import Store, continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
@@ -280,7 +280,7 @@ def work_through(job: Job) -> None:
         say(f"rank {place.rank} of {place.world}: {len(mine)} of {len(job.plan.units)} units")
     left = [unit for unit in mine if job.records.unit(unit) is None]
     workers = job.config.workers or local_workers(place)
-    with Progress(sum(unit.text_bytes for unit in left)) as progress:
+    with TextProgress(sum(unit.text_bytes for unit in left)) as progress:
         for unit, text_bytes in run_local(
             lambda unit, report: make_unit(job, unit, report),
             left,

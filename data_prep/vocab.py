@@ -37,10 +37,9 @@ from data_prep.cli import InputError, run, say  # first: it continues in .venv w
 # isort: split
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tqdm import tqdm
 
 from data_prep.files import write_folder, write_json
-from data_prep.progress import still
+from data_prep.progress import Progress, still
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import (
     Source,
@@ -334,19 +333,19 @@ def _joins(tokenizer: Tokenizer, character: str) -> bool:
 def _batches(
     sources: list[Source], config: VocabConfig, what: str, at_end: Callable[[], None] = lambda: None
 ) -> Iterator[list[str]]:
-    """Paragraphs of the whole corpus in batches of about 1 MB, with a progress bar."""
+    """Paragraphs of the whole corpus in batches of about 1 MB; the work shows itself."""
     counts: Counter[str] = Counter()
     counted: list[tuple[Source, Counter[str]]] = []
     batch: list[str] = []
     size = 0
-    with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
+    with Progress(what=f"counting {what}", unit="B") as progress:
         for source in sources:
             seen: Counter[str] = Counter()
             for document in sound_documents(source, config.column, seen):
                 batch += document.text.split("\n" if document.lines else "\n\n")
                 size += len(document.text)
                 if size >= 1 << 20:
-                    bar.update(size)
+                    progress.update(size)
                     yield batch
                     batch, size = [], 0
             check_unchanged(source)
@@ -354,7 +353,7 @@ def _batches(
             counted.append((source, seen))
             counts += seen
         check_damage_of_all(counted, config.max_damaged, config.encoding is not None)
-        bar.update(size)
+        progress.update(size)
         yield batch
     if counts["invalid_utf8"] and what == "words":
         say(f"{counts['invalid_utf8']:,} lines were not valid UTF-8; their wrong bytes were replaced by U+FFFD")

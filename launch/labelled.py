@@ -21,7 +21,7 @@ from data_prep.cli import InputError
 from data_prep.files import write_whole
 from pretrain.finetune.asked import FILES, check_labels
 from pretrain.finetune.labelled import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.tables import Fields, read_rows
 
 HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
 LEAST = 10  # rows of which a part can be held back
@@ -34,16 +34,14 @@ LABEL_NAMES = (
 TEXT_NAMES = (*TEXT_COLUMNS, "content", "body", "review", "document", "comment", "message", "satz", "inhalt")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
-Row = dict[str, Any]
-
 
 class Found(NamedTuple):
     """A labelled file that is understood."""
 
     path: Path
     kind: str  # what --task of pretrain.finetune says
-    columns: dict[str, str]  # column there -> column of the file
-    rows: list[Row]  # under the names of pretrain.finetune
+    columns: dict[str, str]  # column there -> column of the file, as it is written there
+    rows: list[Fields]  # under the names of pretrain.finetune
     labels: Counter[str]  # rows a label; empty for numbers and tags
     lines: list[int]  # of the file, for each row
 
@@ -67,10 +65,13 @@ def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
     """
     read = read_rows(path)
     lines, rows = [line for line, _ in read], [fields for _, fields in read]
-    columns = _columns(path, rows) if columns is None else columns
-    if missing := [theirs for theirs in columns.values() if any(theirs not in row for row in rows)]:
-        raise InputError(f"{path}: no column {missing[0]} in all rows; found {', '.join(rows[0])}")
-    taken = [{ours: row[theirs] for ours, theirs in columns.items()} for row in rows]
+    written = rows[0].written
+    if columns is None:
+        columns = {ours: written[theirs] for ours, theirs in _columns(path, rows).items()}
+    theirs = [name.lower() for name in columns.values()]
+    if missing := [name for name in columns.values() if any(name.lower() not in row for row in rows)]:
+        raise InputError(f"{path}: no column {missing[0]} in all rows; found {_found(rows)}")
+    taken = [Fields(columns, (row[name] for name in theirs)) for row in rows]
     if "tags" in columns:
         return Found(path, "tag", columns, taken, Counter(), lines)
     values = [row["label"] for row in taken]
@@ -96,7 +97,11 @@ def check(found: Found, held_out: Found | None) -> None:
         check_labels(held_out.path, asked, names, found.path)
 
 
-def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
+def _found(rows: list[Fields]) -> str:
+    return ", ".join(rows[0].written.values())
+
+
+def _columns(path: Path, rows: list[Fields]) -> dict[str, str]:
     names = [name for name in rows[0] if all(name in row for row in rows)]
     if "tokens" in names and "tags" in names:
         return {"tokens": "tokens", "tags": "tags"}
@@ -109,21 +114,19 @@ def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
     if text is None:
         text = max(others, key=lambda name: sum(len(str(row[name])) for row in rows), default=None)
     if text is None or not any(re.search(r"[^\W\d]", str(row[text])) for row in rows):
-        raise InputError(f"{path}: no column of text beside {label}; found {', '.join(rows[0])}")
+        raise InputError(f"{path}: no column of text beside {rows[0].written[label]}; found {_found(rows)}")
     return {"text": text, "label": label}
 
 
-def _label_column(path: Path, rows: list[Row], names: list[str]) -> str:
+def _label_column(path: Path, rows: list[Fields], names: list[str]) -> str:
     for name in (*LABEL_COLUMNS, *LABEL_NAMES):
         if name in names:
             return name
     few = {name: len({str(row[name]) for row in rows}) for name in names}
     fitting = [name for name in names if 2 <= few[name] <= min(FEW, len(rows) // 2)]
     if len(fitting) != 1:
-        several = f"{', '.join(fitting)} could all be" if fitting else "none is"
-        raise InputError(
-            f"{path}: which column is the label? {several} it (columns {', '.join(rows[0])}); call it label"
-        )
+        several = f"{', '.join(rows[0].written[name] for name in fitting)} could all be" if fitting else "none is"
+        raise InputError(f"{path}: which column is the label? {several} it (columns {_found(rows)}); call it label")
     return fitting[0]
 
 
@@ -161,7 +164,7 @@ def write_split(found: Found, held_out: Found | None, folder: Path) -> str:
     return told
 
 
-def split(found: Found) -> tuple[list[Row], list[Row]]:
+def split(found: Found) -> tuple[list[Fields], list[Fields]]:
     """(rows to learn from, rows to measure on), each in the order of the file.
 
     Raises
@@ -183,13 +186,13 @@ def split(found: Found) -> tuple[list[Row], list[Row]]:
     held = {digest for texts in by_label.values() for digest in sorted(texts)[: math.floor(len(texts) * share)]}
     if not held:
         raise InputError(f"{found.path} has too few rows a label to hold any back; give --eval FILE")
-    sides: tuple[list[Row], list[Row]] = ([], [])
+    sides: tuple[list[Fields], list[Fields]] = ([], [])
     for row in found.rows:
         sides[_digest(row) in held].append(row)
     return sides
 
 
-def _digest(row: Row) -> str:
+def _digest(row: Fields) -> str:
     texts = [row[name] for name in ("text", "text_a", "text_b", "tokens") if name in row]
     return hashlib.sha256(json.dumps(texts, default=str).encode()).hexdigest()
 

@@ -17,15 +17,12 @@ DIR/index.html.
 Exit codes: 0 all of it is there, 2 wrong input, 75 stopped as asked, else that of the stage that failed.
 """
 
-import fcntl
 import io
 import json
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,8 +38,10 @@ from data_prep.files import write_whole
 from data_prep.store import Store, read_manifest
 from data_prep.text.corpus import find_sources
 from launch import labelled
+from launch.alone import Alone, alone_in
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
 from launch.gaps import gaps_of
+from launch.overlap import overlap_in_words
 from launch.record import Json, Record, StageRecord, check_folder, described
 from launch.running import STOPPED, Plan, Screen, Stage, rounded
 from launch.settings import MakeConfig
@@ -50,7 +49,6 @@ from launch.stages import KINDS, Words, check, keys_of, result_of, without
 from pretrain.report.history import History
 
 GAPS = 8  # sentences with a gap
-PATIENCE = 60.0  # seconds for an earlier make of the same folder to end
 
 
 def main(config: MakeConfig) -> None:
@@ -75,12 +73,14 @@ def make(config: MakeConfig) -> None:
     with redirect_stderr(io.StringIO()):  # the stages say it: what is left out, in which encodings the files are
         sources = described(find_sources(config.corpus, out=config.out))
     found, held_out = labelled_files(config)
+    files = [file for file in (found, held_out) if file is not None]
     if config.dry_run:
         advice = advise_for(config)
         commands = commands_of(config, advice, found)
         show(config, advice, commands)
+        tell_overlap(config, files)
         return
-    with alone_in(config.out) as lock:
+    with alone_in(config.out) as alone:
         record = Record.read(config.out) or Record([], {})
         task = described_task(found, held_out)
         had, advice = record.advice, settle_advice(config, record, sources)
@@ -96,42 +96,10 @@ def make(config: MakeConfig) -> None:
             record.write(config.out)
         if advice is not had:
             show(config, advice, commands)
-        work_through(config, record, commands, keys, lock)
+        if "shard" not in record.stages:  # else it was said before, and the store is there
+            tell_overlap(config, files)
+        work_through(config, record, commands, keys, alone)
         write_page(config, record)
-
-
-@contextmanager
-def alone_in(out: Path) -> Iterator[int]:
-    """Keep another make out of a folder, which is made. Stages inherit the lock: after a kill -9 the next make waits
-    until what the last one had started has ended.
-
-    Raises
-    ------
-    InputError: another one is at work.
-    """
-    is_new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= until:
-                    raise InputError(
-                        f"another make is at work in {out}; wait for it, or choose another --out"
-                    ) from error
-                if until - time.monotonic() > PATIENCE - 0.5:
-                    say(f"another make is at work in {out}, or ends there; waiting for a minute")
-                time.sleep(0.5)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-        if is_new:
-            with suppress(OSError):  # something has been made
-                out.rmdir()
 
 
 def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.Found | None]:
@@ -147,6 +115,12 @@ def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.
     return found, held_out
 
 
+def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
+    """Say how much of the labelled files stands in the corpus, too."""
+    if told := overlap_in_words(config, files):
+        say(told)
+
+
 def described_task(found: labelled.Found | None, held_out: labelled.Found | None) -> Json:
     """What is known of the labelled files, for make.json and the page."""
     if found is None:
@@ -157,7 +131,7 @@ def described_task(found: labelled.Found | None, held_out: labelled.Found | None
 
 
 def work_through(
-    config: MakeConfig, record: Record, commands: dict[str, Words], keys: dict[str, tuple[str, str]], lock: int
+    config: MakeConfig, record: Record, commands: dict[str, Words], keys: dict[str, tuple[str, str]], alone: Alone
 ) -> None:
     """Run the stages that are not done. Ends the process where one fails or is stopped."""
     (config.out / "logs").mkdir(exist_ok=True)
@@ -172,21 +146,23 @@ def work_through(
             del done[name]
     plan = Plan([stage_of(name, words, config, record) for name, words in commands.items()], done)
     say(f"in all about {rounded(plan.total)}" + (f", {rounded(plan.left(None, 0))} of it left" if done else ""))
-    with Screen(plan, config.out / "logs", [lock]) as screen:
+    with Screen(plan, config.out / "logs", [alone.of_folder], alone.note_ending) as screen:
         for name, words in commands.items():
             if name in done:
                 screen.say(f"{KINDS[name].title}: done before")
                 continue
             stage = stage_of(name, words, config, record)
-            began = time.monotonic()
-            record.stages[name] = StageRecord(stage.command, *keys[name])
+            entry = record.stages.get(name, StageRecord(stage.command, *keys[name], is_done=True))
+            entry = entry.begun_again(stage.command, *keys[name], goes_on=name == "train")
+            record.stages[name] = entry
             record.write(config.out)
+            note_time = partial(add_seconds, record, config.out, entry, entry.seconds)
             if name == "fill" and not texts_with_gaps(config.out / "store"):  # predict would wait for a text
                 screen.say(f"{KINDS[name].title}: no sentence here has a word to ask for")
                 write_whole(result_of(name, config.out), [b'{"answers": []}\n'])
-            elif code := screen.run(stage):
+            elif code := screen.run(stage, note_time):
                 break
-            record.stages[name] = StageRecord(stage.command, *keys[name], True, time.monotonic() - began)
+            entry.is_done = True
             record.write(config.out)
         else:
             return
@@ -199,6 +175,12 @@ def work_through(
             f"and in {config.out}/logs/{name}.log. Mend that, and the same command goes on: {again}"
         )
     sys.exit(code)
+
+
+def add_seconds(record: Record, out: Path, entry: StageRecord, before: float, seconds: float) -> None:
+    """Write how long a stage has taken: in earlier attempts, and in the one under way."""
+    entry.seconds = before + seconds
+    record.write(out)
 
 
 def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Stage:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from data_prep.cli import InputError
-from data_prep.ranges import Range, check_ranges
+from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
 from launch.record import Json
 from launch.stages import read_settings
@@ -22,7 +22,7 @@ class MakeConfig:
     """files, folders or globs of text, as data_prep/shard.py reads them"""
     out: Path
     """folder for everything"""
-    hours: Annotated[float, Range(0, 1e5)] = 0.0
+    hours: Annotated[float, HOURS._replace(or_zero=True)] = 0.0
     """hours of pretraining; the rest takes what it takes, and the whole is said at the start"""
     steps: Annotated[int | None, Range(1, 1e9)] = None
     """optimizer steps in place of --hours: the same on every machine"""

@@ -15,8 +15,9 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep import usage
 from data_prep.calls import call
-from data_prep.cli import InputError, parse, say
+from data_prep.cli import InputError, parse
 from launch.record import key_of
 
 Words = list[str]
@@ -175,14 +176,14 @@ def check(wanted: Mapping[str, Mapping[str, str]]) -> None:
 
     Raises
     ------
-    InputError: a value that is refused. An unknown option ends the process with code 2, as it does in the command.
+    InputError: an unknown option, or a value that is refused.
     """
     from data_prep.shard import ShardConfig
     from data_prep.show import ShowConfig
     from data_prep.vocab import VocabConfig
-    from pretrain.config import TrainConfig
     from pretrain.export.__main__ import ExportConfig
     from pretrain.finetune.__main__ import FinetuneConfig
+    from pretrain.settings.config import TrainConfig
 
     least: dict[str, tuple[Any, str]] = {  # what each needs beside
         "vocab": (VocabConfig, "--corpus texts --out vocab"),
@@ -194,13 +195,20 @@ def check(wanted: Mapping[str, Mapping[str, str]]) -> None:
     }
     for name, options in wanted.items():
         config, words = least[name]
+        known = usage.options_of(config)
+        for option, value in options.items():
+            if option not in known:
+                meant = " or ".join(f"{name}.{near}" for near in usage.nearest(option, known))
+                raise InputError(
+                    f"--set {name}.{option}={value}: {KINDS[name].command} has no option {option}"
+                    f"{f'; did you mean {meant}?' if meant else ''} ({call(KINDS[name].command, '--help')} lists all)"
+                )
         try:
             parse(config, None, changed(words.split(), options))
-        except SystemExit:
-            say(f"error: this was said of --set {name}...; see {call(KINDS[name].command, '--help')}")
-            raise
         except InputError as error:
-            raise InputError(f"--set {name}...: {error}") from error
+            said_of = [option for option in options if str(error).startswith(f"--{option} ")]
+            what = f"{name}.{said_of[0]}={options[said_of[0]]}" if said_of else f"{name}..."
+            raise InputError(f"--set {what}: {error}") from error
 
 
 def result_of(name: str, out: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from pretrain.together import host_group, largest_of
+from pretrain.distributed import all_reduce_max_each, gloo_group
 from pretrain.watch import STOPPED as STOPPED
 from pretrain.watch import Watch, ancestors
 from pretrain.zero.engine import LossScale
@@ -50,7 +50,7 @@ class Guard:
         self.saved_at = self.evaluated_at = time.monotonic()
         self.skips = 0
         self._rollbacks = (-1, 0)  # the step that runs went back to last, how often in a row
-        self._group = host_group()
+        self._group = gloo_group()
         watch.hold()
 
     def beat(self) -> None:
@@ -120,5 +120,5 @@ class Guard:
         since = (time.monotonic() - began for began in (self.saved_at, self.evaluated_at))
         is_first = dist.get_rank() == 0
         due = [is_first and 0 < 60 * every <= passed for every, passed in zip(self._minutes, since, strict=True)]
-        stop, save, evaluate = largest_of((requested, *due), self._group)
+        stop, save, evaluate = all_reduce_max_each((requested, *due), self._group)
         return Boundary(REASONS[stop], bool(save), bool(evaluate))

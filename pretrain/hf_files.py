@@ -37,7 +37,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         damaged.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: " + ("a file, not a Hugging Face folder" if folder.exists() else "no such folder"))
+    _refuse_ours(folder)
     _need(folder, "model", ("config.json",))
     path = folder / "config.json"
     content = read_object(path)
@@ -53,6 +54,7 @@ def read_init(folder: Path) -> dict[str, Any]:
     ------
     InputError: as read_config(), another architecture, or weights that would have to be unpickled.
     """
+    _refuse_ours(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"--init_from {folder} is not a Hugging Face folder (no config.json)")
     if (kind := read_object(folder / "config.json").get("model_type", "bert")) != "bert":
@@ -74,6 +76,32 @@ def positions_in(content: dict[str, Any]) -> int | None:
     if longest is None or content.get("model_type") not in OFFSET:
         return longest
     return None if padding is None else longest - padding - 1
+
+
+def _refuse_ours(folder: Path) -> None:
+    """Refuse what this project has made on the way to a Hugging Face folder, with the way that is left."""
+    is_checkpoint = folder.parent.name == "checkpoints"
+    if is_checkpoint or (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
+        what = "a checkpoint of a run" if is_checkpoint else "a pretraining run"
+        raise InputError(
+            f"{folder} is {what}, not a Hugging Face folder; make one of it, and give that: "
+            f"{call('export', folder, 'OUT')}"
+        )
+    if (folder / "make.json").is_file():
+        raise InputError(f"{folder} is what make has made; its Hugging Face folder is {folder / 'hf'}: give that")
+    refuse_store(folder)
+
+
+def refuse_store(folder: Path) -> None:
+    """Refuse a token store in place of a model.
+
+    Raises
+    ------
+    InputError: as said.
+    """
+    if (folder / "manifest.json").is_file() and (folder / "vocab").is_dir():
+        train = call("train", "--data", folder, "--out", "RUN")
+        raise InputError(f"{folder} is a token store, not a model; train one on it first: {train} --model bert-small")
 
 
 def _need(folder: Path, what: str, names: tuple[str, ...]) -> None:

@@ -30,10 +30,10 @@ from data_prep.store import Store
 from pretrain import hf_folder
 from pretrain.checkpoints.checkpoint import complete
 from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, folder_of, present, rank_file, slice_key
-from pretrain.config import Preset
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
 from pretrain.model import build, identity_of, unpadded
+from pretrain.settings.limits import Preset
 from pretrain.state import RunState
 
 FILES = {"master": "fp32", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}

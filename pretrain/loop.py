@@ -25,15 +25,15 @@ from data_prep.store import Store
 from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
-from pretrain.config import TrainConfig
 from pretrain.data import MicroBatch, SampleStream, feed, prefetch
 from pretrain.evaluation import Evaluation
 from pretrain.guard import Guard
 from pretrain.model import Losses
 from pretrain.monitor.console import what_came_out
 from pretrain.monitor.meter import Meter
-from pretrain.phases import Phase, phase_at
 from pretrain.report.history import OUT_OF_PATIENCE, OUT_OF_TIME
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.phases import Phase, phase_at
 from pretrain.state import RunState, StepCounts
 from pretrain.zero.engine import Engine, StepResult
 

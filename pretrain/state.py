@@ -14,21 +14,37 @@ from data_prep.fields import Fields, is_number
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-class Position(NamedTuple):
-    """Where the stream goes on: the next sample is number `sample` of epoch `epoch`."""
+class DataPosition(NamedTuple):
+    """Where the stream of samples goes on: the next one is number `sample` of epoch `epoch`."""
 
     epoch: int = 0
     sample: int = 0
     phase: int = 0  # of the run
-    taken: int = 0  # samples that this phase has had
+    samples_in_phase: int = 0  # that this phase has had
     seq_len: int = 0  # of the samples that this is a place among; 0: not told
 
-    def entering(self, phase: int, seq_len: int) -> "Position":
-        """Where a phase goes on: where it was, else where the one before ended, else at the first of other samples."""
-        taken = self.taken if phase == self.phase else 0
+    @classmethod
+    def from_json(cls, fields: Fields) -> "DataPosition":
+        """Return what to_json() has written, or a version that knew fewer fields.
+
+        Raises
+        ------
+        InputError: a field of another type, or out of its range.
+        """
+        return cls(*(fields.whole(name, default=0) for name in ("epoch", "sample", "phase", "taken", "seq_len")))
+
+    def to_json(self) -> dict[str, int]:
+        """Return the position by the names in state.json."""
+        epoch, sample, phase, taken, seq_len = self
+        return {"epoch": epoch, "sample": sample, "phase": phase, "taken": taken, "seq_len": seq_len}
+
+    def entering(self, phase: int, seq_len: int) -> "DataPosition":
+        """Return where a phase goes on: where it was, else where the one before ended, else at the first of other
+        samples."""
+        had = self.samples_in_phase if phase == self.phase else 0
         if self.seq_len in (0, seq_len):
-            return self._replace(phase=phase, taken=taken, seq_len=seq_len)
-        return Position(phase=phase, taken=taken, seq_len=seq_len)
+            return self._replace(phase=phase, samples_in_phase=had, seq_len=seq_len)
+        return DataPosition(phase=phase, samples_in_phase=had, seq_len=seq_len)
 
 
 class StepCounts(NamedTuple):
@@ -40,7 +56,7 @@ class StepCounts(NamedTuple):
     tokens: int
     slots: int  # tokens a padded batch would hold
     attended: int  # pairs of tokens that attend to each other
-    end: Position  # where the next step begins
+    end: DataPosition  # where the next step begins
 
 
 class RunState(NamedTuple):
@@ -50,7 +66,7 @@ class RunState(NamedTuple):
     skipped: int = 0  # steps that did not, for an overflow
     samples: int = 0
     tokens: int = 0
-    position: Position = Position()
+    position: DataPosition = DataPosition()
     seconds: float = 0.0  # of training, where --hours measures the run
     best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
     held_out: str = ""  # which set that is (Evaluation.identity)
@@ -73,7 +89,7 @@ class RunState(NamedTuple):
             skipped=fields.whole("skipped", default=0),
             samples=fields.whole("samples", default=0),
             tokens=fields.whole("tokens", default=0),
-            position=Position(**{name: position.whole(name, default=0) for name in Position._fields}),
+            position=DataPosition.from_json(position),
             seconds=fields.number("seconds", least=0.0, default=0.0),
             best_loss=None if best_loss is None or best_loss != best_loss else fields.number("best_loss"),
             held_out=fields.text("held_out", default=""),
@@ -81,7 +97,7 @@ class RunState(NamedTuple):
             recent_losses=_losses(fields),
             skipped_spans=_spans(fields),
         )
-        if max(state.position.sample, state.position.taken) > state.samples_consumed:
+        if max(state.position.sample, state.position.samples_in_phase) > state.samples_consumed:
             raise position.error(f"lies beyond the {state.samples_consumed:,} samples that the run has drawn")
         return state
 
@@ -92,7 +108,7 @@ class RunState(NamedTuple):
             "skipped": self.skipped,
             "samples": self.samples,
             "tokens": self.tokens,
-            "position": self.position._asdict(),
+            "position": self.position.to_json(),
             "seconds": self.seconds,
             "best_loss": self.best_loss,
             "held_out": self.held_out,

@@ -19,9 +19,9 @@ from data_prep.cli import InputError, parse, say  # first: it continues in .venv
 
 # isort: split
 from data_prep.outlets import survive_console
-from pretrain.config import TrainConfig
 from pretrain.preflight import check_launch, look, ranks_in
-from pretrain.settings_file import with_settings
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.settings_file import with_settings
 from pretrain.watch import STOPPED, Watch
 
 if TYPE_CHECKING:

@@ -30,17 +30,18 @@ from pretrain.checkpoints.run_folder import (
     record_of,
 )
 from pretrain.checkpoints.saver import Saver
-from pretrain.config import TrainConfig
+from pretrain.distributed import OtherRankError, all_ranks_or_none, broadcast_object, check_same_on_all_ranks
 from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import build, compile_layers, identity_of
 from pretrain.monitor.console import for_stderr, what_came_out, what_runs
+from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
-from pretrain.phases import Phase, engine_settings, phases_of
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.phases import Phase, engine_settings, phases_of
 from pretrain.state import RunState
-from pretrain.together import OtherRankFailed, agreed, same_on_all_ranks, told_by_first
 from pretrain.watch import STOPPED, Watch
 from pretrain.zero.engine import (
     check_precision,
@@ -63,7 +64,7 @@ def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
         elif os.environ.get("LOCAL_RANK") == "0" and not dist.is_initialized():
             say(f"error: rank {rank} on {socket.gethostname()}: {error}")
         return 2
-    except OtherRankFailed as error:
+    except OtherRankError as error:
         return error.exit_code
     except DivergedError as error:  # on all ranks alike
         if os.environ.get("RANK", "0") == "0":
@@ -118,23 +119,26 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         init_distributed()
     with ExitStack() as ending:
         if config.verify_store:
-            with agreed("stores of --data"), watch.working():
+            with all_ranks_or_none("stores of --data"), watch.working():
                 verify_stores(stores)
         # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
-        same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
+        check_same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
         start = Start(None, RunState(), (), record, ())
-        with agreed(f"run folder {config.out}"), watch.working():
+        with all_ranks_or_none(f"run folder {config.out}"), watch.working():
             if dist.get_rank() == 0:
                 start = find_start(config, record, identity, shapes)  # one rank reads all of it for its checksums
-        start = told_by_first(start)
+        start = broadcast_object(start)
         if start.checkpoint is not None and is_finished(config, start.state):
-            with agreed(f"run folder {config.out}"):
+            with all_ranks_or_none(f"run folder {config.out}"):
                 if dist.get_rank() == 0:
                     leave(config, start, stores)
             return start.state
-        with agreed(f"run folder {config.out}"):
+        lost = ""  # in words: what a process that was killed did beyond the checkpoint
+        with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
-                ending.enter_context(RunLock(config.out))
+                lock = ending.enter_context(RunLock(config.out))
+                step = start.state.step if start.checkpoint is not None else None
+                lost = what_was_lost(config.out / "metrics.jsonl", step) if lock.was_stale else ""
         check_shared(config.out)
         engine = init_engine(
             model,
@@ -146,16 +150,18 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         if start.checkpoint is not None:
             with watch.working():
                 load(start.checkpoint, engine, identity)
-        with agreed(f"run folder {config.out}"):
+        with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
                 prepare_folder(config.out, start, stores)
         meter = Meter(
             config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
         )
         ending.callback(meter.close)
-        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint))
+        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
         if start.checkpoint is not None:
-            meter.event(state.step, "resume", checkpoint=start.checkpoint.name)
+            meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
+        elif lost:
+            meter.event(state.step, "restart", lost=lost)
         if start.changes:
             meter.event(state.step, "change", **{change.setting: change.text for change in start.changes})
             if any(change.moves for change in start.changes):

@@ -11,7 +11,7 @@ from data_prep.files import sha256_of, write_json
 from pretrain.checkpoints.checkpoint import complete
 from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, folder_of, rank_file, slice_key
 from pretrain.model import identity_of
-from pretrain.state import Position, RunState
+from pretrain.state import DataPosition, RunState
 
 SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
 
@@ -47,7 +47,7 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         skipped=1,
         samples=8 * step + 8,
         tokens=900 * step,
-        position=Position(0, 8 * step + 8, 0, 8 * step, 32),
+        position=DataPosition(0, 8 * step + 8, 0, 8 * step, 32),
         seconds=2.5,
         best_loss=3.25,
         held_out="ab",

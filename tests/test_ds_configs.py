@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.zero.ds_config import Flags, precision_of, resolve
+from pretrain.settings.ds_config import Flags, precision_of, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

@@ -18,11 +18,11 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.manifest import folder_of, present
-from pretrain.config import TrainConfig
 from pretrain.data import SampleStream, feed
 from pretrain.model import Pretrainer, build
-from pretrain.schedule import lr_multiplier
-from pretrain.state import Position
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.schedule import lr_multiplier
+from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, unsharded_partition
@@ -61,7 +61,7 @@ def reference_weights(
         name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY, **settings)
         for name, parameter in parameters.items()
     }
-    stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), Position())
+    stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), DataPosition())
     for step, (batch, counts, _) in enumerate(
         islice(feed(stream, Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), STEPS)
     ):

@@ -9,8 +9,8 @@ import pytest
 
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
-from pretrain.config import TrainConfig
-from pretrain.phases import engine_settings, phases_of
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.phases import engine_settings, phases_of
 from pretrain.train import asked, train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
@@ -104,7 +104,9 @@ def test_options_by_name_may_be_yaml_toml_or_json(tmp_path, name, text):
         ("a.yaml", f"lr: 1{'0' * 400}", "is not a number"),
         ("a.yaml", "5", "must hold names with values"),
         ("a.toml", "steps =", "cannot be read: "),
-        ("a.json", '{"steps": 1, "steps": 2}', "a key stands there twice"),
+        ("a.yaml", "train: {lr: 1, x: [{seed: 1, seed: 2}]}", "cannot be read: seed stands there twice"),
+        ("a.json", '{"steps": 1, "steps": 2}', "the key 'steps' stands there twice"),
+        ("a.json", '{"train": {"seed": 1, "seed": 2}}', "the key 'seed' stands there twice"),
         ("a.json", '{"train": {}}', "does not say what DeepSpeed had"),
         ("a.txt", "steps: 3", "must be a run's config.json, or end in "),
         ("a.yaml", "config: b.yaml", "unknown name 'config'"),

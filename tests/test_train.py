@@ -14,7 +14,7 @@ from transformers import BertForPreTraining
 import pretrain.training as train_module
 from data_prep.cli import ROOT, InputError
 from pretrain.checkpoints.manifest import folder_of
-from pretrain.config import TrainConfig
+from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from pretrain.zero import partition
 from tests.ranks import run_ranks

@@ -144,6 +144,8 @@ def find_sources(
         sources.append(Source(path, name, "dataset", "", bytes_on_disk, "", modified=modified))
     if not any(source.bytes for source in sources):
         raise InputError(f"the corpus is empty: {', '.join(source.name for source in sources[:5])} hold no bytes")
+    if empty := [source.name for source in sources if not source.bytes]:
+        say(f"left out: empty files: {', '.join(empty[:SHOWN])}{_more(empty)}")
     if txt == "auto":
         _say_layouts(sources)
     _say_columns(sources)
@@ -338,9 +340,13 @@ def layout_of(beginning: bytes) -> str:
     return "lines" if looks_like_lines(lines[:-1] if len(lines) > 1 else lines) else "prose"
 
 
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+
+
 def _say_encodings(known_by: dict[tuple[str, str], list[str]]) -> None:
     for (encoding, why), names in sorted(known_by.items()):
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+        shown = ", ".join(names[:SHOWN]) + _more(names)
         say(f"read as {encoding}: {why}: {shown}" + (" (--encoding NAME to say otherwise)" if why == "a guess" else ""))
 
 
@@ -370,7 +376,7 @@ def _say_columns(sources: list[Source]) -> None:
 
 def _say_names(by_column: dict[str, list[str]]) -> None:
     for column, names in sorted(by_column.items()):
-        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+        shown = ", ".join(names[:SHOWN]) + _more(names)
         say(f"the text is taken from {column!r}: {shown} (--column NAME to say otherwise)")
 
 

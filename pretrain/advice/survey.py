@@ -6,11 +6,14 @@ Plain files are read in ranges spread over all of the corpus, packed ones and ar
 hold beyond is estimated from how far a piece of them unpacks. Sizes of packed files are therefore estimates.
 """
 
+import io
 import re
+import sys
 import unicodedata
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from functools import cache
 from itertools import accumulate, islice
 from pathlib import Path
@@ -20,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.sharding.plan import PACKED
+from data_prep.sharding.plan import LEAST_BYTES, PACKED
 from data_prep.text.corpus import Document, Source, count_rows, files_of, find_sources, read_documents
 from data_prep.text.languages import what_uncased_loses
 from data_prep.text.sentences import lines_of, splitter
@@ -108,7 +111,11 @@ def survey(
     ------
     InputError: it cannot be read, as data_prep/shard.py says it.
     """
-    files = files_of(corpus)
+    heard = io.StringIO()
+    with redirect_stderr(heard):  # what it says of files that are left out find_sources says, too
+        files = files_of(corpus)
+    if len(files) > FILES:  # of which only some become sources
+        sys.stderr.write(heard.getvalue())
     sources, on_disk = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
     border = sum(on_disk) / PIECES  # each file above it is looked into; of those below some, which stand for the others
@@ -238,9 +245,12 @@ def _look(source: Source, size: float, places: int, column: str) -> _Part:
         read = _bytes(found)
         text = float(read) if is_whole else _unpacked_size(source) * _share_of_text(source, found)
         return _Part(found, text, len(found) * text / max(read, 1))
-    piece = PIECE if places * PIECE < size else int(size / places) + 1
-    begins = [int(size * number / places) for number in range(places)]
-    ranges = [(begin, min(begin + piece, int(size))) for begin in begins]
+    if places * PIECE < size:
+        begins = [int(size * number / places) for number in range(places)]
+        ranges = [(begin, begin + PIECE) for begin in begins]
+    else:  # all of it, cut where shard.py cuts: a document that goes on behind a cut is counted as two there, too
+        length, parts = int(size), max(1, -(-int(size) // LEAST_BYTES))
+        ranges = [(part * length // parts, (part + 1) * length // parts) for part in range(parts)]
     found = []
     for begin, end in ranges:
         found += list(read_documents(source, column, counts, begin, end))

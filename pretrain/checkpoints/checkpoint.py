@@ -7,7 +7,7 @@
       manifest.json                      model, tokenizer, sizes and checksums of the other files
 
 Written by saver.py; manifest.py has the manifest and the names; here is how a checkpoint is found, verified, read and
-resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A
+resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of these) and no pickle. A
 slice says where in its parameter it lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 

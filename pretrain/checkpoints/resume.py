@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from data_prep.cli import InputError
 from pretrain.checkpoints.checkpoint import check_identity, read_parameter, read_state, stored_pieces
 from pretrain.checkpoints.manifest import KINDS, Identity, Manifest
+from pretrain.distributed import all_ranks_or_none
 from pretrain.state import RunState
-from pretrain.together import agreed
 from pretrain.zero.engine import Engine
 
 
@@ -22,12 +22,12 @@ def load(folder: Path, engine: Engine, identity: Identity) -> RunState:
     InputError: of another model or tokenizer.
     """
     partition = engine.partition
-    with agreed(f"checkpoint {folder}"):
+    with all_ranks_or_none(f"checkpoint {folder}"):
         manifest = Manifest.read(folder)
         check_identity(folder, manifest, identity, partition.shapes)
         state, scaler = read_state(folder, manifest)
         stored = stored_pieces(folder)
-    with partition.overwriting_master_weights(), agreed(f"checkpoint {folder}"):
+    with partition.overwriting_master_weights(), all_ranks_or_none(f"checkpoint {folder}"):
         try:
             for slice_ in partition.slices:
                 for kind in KINDS:

@@ -20,8 +20,8 @@ from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.resume import load
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
+from pretrain.distributed import all_ranks_or_none, broadcast_object
 from pretrain.state import RunState
-from pretrain.together import agreed, told_by_first
 
 RECENT = 32  # steps whose median a loss is compared with
 LEAST = 8  # as long as there are fewer, nothing is a spike
@@ -56,10 +56,10 @@ def roll_back(
     """
     saver.wait()
     newest = None
-    with agreed(f"rollback in {saver.run}"):
+    with all_ranks_or_none(f"rollback in {saver.run}"):
         if dist.get_rank() == 0:
             newest = checkpoint.newest_whole(saver.run)
-    newest = told_by_first(newest)
+    newest = broadcast_object(newest)
     if newest is None:
         return None
     earlier = entered(load(newest, saver.engine, saver.identity))
@@ -69,7 +69,7 @@ def roll_back(
     return RolledBack(
         earlier._replace(
             # The batch grows with what a phase has learnt from, not with what it has passed over.
-            position=stream.position._replace(taken=earlier.position.taken),
+            position=stream.position._replace(samples_in_phase=earlier.position.samples_in_phase),
             skipped_spans=(*earlier.skipped_spans, span),
             seconds=state.seconds,
         ),

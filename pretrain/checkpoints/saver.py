@@ -35,8 +35,8 @@ from pretrain.checkpoints.manifest import (
     slice_key,
     step_of,
 )
+from pretrain.distributed import all_ranks_or_none, gloo_group
 from pretrain.state import RunState
-from pretrain.together import agreed, host_group
 from pretrain.zero.engine import Engine
 from pretrain.zero.partition import Slice
 
@@ -58,7 +58,7 @@ class Saver:
         self.run, self.engine, self.keep = run, engine, keep
         self.identity, self.settings, self.record = identity, settings, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        host_group("saver")  # made here, by all ranks together, and used by the thread
+        gloo_group("saver")  # made here, by all ranks together, and used by the thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
 
@@ -114,14 +114,14 @@ class Saver:
         """Write a checkpoint, in the thread. Every block is left well by all ranks or by none."""
         target = folder_of(self.run, state.step)
         staged = target.with_name(f"{target.name}.partial")
-        with agreed(f"checkpoint {target}", "saver"):
+        with all_ranks_or_none(f"checkpoint {target}", "saver"):
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
         try:
-            with agreed(f"checkpoint {target}", "saver"):
+            with all_ranks_or_none(f"checkpoint {target}", "saver"):
                 _write_slices(staged / rank_file(self.rank, self.world), tensors)
-            with agreed(f"checkpoint {target}", "saver"):
+            with all_ranks_or_none(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
                     complete(staged, target, state, scaler, self._manifest(staged, state, held_out_loss))
                     self._remove_old(target)

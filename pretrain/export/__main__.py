@@ -18,6 +18,7 @@ what it does not use: `pretraining` (both heads), `mlm`, `encoder`.
 from data_prep.cli import run  # first: it finds the project's packages
 
 # isort: split
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,17 @@ class ExportConfig:
     """its tokenizer's folder; left out: the folder of --config"""
     json: bool = False
     """print one JSON object"""
+
+    @staticmethod
+    def check_given(given: Mapping[str, str]) -> None:
+        """Refuse a wrong source before what is missing is asked for.
+
+        Raises
+        ------
+        InputError: as said.
+        """
+        if "source" in given and not {"config", "vocab"} & {*given}:
+            check_origin(Path(given["source"]), None, None)
 
 
 def main(config: ExportConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data_prep.cli import InputError
 from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
 from pretrain.checkpoints.manifest import NAME, Manifest, present
+from pretrain.hf_files import refuse_store
 
 Head = Literal["pretraining", "mlm", "encoder"]
 Origin = Literal["checkpoint", "run", "deepspeed", "hf"]
@@ -27,7 +28,9 @@ def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
     InputError: nothing that can be converted, or without what says what it means.
     """
     if not path.is_dir():
-        raise InputError(f"{path} does not exist; give a run folder or a checkpoint folder")
+        what = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}; give a run folder, a checkpoint folder or a Hugging Face folder")
+    refuse_store(path)
     if (path / NAME).is_file() or present(path) or (path / "checkpoints/latest").is_file():
         if config is not None or vocab is not None:
             raise InputError(f"{path} says what it is itself; leave out --config and --vocab")
@@ -35,6 +38,8 @@ def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
             return "run"
         Manifest.read(path)
         return "checkpoint"
+    if (path / "metrics.jsonl").is_file() or (path / "checkpoints").is_dir():
+        raise InputError(f"{path} has no checkpoint yet: {_first_checkpoint(path)}")
     if find_tag(path):
         return "deepspeed"
     if (path / "config.json").is_file() and any((path / name).is_file() for name in HF_WEIGHTS):
@@ -46,6 +51,21 @@ def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
     raise InputError(
         f"{path} is neither a run folder with checkpoints nor a checkpoint, of ours or of DeepSpeed, "
         "nor a Hugging Face folder"
+    )
+
+
+def _first_checkpoint(run: Path) -> str:
+    """When a run saves, and what to do until then."""
+    try:
+        settings = read_object(run / "config.json")["train"]
+        every, minutes = int(settings["save_every"]), float(settings["save_minutes"])
+    except (InputError, KeyError, TypeError, ValueError):
+        every, minutes = 0, 0.0
+    times = [f"at step {every:,}"] * (every > 0) + [f"after {minutes:g} minutes"] * (minutes > 0)
+    when = f"{' or '.join(times)}, whichever comes first" if len(times) == 2 else "".join(times) or "at the end"
+    return (
+        f"a run that goes on saves its first {when}, and where it is stopped (Ctrl-C); "
+        "one that has ended goes on with the command that began it"
     )
 
 

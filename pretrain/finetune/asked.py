@@ -10,7 +10,7 @@ in the unit of the file, whatever program opens it.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -23,6 +23,7 @@ from data_prep.files import check_out
 from data_prep.foreign import weight_files
 from data_prep.ranges import Range, check_ranges
 from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.finetune.tables import check_kind
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
 RESULTS = "results.json"
@@ -63,6 +64,20 @@ class FinetuneConfig:
     json: bool = False
     """Print the content of results.json as one JSON object."""
 
+    @staticmethod
+    def check_given(given: Mapping[str, str]) -> None:
+        """Refuse a folder or file that is wrong before options that are missing are asked for.
+
+        Raises
+        ------
+        InputError: as said.
+        """
+        if "hf" in given:
+            read_config(Path(given["hf"]))
+        for name in ("train", "eval"):
+            if name in given:
+                check_kind(Path(given[name]))
+
     def __post_init__(self) -> None:
         check_ranges(self)
         if not SEEDS.holds(self.seed + self.seeds - 1):
@@ -86,17 +101,19 @@ class Asked(NamedTuple):
 
 
 def look(config: FinetuneConfig) -> Asked:
-    """The examples of --train and --eval.
+    """Return the examples of --train and --eval. What is wrong is said in the order of the command line.
 
     Raises
     ------
     InputError: a file, a folder or an option that does not fit.
     """
-    check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     longest = positions_in(read_config(config.hf))
     need_tokenizer(config.hf)
     if not config.from_scratch:
         weight_files(config.hf)
+    for path in (config.train, config.eval):
+        check_kind(path)
+    check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     if longest is not None:
         check_seq_len(config, longest)
     task = FILES[config.task]

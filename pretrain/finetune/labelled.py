@@ -115,7 +115,7 @@ def _told_rows(path: Path, rows: Rows | None) -> Rows:
         say(f"{path}: {share} hold \ufffd (U+FFFD), a letter that was lost when the file was made; make it again")
     fields = rows[0][1]
     for names in (LABEL_COLUMNS,) if _pair_columns(fields) else (TEXT_COLUMNS, LABEL_COLUMNS):
-        present = [name for name in names if name in fields]
+        present = [fields.written[name] for name in names if name in fields]
         if len(present) > 1:
             say(f"{path}: column {present[0]} is read, {', '.join(present[1:])} is not")
     return rows
@@ -123,7 +123,9 @@ def _told_rows(path: Path, rows: Rows | None) -> Rows:
 
 def _text_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, int, Fields], Any]) -> Example:
     if columns := _pair_columns(fields):
-        raise InputError(f"{path} holds pairs (columns {', '.join(columns)}): use --task pair")
+        raise InputError(
+            f"{path} holds pairs (columns {', '.join(fields.written[c] for c in columns)}): use --task pair"
+        )
     text = _field(path, line, fields, TEXT_COLUMNS)
     words = text if isinstance(text, list) else [text]
     joined = " ".join(_unicode(path, line, word) for word in words)
@@ -156,7 +158,7 @@ def _field(path: Path, line: int, fields: Fields, names: tuple[str, ...]) -> Any
 
 
 def _found(fields: Fields) -> str:
-    shown = ", ".join(fields) or "none"
+    shown = ", ".join(fields.written.values()) or "none"
     return shown if len(shown) <= 120 else f"{shown[:120]}..."
 
 

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,23 @@ from data_prep.cli import InputError, say
 
 KINDS = ".csv or .tsv (with a header line) or .jsonl"
 
-Fields = dict[str, Any]  # column -> value; in a table every value is a string
 Cells = list[str]
 
 # One quoted cell as csv writers make it: doubled quotes inside, nothing between the closing quote and the cell's end.
 _QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
 
 _EXCEL = re.compile(r"\Asep=.(?=[\r\n])")  # a first line that tells Excel what separates columns
+
+
+class Fields(dict[str, Any]):
+    """Column -> value, of one row; in a table every value is a string. Columns are called by their names in lower case,
+    and `written` says how the file has them: for whoever reads a message."""
+
+    __slots__ = ("written",)
+
+    def __init__(self, names: Iterable[str], values: Iterable[Any], written: dict[str, str] | None = None):
+        super().__init__(zip(names, values, strict=True))
+        self.written = written if written is not None else {name: name for name in self}
 
 
 def read_rows(path: Path) -> list[tuple[int, Fields]]:
@@ -36,11 +46,8 @@ def read_rows(path: Path) -> list[tuple[int, Fields]]:
     ------
     InputError: no such file, of another kind, in another encoding, without rows, or a row of the wrong shape.
     """
+    check_kind(path)
     suffix = path.suffix.lower()
-    if not path.is_file():
-        raise InputError(f"{path}: " + ("not a regular file" if path.exists() else "no such file"))
-    if suffix not in (".csv", ".tsv", ".jsonl"):
-        raise InputError(f"{path}: the name must end in {KINDS}; files of no other kind are read")
     text = _decoded(path)
     if suffix == ".jsonl":
         rows = list(_objects(path, text))
@@ -50,6 +57,19 @@ def read_rows(path: Path) -> list[tuple[int, Fields]]:
     if not rows:
         raise InputError(f"{path} holds no examples" + ("" if suffix == ".jsonl" else " below its header line"))
     return rows
+
+
+def check_kind(path: Path) -> None:
+    """Refuse what is no file, or of a kind that is not read.
+
+    Raises
+    ------
+    InputError: as said.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: " + ("not a regular file" if path.exists() else "no such file"))
+    if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
+        raise InputError(f"{path}: the name must end in {KINDS}; files of no other kind are read")
 
 
 def _decoded(path: Path) -> str:
@@ -98,8 +118,9 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Fields]]:
             raise InputError(f"{path}, line {number}: not JSON ({reason}): {shorten(line)}{hint}") from error
         if not isinstance(pairs, _Pairs):
             raise InputError(f"{path}, line {number}: not a JSON object: {shorten(line)}")
-        names = _column_names(path, number, [name for name, _ in pairs])
-        yield number, dict(zip(names, (value for _, value in pairs), strict=True))
+        header = [name for name, _ in pairs]
+        names = _column_names(path, number, header)
+        yield number, Fields(names, (value for _, value in pairs), _written(names, header))
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -109,6 +130,7 @@ class _Pairs(list[tuple[str, Any]]):
 def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Fields]]:
     top, header = next(rows, (1, []))
     names = _column_names(path, top, header)
+    written = _written(names, header)
     for number, cells in rows:
         if len(cells) != len(names):
             raise InputError(
@@ -118,7 +140,7 @@ def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tup
             )
         if cells == header:
             raise InputError(f"{path}, line {number} repeats the header: files were joined; remove this line")
-        yield number, dict(zip(names, cells, strict=True))
+        yield number, Fields(names, cells, written)
 
 
 def _column_names(path: Path, line: int, header: list[str]) -> list[str]:
@@ -127,6 +149,10 @@ def _column_names(path: Path, line: int, header: list[str]) -> list[str]:
         if name and names.count(name) > 1:  # nameless columns are never read: spreadsheets and indices leave them
             raise InputError(f"{path}, line {line}: {names.count(name)} columns are called {name!r}: keep one")
     return names
+
+
+def _written(names: list[str], header: list[str]) -> dict[str, str]:
+    return {name: cell.strip() for name, cell in zip(names, header, strict=True)}
 
 
 def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:

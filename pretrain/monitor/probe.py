@@ -21,7 +21,7 @@ from data_prep.samples.pairs import Mixture
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer
 from pretrain.monitor.memory import peak, start_peak
-from pretrain.zero.ds_config import precision_of
+from pretrain.settings.ds_config import precision_of
 from pretrain.zero.engine import make_optimizer
 from pretrain.zero.lamb import Lamb
 from pretrain.zero.partition import unsharded_partition

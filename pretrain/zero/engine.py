@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
 from pretrain.model import Batch, Losses, Pretrainer, parameter_groups
+from pretrain.settings.ds_config import precision_of
 from pretrain.state import SCALER_FIELDS
-from pretrain.zero.ds_config import precision_of
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, map_partition
 

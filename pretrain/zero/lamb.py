@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.together import host_group
+from pretrain.distributed import gloo_group
 from pretrain.zero.partition import Partition, Slice
 
 CHUNK = 1 << 20  # elements (4 MB): weights, gradient and moments of a chunk fit into a CPU's last-level cache
@@ -95,7 +95,7 @@ class Lamb(torch.optim.Optimizer):
         """Learn where the slices of every parameter lie; step() needs to know. Collective where sharded."""
         self.is_sharded = partition.stage > 0
         if self.is_sharded and not partition.fp32_buffers[0].is_cuda:
-            self._group = host_group()  # buffers offloaded from a GPU: NCCL takes no host tensors
+            self._group = gloo_group()  # buffers offloaded from a GPU: NCCL takes no host tensors
         slices_in: dict[int, list[Slice]] = defaultdict(list)
         for slice_ in partition.slices:
             slices_in[slice_.buffer].append(slice_)

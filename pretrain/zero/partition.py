@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_prep.cli import InputError
-from pretrain.together import host_group
+from pretrain.distributed import gloo_group
 
 TESTED_DEEPSPEED = "0.19.8"
 
@@ -220,7 +220,7 @@ def _params_per_buffer(stage: int, shards: _Shards, shapes: dict[str, torch.Size
         row[1] += slice_.length * (slice_.param_offset + (slice_.length - 1) / 2)
         row[2 + slice_.buffer] += 1
     if stage and dist.get_world_size() > 1:
-        dist.all_reduce(totals, group=host_group())
+        dist.all_reduce(totals, group=gloo_group())
     # A parameter of n elements has n of them, and their indices 0 .. n - 1 add up to n (n - 1) / 2.
     for name, (length, index_sum, *_) in zip(names, totals.tolist(), strict=True):
         count = math.prod(shapes[name])

@@ -21,8 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
-from pretrain.config import TrainConfig
-from pretrain.zero.ds_config import Flags, precision_of, resolve
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags, precision_of, resolve
 
 Settings = dict[str, Any]
 
@@ -109,11 +109,19 @@ def _read(path: Path) -> Settings:
 def _yaml(text: str) -> Any:
     import yaml  # not before it is asked for
 
+    def refuse_twice(node: Any) -> None:
+        """A name that stands twice in one place: YAML would keep the last."""
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            names = [name.value for name, _ in inner]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ValueError(f"{twice} stands there twice")
+            inner = [value for _, value in inner]
+        for each in inner:
+            refuse_twice(each)
+
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        names = [name.value for name, _ in root.value] if isinstance(root, yaml.MappingNode) else []
-        if twice := next((name for name in names if names.count(name) > 1), None):  # it would keep the last
-            raise ValueError(f"{twice} stands there twice")
+        refuse_twice(yaml.compose(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error

@@ -11,8 +11,8 @@ import pytest
 
 import pretrain.alike
 from data_prep.cli import InputError
-from pretrain import together
-from pretrain.config import TrainConfig
+from pretrain import distributed
+from pretrain.settings.config import TrainConfig
 from pretrain.train import main, train
 from pretrain.zero.engine import init_distributed
 from tests.ranks import run_ranks
@@ -37,7 +37,7 @@ def answers(*commands: tuple[TrainConfig, TrainConfig]) -> list[str]:
         try:
             train(each[int(os.environ["RANK"])])
             found.append("trained")
-        except (InputError, together.OtherRankFailed) as error:
+        except (InputError, distributed.OtherRankError) as error:
             found.append(str(error))
     return found
 
@@ -70,7 +70,7 @@ def test_ranks_with_other_stores_settings_or_folders_are_refused(store, tmp_path
 def compare(what: dict[str, Any], different: dict[int, dict[str, Any]]) -> str:
     init_distributed()
     try:
-        together.same_on_all_ranks(what | different.get(int(os.environ["RANK"]), {}))
+        distributed.check_same_on_all_ranks(what | different.get(int(os.environ["RANK"]), {}))
     except InputError as error:
         return str(error)
     return ""
@@ -90,8 +90,8 @@ def test_a_difference_is_told_by_rank():
 def speak(failing: list[int]) -> str:
     init_distributed()
     text = io.StringIO()
-    caught = contextlib.suppress(InputError, together.OtherRankFailed)
-    with contextlib.redirect_stderr(text), caught, together.agreed("a store"):
+    caught = contextlib.suppress(InputError, distributed.OtherRankError)
+    with contextlib.redirect_stderr(text), caught, distributed.all_ranks_or_none("a store"):
         if int(os.environ["RANK"]) in failing:
             raise InputError("no such store")
     return text.getvalue()
