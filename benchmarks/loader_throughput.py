@@ -16,23 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # a plain script: benchmarks/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import print_json, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
+    os.environ["OMP_NUM_THREADS"] = "1"
 
-# isort: split
-os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.machine import machine
+from data_prep.cli import print_json, run, say
 from data_prep.samples.index import Sentences, build
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture, assemble, deal
 from data_prep.store import Store
-from pretrain.data import Position, SampleStream, feed
+from pretrain.data import SampleStream, feed
+from pretrain.state import DataPosition
 
 FIXED = 200  # batches measured at once
 
@@ -91,7 +93,7 @@ def index_rate(config: Config, store: Store) -> float:
 
 def loader_rate(config: Config, store: Store, masking: Masking) -> float:
     """Samples a second of `feed` on one rank."""
-    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), Position())
+    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), DataPosition())
     batches = feed(stream, masking, lambda taken: config.batch, config.batch, 0, 1)
     next(batches)
 
@@ -109,7 +111,7 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
     found = {}
     for name in ("first_batch_new_index_s", "first_batch_cached_index_s"):
         start = time.perf_counter()
-        stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 1), Position(7, 100_000))
+        stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 1), DataPosition(7, 100_000))
         next(feed(stream, Masking(), lambda taken: config.batch, config.batch, 0, 1))
         found[name] = round(time.perf_counter() - start, 3)
         stream.mixture.epoch(8)  # waits for what is built ahead
@@ -118,7 +120,7 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
 
 def imbalance(config: Config, store: Store) -> dict[str, float]:
     """How many more tokens than the average the fullest of 8 ranks has in a step: dealt, or as samples come."""
-    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), Position())
+    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), DataPosition())
     dealt: list[float] = []
     plain: list[float] = []
     for _ in range(50):

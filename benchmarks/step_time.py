@@ -20,7 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
+
+    continue_in_venv()
 
 import numpy as np
 import torch
@@ -33,9 +37,10 @@ from data_prep.samples.masking import Masking, mask_tokens
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain.attention import IMPLEMENTATION, Layout
-from pretrain.data import Position, StepCounts, make_batch
+from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
 from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
+from pretrain.state import DataPosition, StepCounts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -69,7 +74,7 @@ class Sample:
         self.tokens, self.masked = len(self.ours.input_ids), len(self.ours.mlm_labels)
         self.counts = StepCounts(
             config.batch, self.masked, config.batch, self.tokens, config.batch * config.seq_len,
-            sum(length**2 for length in lengths), Position(),
+            sum(length**2 for length in lengths), DataPosition(),
         )  # fmt: skip
 
 

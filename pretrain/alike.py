@@ -1,6 +1,6 @@
 """What must be alike on all ranks: software, settings, stores, and the folder that they write into.
 
-    together.same_on_all_ranks(what_ranks_share(record, settings, identity))      before anything is written
+    distributed.check_same_on_all_ranks(what_ranks_share(record, settings, identity))      before anything is written
     check_shared(run)                                                             once the first rank has locked it
 
 Two nodes with other versions, another copy of a store or another command would train on, each at its own.
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.checkpoint import Identity
+from pretrain.checkpoints.manifest import Identity
 from pretrain.checkpoints.run_folder import holder_of
-from pretrain.together import agreed, told_by_first
+from pretrain.distributed import all_ranks_or_none, broadcast_object
 
 # Of the settings, these may be others on each node: folders mounted elsewhere. What they hold is compared.
 OF_NODES = ("data", "out", "ds_config", "init_from", "resume")
@@ -55,11 +55,11 @@ def code_sha256() -> str:
 
 def check_shared(run: Path) -> None:
     """Refuse a run folder that is another one on another node: every rank must see who has locked it. Collective."""
-    holder = told_by_first(holder_of(run))
+    holder = broadcast_object(holder_of(run))
     until = time.monotonic() + SHARED_WITHIN
     while (found := holder_of(run)) != holder and time.monotonic() < until:
         time.sleep(0.2)
-    with agreed(f"run folder {run}"):
+    with all_ranks_or_none(f"run folder {run}"):
         if found != holder:
             raise InputError(
                 f"--out {run} is not the folder that rank 0 on {holder.get('host')} writes into; checkpoints need one "

@@ -2,7 +2,7 @@
 
 import time
 
-from pretrain.together import host_group, largest
+from pretrain.distributed import all_reduce_max, gloo_group
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
         """Share of the hours that is spent, up to 1; None without a limit. Collective."""
         if not self.limit:
             return None
-        self.seconds = largest(int(1000 * (time.monotonic() - self._began)), host_group()) / 1000
+        self.seconds = all_reduce_max(int(1000 * (time.monotonic() - self._began)), gloo_group()) / 1000
         return min(1.0, self.seconds / self.limit)
 
     @property

@@ -1,11 +1,12 @@
 """The batches of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    stores, Position -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
+    stores, DataPosition -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
 
 A step takes the next samples of the stream; epochs follow one another without a gap. They are dealt to
 the micro-batches of all ranks by length (`deal`), so that every rank has as much to do; the union over ranks and
 micro-batches, and with the losses normalised by the counts of the whole step also the gradient, do not depend on how a
-step is cut. Each rank counts the whole step from the index alone. Position is all that resume needs, at any world size.
+step is cut. Each rank counts the whole step from the index alone. A DataPosition is all that resume needs, at any
+world size.
 """
 
 import queue
@@ -22,39 +23,11 @@ from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing
 from data_prep.store import Store
 from pretrain.attention import Layout
 from pretrain.model import IGNORED, Batch
+from pretrain.state import DataPosition, StepCounts
 
 Item = TypeVar("Item")
 WINDOW = 1 << 14  # samples looked up at once: the shuffle is slow on small calls
 AHEAD = 4  # micro-batches made in advance
-
-
-class Position(NamedTuple):
-    """Where the stream goes on: the next sample is number `sample` of epoch `epoch`."""
-
-    epoch: int = 0
-    sample: int = 0
-    phase: int = 0  # of the run
-    taken: int = 0  # samples that this phase has had
-    seq_len: int = 0  # of the samples that this is a place among; 0: not told
-
-    def entering(self, phase: int, seq_len: int) -> "Position":
-        """Where a phase goes on: where it was, else where the one before ended, else at the first of other samples."""
-        taken = self.taken if phase == self.phase else 0
-        if self.seq_len in (0, seq_len):
-            return self._replace(phase=phase, taken=taken, seq_len=seq_len)
-        return Position(phase=phase, taken=taken, seq_len=seq_len)
-
-
-class StepCounts(NamedTuple):
-    """What a whole step holds, over all ranks."""
-
-    samples: int
-    masked: int  # tokens to predict
-    pairs: int  # samples with a sentence-pair label
-    tokens: int
-    slots: int  # tokens a padded batch would hold
-    attended: int  # pairs of tokens that attend to each other
-    end: Position  # where the next step begins
 
 
 class MicroBatch(NamedTuple):
@@ -72,7 +45,7 @@ class MicroBatch(NamedTuple):
 class SampleStream:
     """The samples of a mixture one after another, epoch after epoch."""
 
-    def __init__(self, mixture: Mixture, position: Position):
+    def __init__(self, mixture: Mixture, position: DataPosition):
         self.mixture, self.position = mixture, position
         self._epoch: Epoch = mixture.epoch(position.epoch)
         mixture.build_ahead(position.epoch + 1)
@@ -105,7 +78,7 @@ class SampleStream:
         first = sample - self._window_start
         part = Picked(*(column[first : first + count] for column in self._window))
         taken += len(part.samples)
-        self.position = self.position._replace(epoch=epoch, sample=sample + len(part.samples), taken=taken)
+        self.position = self.position._replace(epoch=epoch, sample=sample + len(part.samples), samples_in_phase=taken)
         return part
 
 
@@ -116,7 +89,7 @@ def feed(
     all ranks; a multiple of micro_batch * world."""
     seq_len = stream.mixture.seq_len
     while True:
-        picked = stream.take(batch_after(stream.position.taken))
+        picked = stream.take(batch_after(stream.position.samples_in_phase))
         counts = counts_of(picked, masking, seq_len, stream.position)
         hands = deal(picked, counts.samples // micro_batch)
         *others, last = range(rank, len(hands), world)
@@ -125,7 +98,7 @@ def feed(
             yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts, number == last)
 
 
-def counts_of(picked: Picked, masking: Masking, seq_len: int, end: Position) -> StepCounts:
+def counts_of(picked: Picked, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
     """What these samples hold; read from the index alone."""
     a, b = picked.samples["a_length"].astype(np.int64), picked.samples["b_length"].astype(np.int64)
     specials = np.where(b > 0, 3, 2)

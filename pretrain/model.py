@@ -29,9 +29,9 @@ from data_prep.foreign import weight_files
 from data_prep.tokens.contract import same_tokenizer
 from pretrain import hf_folder
 from pretrain.attention import IMPLEMENTATION, Layout, attend
-from pretrain.config import PRESETS, Preset
 from pretrain.hf_files import read_init
-from pretrain.limits import MAX_POSITIONS
+from pretrain.settings.limits import MAX_POSITIONS, Preset
+from pretrain.sizes import PRESETS
 
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from data_prep.cli import InputError
 from data_prep.samples.coverage import MOST, evaluated, look_over, why_not_evaluated
 from data_prep.store import Store
-from pretrain.config import TrainConfig
+from pretrain.settings.config import TrainConfig
 
 
 class Outlook(NamedTuple):

@@ -8,15 +8,15 @@ What needs the model (its weights, a checkpoint's shapes) or a GPU is refused la
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from data_prep.cli import InputError, number_in
 from data_prep.store import Store
-from pretrain.checkpoints.manifest import NAME, Manifest, present
-from pretrain.config import TrainConfig
+from pretrain.advice.machine import elsewhere
+from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
-from pretrain.limits import MAX_POSITIONS
-from pretrain.phases import Phase, engine_settings, phases_of
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.limits import MAX_POSITIONS
+from pretrain.settings.phases import Phase, engine_settings, phases_of
 
 
 def check_launch(environment: Mapping[str, str] = os.environ) -> None:
@@ -46,6 +46,9 @@ def look(config: TrainConfig, ranks: int | None) -> list[Store]:
     ------
     InputError: the first thing that is wrong.
     """
+    check_names(config.allow_change)
+    if config.gpu:
+        elsewhere(config.gpu)
     stores = open_stores(config)
     if ranks is not None:
         # Without bf16, which a GPU may have: nothing is refused that would not be.
@@ -79,24 +82,3 @@ def check_lengths(phases: list[Phase], positions: int) -> None:
             f"--seq_len {longest} is beyond the model's {positions} positions; "
             f"give at most {positions} (presets: {MAX_POSITIONS})"
         )
-
-
-def check_resume(config: TrainConfig) -> None:
-    """Refuse a --resume that cannot be.
-
-    Raises
-    ------
-    InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint.
-    """
-    if config.resume == "never":
-        if present(config.out):
-            raise InputError(
-                f"--resume never, but {config.out} holds checkpoints; choose another --out or --resume auto"
-            )
-    elif config.resume != "auto":
-        folder = Path(config.resume)
-        if not (folder / NAME).exists() and (inside := present(folder)):
-            raise InputError(
-                f"--resume {folder} is a whole run, and not one of its checkpoints; the newest is {inside[0]}"
-            )
-        Manifest.read(folder)

@@ -8,8 +8,9 @@ activation_bytes(...)                              a token, kept for the backwar
 
 from typing import NamedTuple
 
+from pretrain.settings.limits import MAX_POSITIONS
+
 STATE = 12  # bytes a parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
-POSITIONS = 512
 # Elements of the hidden size that a layer keeps for the backward pass, with attention kernels that keep no matrix of
 # scores: 34 bytes in 16 bit (Korthikanti et al. 2022, section 4.1).
 KEPT = 17
@@ -22,10 +23,20 @@ class Shape(NamedTuple):
     hidden: int
 
 
+PRESETS: dict[str, Shape] = {  # Turc et al. 2019, table 1; Devlin et al. 2019
+    "bert-tiny": Shape(2, 128),
+    "bert-mini": Shape(4, 256),
+    "bert-small": Shape(4, 512),
+    "bert-medium": Shape(8, 512),
+    "bert-base": Shape(12, 768),
+    "bert-large": Shape(24, 1024),
+}
+
+
 def parameters(shape: Shape, vocab_size: int) -> int:
     """Weights of BertForPreTraining."""
     layers, hidden = shape
-    embeddings = (vocab_size + POSITIONS + 2 + 2) * hidden
+    embeddings = (vocab_size + MAX_POSITIONS + 2 + 2) * hidden
     encoder = layers * (12 * hidden**2 + 13 * hidden)
     heads = 2 * (hidden**2 + hidden) + 2 * hidden + vocab_size + 2 * hidden + 2  # pooler, transform, output biases, nsp
     return embeddings + encoder + heads

@@ -15,17 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cli import InputError, parse, say  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
+from data_prep.cli import InputError, parse, say
 from data_prep.outlets import survive_console
-from pretrain.config import TrainConfig
 from pretrain.preflight import check_launch, look, ranks_in
-from pretrain.settings_file import with_settings
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.settings_file import with_settings
 from pretrain.watch import STOPPED, Watch
 
 if TYPE_CHECKING:
-    from pretrain.checkpoints.checkpoint import RunState
+    from pretrain.state import RunState
 
 
 def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:

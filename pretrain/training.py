@@ -19,9 +19,8 @@ from data_prep.cli import InputError, print_json, say
 from data_prep.store import Store
 from pretrain.advice.machine import elsewhere
 from pretrain.alike import check_shared, what_ranks_share
-from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import RunState
 from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.resume import load
 from pretrain.checkpoints.run_folder import (
     RunLock,
     Start,
@@ -31,26 +30,27 @@ from pretrain.checkpoints.run_folder import (
     record_of,
 )
 from pretrain.checkpoints.saver import Saver
-from pretrain.config import TrainConfig
+from pretrain.distributed import OtherRankError, all_ranks_or_none, broadcast_object, check_same_on_all_ranks
 from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import build, compile_layers, identity_of
 from pretrain.monitor.console import for_stderr, what_came_out, what_runs
+from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
-from pretrain.phases import Phase, engine_settings, phases_of
-from pretrain.together import OtherRankFailed, agreed, same_on_all_ranks, told_by_first
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.phases import Phase, engine_settings, phases_of
+from pretrain.state import RunState
 from pretrain.watch import STOPPED, Watch
 from pretrain.zero.engine import (
     check_precision,
     default_precision,
-    join_ranks,
-    leave_ranks,
-    quiet,
-    start_engine,
+    end_distributed,
+    init_distributed,
+    init_engine,
+    silence_libraries,
 )
-from pretrain.zero.lamb import Lamb
 
 
 def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
@@ -64,7 +64,7 @@ def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
         elif os.environ.get("LOCAL_RANK") == "0" and not dist.is_initialized():
             say(f"error: rank {rank} on {socket.gethostname()}: {error}")
         return 2
-    except OtherRankFailed as error:
+    except OtherRankError as error:
         return error.exit_code
     except DivergedError as error:  # on all ranks alike
         if os.environ.get("RANK", "0") == "0":
@@ -73,7 +73,7 @@ def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
     except OSError as error:  # the disk, of this rank
         say(f"error: {error}; checkpoints that were whole still are")
         return 1
-    leave_ranks()
+    end_distributed()
     return 0 if is_finished(config, state) or config.dry_run else STOPPED
 
 
@@ -91,7 +91,7 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         with closing(Watch()) as own:
             return train(config, stores, own)
     watch.expect(config.hang_timeout)
-    quiet()
+    silence_libraries()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     precision = elsewhere(config.gpu).precision if config.gpu else default_precision()
     phases = phases_of(config.spans, config.ds_config, config.flags, world_size, precision)
@@ -116,55 +116,62 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         compile_layers(model)
 
     with watch.joining():
-        join_ranks()
+        init_distributed()
     with ExitStack() as ending:
         if config.verify_store:
-            with agreed("stores of --data"), watch.working():
+            with all_ranks_or_none("stores of --data"), watch.working():
                 verify_stores(stores)
         # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
-        same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
+        check_same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
         start = Start(None, RunState(), (), record, ())
-        with agreed(f"run folder {config.out}"), watch.working():
+        with all_ranks_or_none(f"run folder {config.out}"), watch.working():
             if dist.get_rank() == 0:
                 start = find_start(config, record, identity, shapes)  # one rank reads all of it for its checksums
-        start = told_by_first(start)
+        start = broadcast_object(start)
         if start.checkpoint is not None and is_finished(config, start.state):
-            with agreed(f"run folder {config.out}"):
+            with all_ranks_or_none(f"run folder {config.out}"):
                 if dist.get_rank() == 0:
                     leave(config, start, stores)
             return start.state
-        with agreed(f"run folder {config.out}"):
+        lost = ""  # in words: what a process that was killed did beyond the checkpoint
+        with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
-                ending.enter_context(RunLock(config.out))
+                lock = ending.enter_context(RunLock(config.out))
+                step = start.state.step if start.checkpoint is not None else None
+                lost = what_was_lost(config.out / "metrics.jsonl", step) if lock.was_stale else ""
         check_shared(config.out)
-        engine, partition = start_engine(
-            model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
+        engine = init_engine(
+            model,
+            settings,
+            allow_untested=config.allow_untested_deepspeed,
+            checkpoint_activations=config.checkpoint_activations,
         )
         state = start.state
         if start.checkpoint is not None:
             with watch.working():
-                checkpoint.load(start.checkpoint, partition, engine, identity)
-        with agreed(f"run folder {config.out}"):
+                load(start.checkpoint, engine, identity)
+        with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
                 prepare_folder(config.out, start, stores)
         meter = Meter(
             config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
         )
         ending.callback(meter.close)
-        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint))
+        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
         if start.checkpoint is not None:
-            meter.event(state.step, "resume", checkpoint=start.checkpoint.name)
+            meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
+        elif lost:
+            meter.event(state.step, "restart", lost=lost)
         if start.changes:
             meter.event(state.step, "change", **{change.setting: change.text for change in start.changes})
             if any(change.moves for change in start.changes):
                 place = f"epoch {state.position.epoch}, sample {state.position.sample}"
                 meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
-        saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
+        saver = Saver(config.out, engine, identity=identity, settings=settings, keep=config.keep, record=start.record)
         ending.callback(saver.close)
         guard = Guard(watch, config.stop_at(time.time()), config.max_skips, config.save_minutes, config.eval_minutes)
-        lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
         try:
-            return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
+            return loop(Run(config, phases, stores, engine, meter, saver, guard), state)
         except DivergedError as error:
             meter.fail(str(error))
             raise

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.files import sha256_of, write_json
-from pretrain.checkpoints.checkpoint import RunState, complete, folder_of
-from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, rank_file, slice_key
-from pretrain.data import Position
+from pretrain.checkpoints.checkpoint import complete
+from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, folder_of, rank_file, slice_key
 from pretrain.model import identity_of
+from pretrain.state import DataPosition, RunState
 
 SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
 
@@ -47,13 +47,13 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         skipped=1,
         samples=8 * step + 8,
         tokens=900 * step,
-        position=Position(0, 8 * step + 8, 0, 8 * step, 32),
+        position=DataPosition(0, 8 * step + 8, 0, 8 * step, 32),
         seconds=2.5,
         best_loss=3.25,
         held_out="ab",
-        worse=1,
-        recent=(3.5, 3.25),
-        passed_over=((0, 8),),
+        evals_since_best=1,
+        recent_losses=(3.5, 3.25),
+        skipped_spans=((0, 8),),
     )
     identity = Identity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import TrainConfig
+from pretrain.settings.config import TrainConfig
 
 
 def tiny_run(store: Path, out: Path, **settings: Any) -> TrainConfig:

@@ -16,8 +16,8 @@ from pretrain.advice import survey as surveys
 from pretrain.advice.advice import ENGLISH, Advice, advise, advised
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, looked_into, summed_up, survey
-from pretrain.config import PRESETS, TrainConfig
-from pretrain.sizes import parameters, token_flops
+from pretrain.settings.config import TrainConfig
+from pretrain.sizes import PRESETS, parameters, token_flops
 
 LAPTOP = Machine("CPU", 2, 100e9, 12e9, False, True, "fp32", 1.0, cores=2)  # 200 GFLOP/s: the machine of docs/log.md
 # Words as frequent as in a language: the one of rank r occurs TEXT / r times.
@@ -87,7 +87,8 @@ def test_tokens_are_counted_as_a_vocabulary_would_cut_words():
 )
 def test_the_model_is_the_largest_that_gets_the_tokens_it_wants_of_text_that_is_not_worn_out(hours, megabytes, name):
     tokens = megabytes * 1e6 / 4.2
-    chosen, why = rules.model(rules.paces(LAPTOP, hours, 8192, tokens), hours)
+    chosen, larger = rules.model(rules.paces(LAPTOP, hours, 8192, tokens))
+    why = rules.why_model(chosen, larger, hours)
     assert chosen.model == name
     assert "tokens/s" in why
 

@@ -1,10 +1,13 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from data_prep.cli import InputError, parse
 from data_prep.samples.masking import Masking
-from pretrain.config import TrainConfig
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.limits import Preset
+from pretrain.sizes import PRESETS
 
 
 def from_line(line: str) -> TrainConfig:
@@ -95,3 +98,7 @@ def test_masking_is_an_option():
 def test_wrong_values_are_refused_by_name(wrong):
     with pytest.raises(InputError, match=wrong.split()[0]):
         from_line(f"{BASE} {wrong}")
+
+
+def test_every_preset_has_a_size():
+    assert get_args(Preset) == tuple(PRESETS)

@@ -9,12 +9,13 @@ import torch
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture, deal
 from data_prep.store import Store
-from pretrain.data import MicroBatch, Position, SampleStream, feed, prefetch
+from pretrain.data import MicroBatch, SampleStream, feed, prefetch
 from pretrain.model import IGNORED, Batch
+from pretrain.state import DataPosition
 from tests.stores import random_documents, store_of
 
 GLOBAL = 12
-BEGIN = Position()
+BEGIN = DataPosition()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def samples_of(batch: Batch) -> list[tuple]:
     return found
 
 
-def step_samples(store: Store, steps: int, world: int, micro: int, start: Position = BEGIN) -> list[list[tuple]]:
+def step_samples(store: Store, steps: int, world: int, micro: int, start: DataPosition = BEGIN) -> list[list[tuple]]:
     """The samples of each step, over all ranks, sorted."""
     collected: list[list[tuple]] = [[] for _ in range(steps)]
     for rank in range(world):
@@ -68,7 +69,7 @@ def test_samples_of_a_step_do_not_depend_on_ranks_and_micro_batches(store, world
 def test_every_rank_has_as_much_to_do(tmp_path):
     long = store_of(tmp_path, random_documents(400, seed=8, longest=30))
     for seq_len in (64, 512):
-        picked = SampleStream(Mixture([long], [1.0], seq_len, "nsp", 0), Position()).take(256)
+        picked = SampleStream(Mixture([long], [1.0], seq_len, "nsp", 0), DataPosition()).take(256)
         lengths = picked.samples["a_length"].astype(int) + picked.samples["b_length"] + 3
         hands = deal(picked, 8)
         assert sorted(hands.ravel()) == list(range(256))
@@ -80,7 +81,7 @@ def test_every_rank_has_as_much_to_do(tmp_path):
 
 def test_any_position_continues_the_stream(store):
     items = list(
-        islice(feed(SampleStream(mixture(store), Position()), Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), 9)
+        islice(feed(SampleStream(mixture(store), DataPosition()), Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), 9)
     )
     whole = step_samples(store, 9, 1, GLOBAL)
     for step, item in enumerate(items[:-1]):
@@ -89,18 +90,20 @@ def test_any_position_continues_the_stream(store):
 
 def test_each_sample_is_seen_once_an_epoch(store):
     epoch = mixture(store).epoch(0)
-    stream = SampleStream(mixture(store), Position())
+    stream = SampleStream(mixture(store), DataPosition())
     picked = stream.take(epoch.size)
     assert len(set(picked.key.tolist())) == epoch.size
-    assert stream.position == Position(0, epoch.size, taken=epoch.size)
+    assert stream.position == DataPosition(0, epoch.size, samples_in_phase=epoch.size)
     assert stream.take(1).key[0] == mixture(store).epoch(1).look_up(np.array([0])).key[0]
-    assert stream.position == Position(1, 1, taken=epoch.size + 1)
+    assert stream.position == DataPosition(1, 1, samples_in_phase=epoch.size + 1)
 
 
 def test_counts_of_a_step_are_those_of_its_batches(store):
     items: list[MicroBatch] = []
     for rank in range(2):
-        items += islice(feed(SampleStream(mixture(store), Position()), Masking(), lambda taken: GLOBAL, 3, rank, 2), 2)
+        items += islice(
+            feed(SampleStream(mixture(store), DataPosition()), Masking(), lambda taken: GLOBAL, 3, rank, 2), 2
+        )
     counts = items[0].step
     assert counts.samples == GLOBAL
     assert counts.masked == sum(len(item.batch.mlm_labels) for item in items)
@@ -111,7 +114,7 @@ def test_counts_of_a_step_are_those_of_its_batches(store):
 
 
 def test_without_pairs_nothing_has_a_pair_label(store):
-    stream = SampleStream(mixture(store, objective="mlm"), Position())
+    stream = SampleStream(mixture(store, objective="mlm"), DataPosition())
     item = next(feed(stream, Masking(), lambda taken: 4, 4, 0, 1))
     assert item.step.pairs == 0
     assert (item.batch.nsp_labels == IGNORED).all()
@@ -145,7 +148,7 @@ class TestPrefetch:
 
 
 def test_a_batch_moves_as_a_whole(store):
-    batch = next(feed(SampleStream(mixture(store), Position()), Masking(), lambda taken: 4, 4, 0, 1)).batch
+    batch = next(feed(SampleStream(mixture(store), DataPosition()), Masking(), lambda taken: 4, 4, 0, 1)).batch
     moved = batch.to(torch.device("meta"))
     assert {field.device.type for field in moved[:8]} == {"meta"}
     assert moved.layout.cu_seqlens.device.type == "meta"

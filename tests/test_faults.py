@@ -23,10 +23,12 @@ import pytest
 from data_prep.cli import InputError
 from data_prep.files import write_json
 from pretrain.checkpoints import run_folder
-from pretrain.checkpoints.checkpoint import RunState, folder_of, newest_whole
+from pretrain.checkpoints.checkpoint import newest_whole
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.checkpoints.run_folder import RunLock
-from pretrain.config import TrainConfig
 from pretrain.model import Pretrainer
+from pretrain.settings.config import TrainConfig
+from pretrain.state import RunState
 from pretrain.train import train
 from pretrain.watch import STOPPED
 from tests.launched import PATIENCE, start, wait_for

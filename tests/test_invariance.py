@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
-from pretrain.checkpoints.checkpoint import folder_of, read_parameter, stored_pieces
-from pretrain.config import TrainConfig
+from pretrain.checkpoints.checkpoint import read_parameter, stored_pieces
+from pretrain.checkpoints.manifest import folder_of
+from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of

@@ -15,13 +15,13 @@ from transformers import BertForPreTraining, BertForSequenceClassification
 from data_prep import shard, vocab
 from data_prep.cli import InputError
 from pretrain import predict
-from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig
 from pretrain.export.__main__ import main as export
 from pretrain.finetune.__main__ import FinetuneConfig
 from pretrain.finetune.__main__ import main as finetune
 from pretrain.import_universal import ImportConfig
 from pretrain.import_universal import main as import_universal
+from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.corpora import write
 from tests.stores import store_of

@@ -18,15 +18,15 @@ from data_prep.ranges import Range, check_ranges
 from data_prep.shard import ShardConfig
 from data_prep.show import ShowConfig
 from data_prep.vocab import VocabConfig
-from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig
 from pretrain.finetune.__main__ import FinetuneConfig
 from pretrain.import_universal import ImportConfig
-from pretrain.phases import INTEGERS, NUMBERS, Span, parse_span
 from pretrain.predict import PredictConfig
 from pretrain.report.__main__ import ReportConfig
-from pretrain.zero import ds_config, ds_values
-from pretrain.zero.ds_config import Flags, resolve
+from pretrain.settings import ds_config, ds_values
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags, resolve
+from pretrain.settings.phases import INTEGERS, NUMBERS, Span, parse_span
 from tests.corpora import files_of, run_script
 
 COMMANDS = {

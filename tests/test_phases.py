@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.checkpoint import folder_of
-from pretrain.config import TrainConfig
-from pretrain.phases import Span, parse_span, phases_of
+from pretrain.checkpoints.manifest import folder_of
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags
+from pretrain.settings.phases import Span, parse_span, phases_of
 from pretrain.train import train
-from pretrain.zero.ds_config import Flags
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 from tests.test_checkpoint import contents

@@ -16,12 +16,13 @@ from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from pretrain import loop, train
-from pretrain.config import TrainConfig
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, build
 from pretrain.monitor import plan
 from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
+from pretrain.preflight import look
+from pretrain.settings.config import TrainConfig
 from pretrain.sizes import state_bytes
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
@@ -58,7 +59,7 @@ def test_state_is_what_the_papers_table_says():
 
 
 def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
-    """Bytes that this rank sent in rings, and elements of the optimizer's masters that it holds."""
+    """Bytes that this rank sent in rings, and elements of the fp32 buffers that it holds."""
     sent: Counter[str] = Counter()
     for name in COLLECTIVES:
         setattr(dist, name, _counting(getattr(dist, name), name, sent))
@@ -67,7 +68,7 @@ def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
     def counted(run: Any, *arguments: Any) -> Any:
         sent.clear()
         found = one_step(run, *arguments)
-        held.append((dict(sent), sum(master.numel() for master in run.saver.partition.masters)))
+        held.append((dict(sent), sum(buffer.numel() for buffer in run.engine.partition.fp32_buffers)))
         return found
 
     loop.one_step = counted  # type: ignore[assignment]
@@ -244,4 +245,4 @@ def test_a_plan_for_a_gpu_that_is_elsewhere_takes_nothing_from_the_machine_that_
     with pytest.raises(InputError, match=r"--gpu a100 goes with --dry_run"):
         config(store, tmp_path / "run", gpu="a100")
     with pytest.raises(InputError, match=r"--gpu b52 is not known; known are .*h100"):
-        config(store, tmp_path / "run", dry_run=True, gpu="b52")
+        look(config(store, tmp_path / "run", dry_run=True, gpu="b52"), 1)

@@ -24,9 +24,9 @@ from data_prep.samples import pairs
 from data_prep.samples.index import build
 from data_prep.samples.pairs import Abandoned, Mixture
 from data_prep.sharding.ranks import rank_and_world
-from pretrain.config import TrainConfig
 from pretrain.data import prefetch
 from pretrain.preflight import check_launch
+from pretrain.settings.config import TrainConfig
 from pretrain.train import exit_code_of, train
 from pretrain.watch import STOPPED
 from tests.launched import PATIENCE, start, wait_for

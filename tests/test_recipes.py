@@ -11,8 +11,8 @@ from transformers import BertForMaskedLM
 
 from data_prep.cli import ROOT, parse
 from data_prep.vocab import write_tokenizer
-from pretrain.config import TrainConfig
 from pretrain.model import preset_config
+from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.stores import entries_of, random_documents, store_of
 

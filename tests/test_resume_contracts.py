@@ -12,18 +12,20 @@ from typing import Any
 
 import pytest
 
+import pretrain.settings.config
 import tests.stores
 from data_prep.cli import InputError
 from data_prep.fields import write_sealed
 from data_prep.files import sha256_of, write_json
-from pretrain.checkpoints import checkpoint, resume_policy
-from pretrain.checkpoints.checkpoint import RunState, best_of, folder_of, present
-from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, rank_file
+from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.checkpoint import best_of
+from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, folder_of, present, rank_file
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
 from pretrain.checkpoints.run_folder import Start, find_checkpoint, placed, prepare_folder
-from pretrain.config import TrainConfig
-from pretrain.data import Position
 from pretrain.export.sources import find_source
+from pretrain.preflight import look
+from pretrain.settings.config import TrainConfig
+from pretrain.state import DataPosition, RunState
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
@@ -285,29 +287,29 @@ def test_a_moved_store_is_the_same_store_and_an_empty_record_says_nothing():
 
 
 def test_a_place_in_other_samples_is_the_beginning_of_a_fresh_epoch():
-    state = RunState(50, position=Position(2, 17, 0, 400))
+    state = RunState(50, position=DataPosition(2, 17, 0, 400))
 
-    def place(now: dict[str, Any]) -> Position:
+    def place(now: dict[str, Any]) -> DataPosition:
         return placed(state, RECORD, now, changes_of(RECORD, now, 50)).position
 
-    assert place(RECORD) == Position(2, 17, 0, 400, 128)
-    assert place(changed(dropout=0.0)) == Position(2, 17, 0, 400, 128)
-    assert place(changed(seed=1)) == Position(3, 0, 0, 400, 128)
-    assert place(changed(objective="mlm")) == Position(3, 0, 0, 400, 128)
+    assert place(RECORD) == DataPosition(2, 17, 0, 400, 128)
+    assert place(changed(dropout=0.0)) == DataPosition(2, 17, 0, 400, 128)
+    assert place(changed(seed=1)) == DataPosition(3, 0, 0, 400, 128)
+    assert place(changed(objective="mlm")) == DataPosition(3, 0, 0, 400, 128)
     # Half as many passes of b an epoch: it has begun 6 of its passes, which end with epoch 5.
     slower = changed(data=["a", "b"], stores=[RECORD["stores"][0], RECORD["stores"][1] | {"passes": 1.0}])
-    assert place(slower) == Position(6, 0, 0, 400, 128)
+    assert place(slower) == DataPosition(6, 0, 0, 400, 128)
     third = {"folder": "c", "identity": "3" * 64, "passes": 1.0}
-    assert place(changed(stores=[*RECORD["stores"], third])) == Position(3, 0, 0, 400, 128)
-    assert place(changed(stores=[third])) == Position(0, 0, 0, 400, 128)
+    assert place(changed(stores=[*RECORD["stores"], third])) == DataPosition(3, 0, 0, 400, 128)
+    assert place(changed(stores=[third])) == DataPosition(0, 0, 0, 400, 128)
 
 
 def test_other_lengths_begin_at_their_first_sample():
-    position = Position(2, 17, 0, 400, 128)
+    position = DataPosition(2, 17, 0, 400, 128)
     assert position.entering(0, 128) == position
-    assert position.entering(1, 128) == Position(2, 17, 1, 0, 128)
-    assert position.entering(1, 512) == Position(0, 0, 1, 0, 512)
-    assert position.entering(0, 512) == Position(0, 0, 0, 400, 512)
+    assert position.entering(1, 128) == DataPosition(2, 17, 1, 0, 128)
+    assert position.entering(1, 512) == DataPosition(0, 0, 1, 0, 512)
+    assert position.entering(0, 512) == DataPosition(0, 0, 0, 400, 512)
 
 
 def test_what_is_allowed_is_allowed_by_name(store, tmp_path):
@@ -317,17 +319,17 @@ def test_what_is_allowed_is_allowed_by_name(store, tmp_path):
     with pytest.raises(InputError, match=r"seed 0 -> 1 .*or say --allow_change seed$"):
         refuse(tmp_path, changes, ("optimizer",))
     with pytest.raises(InputError, match=f"--allow_change lr, model: .*{', '.join(REFUSED)}".replace("lr, ", "lr ")):
-        config(store, tmp_path, allow_change=("lr", "model"))
-    help_text = (Path(resume_policy.__file__).parent.parent / "config.py").read_text()
+        look(config(store, tmp_path, allow_change=("lr", "model")), 1)
+    help_text = Path(pretrain.settings.config.__file__).read_text()
     assert all(name in help_text.partition("allow_change:")[2].partition("hang_timeout")[0] for name in REFUSED)
 
 
 def test_best_never_compares_losses_on_different_samples(tmp_path):
-    state = RunState().evaluated(2.0, "short").evaluated(3.0, "short")
-    assert (state.best_loss, state.worse) == (2.0, 1)
-    state = state.evaluated(4.0, "long")
-    assert (state.best_loss, state.worse) == (4.0, 0)
-    assert state.evaluated(float("nan"), "long").worse == 1
+    state = RunState().after_evaluation(2.0, "short").after_evaluation(3.0, "short")
+    assert (state.best_loss, state.evals_since_best) == (2.0, 1)
+    state = state.after_evaluation(4.0, "long")
+    assert (state.best_loss, state.evals_since_best) == (4.0, 0)
+    assert state.after_evaluation(float("nan"), "long").evals_since_best == 1
     rows = [(1, 2.0, "short"), (2, 1.0, "short"), (3, 5.0, "long"), (4, 4.0, "long"), (5, 6.0, "long"), (6, None, "")]
     for step, loss, held_out in rows:
         folder = folder_of(tmp_path, step)

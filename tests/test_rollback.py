@@ -12,15 +12,16 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import RunState, folder_of, present
+from pretrain.checkpoints.manifest import folder_of, present
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.checkpoints.saver import Saver
-from pretrain.config import TrainConfig
-from pretrain.data import Position, SampleStream
+from pretrain.data import SampleStream
 from pretrain.model import Pretrainer
-from pretrain.phases import parse_span, phase_at, phases_of
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags
+from pretrain.settings.phases import parse_span, phase_at, phases_of
+from pretrain.state import DataPosition, RunState
 from pretrain.train import train
-from pretrain.zero.ds_config import Flags
 from tests.checkpoints import rewrite_state
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
@@ -72,19 +73,21 @@ def cut_after(run: Path, step: int, out: Path) -> Path:
     return out
 
 
-def place_at(folder: Path, position: Position, passed_over: list[list[int]]) -> None:
+def place_at(folder: Path, position: DataPosition, passed_over: list[list[int]]) -> None:
     """Let a checkpoint go on elsewhere in the data."""
     state = json.loads((folder / "state.json").read_text())
-    rewrite_state(folder, state | {"position": position._asdict(), "passed_over": passed_over})
+    rewrite_state(folder, state | {"position": position.to_json(), "passed_over": passed_over})
 
 
 def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     """As a run that is resumed at the checkpoint before the spike with the data of BEYOND steps after it."""
-    stream = SampleStream(Mixture([Store.open(store)], [1.0], 32, "nsp", 0), Position())
+    stream = SampleStream(Mixture([Store.open(store)], [1.0], 32, "nsp", 0), DataPosition())
     stream.take((SPIKE + BEYOND) * BATCH)
     reference = cut_after(spiked, 12, tmp_path / "reference")
     place_at(
-        folder_of(reference, 12), stream.position._replace(taken=12 * BATCH), [[12 * BATCH, (SPIKE + BEYOND) * BATCH]]
+        folder_of(reference, 12),
+        stream.position._replace(samples_in_phase=12 * BATCH),
+        [[12 * BATCH, (SPIKE + BEYOND) * BATCH]],
     )
     run_ranks(2, train, config(store, reference, rollback=0.0))
     ours, theirs = (contents(folder_of(run, STEPS)) for run in (spiked, reference))
@@ -128,7 +131,7 @@ def test_stage_3_goes_back_too(store, tmp_path):
 
 def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):
     state = run_ranks(1, train_with_spikes, config(store, tmp_path / "run", save_every=0), {SPIKE})[0]
-    assert (state.step, state.passed_over, len(state.recent)) == (STEPS, (), STEPS)
+    assert (state.step, state.skipped_spans, len(state.recent_losses)) == (STEPS, (), STEPS)
     assert [event["step"] for event in events(tmp_path / "run", "spike")] == [SPIKE]
     assert not events(tmp_path / "run", "rollback")
 
@@ -162,8 +165,8 @@ def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp
     # 4 steps of phase 1 and 2 of phase 2 since the checkpoint, and as many beyond as the spike's step is large.
     drawn = 4 * 8 + 2 * 16 + BEYOND * 16
     assert event["samples_passed_over"] == drawn
-    assert (state.samples, state.passed_over) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
-    assert (state.position.phase, state.position.taken, state.position.seq_len) == (1, 4 * 16, seq_len)
+    assert (state.samples, state.skipped_spans) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
+    assert (state.position.phase, state.position.samples_in_phase, state.position.seq_len) == (1, 4 * 16, seq_len)
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [8, 8, 12]
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pretrain.schedule import BATCH_STAGES, batch_size, lr_multiplier
+from pretrain.settings.schedule import BATCH_STAGES, batch_size, lr_multiplier
 
 TOTAL, WARMUP = 100, 10
 SCHEDULES = ["linear", "poly", "cosine", "constant", "wsd"]

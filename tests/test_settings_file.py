@@ -9,8 +9,8 @@ import pytest
 
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
-from pretrain.config import TrainConfig
-from pretrain.phases import engine_settings, phases_of
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.phases import engine_settings, phases_of
 from pretrain.train import asked, train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run

@@ -4,9 +4,9 @@ import pytest
 
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig
-from pretrain.config import TrainConfig
 from pretrain.export.__main__ import ExportConfig
 from pretrain.finetune.__main__ import FinetuneConfig
+from pretrain.settings.config import TrainConfig
 
 SHARD = "--corpus a.txt --vocab v --out s"
 TRAIN = "--data s --out run --model bert-tiny"

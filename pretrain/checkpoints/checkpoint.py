@@ -7,7 +7,7 @@
       manifest.json                      model, tokenizer, sizes and checksums of the other files
 
 Written by saver.py; manifest.py has the manifest and the names; here is how a checkpoint is found, verified, read and
-resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A
+resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of these) and no pickle. A
 slice says where in its parameter it lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 
@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, say
-from data_prep.fields import Fields, is_number, read_fields
+from data_prep.fields import Fields, read_fields
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
 from pretrain.checkpoints.manifest import (
     KINDS,
@@ -38,102 +38,9 @@ from pretrain.checkpoints.manifest import (
     present,
     step_of,
 )
-from pretrain.checkpoints.manifest import (
-    folder_of as folder_of,
-)
-from pretrain.data import Position, StepCounts
-from pretrain.together import agreed
-
-if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
-    from pretrain.zero.partition import Partition
+from pretrain.state import SCALER_FIELDS, RunState
 
 POINTER = "latest"
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-class RunState(NamedTuple):
-    """How far a run is, over all ranks."""
-
-    step: int = 0  # optimizer steps that happened
-    skipped: int = 0  # steps that did not, for an overflow
-    samples: int = 0
-    tokens: int = 0
-    position: Position = Position()
-    seconds: float = 0.0  # of training, where --hours measures the run
-    best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
-    held_out: str = ""  # which set that is (Evaluation.identity)
-    worse: int = 0  # evaluations since
-    recent: tuple[float, ...] = ()  # losses of the last steps, where --rollback watches them
-    passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
-
-    @classmethod
-    def of(cls, fields: Fields) -> "RunState":
-        """From a state.json, which may be of a version that knew fewer fields.
-
-        Raises
-        ------
-        InputError: a field of another type, or out of its range.
-        """
-        at = fields.of("position")
-        best = fields.get("best_loss", None)
-        state = cls(
-            fields.whole("step"),
-            fields.whole("skipped", default=0),
-            fields.whole("samples", default=0),
-            fields.whole("tokens", default=0),
-            Position(*(at.whole(name, default=0) for name in Position._fields)),
-            fields.number("seconds", least=0.0, default=0.0),
-            None if best is None or best != best else fields.number("best_loss"),
-            fields.text("held_out", default=""),
-            fields.whole("worse", default=0),
-            _losses(fields),
-            _spans(fields),
-        )
-        if max(state.position.sample, state.position.taken) > state.drawn:
-            raise at.error(f"lies beyond the {state.drawn:,} samples that the run has drawn")
-        return state
-
-    def as_json(self) -> dict[str, Any]:
-        """What of() reads."""
-        return self._asdict() | {"position": self.position._asdict()}
-
-    @property
-    def drawn(self) -> int:
-        """Samples that were trained on or passed over: where `position` is, counted from the beginning."""
-        return self.samples + sum(end - first for first, end in self.passed_over)
-
-    def after(self, counts: StepCounts, happened: bool, seconds: float) -> "RunState":
-        """The state after a step, or after the attempt at one."""
-        return self._replace(
-            step=self.step + happened,
-            skipped=self.skipped + (not happened),
-            samples=self.samples + counts.samples,
-            tokens=self.tokens + counts.tokens,
-            position=counts.end,
-            seconds=seconds,
-        )
-
-    def evaluated(self, loss: float, held_out: str) -> "RunState":
-        """The state after an evaluation; losses of another held-out set are no measure for this one."""
-        best = self.best_loss if held_out == self.held_out else None
-        if math.isfinite(loss) and (best is None or loss < best):
-            return self._replace(best_loss=loss, held_out=held_out, worse=0)
-        return self._replace(worse=self.worse + 1)
-
-
-def _losses(fields: Fields) -> tuple[float, ...]:
-    losses = fields.list("recent", default=[])
-    if not all(map(is_number, losses)):
-        raise fields.error("says recent, which are not losses")
-    return tuple(losses)
-
-
-def _spans(fields: Fields) -> tuple[tuple[int, int], ...]:
-    spans = fields.list("passed_over", default=[])
-    for span in spans:
-        if not (isinstance(span, list) and [type(end) for end in span] == [int, int] and 0 <= span[0] <= span[1]):
-            raise fields.error(f"says passed_over {span!r:.60}, which is not a span of samples")
-    return tuple((first, end) for first, end in spans)
 
 
 class Piece(NamedTuple):
@@ -224,7 +131,7 @@ def read_state(folder: Path, manifest: Manifest) -> tuple[RunState, dict[str, An
     InputError: not readable, or not true to itself or the manifest.
     """
     fields = read_fields(folder / STATE, NOT_WHOLE)
-    state, scaler = RunState.of(fields), fields.of("loss_scaler", default={})
+    state, scaler = RunState.from_json(fields), fields.of("loss_scaler", default={})
     if state.step != manifest.step:
         raise fields.error(f"says step {state.step}, {NAME} {manifest.step}")
     for name in SCALER_FIELDS:
@@ -235,7 +142,7 @@ def read_state(folder: Path, manifest: Manifest) -> tuple[RunState, dict[str, An
 def complete(staged: Path, target: Path, state: RunState, scaler: dict[str, Any], manifest: Manifest) -> None:
     """Make a checkpoint of a folder that holds all slices: state.json, the manifest, which is given without files, and
     the folder in its place, which the pointer then names."""
-    write_json(staged / STATE, state.as_json() | {"loss_scaler": scaler})
+    write_json(staged / STATE, state.to_json() | {"loss_scaler": scaler})
     files = {path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(staged.iterdir())}
     manifest._replace(files=files).write(staged)
     sync_tree(staged)
@@ -353,40 +260,6 @@ def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor
     for name, weight in weights.items():
         read_parameter(pieces[name, "master"], weight.view(-1), 0)
     return weights
-
-
-def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) -> RunState:
-    """Put a checkpoint that read_manifest() has found whole into an engine; collective.
-
-    Each rank reads the slices that it needs, and no more.
-
-    Raises
-    ------
-    InputError: of another model or tokenizer.
-    """
-    with agreed(f"checkpoint {folder}"):
-        manifest = Manifest.read(folder)
-        check_identity(folder, manifest, identity, partition.shapes)
-        state, saved = read_state(folder, manifest)
-        pieces = stored_pieces(folder)
-    with partition.writing(), agreed(f"checkpoint {folder}"):
-        try:
-            for piece in partition.slices:
-                for kind in KINDS:
-                    read_parameter(pieces[piece.name, kind], partition.view(piece, kind), piece.offset)
-        except SafetensorError as error:
-            raise InputError(f"{folder}: {error}") from error
-    for master in partition.masters:
-        partition.optimizer.state[master]["step"] = torch.tensor(float(state.step), device=master.device)
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if set(saved) == set(SCALER_FIELDS) and all(hasattr(scaler, field) for field in SCALER_FIELDS):
-        # fp16 then and now; another precision has a constant scale, or none.
-        for field, value in saved.items():
-            setattr(scaler, field, value)
-    engine.global_steps = state.step + state.skipped
-    engine.global_samples = state.samples
-    engine.skipped_steps = state.skipped
-    return state
 
 
 def check_identity(folder: Path, manifest: Manifest, identity: Identity, shapes: Mapping[str, Sequence[int]]) -> None:

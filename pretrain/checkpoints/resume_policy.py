@@ -1,5 +1,6 @@
 """What may be another thing where a run is continued, and what becomes of its place in the data: the one table of it.
 
+    check_resume(config)                                 what a --resume names is there
     changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.record_of() makes them, compared
     refuse(folder, changes, allowed)                   what makes no sense, unless it is asked for by --allow_change
     fresh_epoch(begun, before, now) -> int             where to go on in the data, if its order is another one
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
-from pretrain.zero.ds_config import precision_of
+from pretrain.checkpoints.manifest import NAME, Manifest, present
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import precision_of
 
 Record = dict[str, Any]
 
@@ -169,6 +172,27 @@ def check_names(names: Collection[str]) -> None:
             f"--allow_change {' '.join(unknown)}: what may be allowed is {', '.join(REFUSED)}; other settings need no "
             "permission, and another model or tokenizer is another run"
         )
+
+
+def check_resume(config: TrainConfig) -> None:
+    """Refuse a --resume that cannot be.
+
+    Raises
+    ------
+    InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint.
+    """
+    if config.resume == "never":
+        if present(config.out):
+            raise InputError(
+                f"--resume never, but {config.out} holds checkpoints; choose another --out or --resume auto"
+            )
+    elif config.resume != "auto":
+        folder = Path(config.resume)
+        if not (folder / NAME).exists() and (inside := present(folder)):
+            raise InputError(
+                f"--resume {folder} is a whole run, and not one of its checkpoints; the newest is {inside[0]}"
+            )
+        Manifest.read(folder)
 
 
 def changes_of(before: Record, now: Record, step: int) -> tuple[Change, ...]:

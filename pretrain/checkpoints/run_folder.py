@@ -34,13 +34,12 @@ from data_prep.files import sha256_of, write_folder, write_json
 from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import Identity, RunState
-from pretrain.checkpoints.manifest import Manifest
-from pretrain.checkpoints.resume_policy import Change, changes_of, fresh_epoch, refuse
-from pretrain.config import TrainConfig
+from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.resume_policy import Change, changes_of, check_resume, fresh_epoch, refuse
 from pretrain.outlook import look_ahead
-from pretrain.phases import Phase
-from pretrain.preflight import check_resume
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.phases import Phase
+from pretrain.state import RunState
 
 HEARTBEAT, STALE = 15.0, 120.0  # seconds
 WATCHED = 45.0  # seconds for which a heartbeat that may be stale is looked at
@@ -250,6 +249,7 @@ class RunLock:
 
     def __init__(self, run: Path):
         self.path = run / "lock.json"
+        self.was_stale = False  # whether the last holder was killed: it has left its lock
         self._done = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True, name="run lock")
 
@@ -288,6 +288,8 @@ class RunLock:
             return
         if _read(aside) != holder:
             os.link(aside, self.path)
+        else:
+            self.was_stale = True
         aside.unlink()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

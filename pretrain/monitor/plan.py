@@ -29,16 +29,17 @@ from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest
-from pretrain.config import TrainConfig
-from pretrain.data import Position, counts_of
+from pretrain.data import counts_of
 from pretrain.model import identity_of
 from pretrain.monitor.console import grid, pairs
 from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
-from pretrain.phases import Phase
 from pretrain.report.words import counted, duration
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import precision_of
+from pretrain.settings.phases import Phase
 from pretrain.sizes import STATE, Shape, state_bytes
-from pretrain.zero.ds_config import precision_of
+from pretrain.state import DataPosition
 
 INDEXED = 20_000_000  # tokens of a store of which samples are looked at; the rest is taken to be like them
 LOOKED_AT = 1 << 14  # samples whose lengths are averaged
@@ -368,7 +369,7 @@ def _looked_at(
     mixture = Mixture([_head_of(store) for store in stores], weights, seq_len, config.objective, config.seed)
     epoch = mixture.epoch(0)
     some = epoch.look_up(np.arange(min(LOOKED_AT, epoch.size)))
-    counts = counts_of(some, config.masking, seq_len, Position())
+    counts = counts_of(some, config.masking, seq_len, DataPosition())
     probed = probe(model, mixture, config.masking, phase.micro_batch, config.checkpoint_activations)
     return samples, counts.tokens / counts.samples, probed
 

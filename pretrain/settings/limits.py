@@ -2,7 +2,11 @@
 JSON. The ends are generous; beyond them lies a slip of the finger or a number that no later step can hold.
 """
 
+from typing import Literal
+
 from data_prep.ranges import Range
+
+Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]  # sizes.py has them
 
 STEPS = Range(1, 1e9, whole=True)
 COUNT = Range(0, 1e9, whole=True)  # steps, evaluations, samples; 0 mostly means never

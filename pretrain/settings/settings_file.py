@@ -21,8 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
-from pretrain.config import TrainConfig
-from pretrain.zero.ds_config import Flags, precision_of, resolve
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags, precision_of, resolve
 
 Settings = dict[str, Any]
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
 from data_prep.ranges import check_ranges
-from pretrain.limits import COUNT, SEQ_LEN, STEPS, WARMUP
-from pretrain.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
-from pretrain.zero.ds_config import Flags, resolve
+from pretrain.settings.ds_config import Flags, resolve
+from pretrain.settings.limits import COUNT, SEQ_LEN, STEPS, WARMUP
+from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 
 
 class Span(NamedTuple):

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from data_prep.cli import InputError
-from pretrain.limits import BATCH, CLIP, LR, WEIGHT_DECAY
-from pretrain.zero.ds_values import check_values
+from pretrain.settings.ds_values import check_values
+from pretrain.settings.limits import BATCH, CLIP, LR, WEIGHT_DECAY
 
 AUTO = "auto"
-# What one may write in the JSON: DeepSpeed 0.19.8's names (tests/test_ds_config.py compares), without those that would
+# What one may write in the JSON: DeepSpeed 0.19.8's names (tests/test_ds_configs.py compares), without those that would
 # contradict a decision of ours (REFUSED).
 TOP_LEVEL = frozenset(
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping optimizer bf16 fp16 "

@@ -1,4 +1,4 @@
-"""What a run is: model presets, the command line, and its checks.
+"""What a run is: the command line, and what each value of it may be.
 
 TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not. The flags that fill "auto" in that JSON
 stand here too, since they are command line, and are passed on untouched.
@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -17,26 +17,26 @@ from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, Unit
 from data_prep.samples.pairs import Objective, smoothed
-from pretrain.advice.machine import elsewhere
-from pretrain.checkpoints.resume_policy import check_names
-from pretrain.limits import BATCH, CLIP, COUNT, LR, MINUTES, SECONDS, SEED, SEQ_LEN, SHARE, STEPS, WARMUP, WEIGHT_DECAY
-from pretrain.phases import Span, check_span, parse_span
-from pretrain.schedule import Schedule
-from pretrain.sizes import Shape
-from pretrain.zero.ds_config import Flags
-
-Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
-
+from pretrain.settings.ds_config import Flags
+from pretrain.settings.limits import (
+    BATCH,
+    CLIP,
+    COUNT,
+    LR,
+    MINUTES,
+    SECONDS,
+    SEED,
+    SEQ_LEN,
+    SHARE,
+    STEPS,
+    WARMUP,
+    WEIGHT_DECAY,
+    Preset,
+)
+from pretrain.settings.phases import Span, check_span, parse_span
+from pretrain.settings.schedule import Schedule
 
 PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
-PRESETS: dict[str, Shape] = {  # Turc et al. 2019, table 1; Devlin et al. 2019
-    "bert-tiny": Shape(2, 128),
-    "bert-mini": Shape(4, 256),
-    "bert-small": Shape(4, 512),
-    "bert-medium": Shape(8, 512),
-    "bert-base": Shape(12, 768),
-    "bert-large": Shape(24, 1024),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,9 +152,8 @@ class TrainConfig:
         if not self.data:
             raise InputError(f"--data needs a token store; make one with {call('shard')}")
         if (self.model is None) == (self.init_from is None):
-            raise InputError(f"give one of --model ({', '.join(PRESETS)}) and --init_from HF_FOLDER")
+            raise InputError(f"give one of --model ({', '.join(get_args(Preset))}) and --init_from HF_FOLDER")
         check_ranges(self)
-        check_names(self.allow_change)
         _ = self.spans, self.weighted_stores, self.stop_at(0.0)  # refuse values that make no sense
         if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
@@ -164,8 +163,6 @@ class TrainConfig:
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
         if self.gpu and not self.dry_run:
             raise InputError(f"--gpu {self.gpu} goes with --dry_run: it plans for a GPU that is elsewhere")
-        if self.gpu:
-            elsewhere(self.gpu)
         if self.patience and not (self.eval_samples and (self.eval_every or self.eval_minutes)):
             raise InputError(
                 f"--patience {self.patience} waits for evaluations on the way; give --eval_every (or --eval_minutes) "

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.cli import InputError
 from data_prep.ranges import Range, shortened
-from pretrain.limits import BATCH, CLIP, LR, STEPS, WEIGHT_DECAY
+from pretrain.settings.limits import BATCH, CLIP, LR, STEPS, WEIGHT_DECAY
 
 AUTO = "auto"
 SIZE = Range(0, 2**62, whole=True)  # elements or bytes; 5e8 is written, too
