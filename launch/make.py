@@ -27,16 +27,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-if not __package__:  # a plain script: launch/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    if not __package__:  # a plain script: launch/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
 
-# isort: split
 from data_prep.calls import call, hand_on, own
+from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
 from data_prep.store import Store, read_manifest
-from data_prep.text.corpus import find_sources
+from data_prep.text.discovery import find_sources
 from launch import labelled
 from launch.alone import Alone, alone_in
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show

@@ -22,7 +22,7 @@ from typing import Any
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from data_prep.sharding.manifest import ends_sha256
-from data_prep.text.unpack import Source
+from data_prep.text.source import Source
 
 NAME = "make.json"
 LOCK = ".make.lock"  # of launch/alone.py

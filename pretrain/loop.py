@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from data_prep.progress import Progress
+from data_prep.samples.counter_rng import random_bits
 from data_prep.samples.coverage import evaluated
-from data_prep.samples.draws import draw
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.checkpoints.saver import Saver
@@ -35,8 +35,7 @@ from pretrain.report.history import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.state import RunState, StepCounts
-from pretrain.zero.engine import apply_step, backward
-from pretrain.zero.lamb import Lamb
+from pretrain.zero.engine import Engine, StepResult
 
 TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
 
@@ -47,11 +46,10 @@ class Run(NamedTuple):
     config: TrainConfig
     phases: list[Phase]
     stores: list[Store]
-    engine: Any
+    engine: Engine
     meter: Meter
     saver: Saver
     guard: Guard
-    lamb: Lamb | None  # the optimizer, where it has trust ratios to look at
 
 
 class PhaseEnd(enum.Enum):
@@ -81,7 +79,7 @@ def loop(run: Run, state: RunState) -> RunState:
 def entered(phase: Phase, state: RunState) -> RunState:
     """The state at its place in the data of a phase; what it was best at in another phase does not count."""
     if state.position.phase != phase.number:
-        state = state._replace(best_loss=None, worse=0)
+        state = state._replace(best_loss=None, evals_since_best=0)
     return state._replace(position=state.position.entering(phase.number, phase.span.seq_len))
 
 
@@ -98,24 +96,23 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
         return state, PhaseEnd.STOPPED
     while True:
         lr = phase.lr_at(state.step, clock.read())
-        for group in run.engine.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        counts, happened, grad_norm = one_step(run, state, micro_batches)
-        state = state.after(counts, happened, clock.seconds)
-        if happened and config.rollback:
+        run.engine.set_lr(lr)
+        counts, result = one_step(run, state, micro_batches)
+        state = state.after_step(counts, skipped=result.skipped, seconds=clock.seconds)
+        if not result.skipped and config.rollback:
             state, is_back = watch_for_spikes(run, state, counts)
             if is_back:
                 clock.read()  # the way back took time, too
                 return state._replace(seconds=clock.seconds), PhaseEnd.ROLLED_BACK
         last = state.step == phase.end or is_finished(config, state)
         now = guard.at_boundary()
-        if happened:
-            log_step(run, state, counts, lr, grad_norm, last)
+        if not result.skipped:
+            log_step(run, state, counts, lr, result.grad_norm, last)
             if held_out is not None and (
                 last or (now.evaluate and not now.stop) or is_due(config.eval_every, state.step)
             ):
                 held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
-                state = state.evaluated(held_out_loss, held_out.identity)
+                state = state.after_evaluation(held_out_loss, held_out.identity)
                 last = last or is_finished(config, state)
                 now = now._replace(stop=now.stop or guard.at_boundary().stop)  # asked for meanwhile
         else:
@@ -125,7 +122,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
             run.meter.event(state.step, "stop", reason=OUT_OF_TIME if clock.is_over else OUT_OF_PATIENCE)
         elif reason:
             run.meter.event(state.step, "stop", reason=reason)
-        if (happened and (last or now.save or is_due(config.save_every, state.step))) or reason:
+        if (not result.skipped and (last or now.save or is_due(config.save_every, state.step))) or reason:
             save(run, state, held_out_loss)
         if last or reason:
             return state, PhaseEnd.STOPPED if reason else PhaseEnd.DONE
@@ -134,15 +131,15 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
 def watch_for_spikes(run: Run, state: RunState, counts: StepCounts) -> tuple[RunState, bool]:
     """Look at the loss of a step: the state with it, or an earlier one to go on from, and whether it is that."""
     loss = run.meter.step_loss(counts)
-    if is_spike(loss, state.recent, run.config.rollback):
-        details = {"loss": loss, "median": statistics.median(state.recent), "spike": state.step}
+    if is_spike(loss, state.recent_losses, run.config.rollback):
+        details = {"loss": loss, "median": statistics.median(state.recent_losses), "spike": state.step}
 
         def place(earlier: RunState) -> RunState:
             return entered(phase_at(run.phases, earlier.step), earlier)
 
         found = roll_back(run.saver, place, partial(stream_at, run), state, counts.samples)
         if found is not None:
-            first, end = found.state.passed_over[-1]
+            first, end = found.state.skipped_spans[-1]
             run.meter.go_back(found.state.step)
             run.meter.event(
                 found.state.step, "rollback", checkpoint=found.folder.name, **details, samples_passed_over=end - first
@@ -150,13 +147,13 @@ def watch_for_spikes(run: Run, state: RunState, counts: StepCounts) -> tuple[Run
             run.guard.rolled_back(found.state.step, TRIES)
             return found.state, True
         run.meter.event(state.step, "spike", **details)
-    return state._replace(recent=(*state.recent, loss)[-RECENT:]), False
+    return state._replace(recent_losses=(*state.recent_losses, loss)[-RECENT:]), False
 
 
 def is_finished(config: TrainConfig, state: RunState) -> bool:
     """Whether the run has come to its end: its steps, its hours, or its patience."""
     out_of_time = 0 < 3600 * config.hours <= state.seconds
-    out_of_patience = 0 < config.patience <= state.worse
+    out_of_patience = 0 < config.patience <= state.evals_since_best
     return state.step >= config.total_steps or out_of_time or out_of_patience
 
 
@@ -170,42 +167,43 @@ def log_step(
     if last or is_due(run.config.log_every, state.step):
         left = 3600 * run.config.hours - state.seconds if run.config.hours else None
         run.meter.write(state.step, state.samples, state.tokens, lr, grad_norm(), left)
-    if run.lamb is not None and (last or is_due(TRUST_EVERY * run.config.log_every, state.step)):
-        run.meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
+    if (last or is_due(TRUST_EVERY * run.config.log_every, state.step)) and (ratios := run.engine.trust_ratios()):
+        run.meter.write_trust_ratios(state.step, ratios)
 
 
 def skip_step(run: Run, state: RunState) -> None:
     """Say that a step did not happen."""
     run.meter.drop_step()
-    scaler = getattr(run.engine.optimizer, "loss_scaler", None)
-    run.meter.event(state.step, "skip", loss_scale=getattr(scaler, "cur_scale", 1.0))
-    run.guard.skipped(scaler)
+    scale = run.engine.loss_scale()
+    run.meter.event(state.step, "skip", loss_scale=scale.value if scale else 1.0)
+    run.guard.skipped(scale)
 
 
-def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> tuple[StepCounts, bool, Any]:
-    """All micro-batches of a step and the optimizer: its counts, whether it happened, its gradient's norm."""
+def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> tuple[StepCounts, StepResult]:
+    """Compute all micro-batches of a step and let the optimizer act: its counts, and what became of it."""
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
     for number in itertools.count():
         with run.guard.working():
             batch, counts, is_last = next(micro_batches)
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
-        torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
+        torch.manual_seed(
+            int(random_bits(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1))
+        )
         losses: Losses = engine(batch.to(engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
-        backward(engine, loss * world, is_last)
+        engine.backward(loss * world, is_last=is_last)
         run.meter.add_losses(losses)
         run.guard.beat()
         if is_last:
             break
-    happened, grad_norm = apply_step(engine)
-    return counts, happened, grad_norm
+    return counts, engine.step()
 
 
 def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
     """What a phase trains on."""
     passes = config.passes([store.tokens for store in stores])
-    return Mixture(stores, passes, phase.span.seq_len, config.objective, config.seed)
+    return Mixture(stores, passes, seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed)
 
 
 def stream_at(run: Run, state: RunState) -> SampleStream:
@@ -266,5 +264,7 @@ def held_out_samples(phase: Phase, config: TrainConfig, stores: list[Store]) -> 
     chosen = evaluated(stores, config.objective)
     if not config.eval_samples or not chosen:
         return None
-    mixture = Mixture(chosen, [1.0] * len(chosen), phase.span.seq_len, config.objective, seed=0, held_out=True)
+    mixture = Mixture(
+        chosen, [1.0] * len(chosen), seq_len=phase.span.seq_len, objective=config.objective, seed=0, held_out=True
+    )
     return Evaluation.of(mixture, config.eval_samples, phase.micro_batch, dist.get_rank(), dist.get_world_size())

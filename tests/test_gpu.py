@@ -13,12 +13,12 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import ROOT
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from pretrain.attention import IMPLEMENTATION, Layout, attend
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
 from pretrain.zero.lamb import Lamb
-from pretrain.zero.partition import Partition, Slice
+from tests.partitions import partition_of
 from tests.stores import random_documents, store_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -28,8 +28,8 @@ LENGTHS = (100, 100, 37, 5, 1)
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory) -> Batch:
     store = store_of(tmp_path_factory.mktemp("store"), random_documents(60, vocab_size=128), vocab_size=128)
-    epoch = Mixture([store], [1.0], 64, "nsp", 2).epoch(0)
-    return make_batch((store,), epoch.look_up(np.arange(24)), Masking())
+    epoch = Mixture([store], [1.0], seq_len=64, objective="nsp", seed=2).epoch(0)
+    return make_batch((store,), epoch.samples_at(np.arange(24)), Masking())
 
 
 def model(dtype: torch.dtype, device: str = "cuda", dropout: float = 0.0) -> BertForPreTraining:
@@ -122,22 +122,20 @@ def test_the_host_never_waits_inside_a_step(batch):
 
 
 def lamb_steps(device: str, steps: int = 4, quiet: bool = False) -> torch.Tensor:
-    """Weights after LAMB over two slices of one flat master, with the same gradients on any device."""
+    """Weights after LAMB over two slices of one flat buffer, with the same gradients on any device."""
     generator = torch.Generator().manual_seed(5)
     start, *gradients = (torch.randn(50_000, generator=generator) for _ in range(steps + 1))
-    master = torch.nn.Parameter(start.to(device))
-    optimizer = Lamb([{"params": [master]}], lr=1e-2)
-    slices = [Slice("a", 0, 0, 30_000, 0), Slice("b", 0, 30_000, 20_000, 0)]
-    shapes = {"a": torch.Size([30_000]), "b": torch.Size([20_000])}
-    optimizer.bind(Partition(0, [master], slices, shapes, [["a", "b"]], optimizer, None))
+    buffer = torch.nn.Parameter(start.to(device))
+    optimizer = Lamb([{"params": [buffer]}], lr=1e-2)
+    optimizer.set_partition(partition_of([buffer], [{"a": 30_000, "b": 20_000}], optimizer))
     for number, gradient in enumerate(gradients):
-        master.grad = gradient.to(device)
+        buffer.grad = gradient.to(device)
         torch.cuda.set_sync_debug_mode("error" if quiet and number else "default")
         try:
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return master.detach().cpu()
+    return buffer.detach().cpu()
 
 
 def test_lamb_equals_the_cpu_and_never_waits():

@@ -15,16 +15,17 @@ import torch.distributed as dist
 
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import KINDS, folder_of, newest_whole, read_parameter, stored_pieces
+from pretrain.checkpoints.checkpoint import newest_whole, read_parameter, stored_pieces
+from pretrain.checkpoints.manifest import KINDS, folder_of
 from pretrain.data import SampleStream, feed
 from pretrain.import_universal import ImportConfig, main
 from pretrain.model import Pretrainer, build, parameter_groups, unpadded
 from pretrain.settings.config import TrainConfig
 from pretrain.state import DataPosition
 from pretrain.train import train
-from pretrain.zero.engine import join_ranks, quiet
+from pretrain.zero.engine import init_distributed, silence_libraries
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -45,8 +46,8 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     """
     import deepspeed
 
-    quiet()
-    join_ranks()
+    silence_libraries()
+    init_distributed()
     opened = Store.open(store)
     model = build("bert-tiny", None, opened.vocab_size, dropout=0.0, seed=5, needs_nsp=True)
     settings = {
@@ -58,7 +59,7 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=LR)
     engine, *_ = deepspeed.initialize(model=Pretrainer(model), optimizer=optimizer, config=settings)
     for seed in (1, 0):
-        stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", seed), DataPosition())
+        stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=seed), DataPosition())
         for batch, counts, _ in islice(feed(stream, Masking(), lambda _: BATCH, BATCH // 2, dist.get_rank(), 2), HALF):
             losses = engine(batch)
             engine.backward(2 * (losses.mlm / counts.masked + losses.nsp / counts.pairs))

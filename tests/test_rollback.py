@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import folder_of, present
+from pretrain.checkpoints.manifest import folder_of, present
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
@@ -81,7 +81,7 @@ def place_at(folder: Path, position: DataPosition, passed_over: list[list[int]])
 
 def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     """As a run that is resumed at the checkpoint before the spike with the data of BEYOND steps after it."""
-    stream = SampleStream(Mixture([Store.open(store)], [1.0], 32, "nsp", 0), DataPosition())
+    stream = SampleStream(Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0), DataPosition())
     stream.take((SPIKE + BEYOND) * BATCH)
     reference = cut_after(spiked, 12, tmp_path / "reference")
     place_at(
@@ -131,7 +131,7 @@ def test_stage_3_goes_back_too(store, tmp_path):
 
 def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):
     state = run_ranks(1, train_with_spikes, config(store, tmp_path / "run", save_every=0), {SPIKE})[0]
-    assert (state.step, state.passed_over, len(state.recent)) == (STEPS, (), STEPS)
+    assert (state.step, state.skipped_spans, len(state.recent_losses)) == (STEPS, (), STEPS)
     assert [event["step"] for event in events(tmp_path / "run", "spike")] == [SPIKE]
     assert not events(tmp_path / "run", "rollback")
 
@@ -165,7 +165,7 @@ def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp
     # 4 steps of phase 1 and 2 of phase 2 since the checkpoint, and as many beyond as the spike's step is large.
     drawn = 4 * 8 + 2 * 16 + BEYOND * 16
     assert event["samples_passed_over"] == drawn
-    assert (state.samples, state.passed_over) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
+    assert (state.samples, state.skipped_spans) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
     assert (state.position.phase, state.position.samples_in_phase, state.position.seq_len) == (1, 4 * 16, seq_len)
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [8, 8, 12]
 

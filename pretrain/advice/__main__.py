@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from data_prep.cli import InputError, print_json, run  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.cli import InputError, print_json, run
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
 from pretrain.advice.advice import Advice, advise, pasteable

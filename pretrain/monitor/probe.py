@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import BertForPreTraining
 
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer
 from pretrain.monitor.memory import peak, start_peak
 from pretrain.settings.ds_config import precision_of
 from pretrain.zero.engine import make_optimizer
 from pretrain.zero.lamb import Lamb
-from pretrain.zero.partition import unsharded
+from pretrain.zero.partition import unsharded_partition
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WORK = 1e11  # FLOP of a probe on a CPU: a second or two
@@ -59,8 +59,8 @@ def probe(
     if weight.device.type == "cpu":
         samples = max(1, min(micro_batch, int(CPU_WORK / (6 * model.num_parameters() * mixture.seq_len))))
     epoch = mixture.epoch(0)
-    picked = epoch.look_up(np.arange(min(samples, epoch.size)))
-    batch = make_batch(mixture.stores, picked, masking).to(weight.device)
+    chosen = epoch.samples_at(np.arange(min(samples, epoch.size)))
+    batch = make_batch(mixture.stores, chosen, masking).to(weight.device)
     module = Pretrainer(model, checkpoint_activations).train()
     kept = kept_bytes(module, batch)
     if checkpoint_activations:  # and the inputs of all layers, and while one runs again what that one keeps
@@ -112,7 +112,7 @@ def probe_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> floa
             return None
     optimizer = make_optimizer(model, settings["optimizer"])
     if isinstance(optimizer, Lamb):
-        optimizer.bind(unsharded(model, optimizer))
+        optimizer.set_partition(unsharded_partition(model, optimizer))
     seconds = []
     for _ in range(2):  # the first makes the moments
         start = time.perf_counter()
