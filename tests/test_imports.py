@@ -76,7 +76,7 @@ TRAINER = {
         "data",
         "settings.config",
         "zero.partition",
-        "checkpoints.checkpoint",
+        "checkpoints.slices",
         "export.converting",
     )
 }
