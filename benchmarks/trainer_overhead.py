@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.machine import machine
 from data_prep.cli import parse, print_json, say
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain import loop, train
 from pretrain.data import MicroBatch, SampleStream, feed
@@ -235,7 +235,9 @@ def bare(config: BenchmarkConfig) -> Times:
     assert config.store is not None
     store = Store.open(config.store)
     settings = train_config(config)
-    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", settings.seed), DataPosition())
+    stream = SampleStream(
+        Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=settings.seed), DataPosition()
+    )
     batches = feed(stream, settings.masking, lambda taken: config.global_batch, config.micro_batch, 0, 1)
     ready = list(islice(batches, config.steps * config.global_batch // config.micro_batch))
     model = build(config.model, None, store.vocab_size, settings.dropout, 0, True)

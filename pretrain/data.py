@@ -2,8 +2,8 @@
 
     stores, DataPosition -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
 
-A step takes the next samples of the stream; epochs follow one another without a gap. They are dealt to
-the micro-batches of all ranks by length (`deal`), so that every rank has as much to do; the union over ranks and
+A step takes the next samples of the stream; epochs follow one another without a gap. They are parted among the
+micro-batches of all ranks by length (`split_by_length`), so that every rank has as much to do; the union over ranks and
 micro-batches, and with the losses normalised by the counts of the whole step also the gradient, do not depend on how a
 step is cut. Each rank counts the whole step from the index alone. A DataPosition is all that resume needs, at any
 world size.
@@ -18,8 +18,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
-from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing, deal
+from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import Layout
 from pretrain.model import IGNORED, Batch
@@ -48,37 +49,37 @@ class SampleStream:
     def __init__(self, mixture: Mixture, position: DataPosition):
         self.mixture, self.position = mixture, position
         self._epoch: Epoch = mixture.epoch(position.epoch)
-        mixture.build_ahead(position.epoch + 1)
-        self._window: Picked | None = None
+        mixture.prefetch_epoch(position.epoch + 1)
+        self._window: Samples | None = None
         self._window_start = 0
 
-    def take(self, count: int) -> Picked:
+    def take(self, count: int) -> Samples:
         """The next `count` samples; moves `position`."""
         parts = []
         while count:
             part = self._within_window(count)
             parts.append(part)
-            count -= len(part.samples)
-        return Picked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            count -= part.count
+        return Samples.concatenate(parts)
 
     def skip(self, count: int) -> None:
         """Pass over the next `count` samples."""
         for first in range(0, count, WINDOW):
             self.take(min(WINDOW, count - first))
 
-    def _within_window(self, count: int) -> Picked:
+    def _within_window(self, count: int) -> Samples:
         epoch, sample, _, taken, _ = self.position
         if sample >= self._epoch.size:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
-            self.mixture.build_ahead(epoch + 1)
-        if self._window is None or sample - self._window_start >= len(self._window.samples):
+            self.mixture.prefetch_epoch(epoch + 1)
+        if self._window is None or sample - self._window_start >= self._window.count:
             stop = min(sample + WINDOW, self._epoch.size)
-            self._window, self._window_start = self._epoch.look_up(np.arange(sample, stop)), sample
+            self._window, self._window_start = self._epoch.samples_at(np.arange(sample, stop)), sample
         first = sample - self._window_start
-        part = Picked(*(column[first : first + count] for column in self._window))
-        taken += len(part.samples)
-        self.position = self.position._replace(epoch=epoch, sample=sample + len(part.samples), samples_in_phase=taken)
+        part = self._window.take(slice(first, first + count))
+        taken += part.count
+        self.position = self.position._replace(epoch=epoch, sample=sample + part.count, samples_in_phase=taken)
         return part
 
 
@@ -89,25 +90,23 @@ def feed(
     all ranks; a multiple of micro_batch * world."""
     seq_len = stream.mixture.seq_len
     while True:
-        picked = stream.take(batch_after(stream.position.samples_in_phase))
-        counts = counts_of(picked, masking, seq_len, stream.position)
-        hands = deal(picked, counts.samples // micro_batch)
-        *others, last = range(rank, len(hands), world)
+        samples = stream.take(batch_after(stream.position.samples_in_phase))
+        counts = counts_of(samples, masking, seq_len, stream.position)
+        splits = split_by_length(samples, counts.samples // micro_batch)
+        *others, last = range(rank, len(splits), world)
         for number in (*others, last):
-            share = Picked(*(column[hands[number]] for column in picked))
+            share = samples.take(splits[number])
             yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts, number == last)
 
 
-def counts_of(picked: Picked, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
+def counts_of(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
     """What these samples hold; read from the index alone."""
-    a, b = picked.samples["a_length"].astype(np.int64), picked.samples["b_length"].astype(np.int64)
-    specials = np.where(b > 0, 3, 2)
-    lengths = a + b + specials
-    masked = mask_counts(lengths, specials, masking.rate)
+    lengths = samples.lengths
+    masked = mask_counts(lengths, samples.n_special, masking.rate)
     return StepCounts(
         samples=len(lengths),
         masked=int(masked.sum()),
-        pairs=int((b > 0).sum()),
+        pairs=int(samples.has_b.sum()),
         tokens=int(lengths.sum()),
         slots=len(lengths) * seq_len,
         attended=int((lengths**2).sum()),
@@ -115,19 +114,27 @@ def counts_of(picked: Picked, masking: Masking, seq_len: int, end: DataPosition)
     )
 
 
-def longest_first(picked: Picked) -> np.ndarray:
+def longest_first(samples: Samples) -> np.ndarray:
     """The order [N] in which samples stand in a batch."""
-    return np.argsort(-(picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]), kind="stable")
+    return np.argsort(-samples.text_lengths, kind="stable")
 
 
-def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> Batch:
+def make_batch(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Batch:
     """Read, assemble and mask samples; the longest first, so that attention meets equal lengths in one run."""
-    order = longest_first(picked)
-    picked = Picked(*(column[order] for column in picked))
-    ids, token_types, is_special, lengths = assemble(stores, picked)
-    continues = None if masking.unit == "token" else continuing(stores, picked, ids, is_special)
+    order = longest_first(samples)
+    samples = samples.take(order)
+    assembled = gather_tokens(stores, samples)
+    ids, token_types, is_special, lengths = assembled
+    continues = None if masking.unit == "token" else word_continuations(stores, samples, assembled)
     input_ids, masked_rows, labels = mask_tokens(
-        ids, is_special, lengths, picked.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking, continues
+        ids,
+        is_special,
+        lengths,
+        samples.key,
+        mask_id=stores[0].special_ids["mask"],
+        vocab_size=stores[0].vocab_size,
+        masking=masking,
+        continues=continues,
     )
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     masked_before = np.searchsorted(masked_rows, cu_seqlens)
@@ -136,7 +143,7 @@ def make_batch(stores: tuple[Store, ...], picked: Picked, masking: Masking) -> B
     kept_rows = np.empty(kept_before[-1], np.int64)
     kept_rows[kept_before[:-1]], kept_rows[mlm_places] = cu_seqlens[:-1], masked_rows
     positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
-    nsp_labels = np.where(picked.samples["b_length"] > 0, picked.samples["label"].astype(np.int64), IGNORED)
+    nsp_labels = np.where(samples.has_b, samples.spans["label"].astype(np.int64), IGNORED)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         token_types=torch.from_numpy(token_types),

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 
 from data_prep.progress import Progress
+from data_prep.samples.counter_rng import random_bits
 from data_prep.samples.coverage import evaluated
-from data_prep.samples.draws import draw
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.checkpoints.saver import Saver
@@ -186,7 +186,9 @@ def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> 
         with run.guard.working():
             batch, counts, is_last = next(micro_batches)
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
-        torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1)))
+        torch.manual_seed(
+            int(random_bits(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1))
+        )
         losses: Losses = engine(batch.to(engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
@@ -201,7 +203,7 @@ def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> 
 def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
     """What a phase trains on."""
     passes = config.passes([store.tokens for store in stores])
-    return Mixture(stores, passes, phase.span.seq_len, config.objective, config.seed)
+    return Mixture(stores, passes, seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed)
 
 
 def stream_at(run: Run, state: RunState) -> SampleStream:
@@ -262,5 +264,7 @@ def held_out_samples(phase: Phase, config: TrainConfig, stores: list[Store]) -> 
     chosen = evaluated(stores, config.objective)
     if not config.eval_samples or not chosen:
         return None
-    mixture = Mixture(chosen, [1.0] * len(chosen), phase.span.seq_len, config.objective, seed=0, held_out=True)
+    mixture = Mixture(
+        chosen, [1.0] * len(chosen), seq_len=phase.span.seq_len, objective=config.objective, seed=0, held_out=True
+    )
     return Evaluation.of(mixture, config.eval_samples, phase.micro_batch, dist.get_rank(), dist.get_world_size())

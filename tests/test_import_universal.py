@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.format import KINDS, checkpoint_dir
 from pretrain.checkpoints.slices import index_slices, read_elements
@@ -60,7 +60,7 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=LR)
     engine, *_ = deepspeed.initialize(model=Pretrainer(model), optimizer=optimizer, config=settings)
     for seed in (1, 0):
-        stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", seed), DataPosition())
+        stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=seed), DataPosition())
         for batch, counts, _ in islice(feed(stream, Masking(), lambda _: BATCH, BATCH // 2, dist.get_rank(), 2), HALF):
             losses = engine(batch)
             engine.backward(2 * (losses.mlm / counts.masked + losses.nsp / counts.pairs))

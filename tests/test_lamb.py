@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
 from pretrain.data import SampleStream, feed
@@ -61,7 +61,7 @@ def reference_weights(
         name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY, **settings)
         for name, parameter in parameters.items()
     }
-    stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), DataPosition())
+    stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=0), DataPosition())
     for step, (batch, counts, _) in enumerate(
         islice(feed(stream, Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), STEPS)
     ):

@@ -21,7 +21,7 @@ from typing import Any
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.files import sha256_of, write_folder
-from data_prep.samples.pairs import VERSION
+from data_prep.samples.pair_index import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
