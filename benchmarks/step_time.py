@@ -39,7 +39,7 @@ from data_prep.store import Store
 from pretrain.attention import IMPLEMENTATION, Layout
 from pretrain.data import make_batch
 from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
-from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
+from pretrain.monitor.flops import gemm_peak, peak_flops, step_flops
 from pretrain.state import DataPosition, StepCounts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
