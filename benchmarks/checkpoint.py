@@ -35,7 +35,7 @@ from data_prep.files import sync_tree
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import KINDS, Identity, folder_of
 from pretrain.checkpoints.saver import Saver
-from pretrain.model import build, identity_of
+from pretrain.model import architecture_of, build_model
 from pretrain.settings.ds_config import Flags, resolve
 from pretrain.settings.limits import Preset
 from pretrain.state import RunState
@@ -94,11 +94,11 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
     join_ranks()
     flags = Flags(global_batch=config.ranks, micro_batch=1, lr=1e-4, precision="fp32", zero=config.zero)
     settings = resolve(ROOT / "ds_configs/auto.json", flags, config.ranks, "fp32")
-    model = build(config.model, None, config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
+    model = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     parameters = model.num_parameters()
     engine, partition = start_engine(model, settings)
     fill_moments(partition)
-    identity = Identity(identity_of(model.config), "0" * 64, config.vocab_size)
+    identity = Identity(architecture_of(model.config), "0" * 64, config.vocab_size)
     saver = Saver(folder / "ours", partition, engine, identity, settings, keep=1)
     figures: Figures = {}
 

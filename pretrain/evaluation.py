@@ -23,7 +23,7 @@ from torch import Tensor
 from data_prep.samples.masking import Masking, mask_counts
 from data_prep.samples.pairs import VERSION, Mixture, Picked
 from data_prep.store import Store
-from pretrain.data import longest_first, make_batch
+from pretrain.data import collate, order_by_length
 from pretrain.model import Batch
 
 MAX_SOURCES = 12  # names that a person reads; more would be a thicket
@@ -59,9 +59,9 @@ class Evaluation(NamedTuple):
         for number in range(rank, -(-count // world) * world, world):
             start = number % count * batch_size
             share = Picked(*(column[start : start + batch_size] for column in picked))
-            order = longest_first(share)
+            order = order_by_length(share)
             share, owner = Picked(*(column[order] for column in share)), owners[start : start + batch_size][order]
-            batches.append((number, make_batch(mixture.stores, share, Masking()), torch.from_numpy(owner)))
+            batches.append((number, collate(mixture.stores, share, Masking()), torch.from_numpy(owner)))
         return cls(batches, count, _counts(names, owners, picked), identity_of(mixture, len(owners)))
 
 

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.files import sha256_of, write_json
 from pretrain.checkpoints.checkpoint import complete, folder_of
 from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, rank_file, slice_key
-from pretrain.model import identity_of
+from pretrain.model import architecture_of
 from pretrain.state import DataPosition, RunState
 
 SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
@@ -55,7 +55,7 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         recent=(3.5, 3.25),
         passed_over=((0, 8),),
     )
-    identity = Identity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
+    identity = Identity(architecture_of(model.config), vocab_sha256, model.config.vocab_size)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     scaler = {"cur_scale": 65536.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
     complete(staged, target, state, scaler, Manifest(step, 2, 1, 3.25, identity, SETTINGS, shapes, {}))

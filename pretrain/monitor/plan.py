@@ -29,8 +29,8 @@ from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest
-from pretrain.data import counts_of
-from pretrain.model import identity_of
+from pretrain.data import count_step
+from pretrain.model import architecture_of
 from pretrain.monitor.console import grid, pairs
 from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
@@ -266,7 +266,7 @@ def make(
     disk = check_disk(config, phases, parameters)
     done = 0
     if resumed_from is not None:
-        identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+        identity = Identity(architecture_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
         manifest = Manifest.read(resumed_from)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         checkpoint.check_identity(resumed_from, manifest, identity, shapes)
@@ -369,7 +369,7 @@ def _looked_at(
     mixture = Mixture([_head_of(store) for store in stores], weights, seq_len, config.objective, config.seed)
     epoch = mixture.epoch(0)
     some = epoch.look_up(np.arange(min(LOOKED_AT, epoch.size)))
-    counts = counts_of(some, config.masking, seq_len, DataPosition())
+    counts = count_step(some, config.masking, seq_len, DataPosition())
     probed = probe(model, mixture, config.masking, phase.micro_batch, config.checkpoint_activations)
     return samples, counts.tokens / counts.samples, probed
 
