@@ -20,17 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # a plain script: benchmarks/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import ROOT, print_json, run  # first: it continues in .venv where packages are missing
+    continue_in_venv()
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-# isort: split
-os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 import torch
 import torch.distributed as dist
 
 from benchmarks.machine import machine
+from data_prep.cli import ROOT, print_json, run
 from data_prep.files import sync_tree
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.checkpoint import KINDS, Identity, folder_of

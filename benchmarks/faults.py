@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
-import tests.conftest  # noqa: F401 - one thread, on the CPU; before torch
+    continue_in_venv()
+    import tests.conftest  # noqa: F401 - one thread, on the CPU; before torch
+
 from benchmarks.machine import machine
 from data_prep.cli import parse, say
 from data_prep.fields import read_fields, write_sealed

@@ -10,9 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
-import tests.conftest  # noqa: F401  one thread, on the CPU
+    continue_in_venv()
+    import tests.conftest  # noqa: F401 - one thread, on the CPU
+
 from benchmarks.machine import machine
 from pretrain.checkpoints.checkpoint import folder_of
 from pretrain.train import train

@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # a plain script: benchmarks/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import print_json, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
+    os.environ["OMP_NUM_THREADS"] = "1"
 
-# isort: split
-os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.machine import machine
+from data_prep.cli import print_json, run, say
 from data_prep.samples.index import Sentences, build
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture, assemble, deal

@@ -27,23 +27,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # a plain script: benchmarks/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
+    continue_in_venv()
+
+from tokenizers import Tokenizer
+
+from benchmarks.machine import machine
 from data_prep.cli import (
     ROOT,
     InputError,
     print_json,
     run,
     say,
-)  # first: it continues in .venv where packages are missing
-
-# isort: split
-from tokenizers import Tokenizer
-
-from benchmarks.machine import machine
+)
 from data_prep.store import Store
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
 
 HF_MB = 12  # of the text that `tokenizers` encodes: its rate does not depend on how much
 HF_BATCH = 1000  # documents: the default of datasets.map

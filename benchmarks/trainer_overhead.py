@@ -27,15 +27,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import parse, print_json, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
+    os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, looking for another, says so on stdout
 
-# isort: split
-os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, looking for another, says so on stdout
 import torch
 
 from benchmarks.machine import machine
+from data_prep.cli import parse, print_json, say
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
 from pretrain import loop, train

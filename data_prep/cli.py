@@ -10,47 +10,29 @@
 
 Exit codes: 0 only when what was asked for exists whole, 2 for wrong usage or input (InputError), 1 for a failure while
 running. Progress and messages go to stderr, results to stdout.
-
-Importing this module from a Python that lacks the project's packages continues in .venv where launch/setup.sh has
-made one, and says to run launch/setup.sh where it has not. Entry files therefore import it before anything else.
 """
 
 import codecs
 import errno
-import importlib.util
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-ROOT = Path(__file__).resolve().parent.parent
+import tyro
+
+from data_prep.calls import ROOT as ROOT
+from data_prep.calls import hand_on, in_style, own
+from data_prep.errors import InputError as InputError
+from data_prep.outlets import failure_of, survive_console
+from data_prep.ranges import check_arguments
+from data_prep.usage import in_one_line
+
 C = TypeVar("C")
 # What a terminal would act on, or an encoder choke on: controls, marks of writing direction, halves of surrogates.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def _continue_in_venv() -> None:
-    python = ROOT / ".venv/bin/python"
-    if not python.exists():
-        sys.exit(f"{sys.executable} has not the packages of zerobert; run first: bash {ROOT}/launch/setup.sh")
-    if Path(sys.prefix) == ROOT / ".venv":
-        sys.exit(f"{python} is not complete; run again: bash {ROOT}/launch/setup.sh")
-    os.execv(python, [str(python), *sys.orig_argv[1:]])
-
-
-if importlib.util.find_spec("tyro") is None:
-    _continue_in_venv()
-
-import tyro  # noqa: E402
-
-from data_prep.calls import hand_on, in_style, own  # noqa: E402
-from data_prep.errors import InputError as InputError  # noqa: E402
-from data_prep.outlets import failure_of, survive_console  # noqa: E402
-from data_prep.ranges import check_arguments  # noqa: E402
-from data_prep.usage import in_one_line  # noqa: E402
 
 
 def printable(text: object) -> str:

@@ -20,24 +20,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
 
-# isort: split
 import io
 
 import numpy as np
 
+from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
+from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
-from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import Place, local_workers, run_local
 from data_prep.text.cleaning import hash_of, identity_of
-from data_prep.text.corpus import Source, check_damage_of_all, find_sources
-from data_prep.text.unpack import check_unchanged
+from data_prep.text.damage import check_damage_of_all
+from data_prep.text.discovery import check_unchanged, find_sources
+from data_prep.text.source import Source
 
 SHINGLE = 5  # words
 SEED = 1
@@ -107,7 +110,7 @@ def main(config: DedupConfig) -> None:
     )
     plan = make_plan(sources, config.column, int(config.shard_mb * 1e6))
     seen: dict[int, Seen] = {}
-    with Progress(sum(unit.text_bytes for unit in plan.units)) as progress:
+    with TextProgress(sum(unit.text_bytes for unit in plan.units)) as progress:
         for number, found in run_local(
             lambda unit, report: look_at(config, sources, unit, report),
             plan.units,
@@ -123,7 +126,7 @@ def main(config: DedupConfig) -> None:
     for one in sources:
         check_unchanged(one)
     counted = [(one, counts.get(number, Counter())) for number, one in enumerate(sources)]
-    check_damage_of_all(counted, config.max_damaged, config.encoding is not None)
+    check_damage_of_all(counted, config.max_damaged, encoding_is_named=config.encoding is not None)
     everything = [seen[unit.number] for unit in plan.units]
     identities, texts = (
         np.concatenate([getattr(part, name) for part in everything]) for name in ("identities", "texts")

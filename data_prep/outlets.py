@@ -2,6 +2,7 @@
 
     survive_console()              from here on no write to stdout or stderr raises
     failure_of(sys.stderr)         the first error that this hid
+    can_redraw(sys.stderr)         whether a bar can be drawn there; elsewhere lines are written
     journal = Journal(path)        lines at the end of a file
     journal.write(line)            what cannot be written now is kept, and written with a later line
 
@@ -61,6 +62,11 @@ def _lasting(descriptor: int, stream: TextIO | None) -> TextIO:
     encoding = "utf-8" if stream is None else stream.encoding
     by_line = descriptor == 2 or raw.isatty()
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=by_line)
+
+
+def can_redraw(stream: TextIO | None) -> bool:
+    """Return whether lines can be drawn over: on a terminal, unless it says that it can not (TERM=dumb)."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def failure_of(stream: TextIO | None) -> OSError | None:

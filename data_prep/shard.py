@@ -25,30 +25,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    gc.set_threshold(100_000)  # hardly anything here refers to itself: looking for it took 4 % of the time
+if __name__ == "__main__":
+    if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import InputError, printable, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
 
-# isort: split
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
-
+from data_prep.cli import InputError, printable, run, say
 from data_prep.files import sha256_of
+from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.samples.coverage import look_over, why_not_evaluated
 from data_prep.samples.index import Objective
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
-from data_prep.sharding.progress import Progress
 from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
 from data_prep.store import Store, continuing_entries, tokenizer_sha256
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
-from data_prep.text.corpus import Source, check_damage_of_all, find_sources
+from data_prep.text.damage import check_damage_of_all
+from data_prep.text.discovery import check_unchanged, find_sources
 from data_prep.text.languages import defaults
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
-from data_prep.text.unpack import check_unchanged
+from data_prep.text.source import Source
 from data_prep.tokens import contract
 from data_prep.tokens.encode import Encoder, EncodeWith
 from data_prep.tokens.words import WordBorders, WordsFrom, words_version
@@ -170,11 +171,11 @@ def _make_store(config: ShardConfig, named: Path) -> None:
         config.corpus,
         config.txt,
         config.dataset,
-        config.strict,
-        config.column,
-        config.encoding,
-        config.max_damaged,
-        config.out,
+        strict=config.strict,
+        column=config.column,
+        encoding=config.encoding,
+        max_damaged=config.max_damaged,
+        out=config.out,
     )
     identity = manifest.describe(encoder, vocab_sha256, settings(config), sources)
     base = manifest.to_append_to(config.out, identity) if config.append else None
@@ -219,7 +220,7 @@ def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
     for source in job.sources:
         check_unchanged(source)
     counted = [(source, counts.get(number, Counter())) for number, source in enumerate(job.sources, job.first_source)]
-    check_damage_of_all(counted, job.config.max_damaged, job.config.encoding is not None)
+    check_damage_of_all(counted, job.config.max_damaged, encoding_is_named=job.config.encoding is not None)
 
 
 def outlook(store: Store) -> list[str]:
@@ -280,7 +281,7 @@ def work_through(job: Job) -> None:
         say(f"rank {place.rank} of {place.world}: {len(mine)} of {len(job.plan.units)} units")
     left = [unit for unit in mine if job.records.unit(unit) is None]
     workers = job.config.workers or local_workers(place)
-    with Progress(sum(unit.text_bytes for unit in left)) as progress:
+    with TextProgress(sum(unit.text_bytes for unit in left)) as progress:
         for unit, text_bytes in run_local(
             lambda unit, report: make_unit(job, unit, report),
             left,
@@ -346,4 +347,5 @@ def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # hardly anything here refers to itself: looking for it took 4 % of the time
     run(main, ShardConfig, __doc__)

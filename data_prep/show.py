@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.calls import call
-from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
 
-# isort: split
 import numpy as np
 from tokenizers import Tokenizer
 from tyro.conf import Positional
 
+from data_prep.calls import call
+from data_prep.cli import InputError, print_json, run, say
 from data_prep.mapped import FileChangedError
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.coverage import look_over

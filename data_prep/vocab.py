@@ -29,30 +29,26 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
 
-# isort: split
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tqdm import tqdm
 
+from data_prep.cli import InputError, run, say
 from data_prep.files import write_folder, write_json
-from data_prep.progress import still
+from data_prep.progress import Progress, still
 from data_prep.ranges import Range, check_ranges
-from data_prep.text.corpus import (
-    Source,
-    check_damage,
-    check_damage_of_all,
-    find_sources,
-    read_documents,
-    sound_documents,
-)
+from data_prep.text.corpus import read_counted_documents, read_documents
+from data_prep.text.damage import check_damage, check_damage_of_all
+from data_prep.text.discovery import check_unchanged, find_sources
 from data_prep.text.languages import Lost, defaults, loses_mark, what_uncased_loses
 from data_prep.text.sentences import splitter
-from data_prep.text.unpack import check_unchanged
+from data_prep.text.source import Source
 from data_prep.tokens import sentencepieces
 from data_prep.tokens.contract import bert_template
 from data_prep.tokens.fast_paths import Ids
@@ -334,27 +330,28 @@ def _joins(tokenizer: Tokenizer, character: str) -> bool:
 def _batches(
     sources: list[Source], config: VocabConfig, what: str, at_end: Callable[[], None] = lambda: None
 ) -> Iterator[list[str]]:
-    """Paragraphs of the whole corpus in batches of about 1 MB, with a progress bar."""
+    """Paragraphs of the whole corpus in batches of about 1 MB; the work shows itself."""
     counts: Counter[str] = Counter()
     counted: list[tuple[Source, Counter[str]]] = []
     batch: list[str] = []
     size = 0
-    with tqdm(unit="B", unit_scale=True, desc=f"counting {what}", disable=None, file=sys.stderr) as bar:
+    with Progress(what=f"counting {what}", unit="B") as progress:
         for source in sources:
             seen: Counter[str] = Counter()
-            for document in sound_documents(source, config.column, seen):
+            for document in read_counted_documents(source, config.column, seen):
                 batch += document.text.split("\n" if document.lines else "\n\n")
                 size += len(document.text)
                 if size >= 1 << 20:
-                    bar.update(size)
+                    progress.update(size)
                     yield batch
                     batch, size = [], 0
             check_unchanged(source)
-            check_damage(source, seen, config.max_damaged, config.encoding is not None)  # now, not hours later
+            # Now, not hours later.
+            check_damage(source, seen, config.max_damaged, encoding_is_named=config.encoding is not None)
             counted.append((source, seen))
             counts += seen
-        check_damage_of_all(counted, config.max_damaged, config.encoding is not None)
-        bar.update(size)
+        check_damage_of_all(counted, config.max_damaged, encoding_is_named=config.encoding is not None)
+        progress.update(size)
         yield batch
     if counts["invalid_utf8"] and what == "words":
         say(f"{counts['invalid_utf8']:,} lines were not valid UTF-8; their wrong bytes were replaced by U+FFFD")

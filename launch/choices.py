@@ -5,11 +5,13 @@ commands = commands_of(config, advice, found)       stage -> the words of its co
 settle_changes(config, record, sources, keys)       says what has changed; refuses what cannot go on
 """
 
+import io
 import json
 import os
 import re
 import shutil
 import sys
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,16 @@ from launch.stages import (
 from pretrain.advice.__main__ import WIDTH, shown
 from pretrain.advice.advice import Advice, advised
 from pretrain.advice.machine import here
+from pretrain.advice.rules import why_warmup
 from pretrain.advice.survey import survey
 
 
 def advise_for(config: MakeConfig) -> Json:
     """What fits the text, the machine and the hours, as make.json keeps it."""
     ranks = number_in(os.environ, "RANKS", 0, most=999)
-    text, machine = survey(config.corpus, config.lang), here(ranks)
+    with nullcontext() if config.dry_run else redirect_stderr(io.StringIO()):  # the stages say what is left out
+        text = survey(config.corpus, config.lang)
+    machine = here(ranks)
     wanted = wanted_settings(config.wanted)
 
     def for_hours(hours: float, **more: Any) -> Advice:
@@ -57,6 +62,8 @@ def advise_for(config: MakeConfig) -> Json:
         same = {name: settings[name] for name in ("model", "vocab_size", "global_batch", "seq_len", "micro_batch")}
         first, advice = advice, for_hours(tokens / settings["tokens_per_second"] / 3600, **same)
         advice.reasons.update({name: why for name, why in first.reasons.items() if name in same and name != "model"})
+        if "warmup" not in wanted:
+            advice.reasons["warmup"] = why_warmup(advice.settings["warmup"], "steps")
     plain: Json = json.loads(json.dumps(advice._asdict(), default=str))
     return plain | {"commands": dict(advice.commands)}
 

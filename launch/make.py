@@ -17,30 +17,30 @@ DIR/index.html.
 Exit codes: 0 all of it is there, 2 wrong input, 75 stopped as asked, else that of the stage that failed.
 """
 
-import fcntl
 import io
 import json
 import os
 import shlex
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-if not __package__:  # a plain script: launch/ itself is on the path, where its file names could hide others'
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    if not __package__:  # a plain script: launch/ itself is on the path, where its file names could hide others'
+        sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from data_prep.interpreter import continue_in_venv
 
-from data_prep.cli import InputError, print_json, run, say  # first: it continues in .venv where packages are missing
+    continue_in_venv()
 
-# isort: split
 from data_prep.calls import call, hand_on, own
+from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
 from data_prep.store import Store, read_manifest
-from data_prep.text.corpus import find_sources
+from data_prep.text.discovery import find_sources
 from launch import labelled
+from launch.alone import Alone, alone_in
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
 from launch.gaps import gaps_of
 from launch.overlap import overlap_in_words
@@ -51,7 +51,6 @@ from launch.stages import KINDS, Words, check, keys_of, result_of, without
 from pretrain.report.history import History
 
 GAPS = 8  # sentences with a gap
-PATIENCE = 60.0  # seconds for an earlier make of the same folder to end
 
 
 def main(config: MakeConfig) -> None:
@@ -83,7 +82,7 @@ def make(config: MakeConfig) -> None:
         show(config, advice, commands)
         tell_overlap(config, files)
         return
-    with alone_in(config.out) as lock:
+    with alone_in(config.out) as alone:
         record = Record.read(config.out) or Record([], {})
         task = described_task(found, held_out)
         had, advice = record.advice, settle_advice(config, record, sources)
@@ -101,42 +100,8 @@ def make(config: MakeConfig) -> None:
             show(config, advice, commands)
         if "shard" not in record.stages:  # else it was said before, and the store is there
             tell_overlap(config, files)
-        work_through(config, record, commands, keys, lock)
+        work_through(config, record, commands, keys, alone)
         write_page(config, record)
-
-
-@contextmanager
-def alone_in(out: Path) -> Iterator[int]:
-    """Keep another make out of a folder, which is made. Stages inherit the lock: after a kill -9 the next make waits
-    until what the last one had started has ended.
-
-    Raises
-    ------
-    InputError: another one is at work.
-    """
-    is_new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= until:
-                    raise InputError(
-                        f"another make is at work in {out}; wait for it, or choose another --out"
-                    ) from error
-                if until - time.monotonic() > PATIENCE - 0.5:
-                    say(f"another make is at work in {out}, or ends there; waiting for a minute")
-                time.sleep(0.5)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-        if is_new:
-            with suppress(OSError):  # something has been made
-                out.rmdir()
 
 
 def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.Found | None]:
@@ -168,7 +133,7 @@ def described_task(found: labelled.Found | None, held_out: labelled.Found | None
 
 
 def work_through(
-    config: MakeConfig, record: Record, commands: dict[str, Words], keys: dict[str, tuple[str, str]], lock: int
+    config: MakeConfig, record: Record, commands: dict[str, Words], keys: dict[str, tuple[str, str]], alone: Alone
 ) -> None:
     """Run the stages that are not done. Ends the process where one fails or is stopped."""
     (config.out / "logs").mkdir(exist_ok=True)
@@ -183,21 +148,23 @@ def work_through(
             del done[name]
     plan = Plan([stage_of(name, words, config, record) for name, words in commands.items()], done)
     say(f"in all about {rounded(plan.total)}" + (f", {rounded(plan.left(None, 0))} of it left" if done else ""))
-    with Screen(plan, config.out / "logs", [lock]) as screen:
+    with Screen(plan, config.out / "logs", [alone.of_folder], alone.note_ending) as screen:
         for name, words in commands.items():
             if name in done:
                 screen.say(f"{KINDS[name].title}: done before")
                 continue
             stage = stage_of(name, words, config, record)
-            began = time.monotonic()
-            record.stages[name] = StageRecord(stage.command, *keys[name])
+            entry = record.stages.get(name, StageRecord(stage.command, *keys[name], is_done=True))
+            entry = entry.begun_again(stage.command, *keys[name], goes_on=name == "train")
+            record.stages[name] = entry
             record.write(config.out)
+            note_time = partial(add_seconds, record, config.out, entry, entry.seconds)
             if name == "fill" and not texts_with_gaps(config.out / "store"):  # predict would wait for a text
                 screen.say(f"{KINDS[name].title}: no sentence here has a word to ask for")
                 write_whole(result_of(name, config.out), [b'{"answers": []}\n'])
-            elif code := screen.run(stage):
+            elif code := screen.run(stage, note_time):
                 break
-            record.stages[name] = StageRecord(stage.command, *keys[name], True, time.monotonic() - began)
+            entry.is_done = True
             record.write(config.out)
         else:
             return
@@ -210,6 +177,12 @@ def work_through(
             f"and in {config.out}/logs/{name}.log. Mend that, and the same command goes on: {again}"
         )
     sys.exit(code)
+
+
+def add_seconds(record: Record, out: Path, entry: StageRecord, before: float, seconds: float) -> None:
+    """Write how long a stage has taken: in earlier attempts, and in the one under way."""
+    entry.seconds = before + seconds
+    record.write(out)
 
 
 def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Stage:

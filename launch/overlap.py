@@ -14,7 +14,8 @@ from contextlib import redirect_stderr
 from io import StringIO
 
 from data_prep.cli import InputError
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
 from launch.labelled import Found
 from launch.settings import MakeConfig
 

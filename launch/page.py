@@ -19,13 +19,14 @@ from data_prep.calls import call
 from data_prep.files import write_whole
 from data_prep.store import Store
 from launch.gaps import Gap, gaps_of
-from launch.record import Json, Record
+from launch.record import Json, Record, StageRecord
 from launch.stages import KINDS, SETTINGS, read_settings
 from pretrain.advice.__main__ import SHOWN, in_words
 from pretrain.report.charts import charts_of
 from pretrain.report.history import History
 from pretrain.report.page import page_of
 from pretrain.report.words import duration
+from pretrain.wording import filled_in
 
 TEMPLATE = Path(__file__).with_name("made.html.jinja")
 FILES = 500  # in the table
@@ -56,12 +57,18 @@ def write(out: Path, record: Record) -> Path:
         told=what_was_told(out / "logs"),
         **what_was_read(store),
         samples=samples_in(out / "logs/look.log"),
-        stages=[(KINDS[name].title, entry.command, duration(entry.seconds)) for name, entry in record.stages.items()],
+        stages=[(KINDS[name].title, entry.command, time_of(entry)) for name, entry in record.stages.items()],
         next=what_next(out, record),
         where=os.getcwd(),
     )
     write_whole(out / "index.html", [page.encode(errors="replace")])
     return out / "index.html"
+
+
+def time_of(entry: StageRecord) -> str:
+    """Return how long a stage took, and how often it was stopped on the way: "19 min 37 s, interrupted twice"."""
+    times = {1: "once", 2: "twice"}.get(entry.interruptions, f"{entry.interruptions} times")
+    return duration(entry.seconds) + (f", interrupted {times}" if entry.interruptions else "")
 
 
 def what_fell_short(out: Path, record: Record) -> list[str]:
@@ -91,7 +98,7 @@ def answers_to(gaps: list[Gap], filled: Json) -> dict[str, Any]:
             continue
         before, _, after = re.split(r"(\[MASK\]|<mask>)", answer["text"], maxsplit=1)
         guesses = [
-            {"token": guess["token"].strip(), "share": f"{100 * guess['probability']:.0f}%"}
+            {"token": filled_in(before, guess["token"].strip()), "share": f"{100 * guess['probability']:.0f}%"}
             for guess in answer["masks"][0]
         ]
         tokens = [guess["token"] for guess in guesses]

@@ -105,7 +105,9 @@ def main() -> None:
             print(usage(), file=sys.stderr)
         sys.exit(2)
     sys.path[0] = str(ROOT)  # in place of launch/
-    import data_prep.cli  # noqa: F401  goes on in .venv where this Python lacks the packages
+    from data_prep.interpreter import continue_in_venv
+
+    continue_in_venv()
     from data_prep.outlets import survive_console
     from pretrain.watch import Watch
 

@@ -6,7 +6,7 @@
 
     {"format": 1, "sources": [{"path", "bytes", "ends_sha256"}, ...], "given": {what the command line said},
      "task": {...}, "advice": {what `zerobert plan --json` says}, "stages": {name: {"command", "base", "key", "is_done",
-     "seconds"}}}
+     "seconds", "interruptions"}}}
 
 A stage's `key` is a hash of its options and of the keys of what it reads: where it differs the stage runs again. `base`
 is the same without what a result may take over: with another base a result cannot go on and is made anew.
@@ -22,9 +22,10 @@ from typing import Any
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from data_prep.sharding.manifest import ends_sha256
-from data_prep.text.unpack import Source
+from data_prep.text.source import Source
 
 NAME = "make.json"
+LOCK = ".make.lock"  # of launch/alone.py
 FORMAT = 1
 SHOWN = 3  # names in a message
 
@@ -39,7 +40,14 @@ class StageRecord:
     base: str
     key: str
     is_done: bool = False
-    seconds: float = 0.0  # of the attempt that ended it
+    seconds: float = 0.0  # of all attempts, those that were stopped or killed among them
+    interruptions: int = 0  # attempts that did not end it
+
+    def begun_again(self, command: str, base: str, key: str, *, goes_on: bool) -> "StageRecord":
+        """Return the record of the next attempt. One that `goes_on` in what the last one left adds to its seconds."""
+        if self.base != base or not (goes_on or (self.key == key and not self.is_done)):
+            return StageRecord(command, base, key)
+        return StageRecord(command, base, key, False, self.seconds, self.interruptions + (not self.is_done))
 
 
 @dataclass
@@ -126,5 +134,5 @@ def check_folder(out: Path, corpus: Sequence[str]) -> None:
             raise InputError(f"--corpus {text} lies in --out {out}, where what is made goes: choose another --out")
     if not out.exists() or (out / NAME).exists():
         return
-    if foreign := sorted(path.name for path in out.iterdir() if not path.name.startswith(f"{NAME}.partial")):
+    if foreign := sorted(path.name for path in out.iterdir() if not path.name.startswith((f"{NAME}.partial", LOCK))):
         raise InputError(f"--out {out} holds {foreign[0]}, which no earlier make has made: choose another folder")

@@ -5,11 +5,13 @@
 
 On a terminal the bar stays below what passes; elsewhere each stage begins with a line that says the same. Ctrl-C,
 SIGTERM and a closed terminal go to the stage, which keeps what it has; where this process is killed, the kernel ends
-the stage.
+the stage. What an earlier stage has said word for word (which files are left out, say) is not said again; the log of
+each stage has all of it.
 """
 
 import ctypes
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple
@@ -28,13 +31,15 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.cli import printable, say
-from data_prep.outlets import Journal
+from data_prep.outlets import Journal, can_redraw
 
 STOPPED = 75  # as launch/supervise.py has it: stopped as asked, the same command continues
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
+BEAT = 15.0  # seconds between two notes of how long a stage has taken: a kill -9 leaves no time for one
 DRAIN = 5.0  # seconds that the last words of a stage may take after its end
+LONG = 60  # characters of a line that is worth not being said twice
 NEARLY = 0.98  # of a stage's share of the bar: what takes longer than planned is not done
 
 
@@ -80,10 +85,14 @@ class Plan:
 class Screen:
     """Runs stages and shows where the whole stands."""
 
-    def __init__(self, plan: Plan, logs: Path, inherited: Sequence[int] = ()):
-        """`inherited`: descriptors that every stage keeps open, the lock of the folder say."""
-        self.plan, self.logs, self.inherited = plan, logs, inherited
-        self.is_stopping = False
+    def __init__(
+        self, plan: Plan, logs: Path, inherited: Sequence[int] = (), at_stop: Callable[[], None] = lambda: None
+    ):
+        """`inherited`: descriptors that every stage keeps open, the lock of the folder say. `at_stop` is called once,
+        when the first signal comes."""
+        self.plan, self.logs, self.inherited, self.at_stop = plan, logs, inherited, at_stop
+        self.stopped_by = ""  # the name of the first signal
+        self._said: set[str] = set()  # by earlier stages
         self._now: Stage | None = None
         self._began = 0.0
         self._first_share = 0.0
@@ -92,7 +101,7 @@ class Screen:
 
     def __enter__(self) -> "Screen":
         self._before = {number: signal.signal(number, self._stop) for number in SIGNALS if _is_heard(number)}
-        if sys.stderr.isatty():
+        if can_redraw(sys.stderr):
             console = Console(stderr=True, highlight=False, markup=False, emoji=False)
             self._live = Live(
                 get_renderable=self._bar, console=console, refresh_per_second=2, transient=True,
@@ -110,21 +119,25 @@ class Screen:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def run(self, stage: Stage) -> int:
-        """Run a stage to its end. Its exit code as shells have it; STOPPED where it was told to stop."""
+    def run(self, stage: Stage, at_beat: Callable[[float], None] = lambda seconds: None) -> int:
+        """Run a stage to its end. Return its exit code as shells have it; STOPPED where it was told to stop.
+
+        `at_beat` is called every now and then, and at the end, with the seconds that the stage has taken.
+        """
         self._now, self._began = stage, time.monotonic()
         self._first_share = stage.share() or 0.0
         place = self.plan.place_of(stage)
         left = rounded(self.plan.left(stage, 0.0))
         self.say(f"\n== {place}/{len(self.plan.stages)} {stage.title} ({left} left in all)\n   $ {stage.command}")
-        if self.is_stopping:
+        if self.stopped_by:
             return STOPPED
         journal = Journal(self.logs / f"{stage.name}.log")
         journal.write(f"$ {stage.command}")
         out = open(_aside(stage.result), "w", encoding="utf-8") if stage.result else None  # noqa: SIM115
         try:
-            code = self._run(stage, journal, out.fileno() if out else None)
+            code = self._run(stage, journal, out.fileno() if out else None, at_beat)
         finally:
+            at_beat(time.monotonic() - self._began)
             if out:
                 out.close()
         if code == 0 and stage.result:
@@ -132,9 +145,12 @@ class Screen:
         if code == 0:
             self.plan.done[stage.name] = time.monotonic() - self._began
         self._now = None
-        return STOPPED if code and self.is_stopping else code
+        if code and self.stopped_by:
+            journal.write(f"{self.stopped_by}: stopped")
+            return STOPPED
+        return code
 
-    def _run(self, stage: Stage, journal: Journal, out: int | None) -> int:
+    def _run(self, stage: Stage, journal: Journal, out: int | None, at_beat: Callable[[float], None]) -> int:
         self._child = subprocess.Popen(
             shlex.split(stage.command),
             stdin=subprocess.DEVNULL,
@@ -151,19 +167,26 @@ class Screen:
         spoken = self._child.stdout if out is None else self._child.stderr
         assert spoken is not None
 
+        lines: set[str] = set()
+
         def pass_on() -> None:
             for line in spoken:
                 text = printable(line.rstrip("\n").expandtabs())
-                self.say(text)
+                if text not in self._said:
+                    self.say(text)
                 journal.write(text)
+                if len(text) >= LONG:
+                    lines.add(text)
 
         reader = threading.Thread(target=pass_on, daemon=True)
         reader.start()
-        if self.is_stopping:  # the signal came before there was a child to tell
-            self._tell()
-        code = self._child.wait()
+        if self.stopped_by:  # the signal came before there was a child to tell
+            self._tell(signal.Signals[self.stopped_by])
+        while (code := _ended(self._child, BEAT)) is None:
+            at_beat(time.monotonic() - self._began)
         reader.join(DRAIN)  # not for ever: what the stage has left running may hold its end of the pipe
         self._child = None
+        self._said.update(list(lines))
         return 128 - code if code < 0 else code
 
     def say(self, message: str) -> None:
@@ -174,14 +197,20 @@ class Screen:
             self._live.console.print(Text(message), soft_wrap=True)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_stopping:
-            self.is_stopping = True
-            os.write(2, b"\nstopping; what is done is kept\n")
-        self._tell()
+        if not self.stopped_by:
+            self.stopped_by = signal.Signals(number).name
+            os.write(2, f"\n{self.stopped_by}: stopping; what is done is kept\n".encode())
+            self.at_stop()
+        self._tell(number)
 
-    def _tell(self) -> None:
-        # SIGTERM whatever came: a Python that is still importing answers SIGINT with a traceback.
-        if self._child is not None and self._child.poll() is None:
+    def _tell(self, number: int) -> None:
+        """Pass a signal on: the same where the stage has a handler for it, and can say by what it was stopped. Any
+        other gets SIGTERM: a Python that is still importing answers SIGINT with a traceback."""
+        if self._child is None or self._child.poll() is not None:
+            return
+        if _catches(self._child.pid, signal.SIGTERM) and _catches(self._child.pid, number):
+            os.kill(self._child.pid, number)
+        else:
             os.killpg(self._child.pid, signal.SIGTERM)
 
     def _share(self) -> tuple[float, float]:
@@ -218,6 +247,23 @@ class Screen:
 def _is_heard(number: int) -> bool:
     """What a shell that started us has switched off (nohup: SIGHUP) stays so."""
     return signal.getsignal(number) != signal.SIG_IGN
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal. Python has one for SIGINT from its start, for others never."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:  # it has just ended
+        return False
+    caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+def _ended(child: subprocess.Popen[str], seconds: float) -> int | None:
+    """The code of a process that ends within so many seconds."""
+    with suppress(subprocess.TimeoutExpired):
+        return child.wait(seconds)
+    return None
 
 
 def _aside(path: Path) -> Path:

@@ -3,6 +3,7 @@
 answer(folder, "labels", False, ["a text", "another one"], 5, as_json=False)
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from transformers import (
 )
 
 from pretrain.hf_files import Kind
+from pretrain.wording import filled_in
 
 # Controls, on which a terminal would act or begin a line; a tab stands between two texts.
 SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
+
+MASK = re.compile(r"\[MASK\]|<mask>")
 
 Answer = dict[str, Any]
 
@@ -157,10 +161,12 @@ def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
 def shown(answer: Answer) -> str:
     """One answer for people: the text, and below it a line an answer."""
     lines = [answer["text"]]
+    between = MASK.split(answer["text"])  # what stands before each mask, and after the last
     for number, words in enumerate(answer.get("masks", []), 1):
+        before = between[number - 1] if number <= len(between) else ""
         if len(answer["masks"]) > 1:
             lines.append(f"  mask {number}")
-        lines += [f"  {word['probability']:.4f}  {word['token']}" for word in words]
+        lines += [f"  {word['probability']:.4f}  {filled_in(before, word['token'])}" for word in words]
     lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
     if "score" in answer:
         lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny

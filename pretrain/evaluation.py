@@ -4,13 +4,15 @@
 
 What a source is: with several stores in --data, each store. With one, its files, as data_prep/shard.py recorded them,
 under the part of their path that tells them apart: numbers at the end of a name are dropped (books-00.jsonl.gz and
-books-01.jsonl.gz are `books`), and where that leaves more than MAX_SOURCES, the folders they lie in. Where even those
-are more, the store is one source. A pair counts for the source of its first segment.
+books-01.jsonl.gz are `books`), and what follows a number where another file begins alike (`Lydia 084 (copy)` is one of
+`Lydia`); where that leaves more than MAX_SOURCES, the folders they lie in. Where even those are more, the store is one
+source. A pair counts for the source of its first segment.
 """
 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import PurePath
@@ -27,7 +29,8 @@ from pretrain.data import collate, order_by_length
 from pretrain.model import Batch
 
 MAX_SOURCES = 12  # names that a person reads; more would be a thicket
-_NUMBER = re.compile(r"([-_.]?\d+([-_]of[-_]\d+)?)+$")  # of one file among many: -00, _12, -00003-of-00041
+_NUMBER = re.compile(r"([-_. ]?\d+([-_]of[-_]\d+)?)+$")  # of one file among many: -00, _12, -00003-of-00041
+_INNER_NUMBER = re.compile(r"[-_ (]\d+")  # what begins with it may tell one file among many, too: "084 (copy)"
 
 
 class Source(NamedTuple):
@@ -89,7 +92,7 @@ def sources_of(stores: Sequence[Store], picked: Picked) -> tuple[list[str], np.n
         paths = [source["path"] for source in stores[0].manifest["sources"]]
         owners = stores[0].sources_at(picked.samples["a_start"]) if paths else np.zeros(len(picked.store), np.int64)
         used = np.unique(owners)
-        groups = file_groups([paths[number] for number in used]) if paths else [""]
+        groups = file_groups([paths[number] for number in used], paths) if paths else [""]
         labels = [""] * (int(used.max()) + 1)
         for number, group in zip(used, groups, strict=True):
             labels[number] = group or stores[0].folder.resolve().name
@@ -108,9 +111,11 @@ def store_names(folders: Sequence[PurePath]) -> list[str]:
     return names
 
 
-def file_groups(paths: Sequence[str]) -> list[str]:
-    """For each path the name of its group; at most MAX_SOURCES differ, and all are empty where they cannot be told."""
-    keys = [(*path.parts[:-1], _NUMBER.sub("", path.name.partition(".")[0])) for path in map(PurePath, paths)]
+def file_groups(paths: Sequence[str], among: Sequence[str] = ()) -> list[str]:
+    """Return for each path the name of its group; at most MAX_SOURCES differ, and all are empty where they cannot be
+    told. What files have in common is seen `among` more of them."""
+    shared = Counter(begin for path in {*paths, *among} for begin in {*_beginnings(PurePath(path).name)})
+    keys = [(*path.parts[:-1], _group_name(path.name, shared)) for path in map(PurePath, paths)]
     keys = [tuple(filter(None, key)) for key in keys]  # of 00.txt only the folder remains
     keys = _without_common_end([key[_shared(keys) :] for key in keys])
     for depth in range(max(map(len, keys)), 0, -1):
@@ -118,6 +123,23 @@ def file_groups(paths: Sequence[str]) -> list[str]:
         if len(set(names)) <= MAX_SOURCES:
             return names
     return [""] * len(paths)
+
+
+def _beginnings(name: str) -> list[str]:
+    """Return a file's name without the number at its end; else what stands before each number in it, the longest first:
+    `books` of books-00.txt, `Lydia Kapitel` of "Lydia Kapitel 084 (copy).txt"."""
+    stem = name.partition(".")[0]
+    if (found := _NUMBER.sub("", stem)) != stem:
+        return [found.strip()]
+    return [stem[: number.start()].strip() for number in reversed([*_INNER_NUMBER.finditer(stem)])]
+
+
+def _group_name(name: str, shared: Counter[str]) -> str:
+    """Return the beginning of a name that other files share, or all of it."""
+    beginnings, stem = _beginnings(name), name.partition(".")[0]
+    if _NUMBER.search(stem):
+        return beginnings[0]
+    return next((begin for begin in beginnings if begin and shared[begin] > 1), stem)
 
 
 def _without_common_end(keys: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -16,15 +16,18 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.calls import call
-from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
+from data_prep.calls import call
+from data_prep.cli import InputError, run, say
 from data_prep.files import share
 from data_prep.store import Store
 from pretrain import hf_folder

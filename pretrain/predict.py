@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from data_prep.calls import call
-from data_prep.cli import InputError, run, say  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
 import tyro
 
+from data_prep.calls import call
+from data_prep.cli import InputError, run, say
 from data_prep.foreign import weight_files
 from data_prep.ranges import Range, check_ranges
 from pretrain.hf_files import Kind, need_tokenizer, read_config

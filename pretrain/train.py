@@ -15,9 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cli import InputError, parse, say  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
+from data_prep.cli import InputError, parse, say
 from data_prep.outlets import survive_console
 from pretrain.preflight import check_launch, look, ranks_in
 from pretrain.settings.config import TrainConfig

@@ -35,6 +35,7 @@ from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr, what_came_out, what_runs
+from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
@@ -140,9 +141,12 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
                 if dist.get_rank() == 0:
                     leave(config, start, stores)
             return start.state
+        lost = ""  # in words: what a process that was killed did beyond the checkpoint
         with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
-                ending.enter_context(RunLock(config.out))
+                lock = ending.enter_context(RunLock(config.out))
+                step = start.state.step if start.checkpoint is not None else None
+                lost = what_was_lost(config.out / "metrics.jsonl", step) if lock.was_stale else ""
         check_shared(config.out)
         engine, partition = start_engine(
             model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
@@ -158,9 +162,11 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
             config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
         )
         ending.callback(meter.close)
-        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint))
+        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
         if start.checkpoint is not None:
-            meter.event(state.step, "resume", checkpoint=start.checkpoint.name)
+            meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
+        elif lost:
+            meter.event(state.step, "restart", lost=lost)
         if start.changes:
             meter.event(state.step, "change", **{change.setting: change.text for change in start.changes})
             if any(change.moves for change in start.changes):

@@ -87,7 +87,8 @@ def test_tokens_are_counted_as_a_vocabulary_would_cut_words():
 )
 def test_the_model_is_the_largest_that_gets_the_tokens_it_wants_of_text_that_is_not_worn_out(hours, megabytes, name):
     tokens = megabytes * 1e6 / 4.2
-    chosen, why = rules.model(rules.paces(LAPTOP, hours, 8192, tokens), hours)
+    chosen, larger = rules.model(rules.paces(LAPTOP, hours, 8192, tokens))
+    why = rules.why_model(chosen, larger, hours)
     assert chosen.model == name
     assert "tokens/s" in why
 

@@ -21,8 +21,10 @@ import zstandard
 
 from data_prep.cli import InputError
 from data_prep.sharding.plan import make_plan, unit_documents
-from data_prep.text import corpus, unpack
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text import corpus
+from data_prep.text import source as text_source
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
 from data_prep.text.sentences import splitter
 from tests.corpora import as_jsonl, as_lines, as_prose, texts, write, write_parquet
 
@@ -40,10 +42,10 @@ def read(*arguments, txt="auto", column="text", counts=None):
     ]
 
 
-@pytest.mark.parametrize("packing", ["", ".gz", ".bz2", ".zst"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize(("name", "make"), [("a.txt", as_lines), ("b.txt", as_prose), ("c.jsonl", as_jsonl)])
-def test_every_format_and_packing_gives_the_same_documents(tmp_path, name, make, packing):
-    assert read(write(tmp_path / (name + packing), make(DOCUMENTS))) == DOCUMENTS
+def test_every_format_and_packing_gives_the_same_documents(tmp_path, name, make, compression):
+    assert read(write(tmp_path / (name + compression), make(DOCUMENTS))) == DOCUMENTS
 
 
 def test_parquet_gives_the_same_documents(tmp_path):
@@ -119,8 +121,8 @@ def test_broken_text_is_replaced_and_counted(tmp_path):
 
 
 def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpack, "MAX_LINE", 200)
-    monkeypatch.setattr(corpus, "MAX_DOCUMENT", 100)
+    monkeypatch.setattr(text_source, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(corpus, "MAX_DOCUMENT_CHARS", 100)
     counts: Counter[str] = Counter()
     long = json.dumps({"text": "x" * 300}) + "\n"
     write(tmp_path / "a.jsonl", long + json.dumps({"text": "word " * 30}) + "\n" + json.dumps({"text": "end"}) + "\n")
@@ -160,7 +162,7 @@ def test_what_is_not_packed_as_its_name_says_is_named(tmp_path, suffix):
         find_sources([str(tmp_path)])
 
 
-@pytest.mark.parametrize("packing", ["", ".gz"])
+@pytest.mark.parametrize("compression", ["", ".gz"])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -171,16 +173,16 @@ def test_what_is_not_packed_as_its_name_says_is_named(tmp_path, suffix):
         ('{"text": 5}', "line 41 has no text in field 'text' but '5'"),
     ],
 )
-def test_bad_lines_are_left_out_counted_and_the_first_is_named(tmp_path, capsys, line, message, packing):
+def test_bad_lines_are_left_out_counted_and_the_first_is_named(tmp_path, capsys, line, message, compression):
     good = as_jsonl(DOCUMENTS).splitlines()
-    path = write(tmp_path / f"a.jsonl{packing}", "\n".join([*good[:40], line, *good[40:], line]) + "\n")
+    path = write(tmp_path / f"a.jsonl{compression}", "\n".join([*good[:40], line, *good[40:], line]) + "\n")
     counts: Counter[str] = Counter()
     assert read(path, counts=counts) == DOCUMENTS
     assert counts == {"bad_lines": 2}
     found = capsys.readouterr().err
     assert re.search(message, found)
     assert found.count("warning") == 1
-    if not packing:  # the line's number is that in the file, wherever a range begins
+    if not compression:  # the line's number is that in the file, wherever a range begins
         source, start = find_sources([str(path)])[0], len("\n".join(good[:20]).encode())
         assert len(list(read_documents(source, "text", counts, start))) == 40
         assert re.search(message, capsys.readouterr().err)
@@ -258,7 +260,7 @@ def test_of_a_damaged_packed_file_every_whole_line_is_read(tmp_path, capsys, suf
         raw, expected = packed + raw, lines + expected
     (tmp_path / f"a.txt{suffix}").write_bytes(raw)
     source, counts = find_sources([str(tmp_path)], "lines")[0], Counter[str]()
-    assert [line for _, line in unpack.lines_of(source, 0, counts)] == expected
+    assert [line for _, line in text_source.lines_of(source, 0, counts)] == expected
     assert len(expected) > len(lines) // 3
     assert counts == {"damaged_parts": 1}
     assert f"a.txt{suffix} is damaged or cut short" in capsys.readouterr().err

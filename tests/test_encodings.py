@@ -11,10 +11,11 @@ import pytest
 from data_prep import dedup, vocab
 from data_prep.cli import InputError, parse
 from data_prep.store import Store
-from data_prep.text import corpus
+from data_prep.text import discovery
 from data_prep.text.cleaning import excluded_grams
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.corpus import read_documents
 from data_prep.text.decoding import damaged_characters, find_encoding, named_encoding
+from data_prep.text.discovery import find_sources
 from tests.corpora import as_jsonl, files_of, texts, tiny_vocab, write
 from tests.test_hostile import shard
 from tests.test_wikipedia import HEAD, page
@@ -157,14 +158,14 @@ class TestFinding:
         assert find_encoding([raw]).encoding == ""
 
     def test_what_only_later_pieces_show_counts_too(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(corpus, "PROBE", 2000)
+        monkeypatch.setattr(discovery, "HEAD_BYTES", 2000)
         path = write(tmp_path / "a.txt", (ENGLISH + TALES["de"] + "\n" + ENGLISH).encode("cp1252"))
         assert find_sources([str(path)])[0].encoding == "cp1252"
 
     def test_pieces_are_cut_within_characters(self, tmp_path, monkeypatch):
         for size in range(900, 903):
-            monkeypatch.setattr(corpus, "PROBE", size)
-            monkeypatch.setattr(corpus, "PROBED", size)
+            monkeypatch.setattr(discovery, "HEAD_BYTES", size)
+            monkeypatch.setattr(discovery, "PROBE_BYTES", size)
             for language, encoding in (("zh", "utf-8"), ("zh", "gb18030"), ("ja", "shift_jis"), ("ru", "utf-16-le")):
                 path = write(tmp_path / "a.txt", ((TALES[language] + "\n") * 30).encode(encoding))
                 assert " ".join(read(path)).replace("\n", " ") == " ".join([TALES[language]] * 30)
@@ -305,8 +306,8 @@ class TestDamage:
     def test_damage_that_the_plan_did_not_see_is_refused_before_anything_is_finished(
         self, vocab_folder, tmp_path, monkeypatch, suffix
     ):
-        monkeypatch.setattr(corpus, "PROBE", 4000)
-        monkeypatch.setattr(corpus, "PROBES", 0)
+        monkeypatch.setattr(discovery, "HEAD_BYTES", 4000)
+        monkeypatch.setattr(discovery, "PROBES", 0)
         write(tmp_path / f"c/a.txt{suffix}", ENGLISH.encode() + b"b\xc3\xc3d " * 400 + ENGLISH.encode())
         arguments = (tmp_path / "c", vocab_folder, tmp_path / "store")
         done = shard(*arguments)

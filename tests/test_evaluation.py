@@ -97,6 +97,12 @@ def test_files_are_grouped_under_few_names(paths, names):
     assert len(set(found)) <= MAX_SOURCES
 
 
+def test_no_file_has_a_name_of_its_own_beside_its_group():
+    held_out = ["c/old/Lydia 084 (copy).txt", "c/old/Lydia 091.txt", "c/new/Lydia 3.txt", "c/new/Notes (2020).txt"]
+    assert file_groups(held_out) == ["old/Lydia", "old/Lydia", "new/Lydia", "new/Notes (2020)"]
+    assert file_groups(held_out[:1] + held_out[3:], held_out)[0] == "old/Lydia"  # the others are not held out
+
+
 def tiny_module() -> PretrainingModule:
     return PretrainingModule(build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)).eval()
 

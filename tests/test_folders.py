@@ -14,9 +14,11 @@ from data_prep import dedup
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig, make_store
 from data_prep.store import Store
-from data_prep.text import corpus, json_values, unpack
+from data_prep.text import corpus, discovery
 from data_prep.text.cleaning import excluded_grams, grams_of
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
+from data_prep.text.readers import delimited, json_values
 from data_prep.text.sentences import splitter
 from tests.corpora import files_of, texts, tiny_vocab, write
 
@@ -93,7 +95,7 @@ class TestTables:
         ],
     )
     def test_a_bad_row_costs_itself_only_and_is_counted(self, tmp_path, capsys, monkeypatch, bad, said):
-        monkeypatch.setattr(unpack, "MAX_LINE", 2000)  # characters of a row: the file is longer
+        monkeypatch.setattr(delimited, "MAX_ROW_CHARS", 2000)  # characters of a row: the file is longer
         good = [f"Sentence {number}, as it stands." for number in range(200)]
         lines = table(good, quoting=csv.QUOTE_MINIMAL, lineterminator="\n").splitlines(keepends=True)
         path = write(tmp_path / "a.csv", "".join([*lines[:2], bad, *lines[2:]]))
@@ -180,7 +182,7 @@ class TestJson:
         ids=["array", "indented", "strings", "wrapped", "lines", "in a row", "no brackets"],
     )
     def test_every_shape_is_read(self, tmp_path, monkeypatch, content, kind, layout, step):
-        monkeypatch.setattr(json_values, "STEP", step)
+        monkeypatch.setattr(json_values, "READ_CHUNK_BYTES", step)
         path = write(tmp_path / "a.json", content)
         source = find_sources([str(path)], column="text")[0]
         assert (source.kind, source.layout) == (kind, layout)
@@ -212,15 +214,15 @@ class TestJson:
         assert "what stands before the damage is read (--strict refuses)" in capsys.readouterr().err
 
     def test_records_without_text_are_counted_and_memory_is_bounded(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(unpack, "MAX_LINE", 100)
-        monkeypatch.setattr(json_values, "STEP", 16)
+        monkeypatch.setattr(json_values, "MAX_VALUE_CHARS", 100)
+        monkeypatch.setattr(json_values, "READ_CHUNK_BYTES", 16)
         counts: Counter[str] = Counter()
         path = write(tmp_path / "a.json", json.dumps([{"text": "one"}, {"x": 1}, {"text": 2}, {"text": "y" * 500}]))
         assert read(path, counts=counts) == ["one"]
         assert counts == {"bad_lines": 2, "damaged_parts": 1}
 
     def test_an_array_that_the_beginning_did_not_show_is_not_lost_unsaid(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(corpus, "PROBE", 1000)
+        monkeypatch.setattr(discovery, "HEAD_BYTES", 1000)
         content = {"train": [{"text": "One."}] * 200, "tags": [{"x": 1}], "test": [{"text": "Two."}] * 3}
         counts: Counter[str] = Counter()
         assert read(write(tmp_path / "a.json", json.dumps(content)), counts=counts) == ["One."] * 200
@@ -274,7 +276,7 @@ class TestArticles:
     def test_no_text_is_taken_for_a_title(self, tmp_path, monkeypatch):
         untitled = '<doc id="1" url="u" title="T &amp; U">\nAll of it, below no title.\n</doc>\n'
         assert read(write(tmp_path / "wiki_00", untitled)) == ["All of it, below no title."]
-        monkeypatch.setattr(corpus, "MAX_DOCUMENT", 60)
+        monkeypatch.setattr(corpus, "MAX_DOCUMENT_CHARS", 60)
         lines = [f"This is line number {number}." for number in range(5)]
         extracted = '<doc id="1" url="u" title="T">\nT\n\n' + "\n".join(lines) + "\n</doc>\n"
         assert read(write(tmp_path / "wiki_01", extracted)) == [

@@ -165,7 +165,9 @@ def test_an_unreadable_file_is_named(good, vocab, tmp_path):
             folder.chmod(0o755)
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from data_prep.text.corpus import find_sources, read_documents\nfrom data_prep.cli import InputError\n"
+        "from data_prep.text.corpus import read_documents\n"
+        "from data_prep.text.discovery import find_sources\n"
+        "from data_prep.cli import InputError\n"
         "os.setgid(65534); os.setuid(65534)\n"
         "try: print(list(read_documents(find_sources([sys.argv[2]])[0], 'text', {})))\n"
         "except InputError as error: print(error)"

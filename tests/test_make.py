@@ -1,5 +1,6 @@
 """zerobert make: what runs again and what does not, how it stops, labelled files of all kinds; and one in full."""
 
+import fcntl
 import json
 import os
 import re
@@ -12,14 +13,16 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.store import Store
 from launch import labelled
+from launch.alone import Alone, alone_in
 from launch.choices import lasting, settle_changes
-from launch.gaps import gaps_of
+from launch.gaps import Gap, gaps_of
 from launch.make import share_trained, work_through
-from launch.page import answers_to, what_next
+from launch.page import answers_to, time_of, what_next
 from launch.record import Record, StageRecord, changes_of, check_folder
 from launch.running import STOPPED, Plan, Screen, Stage
 from launch.settings import MakeConfig
 from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
+from pretrain.wording import filled_in
 from tests.corpora import write
 from tests.launched import start, wait_for
 
@@ -218,6 +221,48 @@ def test_stages_run_in_turn_and_what_they_say_passes_through(tmp_path, capfd):
     assert "{}" not in said.replace('"{}"', "")
 
 
+def test_what_an_earlier_stage_has_said_is_not_said_again(tmp_path, capfd):
+    told = "texts: left out: .pdf files: 1 (a.pdf); text can be made of .pdf by pdftotext"
+    stages = [Stage(name, name, script(f'print("{told}"); print("short")'), 5) for name in ("vocab", "shard")]
+    with Screen(Plan(stages, {}), tmp_path) as screen:
+        for stage in stages:
+            screen.run(stage)
+    lines = capfd.readouterr().err.splitlines()
+    assert (lines.count(told), lines.count("short")) == (1, 2)
+    assert told in (tmp_path / "shard.log").read_text()
+
+
+def test_the_time_of_a_stage_is_that_of_all_its_attempts():
+    first = StageRecord("train", "base", "key", seconds=40.0)  # killed: nobody has written that it ended
+    second = first.begun_again("train", "base", "key", goes_on=True)
+    second.seconds += 60
+    assert time_of(second) == "1 min 40 s, interrupted once"
+    second.is_done = True
+    longer = second.begun_again("train --hours 6", "base", "another key", goes_on=True)
+    assert (longer.seconds, longer.interruptions, longer.is_done) == (100.0, 1, False)
+    assert second.begun_again("shard", "base", "another key", goes_on=False).seconds == 0
+    assert first.begun_again("train", "another base", "key", goes_on=True).seconds == 0
+
+
+def test_a_folder_in_use_is_told_at_once_and_what_is_ending_is_waited_for(tmp_path, monkeypatch, capsys):
+    with alone_in(tmp_path) as first:
+        with pytest.raises(InputError, match=rf"process {os.getpid()}, since .* at work .*kill {os.getpid()}\), or"):
+            alone_in(tmp_path).__enter__()
+        monkeypatch.setattr("launch.alone.PATIENCE", 0.3)
+        first.note_ending()
+        with pytest.raises(InputError, match=r"is stopping in .* has not ended in 0\.3 s"):
+            alone_in(tmp_path).__enter__()
+    assert "is stopping" in capsys.readouterr().err
+    with alone_in(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+    lock = os.open(tmp_path, os.O_RDONLY)  # as a stage has it whose make was killed
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match=r"make that was killed had started .* still ending"):
+        alone_in(tmp_path).__enter__()
+    os.close(lock)
+
+
 WAITS = """
 import sys
 from pathlib import Path
@@ -235,6 +280,16 @@ def test_a_signal_stops_the_stage_and_is_no_failure(tmp_path, number):
     wait_for((tmp_path / "here").exists)
     process.send_signal(number)
     assert process.wait(60) == STOPPED
+    assert f"{number.name}: stopped" in (tmp_path / "train.log").read_text()
+
+
+def test_a_stage_with_handlers_is_told_the_signal_that_came(tmp_path):
+    hears = "import signal; [signal.signal(n, lambda n, f: sys.exit(signal.Signals(n).name)) for n in (2, 15)]; "
+    process = start(sys.executable, "-c", WAITS.replace('waits = "', f'waits = "{hears}'), tmp_path)
+    wait_for((tmp_path / "here").exists)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == STOPPED
+    assert (tmp_path / "train.log").read_text().splitlines()[-2:] == ["SIGINT", "SIGINT: stopped"]
 
 
 def test_a_killed_make_takes_its_stage_along(tmp_path):
@@ -313,9 +368,18 @@ def test_a_text_without_a_word_to_ask_for_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("launch.make.texts_with_gaps", lambda store: [])  # as in a script without spaces
     record = Record([], {})
     config = MakeConfig(("texts",), tmp_path, steps=1)
-    work_through(config, record, {"fill": ["predict", "no/model", "--fill", "--json"]}, {"fill": ("base", "key")}, 0)
+    work_through(
+        config, record, {"fill": ["predict", "no/model", "--fill", "--json"]}, {"fill": ("base", "key")}, Alone(0, 0)
+    )
     assert record.stages["fill"].is_done
     assert answers_to([], json.loads((tmp_path / "fill.json").read_text()))["answers"] == []
+
+
+def test_a_piece_is_shown_with_the_word_that_it_makes():
+    filled = {"answers": [{"text": "Sie gingen frei [MASK] hin.", "masks": [[{"token": "##en", "probability": 0.5}]]}]}
+    answers = answers_to([Gap("Sie gingen frei [MASK] hin.", "weit", True)], filled)["answers"]
+    assert answers[0]["guesses"] == [{"token": "frei[en]", "share": "50%"}]
+    assert (filled_in("Ja,", "##en"), filled_in("", "##en"), filled_in("frei", "en")) == ("...en", "...en", "en")
 
 
 def test_the_next_command_has_the_settings_of_this_one(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from data_prep import progress
 from pretrain.monitor import meter
+from pretrain.monitor.lines import what_was_lost
 from pretrain.report.history import History
 from pretrain.state import RunState
 from pretrain.train import train
@@ -32,6 +33,18 @@ def test_work_of_a_known_size_says_how_far_it_is(monkeypatch, capfd):
     assert all(line.startswith("index: ") and line.endswith(" left") for line in lines)
     assert [*progress.Progress(range(20), "index", "part", quiet=True)] == list(range(20))
     assert not capfd.readouterr().err
+
+
+def test_a_terminal_that_says_it_is_dumb_gets_lines(monkeypatch, capfd):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with progress.TextProgress(4_000_000) as work:
+        work.add(1_000_000, 250_000)
+    first, last = capfd.readouterr().err.splitlines()
+    assert first.startswith("text: 1 of about 4 MB, ")
+    assert "0.2 M tokens, 00:0" in first
+    assert last.startswith("1.0 MB of text, 250,000 tokens in ")
 
 
 def test_work_of_an_unknown_size_says_how_long_it_takes_once_it_has_begun(monkeypatch, capfd):
@@ -79,6 +92,22 @@ def test_a_request_to_stop_is_answered_while_the_main_thread_hears_nothing():
 def test_a_run_has_one_of_four_words(tmp_path, last, status):
     run = run_folder(tmp_path / "run", [event(20, "stop", reason="SIGTERM"), logged(50), last])
     assert History.read(run).status == status
+
+
+@pytest.mark.parametrize(
+    ("lines", "step", "lost"),
+    [
+        (
+            [logged(400), logged(430), logged(437), event(437, "save")],
+            400,
+            "37 steps since, when the process was killed",
+        ),
+        ([logged(400), event(400, "save")], 400, "what it did since, when the process was killed"),
+        ([logged(1)], None, "1 step, when the process was killed before its first checkpoint"),
+    ],
+)
+def test_what_a_kill_has_lost_is_read_off_the_metrics(tmp_path, lines, step, lost):
+    assert what_was_lost(run_folder(tmp_path / "run", lines) / "metrics.jsonl", step) == lost
 
 
 def test_setup_shows_what_pip_is_at(tmp_path):

@@ -16,8 +16,9 @@ from data_prep import dedup, vocab
 from data_prep.cli import InputError, parse, printable, say
 from data_prep.shard import make_unit as real_make_unit
 from data_prep.store import Store
-from data_prep.text import corpus, unpack
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text import corpus
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import check_unchanged, find_sources
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, tiny_vocab, write, write_parquet
 from tests.test_hostile import shard
 
@@ -123,10 +124,10 @@ class TestFilesThatChange:
         write(folder / "dataset_info.json", "{}")
         write(folder / "a.arrow", "x")
         source = find_sources([], datasets=[f"{folder}:train"])[0]
-        unpack.check_unchanged(source)
+        check_unchanged(source)
         write(folder / "a.arrow", "xy")
         with pytest.raises(InputError, match=r"\(of 3 bytes, now 4\)"):
-            unpack.check_unchanged(source)
+            check_unchanged(source)
 
 
 class TestWhatIsLeftOut:

@@ -7,8 +7,9 @@ import pytest
 
 from data_prep.cli import InputError
 from data_prep.store import Store
-from data_prep.text import wikipedia
-from data_prep.text.corpus import find_sources, read_documents
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
+from data_prep.text.readers import wikipedia
 from tests.corpora import PACKERS, tiny_vocab, write
 from tests.test_hostile import shard
 
@@ -63,10 +64,10 @@ def read(path, counts=None):
     ]
 
 
-@pytest.mark.parametrize("packing", ["", ".bz2", ".gz"])
-def test_an_article_becomes_its_text(tmp_path, packing):
-    path = write(tmp_path / f"w.xml{packing}", HEAD + page(7, PARIS) + "</mediawiki>")
-    assert read(path) == [(f"w.xml{packing}:7", TEXT)]
+@pytest.mark.parametrize("compression", ["", ".bz2", ".gz"])
+def test_an_article_becomes_its_text(tmp_path, compression):
+    path = write(tmp_path / f"w.xml{compression}", HEAD + page(7, PARIS) + "</mediawiki>")
+    assert read(path) == [(f"w.xml{compression}:7", TEXT)]
 
 
 def test_utf_16_and_the_rests_of_broken_tables(tmp_path):
@@ -112,7 +113,7 @@ def test_entities_that_multiply_and_giant_articles_take_no_memory(tmp_path, monk
     bomb = f"<!DOCTYPE m [{laughs}]>" + HEAD + page(1) + page(2, text="&l8;") + "</mediawiki>"
     assert [identity for identity, _ in read(write(tmp_path / "bomb.xml", bomb), counts)] == ["bomb.xml:1"]
     assert counts == {"damaged_parts": 1}
-    monkeypatch.setattr(wikipedia, "LONGEST", 1000)
+    monkeypatch.setattr(wikipedia, "MAX_ARTICLE_CHARS", 1000)
     counts = Counter()
     dump = HEAD + page(1, text="a" * 1001) + page(2) + "</mediawiki>"
     assert [identity for identity, _ in read(write(tmp_path / "long.xml", dump), counts)] == ["long.xml:2"]

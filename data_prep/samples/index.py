@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
+from data_prep.progress import Progress
 from data_prep.samples.draws import below, draw, draw_more
 from data_prep.store import HELD_OUT, Store
 
@@ -225,8 +226,6 @@ def _blocks_of_chains(count: int) -> Iterable[np.ndarray]:
     """The same of all chains of a pass: of a large store that is work to be shown."""
     if count <= SHOWN * BLOCK:
         return _blocks(count)
-    from data_prep.progress import Progress  # late: it takes 30 ms
-
     return Progress(_blocks(count), "index of the samples", "block", total=-(-count // BLOCK))
 
 

@@ -25,7 +25,7 @@ from data_prep.sharding.plan import Records, Unit, differing
 from data_prep.store import FORMAT, FORMAT_WITH_WORDS, TOKENIZER_FILES, project_version
 from data_prep.store import read_manifest as read_store_manifest
 from data_prep.text import cleaning
-from data_prep.text.corpus import Source
+from data_prep.text.source import Source
 from data_prep.tokens import unknown
 from data_prep.tokens.encode import Encoder
 

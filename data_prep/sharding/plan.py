@@ -23,9 +23,10 @@ from data_prep.cli import InputError
 from data_prep.files import write_json
 from data_prep.store import shard_name
 from data_prep.text.cleaning import Cleaner
-from data_prep.text.corpus import Document, Source, count_rows, sound_documents
+from data_prep.text.corpus import Document, count_rows, read_counted_documents
+from data_prep.text.source import TO_THE_END, Source
 
-PACKED = 4  # bytes of text in a byte of a packed file: a guess, for balance only
+ASSUMED_COMPRESSION_RATIO = 4  # bytes of text in a byte of a compressed file: a guess, for balance only
 LEAST_UNITS = 32  # a small corpus is cut finer than shards need be, so that several workers have work
 LEAST_BYTES = 1 << 20
 SLACK = 5 / 4  # a shard is closed when it holds this many times the text aimed at
@@ -74,7 +75,7 @@ def make_plan(sources: list[Source], column: str, shard_bytes: int, first_unit: 
         open_segments, open_bytes = [], 0
 
     for number, (length, text) in enumerate(sizes):
-        parts = 1 if length == 1 << 62 else max(1, -(-text // aim))
+        parts = 1 if length == TO_THE_END else max(1, -(-text // aim))
         for part in range(parts if length else 0):
             if open_bytes + text // parts > aim:
                 close()
@@ -90,8 +91,8 @@ def _size(source: Source, column: str) -> tuple[int, int]:
         return 0, 0
     if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)
-    text = source.bytes * (PACKED if source.packing else 1)
-    return (1 << 62 if source.is_stream else text, text)
+    text = source.bytes * (ASSUMED_COMPRESSION_RATIO if source.compression else 1)
+    return (TO_THE_END if source.is_stream else text, text)
 
 
 def unit_documents(
@@ -100,7 +101,7 @@ def unit_documents(
     """(source number, document) of a unit, in order, cleaned; `counts` gets what was counted, by source."""
     for segment in unit.segments:
         seen = counts.setdefault(segment.source, Counter())
-        for document in sound_documents(sources[segment.source], column, seen, segment.start, segment.stop):
+        for document in read_counted_documents(sources[segment.source], column, seen, segment.start, segment.stop):
             if clean is None or (document := clean(document, seen)) is not None:  # type: ignore[assignment]
                 yield segment.source, document
 

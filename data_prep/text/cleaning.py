@@ -31,9 +31,10 @@ import numpy as np
 from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
-from data_prep.text import delimited, json_values
-from data_prep.text.corpus import Document, find_sources, read_documents
-from data_prep.text.unpack import Source, guarded, lines_of, open_text
+from data_prep.text.corpus import Document, read_documents
+from data_prep.text.discovery import find_sources
+from data_prep.text.readers import delimited, json_values
+from data_prep.text.source import Source, lines_of, open_text, reading
 
 LOOKED_AT = 2_000  # characters of a document from which its language is told
 GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
@@ -212,8 +213,8 @@ def _strings(value: Any) -> Iterable[str]:
 
 
 def _fields_of(source: Source) -> Iterable[str]:
-    with open_text(source) as file:
-        while line := guarded(source, file.readline):
+    with open_text(source) as file, reading(source):
+        while line := file.readline():
             try:
                 content = json.loads(line) if line.strip() else {}
             except (ValueError, RecursionError) as error:

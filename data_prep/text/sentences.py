@@ -14,7 +14,7 @@ theirs is a sentence.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, pairwise
 from typing import Any, Literal
 
@@ -54,9 +54,16 @@ _WORD, _NO_SPACE = re.compile(r"\w"), re.compile(r"\S")
 
 _BREAK = "\n\n"
 _LINE_BREAK = ord("\n")
-_IS_STOP, _IS_WIDE, _IS_CLOSING, _IS_OPEN = np.zeros((4, 1 << 16), bool)
-for _table, _members in ((_IS_STOP, STOPS), (_IS_WIDE, _WIDE), (_IS_CLOSING, CLOSING), (_IS_OPEN, OPEN)):
-    _table[[*map(ord, _members)]] = True
+
+
+def _table_of(characters: Iterable[str]) -> np.ndarray:
+    """Return [65,536] bool: by its code, whether a character is one of these."""
+    table = np.zeros(1 << 16, bool)
+    table[[*map(ord, characters)]] = True
+    return table
+
+
+_IS_STOP, _IS_WIDE, _IS_CLOSING, _IS_OPEN = map(_table_of, (STOPS, _WIDE, CLOSING, OPEN))
 _IN_STOP = _IS_STOP | _IS_CLOSING
 
 

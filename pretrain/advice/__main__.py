@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from data_prep.cli import InputError, print_json, run  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.cli import InputError, print_json, run
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
 from pretrain.advice.advice import Advice, advise, pasteable
@@ -152,12 +155,13 @@ def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
     else:
         peak = f"{machine['peak'] * machine['ranks'] / 1e9:.0f} GFLOP/s of fp32, measured"
         yield "Machine", f"{machine['cores']} cores, {machine['ranks'] * machine['memory'] / 1e9:.0f} GB, {peak}"
+    speed, step_tokens = advice.settings["tokens_per_second"], advice.settings["tokens"] / advice.settings["steps"]
+    together = f" over all {machine['ranks']} GPUs" if machine["is_gpu"] and machine["ranks"] > 1 else ""
     yield (
         "Speed",
-        (
-            f"{advice.settings['tokens_per_second']:,} tokens/s of {advice.settings['model']}; a pass takes "
-            f"{duration(3600 * cost['hours_a_pass'])}"
-        ),
+        f"{speed:,} tokens/s of {advice.settings['model']}{together}: {speed / step_tokens:.3g} steps/s of "
+        f"{counted(step_tokens)} tokens each, padding not counted; a pass over the text takes "
+        f"{duration(3600 * cost['hours_a_pass'])}",
     )
     fits = "fits into" if memory["fits"] else "does not fit into"
     yield "Memory", f"{bytes_in_words(memory['together_bytes'])} a rank, {fits} {bytes_in_words(memory['has_bytes'])}"

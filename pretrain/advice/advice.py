@@ -127,11 +127,11 @@ def advised(
         return tokens or rules.token_count(text, size)
 
     size = wanted.get("vocab_size", rules.vocab_size(text)[0])
-    first, _ = rules.model(rules.paces(machine, hours, size, text_tokens(size)), hours)
+    first, _ = rules.model(rules.paces(machine, hours, size, text_tokens(size)))
     size = choose("vocab_size", rules.vocab_size(text, first.tokens, PRESETS[wanted.get("model", first.model)]))
     in_text = text_tokens(size)
     paces = rules.paces(machine, hours, size, in_text)
-    pace, reasons["model"] = rules.model([each for each in paces if each.model == wanted.get("model")] or paces, hours)
+    pace, larger = rules.model([each for each in paces if each.model == wanted.get("model")] or paces)
     settings["model"] = name = pace.model
     document_tokens = (
         text.document_chars * in_text / text.chars if text.chars else text.document_chars / rules.BYTES_A_TOKEN
@@ -150,16 +150,17 @@ def advised(
     stage, micro = rules.stage_and_micro_batch(name, machine, size, length, batch // machine.ranks)
     micro = wanted.get("micro_batch", micro)
     settings |= {"micro_batch": max(1, micro), "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
-    reasons["micro_batch"] = _micro_in_words(machine)
+    reasons["micro_batch"] = rules.why_micro_batch(machine, max(1, micro), length, batch // machine.ranks)
     lr = choose("lr", rules.learning_rate(name, batch * length))
     preset = rules.PRESETS[name]
     # Small steps do not fill a GPU, so that the speed is known only now.
     speed = machine.tokens_per_second(PRESETS[name], size, length, preset.mask_rate, max(1, micro) * length)
     trained = 3600 * hours * speed
+    as_it_is = rules.Pace(name, speed, trained, rules.worth(trained, in_text))
+    reasons["model"] = rules.why_model(as_it_is, larger, hours)
     steps = max(1, round(trained / (batch * length * rules.FILLED)))
     passes = trained / in_text
     settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
-    reasons["warmup"] = f"{100 * preset.warmup:g} % of the time, then down to 0 in a straight line, by the clock"
     reasons["mask_rate"] = "BERT's own" if preset.mask_rate == 0.15 else "larger models learn more from more (Wettig)"
     choose("dropout", rules.dropout(passes))
     settings |= {
@@ -167,6 +168,7 @@ def advised(
         "tokens_per_second": max(1, round(speed)), "text_tokens": round(in_text),
         "phases": rules.phases(useful, document_tokens, length, batch, max(1, micro), steps, lr, machine.ranks),
     }  # fmt: skip
+    reasons["warmup"] = rules.why_warmup(preset.warmup, "steps of each phase" if settings["phases"] else "time")
     reasons["steps"] = f"{counted(trained)} tokens in {duration(3600 * hours)}; {counted(passes)} passes over the text"
     settings |= _intervals(steps, trained, length, passes, text.documents)
     settings |= {name: value for name, value in wanted.items() if name in settings}
@@ -191,12 +193,6 @@ def _language(text: Survey, lang: str) -> rules.Choice:
 
 def _multiple(samples: int, unit: int) -> int:
     return max(unit, -(-samples // unit) * unit)
-
-
-def _micro_in_words(machine: Machine) -> str:
-    if machine.is_gpu:
-        return f"as many as fill the GPU and fit into its {machine.memory / 1e9:.0f} GB"
-    return f"{rules.CPU_MICRO_BATCH_TOKENS:,} tokens: more is not faster on a CPU"
 
 
 def _intervals(steps: int, tokens: float, length: int, passes: float, documents: float) -> dict[str, Any]:
@@ -234,7 +230,8 @@ def _commands(
         sizes = [
             word for name in ("seq_len", "global_batch", "micro_batch") for word in (f"--{name}", f"{settings[name]}")
         ]
-        words += [*sizes, "--hours", f"{settings['hours']:g}", "--steps", f"{UPPER_LIMIT}"]
+        limit = max(UPPER_LIMIT, 10 * settings["steps"])
+        words += [*sizes, "--hours", f"{settings['hours']:g}", "--steps", f"{limit}"]
     yield "train", ["train", "--data", store, "--out", run, *words]
     yield "export", ["export", run, hf]
     if task is not None:

@@ -102,4 +102,4 @@ def too_large(model: str, memory: float) -> str:
 def busy(used: float, cores: int, so: str) -> Iterator[str]:
     """Of a machine on which others compute, and what of it."""
     if used > BUSY * cores:
-        yield (f"other programs want {used:.1f} of the {cores} cores now: {so}")
+        yield f"other programs wanted {used:.1f} of the {cores} cores when this was planned: {so}"

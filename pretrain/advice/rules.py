@@ -203,18 +203,39 @@ def fits(name: str, machine: Machine, vocab_size: int) -> bool:
     return stage_and_micro_batch(name, machine, vocab_size, 128, 8)[1] >= 8
 
 
-def model(found: Sequence[Pace], hours: float) -> tuple[Pace, str]:
-    """The largest preset that gets the tokens it wants."""
+def model(found: Sequence[Pace]) -> tuple[Pace, Pace | None]:
+    """Return the largest preset that gets the tokens it wants, and the next one, which does not."""
     enough = [pace for pace in found if pace.worth >= PRESETS[pace.model].least_tokens]
-    chosen = (enough or found)[-1]  # where one is asked for, it alone is looked at
+    larger = next((pace for pace in found if pace not in enough), None)
+    return (enough or found)[-1], larger  # where one is asked for, it alone is looked at
+
+
+def why_model(chosen: Pace, larger: Pace | None, hours: float) -> str:
+    """Return why a preset was chosen, and not a `larger` one."""
     reason = f"{counted(chosen.tokens_per_second)} tokens/s: {counted(chosen.tokens)} tokens in {_hours(hours)}"
     if chosen.worth < 0.9 * chosen.tokens:
         reason += f", worth {counted(chosen.worth)} of new text as they repeat"
-    larger = next((pace for pace in found if pace not in enough), None)
     if larger is not None:
         wanted = counted(PRESETS[larger.model].least_tokens)
         reason += f"; {larger.model} would see {counted(larger.worth)} and wants {wanted}"
-    return chosen, reason
+    return reason
+
+
+def why_warmup(share: float, of: str) -> str:
+    """Return how the rate runs: `of` the time, or of the steps."""
+    return f"{100 * share:g} % of the {of}, then down to 0 in a straight line"
+
+
+def why_micro_batch(machine: Machine, samples: int, seq_len: int, share: int) -> str:
+    """Return why a rank takes so many samples at once, of its `share` of a step."""
+    usual = GPU_MICRO_BATCH_TOKENS if machine.is_gpu else CPU_MICRO_BATCH_TOKENS
+    if samples == share and samples * seq_len < usual:
+        return f"all that a rank gets of a step: {samples * seq_len:,} tokens" + (
+            ", too few to fill a GPU" if machine.is_gpu else ""
+        )
+    if machine.is_gpu:
+        return f"as many as fill the GPU and fit into its {machine.memory / 1e9:.0f} GB"
+    return f"{usual:,} tokens: more is not faster on a CPU"
 
 
 def objective(text: Survey) -> Choice:

@@ -6,11 +6,14 @@ Plain files are read in ranges spread over all of the corpus, packed ones and ar
 hold beyond is estimated from how far a piece of them unpacks. Sizes of packed files are therefore estimates.
 """
 
+import io
 import re
+import sys
 import unicodedata
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, suppress
 from functools import cache
 from itertools import accumulate, islice
 from pathlib import Path
@@ -20,11 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from data_prep.sharding.plan import LEAST_BYTES, PACKED
-from data_prep.text.corpus import Document, Source, count_rows, files_of, find_sources, read_documents
+from data_prep.sharding.plan import ASSUMED_COMPRESSION_RATIO, LEAST_BYTES
+from data_prep.text.compression import decompressed
+from data_prep.text.corpus import Document, count_rows, read_documents
+from data_prep.text.discovery import files_of, find_sources
 from data_prep.text.languages import what_uncased_loses
 from data_prep.text.sentences import lines_of, splitter
-from data_prep.text.unpack import DamagedError, guarded, open_unpacked, unpacked
+from data_prep.text.source import DamagedError, Source, open_raw, reading
 
 PIECES, PIECE = 48, 1 << 17  # places that are read, and bytes at each
 FILES, FILES_A_PIECE = 480, 32  # at most: files of many whose encoding is found; that are read for a piece
@@ -108,7 +113,11 @@ def survey(
     ------
     InputError: it cannot be read, as data_prep/shard.py says it.
     """
-    files = files_of(corpus)
+    heard = io.StringIO()
+    with redirect_stderr(heard):  # what it says of files that are left out find_sources says, too
+        files = files_of(corpus)
+    if len(files) > FILES:  # of which only some become sources
+        sys.stderr.write(heard.getvalue())
     sources, on_disk = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
     border = sum(on_disk) / PIECES  # each file above it is looked into; of those below some, which stand for the others
@@ -223,7 +232,7 @@ def _rough_size(source: Source, column: str) -> float:
     """Bytes of text, before anything is unpacked."""
     if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)[1]
-    return source.bytes * (PACKED if source.packing else 1)
+    return source.bytes * (ASSUMED_COMPRESSION_RATIO if source.compression else 1)
 
 
 def _look(source: Source, size: float, places: int, column: str) -> _Part:
@@ -236,7 +245,7 @@ def _look(source: Source, size: float, places: int, column: str) -> _Part:
     if source.is_stream:
         found, is_whole = _until(read_documents(source, column, counts), places * PIECE)
         read = _bytes(found)
-        text = float(read) if is_whole else _unpacked_size(source) * _share_of_text(source, found)
+        text = float(read) if is_whole else _decompressed_size(source) * _share_of_text(source, found)
         return _Part(found, text, len(found) * text / max(read, 1))
     if places * PIECE < size:
         begins = [int(size * number / places) for number in range(places)]
@@ -266,17 +275,15 @@ def _bytes(documents: Sequence[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 
-def _unpacked_size(source: Source) -> float:
+def _decompressed_size(source: Source) -> float:
     """Bytes of a source in UTF-8 once it is unpacked, from how far its beginning goes."""
-    with open_unpacked(source._replace(packing="")) as file:
-        stream = unpacked(file, source.packing) if source.packing else file
+    with open_raw(source) as file:
+        stream = decompressed(file, source.compression) if source.compression else file
         head = bytearray()
-        try:
-            while len(head) < LOOKED_INTO and (block := guarded(source, lambda: stream.read(1 << 16))):
+        with suppress(DamagedError), reading(source):  # what is left of it is what there is
+            while len(head) < LOOKED_INTO and (block := stream.read(1 << 16)):
                 head += block
-        except DamagedError:  # what is left of it is what there is
-            pass
-        waiting = len(stream.peek()) if source.packing else 0  # type: ignore[attr-defined]
+        waiting = len(stream.peek()) if source.compression else 0  # type: ignore[attr-defined]
         grows = 1.0
         if source.kind not in ("tar", "xml") and source.encoding:
             grows = len(bytes(head).decode(source.encoding, "replace").encode("utf-8", "replace")) / max(len(head), 1)

@@ -250,6 +250,7 @@ class RunLock:
 
     def __init__(self, run: Path):
         self.path = run / "lock.json"
+        self.was_stale = False  # whether the last holder was killed: it has left its lock
         self._done = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True, name="run lock")
 
@@ -288,6 +289,8 @@ class RunLock:
             return
         if _read(aside) != holder:
             os.link(aside, self.path)
+        else:
+            self.was_stale = True
         aside.unlink()
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

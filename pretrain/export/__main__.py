@@ -15,15 +15,18 @@ is unpickled but what deepspeed_format.py allows. A folder holds exactly one hea
 what it does not use: `pretraining` (both heads), `mlm`, `encoder`.
 """
 
-from data_prep.cli import run  # first: it finds the project's packages
-
-# isort: split
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
+
+    continue_in_venv()
+
 import tyro
 
+from data_prep.cli import run
 from data_prep.files import check_out
 from data_prep.store import TOKENIZER_FILES
 from pretrain.export.origin import PROVENANCE, Head, check_origin

@@ -21,9 +21,12 @@ weak encoder learns nothing from 5e-5. One seed of a small file says little; jud
 --from_scratch.
 """
 
-from data_prep.cli import run  # first: it continues in .venv where packages are missing
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
 
-# isort: split
+    continue_in_venv()
+
+from data_prep.cli import run
 from pretrain.finetune.asked import FinetuneConfig, look
 
 

@@ -172,18 +172,18 @@ class Shown(TrainerCallback):
 
     def __init__(self, seed: int, epochs: int) -> None:
         self.seed, self.epochs = seed, epochs
-        self.asking: Progress | None = None
+        self.asking: Progress[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
+        self.bar: Progress[Any] = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" in logs:
-            self.bar.set_postfix(loss=logs["loss"], refresh=False)
-            if not sys.stderr.isatty():
+            self.bar.note = f"loss {float(logs['loss']):.4f}"
+            if not self.bar.is_drawn:
                 epoch = f"epoch {state.epoch:.0f} of {self.epochs}"
                 say(f"seed {self.seed}, {epoch}: training loss {float(logs['loss']):.4f}")
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.calls import call
+from data_prep.outlets import can_redraw
 from pretrain.checkpoints.checkpoint import best_of, present
 from pretrain.report.history import FINISHED, STOPPED, History
 from pretrain.report.words import counted, duration, facts
@@ -28,9 +29,14 @@ WIDTH = 118  # columns where there is no terminal to ask
 
 
 def what_runs(
-    config: TrainConfig, phases: list[Phase], record: dict[str, Any], devices: str, resumed_from: Path | None
+    config: TrainConfig,
+    phases: list[Phase],
+    record: dict[str, Any],
+    devices: str,
+    resumed_from: Path | None,
+    lost: str = "",
 ) -> Text:
-    """A run before it runs; `record` is the content of its config.json."""
+    """A run before it runs; `record` is the content of its config.json, `lost` what a killed process has lost."""
     told = facts(History(config.out, "", record))
     several = bool(config.phase)
     for name in ("Shape", "Hyper-parameters", "Software", "Code", "Phases", *(("Sample", "Batch") if several else ())):
@@ -53,7 +59,7 @@ def what_runs(
         "Checkpoints": _rhythm(config.save_every, config.save_minutes) or "one at the end",
         "Warning": "; ".join(outlook["warnings"]) if outlook["is_evaluated"] else "",
         "Devices": devices,
-        "Resume": f"from {resumed_from}" if resumed_from else "a new run",
+        "Resume": (f"from {resumed_from}" if resumed_from else "a new run") + (f"; lost {lost}" if lost else ""),
         "Folder": str(config.out),
     }
     return pairs("What will run", told.items())
@@ -125,6 +131,6 @@ def rendered(*parts: Table | Text | str, width: int = WIDTH, is_colourful: bool 
 
 def for_stderr(*parts: Table | Text | str) -> str:
     """As text for stderr: as wide as the terminal, and in colour if it is one."""
-    if not sys.stderr.isatty():
+    if not can_redraw(sys.stderr):
         return rendered(*parts)
     return rendered(*parts, width=shutil.get_terminal_size().columns, is_colourful=True)

@@ -1,6 +1,7 @@
 """metrics.jsonl, read as it is: lines that a crash cut short or a disk damaged are left out and counted.
 
     read_lines(path) -> Lines
+    what_was_lost(path, 400) -> "37 steps since, when the process was killed"
 
 Of a run with very many lines of training, only every so-manieth is taken apart, and those beside other lines: a chart
 has a few hundred pixels.
@@ -9,6 +10,7 @@ has a few hundred pixels.
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +51,23 @@ def read_lines(path: Path, most: int = MOST) -> Lines:
             lines.append(line)
     is_cut = bool(raw) and _parsed(raw[-1].decode("utf-8", "replace")) is None
     return Lines(lines, damaged, is_cut, every)
+
+
+def what_was_lost(path: Path, step: int | None) -> str:
+    """Return in words what is lost of a run whose process was killed: all that it did beyond `step`, the checkpoint
+    from which it goes on (None: it had none). Steps are logged every now and then: more than are counted here."""
+    logged = 0
+    with suppress(OSError):  # nothing was logged
+        for raw in reversed(path.read_bytes().splitlines()):
+            line = _parsed(raw.decode("utf-8", "replace")) if raw.startswith(TRAIN) else None
+            if line is not None:
+                logged = line["step"]
+                break
+    count = logged - (step or 0)
+    steps = f"{count:,} step{'s' * (count > 1)}" if count > 0 else "what it did"
+    if step is None:
+        return f"{steps}, when the process was killed before its first checkpoint"
+    return f"{steps} since, when the process was killed"
 
 
 def _chosen(raw: list[bytes], most: int) -> tuple[np.ndarray, int]:

@@ -7,8 +7,9 @@
 
 Losses are means over the masked tokens (pairs) of the interval, over all ranks. Tokens are real tokens, padding not
 counted. MFU is the model's arithmetic for real tokens (Chowdhery et al. 2022, appendix B, with the head at masked
-tokens only) as a share of the peak: the published one of a known GPU, the measured matrix product elsewhere. A machine
-that was busy whenever it was measured has shown less than it has: a share above 1 is none, and said to be unknown.
+tokens only) as a share of the peak: the published one of a known GPU, the measured matrix product elsewhere. Where
+other programs take the cores, it says nothing of this one and is unknown; so is a share above 1, of a peak that was
+measured while the machine was busy.
 """
 
 import json
@@ -29,12 +30,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BertConfig
 
-from data_prep.outlets import Journal, failure_of
+from data_prep.outlets import Journal, can_redraw, failure_of
 from pretrain.advice.machine import sheet_of
 from pretrain.evaluation import Source
 from pretrain.model import Losses
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
+from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.memory import peak
 from pretrain.report.history import FAILED
 from pretrain.state import StepCounts
@@ -109,7 +111,7 @@ class Meter:
         self.is_writer = dist.get_rank() == 0
         self.metrics, self.log = Journal(run / "metrics.jsonl"), Journal(run / "log.txt")
         self._failing: set[str] = set()  # what has been complained about
-        on_terminal = self.is_writer and sys.stderr.isatty()
+        on_terminal = self.is_writer and can_redraw(sys.stderr)
         tqdm.monitor_interval = 0  # no thread of its own
         self.bar: tqdm[Any] = tqdm(
             total=limit or steps,
@@ -122,6 +124,7 @@ class Meter:
         self.board = Board(run / "tensorboard", first_step, self.say) if self.is_writer else None
         self.peak = 0.0
         self._measure_peak()
+        self._core_wait = CoreWait()
         self.started = self.last_time = time.perf_counter()
         self.last_step = first_step
         self._reset()
@@ -180,11 +183,14 @@ class Meter:
         dist.all_reduce(values)
         return values.cpu()
 
-    def _most_memory(self) -> float:
-        """Bytes that the rank with the most had in use, at most, since the run began."""
-        most = torch.tensor([peak(self.device)], dtype=torch.float64, device=self.device)
+    def _memory_and_wait(self) -> tuple[float, float]:
+        """Return of the rank with the most: bytes that it had in use at most since the run began, and the share of this
+        interval in which it waited for a core (on a GPU it computes there, whoever has the cores)."""
+        waited = self._core_wait.share() if self.device.type == "cpu" else 0.0
+        most = torch.tensor([peak(self.device), waited], dtype=torch.float64, device=self.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
-        return most.item()
+        memory, waited = most.tolist()
+        return memory, waited
 
     def say(self, message: str) -> None:
         """A line for people, on rank 0: console (above the bar, if there is one) and log.txt."""
@@ -224,7 +230,10 @@ class Meter:
         now = time.perf_counter()
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
-        mfu = self.flops / elapsed / self.peak
+        memory, waited = self._memory_and_wait()
+        mfu: float | None = self.flops / elapsed / self.peak
+        if mfu > 1 or waited > BUSY:
+            mfu = None
         line = {
             "kind": "train",
             "step": step,
@@ -238,9 +247,9 @@ class Meter:
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens_per_s": self.counts["tokens"] / elapsed,
-            "mfu": mfu if mfu <= 1 else None,
+            "mfu": mfu,
             "padding_saved": 1 - self.counts["tokens"] / max(self.counts["slots"], 1),
-            "memory_gb": self._most_memory() / 1e9,
+            "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
         self._record(line, step, "train")
@@ -254,7 +263,7 @@ class Meter:
         self.say(
             f"step {step}{of}  loss {line['loss']:.4f}{parts}  "
             f"acc {accuracy}  lr {lr:.2e}  |g| {grad_norm:.2f}  "
-            f"{line['tokens_per_s']:,.0f} tokens/s  MFU {f'{mfu:.2f}' if mfu <= 1 else 'n/a'}  "
+            f"{line['tokens_per_s']:,.0f} tokens/s  MFU {'n/a' if mfu is None else f'{mfu:.2f}'}  "
             f"ETA {tqdm.format_interval(max(eta, 0))}"
         )
         self.last_time, self.last_step = now, step
@@ -318,6 +327,7 @@ class Meter:
     def unpause(self) -> None:
         """Go on measuring."""
         self.last_time += time.perf_counter() - self.paused_at
+        self._core_wait.share()  # from here on
 
     def _record(self, line: dict[str, Any], step: int, group: str | None) -> None:
         if self.board is None:

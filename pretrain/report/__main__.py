@@ -13,6 +13,11 @@ A run that is still training can be looked at; the same command again brings the
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # before the first package, which a plain python3 lacks
+    from data_prep.interpreter import continue_in_venv
+
+    continue_in_venv()
+
 from tyro.conf import Positional
 
 from data_prep.calls import call

@@ -21,8 +21,8 @@ from pretrain.report.charts import LIGHT, SERIES, Chart, Line
 from pretrain.report.history import Axis, Event, History
 from pretrain.report.words import counted, ticked
 
-EVENTS = {"resume": ("warn", (4, 2.5)), "rollback": ("bad", (4, 2.5)), "stop": ("bad", (1, 1.5)),
-          "skip": ("bad", (1, 3)), "phase": ("muted", None)}  # fmt: skip
+EVENTS = {"resume": ("warn", (4, 2.5)), "restart": ("warn", (4, 2.5)), "rollback": ("bad", (4, 2.5)),
+          "stop": ("bad", (1, 1.5)), "skip": ("bad", (1, 3)), "phase": ("muted", None)}  # fmt: skip
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": ["DejaVu Sans"],

@@ -32,6 +32,7 @@ RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed" 
 OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
 ALIVE = 120.0  # seconds since the last heartbeat of lock.json after which a run is no longer believed to train
+GOES_BACK = ("resume", "restart", "rollback")  # events that take back what was done after their step
 MERGED = ("save", "skip")  # events of which an unbroken sequence is one row
 NUMBER, TEXT = int | float | None, str | None
 TYPES: dict[str, dict[str, Any]] = {  # of what the report reads in config.json; all of it may be missing
@@ -145,7 +146,7 @@ class History:
             lines.append(line)
 
     def _happened(self, event: Event) -> None:
-        if event.name in ("resume", "rollback"):
+        if event.name in GOES_BACK:
             self._take_back(event.step, event.details)
         self.events.append(event)
 
@@ -156,7 +157,7 @@ class History:
             [line for line in lines if line["step"] <= step] for lines in (self.train, self.evals, self.trusts)
         )
         for event in self.events:
-            event.lost = event.lost or (event.step > step and event.name not in ("resume", "rollback"))
+            event.lost = event.lost or (event.step > step and event.name not in GOES_BACK)
         if lost:
             seconds = lost[-1]["clock"] - (self.train[-1]["clock"] if self.train else 0.0)
             self.lost_seconds += seconds

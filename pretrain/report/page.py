@@ -137,7 +137,8 @@ def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
     if history.has_pairs:
         tiles.append(Tile("Pair accuracy", as_text(numbers["nsp_acc"], "share"), "chance is 50%"))
     tiles.append(Tile("Tokens a second", as_text(numbers["tokens_per_s"], "count"), "median, padding not counted"))
-    tiles.append(Tile("MFU", as_text(numbers["mfu"], "share"), "median, of the matrix-product peak"))
+    about = "unknown: the machine was busy" if numbers["mfu"] is None else "median, of the matrix-product peak"
+    tiles.append(Tile("MFU", as_text(numbers["mfu"], "share"), about))
     lost = f", {duration(numbers['lost_seconds'])} done twice" if numbers["lost_seconds"] else ""
     tiles.append(Tile("Time", duration(numbers["seconds"]), f"{counted(numbers['tokens'] or 0)} tokens{lost}"))
     return tiles

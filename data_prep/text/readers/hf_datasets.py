@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import InputError
+from data_prep.text.source import TO_THE_END
 
-STREAMED = 1 << 28  # bytes of text that a stream is taken for when work is divided: nobody knows
+STREAM_TEXT_BYTES = 1 << 28  # that a stream is taken for when work is divided: nobody knows
 _NO_TRAINING = ("test", "validation", "valid", "dev")
 
 
 def find(name: str) -> tuple[Path, int]:
-    """Where a dataset lies, as `read` wants it, and its bytes on disk (1 where they are not known).
+    """Return where a dataset lies, as `read` wants it, and its bytes on disk (1 where they are not known).
 
     Raises
     ------
@@ -33,12 +34,12 @@ def find(name: str) -> tuple[Path, int]:
 
 
 def folder_of(path: Path) -> Path:
-    """The folder of a dataset, without configuration and split; no folder where it lies on the Hub."""
+    """Return the folder of a dataset, without configuration and split; no folder where it lies on the Hub."""
     return _parts(str(path))[0]
 
 
-def size(path: Path, name: str, column: str) -> tuple[int, int]:
-    """Rows, or a number that is more than enough, and bytes of text, which may be a guess.
+def size(path: Path, column: str) -> tuple[int, int]:
+    """Return rows, or a number beyond all of them, and bytes of text, which may be a guess.
 
     Raises
     ------
@@ -46,29 +47,29 @@ def size(path: Path, name: str, column: str) -> tuple[int, int]:
     """
     saved = _saved(str(path), column)
     if saved is None:
-        return 1 << 62, STREAMED
+        return TO_THE_END, STREAM_TEXT_BYTES
     return sum(map(len, saved)), sum(part.data.nbytes for part in saved)
 
 
-def read(path: Path, name: str, column: str, start: int, stop: int) -> Iterator[tuple[str, str]]:
-    """(identity, text) of the rows [start, stop).
+def read(path: Path, name: str, column: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
+    """Yield (row, text) of the rows [start, stop).
 
     Raises
     ------
-    InputError: no dataset, no such column, a text that is none.
+    InputError: no dataset, no such column, or a value that is not text.
     """
     saved = _saved(str(path), column)
     row = 0
     if saved is None:
         for content in _streamed(str(path), column):
-            yield f"{name}:{row}", _text(content, column, name, row)
+            yield row, _text(content, column, name, row)
             row += 1
         return
     for part in saved:
         first, last = max(start - row, 0), min(stop - row, len(part))
         for at in range(first, last, 64):
             for offset, text in enumerate(part[at : min(at + 64, last)][column], row + at):
-                yield f"{name}:{offset}", _text({column: text}, column, name, offset)
+                yield offset, _text({column: text}, column, name, offset)
         row += len(part)
 
 

@@ -10,14 +10,13 @@ counted (`damaged_parts`). Memory: that of a stream; headers that ask for more a
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from types import SimpleNamespace
 from typing import BinaryIO
 
 from data_prep.cli import say
-from data_prep.text.unpack import DamagedError, Source, guarded, note_damage, open_unpacked
+from data_prep.text.source import DamagedError, Source, open_decompressed, reading, record_damage
 
-LONGEST_HEADER = 1 << 20  # bytes of a long name or of the extended header of a member
+MAX_HEADER_BYTES = 1 << 20  # of a long name or of the extended header of a member
 _EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -38,19 +37,20 @@ class _Member(tarfile.TarInfo):
             if buf.count(0) == tarfile.BLOCKSIZE:  # the end
                 raise
             raise tarfile.ReadError(str(error)) from error
-        if member.type in _EXTENDED and member.size > LONGEST_HEADER:
+        if member.type in _EXTENDED and member.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {member.size:,} bytes")
         return member
 
 
 def members(source: Source, counts: Counter[str]) -> Iterator[tuple[str, BinaryIO]]:
-    """Names and contents of the regular files of an archive; a content is gone once the next one is asked for."""
+    """Yield names and contents of the regular files of an archive; a content is gone once the next one is asked for."""
     refused = before = 0
-    with open_unpacked(source) as stream:
+    with open_decompressed(source) as stream:
         steps = SimpleNamespace(read=stream.read1)  # type: ignore[attr-defined]  # what precedes damage is not lost
         try:
-            archive = guarded(source, partial(tarfile.open, fileobj=steps, mode="r|", tarinfo=_Member))
-            while member := guarded(source, archive.next):
+            with reading(source):
+                archive = tarfile.open(fileobj=steps, mode="r|", tarinfo=_Member)  # noqa: SIM115
+            while member := _next(source, archive):
                 archive.members, before = [], counts["damaged_parts"]  # tarfile keeps all members
                 if member.isreg() and not member.issparse():
                     content = archive.extractfile(member)
@@ -62,6 +62,11 @@ def members(source: Source, counts: Counter[str]) -> Iterator[tuple[str, BinaryI
                         say(f"warning: {source.path}: {member.name} is a link, a device or sparse; such are not read")
         except DamagedError as error:
             if counts["damaged_parts"] == before:  # otherwise whoever read the last member has met it
-                note_damage(error, counts)
+                record_damage(error, counts)
     if refused:
         counts["refused_members"] += refused
+
+
+def _next(source: Source, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with reading(source):
+        return archive.next()

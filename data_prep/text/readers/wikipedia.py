@@ -1,6 +1,6 @@
 """Dumps of MediaWiki (Wikipedia's pages-articles.xml) as documents: one an article, without markup.
 
-    for identity, text in articles(source, stream, counts): ...
+    for page, text in articles(source, stream, counts): ...
 
 Redirects, talk, templates and the other name spaces are left out. Markup goes through mwparserfromhell (extra [wiki]);
 what it leaves standing is taken out beforehand or afterwards: tables, references, pictures and categories under the
@@ -12,16 +12,15 @@ it holds one article in memory, and refuses entities that multiply.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 from xml.parsers import expat
 
 from data_prep.cli import InputError
 from data_prep.text.decoding import named_encoding
-from data_prep.text.unpack import Source, guarded
+from data_prep.text.source import Source, reading
 
-BLOCK = 1 << 16  # bytes
-LONGEST = 4 << 20  # characters of an article's source; MediaWiki itself takes 2 MB
+READ_CHUNK_BYTES = 1 << 16
+MAX_ARTICLE_CHARS = 4 << 20  # of an article's source; MediaWiki itself takes 2 MB
 _FILE, _MEDIA, _CATEGORY = "6", "-2", "14"  # keys of name spaces
 _DROPPED = re.compile(r"<!--.*?-->|<ref\b[^>]*/>|<ref\b.*?</ref>|__[A-Z]+__", re.S | re.I)
 _BREAK = re.compile(r"<(?:br|hr)\b[^>]*>", re.I)
@@ -80,7 +79,7 @@ def declared_encoding(beginning: bytes) -> str | None:
 
 
 def articles(source: Source, stream: BinaryIO, counts: Counter[str]) -> Iterator[tuple[str, str]]:
-    """(identity, plain text) of the articles of a dump.
+    """Yield (id of the page, plain text) of the articles of a dump.
 
     Raises
     ------
@@ -88,31 +87,29 @@ def articles(source: Source, stream: BinaryIO, counts: Counter[str]) -> Iterator
     """
     reader = _Reader(counts, "utf-8" if source.encoding else None)
     while True:
-        block = guarded(source, partial(stream.read1, BLOCK))  # type: ignore[attr-defined]
+        with reading(source):
+            chunk = stream.read1(READ_CHUNK_BYTES)  # type: ignore[attr-defined]
         broken = None
         try:
-            reader.parser.Parse(block, not block)
+            reader.parser.Parse(chunk, not chunk)
         except expat.ExpatError as error:
             broken = error
         plain = None
         for page in reader.take():
             plain = plain or plain_text(reader.spaces)
             try:
-                yield f"{source.name}:{page.id}", f"{page.title}\n\n{plain(page.text)}"
+                yield page.id, f"{page.title}\n\n{plain(page.text)}"
             except _MarkupError:
                 counts["bad_lines"] += 1
         if broken is not None:
-            guarded(source, partial(_raise, broken))
-        if not block:
+            with reading(source):
+                raise EOFError(f"XML: {broken}") from broken
+        if not chunk:
             return
 
 
 class _MarkupError(Exception):
     """mwparserfromhell gives up."""
-
-
-def _raise(error: Exception) -> None:
-    raise EOFError(f"XML: {error}") from error
 
 
 class _Reader:
@@ -149,7 +146,7 @@ class _Reader:
 
     def _text(self, text: str) -> None:
         self._size += len(text)
-        if self._size <= LONGEST:
+        if self._size <= MAX_ARTICLE_CHARS:
             self._parts.append(text)
 
     def _end(self, name: str) -> None:
@@ -158,7 +155,7 @@ class _Reader:
             self.spaces[self._page["key"]] = "".join(self._parts)
         elif name == "page":
             self._finish()
-        elif name == "text" and self._size > LONGEST:
+        elif name == "text" and self._size > MAX_ARTICLE_CHARS:
             self._page["too long"] = "yes"
         elif self._path[-1:] in (["page"], ["revision"]):  # the id of the page comes before that of its revision
             self._page.setdefault(name, "".join(self._parts))

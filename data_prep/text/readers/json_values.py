@@ -6,7 +6,7 @@
     values     the items of each array, and every other value: [{...}, {...}], ["...", "..."], {...} or {...} {...}
     in NAME    the items of the array in the field NAME of an object: {"version": 1, "data": [{...}, {...}]}
 
-Memory: a value at a time, of at most unpack.MAX_LINE characters. What stands before a place that is no JSON, or before
+Memory: a value at a time, of at most MAX_VALUE_CHARS. What stands before a place that is no JSON, or before
 the end of a file that was cut short, is read; the rest is lost, and counted (`damaged_parts`).
 """
 
@@ -15,15 +15,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.cli import say
-from data_prep.text import unpack
-from data_prep.text.columns import NoColumnError, find_column, missing
-from data_prep.text.unpack import DamagedError, Source, guarded, note_damage
+from data_prep.text.columns import BadRecordError, NoColumnError, find_column, missing, text_of
+from data_prep.text.source import MAX_LINE_BYTES, DamagedError, Source, reading, record_damage
 
-STEP = 1 << 18  # bytes read at once
+READ_CHUNK_BYTES = 1 << 18
+MAX_VALUE_CHARS = MAX_LINE_BYTES
 _WITHIN = "in "
 _DECODER = json.JSONDecoder()
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -88,8 +87,8 @@ class _Text:
                     self.at = end
                     return value
             except (ValueError, RecursionError) as error:
-                if len(self.text) - self.at > unpack.MAX_LINE:
-                    raise self._damaged(f"has a value above {unpack.MAX_LINE:,} characters, or no JSON") from error
+                if len(self.text) - self.at > MAX_VALUE_CHARS:
+                    raise self._damaged(f"has a value above {MAX_VALUE_CHARS:,} characters, or no JSON") from error
                 if isinstance(error, RecursionError) or not self._fill():
                     raise self._damaged(f"is no JSON ({error})") from error
 
@@ -102,14 +101,29 @@ class _Text:
             return False
         if self.at > len(self.text) // 2:
             self.dropped, self.text, self.at = self.dropped + self.at, self.text[self.at :], 0
-        size = max(STEP, len(self.text))
-        raw = guarded(self.source, partial(self.stream.read1, size))  # type: ignore[attr-defined]
+        size = max(READ_CHUNK_BYTES, len(self.text))
+        with reading(self.source):
+            raw = self.stream.read1(size)  # type: ignore[attr-defined]
         self.ended = not raw
         piece = self.decoder.decode(raw, final=self.ended)
         if "\ufffd" in piece and (wrong := piece.count("\ufffd") - raw.count(b"\xef\xbf\xbd")) > 0:
             self.counts["invalid_utf8"] += wrong
         self.text += piece if self.text or self.dropped else piece.removeprefix("\ufeff")
         return not self.ended or bool(piece)
+
+
+def texts(source: Source, stream: BinaryIO, column: str, counts: Counter[str]) -> Iterator[tuple[int, str]]:
+    """Yield (place, text) of the records of a file; those without text are left out and counted."""
+    said = False
+    for place, record in records(source, stream, source.layout, counts, column):
+        try:
+            yield place, text_of(record, column)
+        except BadRecordError as error:
+            counts["bad_lines"] += 1
+            if not said:
+                said = True
+                where = f"{source.path}, at character {place:,}"
+                say(f"warning: {where}: a record {error}; such are left out (--strict refuses)")
 
 
 def records(
@@ -137,7 +151,7 @@ def records(
             if text.peek() == ",":  # {...}, {...}: an array that lost its brackets
                 text.take(",")
     except DamagedError as error:
-        note_damage(error, counts)
+        record_damage(error, counts)
 
 
 def _pass_over(text: _Text, name: str, column: str, counts: Counter[str]) -> None:

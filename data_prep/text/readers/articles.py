@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from data_prep.text.unpack import decode
+from data_prep.text.source import decode
 
 LAYOUTS = ("wikitext", "wikiextractor")
 _TITLE = re.compile(rb" ?= (?!=)[^\n]*[^=\s] = ?\r?\n?")

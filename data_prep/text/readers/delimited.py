@@ -7,7 +7,7 @@
 Cells of .csv may be quoted as RFC 4180 says, line breaks and all; whether those of a .tsv are, its beginning tells:
 where every quote in it opens or closes a cell or is doubled inside one. Rows that are not as wide as the header, and
 cells whose quotes make no sense, are left out and counted (`bad_lines`). A quote that nothing closes costs its line,
-not what follows: a row longer than unpack.MAX_LINE is given up, and reading goes on with its second line.
+not what follows: a row longer than X up, and reading goes on with its second line.
 """
 
 import csv
@@ -19,8 +19,9 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from data_prep.cli import say
-from data_prep.text import unpack
-from data_prep.text.unpack import Source, decode
+from data_prep.text.source import MAX_LINE_BYTES, Source, decode
+
+MAX_ROW_CHARS = MAX_LINE_BYTES
 
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", "\x1f": "one column"}
 _DELIMITERS = {name: sign for sign, name in _NAMES.items()} | {"": ","}  # of an empty file
@@ -44,7 +45,7 @@ class Row(NamedTuple):
 
 
 def layout_of(beginning: str, kind: str) -> str:
-    """What parts the cells of a table, by its beginning, and whether quotes are nothing but text."""
+    """Return what parts the cells of a table, by its beginning, and whether quotes are nothing but text."""
     if excel := _EXCEL.match(beginning):
         return _NAMES.get(excel[1], "commas")
     header = re.split(r"[\r\n]", beginning.lstrip(), maxsplit=1)[0]
@@ -64,7 +65,7 @@ def _is_quoted(beginning: str) -> bool:
 
 
 def header_of(beginning: str, layout: str) -> list[str]:
-    """Names of the columns; none where there is no line."""
+    """Return the names of the columns; none where there is no line."""
     lines = ((0, line.encode("utf-8", "replace")) for line in io.StringIO(beginning, newline=""))
     return next((row.cells for row in rows(lines, layout, Counter())), [])
 
@@ -94,24 +95,24 @@ class _Lines:
             line = decode(raw, self.counts)
         self.row.append((place, line))
         self.size += len(line)
-        if self.size > unpack.MAX_LINE:
+        if self.size > MAX_ROW_CHARS:
             raise _TooLongError
         return line
 
     def begin_row(self) -> None:
-        """The row before was whole."""
+        """Forget the row before, which was whole."""
         self.number += len(self.row)
         self.row, self.size = [], 0
 
     def give_back(self) -> None:
-        """All lines of the row but the first are to be read again."""
+        """Have all lines of the row but the first read again."""
         self.waiting.extendleft(reversed(self.row[1:]))
         del self.row[1:]
 
 
 def rows(lines: Iterable[tuple[int, bytes]], layout: str, counts: Counter[str]) -> Iterator[Row]:
-    """All rows that are not blank, the header first."""
-    csv.field_size_limit(max(csv.field_size_limit(), 2 * unpack.MAX_LINE))
+    """Yield all rows that are not blank, the header first."""
+    csv.field_size_limit(max(csv.field_size_limit(), 2 * MAX_ROW_CHARS))
     delimiter = _DELIMITERS[layout.removesuffix(_UNQUOTED)]
     quoting: Literal[0, 3] = csv.QUOTE_NONE if layout.endswith(_UNQUOTED) else csv.QUOTE_MINIMAL
     fed = _Lines(lines, counts)
@@ -143,7 +144,7 @@ def rows(lines: Iterable[tuple[int, bytes]], layout: str, counts: Counter[str]) 
 def texts(
     source: Source, lines: Iterable[tuple[int, bytes]], layout: str, column: str, counts: Counter[str]
 ) -> Iterator[tuple[int, str]]:
-    """(place, text) of the rows below the header, in which the column is."""
+    """Yield (place, text) of the rows below the header, in which the column is."""
     header: list[str] = []
     at = -1
     said = False
