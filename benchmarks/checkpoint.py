@@ -34,13 +34,14 @@ from benchmarks.machine import machine
 from data_prep.cli import ROOT, print_json, run
 from data_prep.files import sync_tree
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import KINDS, Identity, folder_of
+from pretrain.checkpoints.manifest import KINDS, Identity, folder_of
+from pretrain.checkpoints.resume import load
 from pretrain.checkpoints.saver import Saver
 from pretrain.model import architecture_of, build_model
 from pretrain.settings.ds_config import Flags, resolve
 from pretrain.settings.limits import Preset
 from pretrain.state import RunState
-from pretrain.zero.engine import join_ranks, quiet, start_engine
+from pretrain.zero.engine import init_distributed, init_engine, silence_libraries
 from pretrain.zero.partition import Partition
 from tests.ranks import run_ranks
 
@@ -91,16 +92,16 @@ def main(config: BenchmarkConfig) -> None:
 
 def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
     """On every rank: the number of parameters, and this rank's figures."""
-    quiet()
-    join_ranks()
+    silence_libraries()
+    init_distributed()
     flags = Flags(global_batch=config.ranks, micro_batch=1, lr=1e-4, precision="fp32", zero=config.zero)
     settings = resolve(ROOT / "ds_configs/auto.json", flags, config.ranks, "fp32")
     model = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     parameters = model.num_parameters()
-    engine, partition = start_engine(model, settings)
-    fill_moments(partition)
+    engine = init_engine(model, settings)
+    fill_moments(engine.partition)
     identity = Identity(architecture_of(model.config), "0" * 64, config.vocab_size)
-    saver = Saver(folder / "ours", partition, engine, identity, settings, keep=1)
+    saver = Saver(folder / "ours", engine, identity=identity, settings=settings, keep=1)
     figures: Figures = {}
 
     def note(name: str, action: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> None:
@@ -118,31 +119,31 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
             figures.setdefault(f"{who}_{ending}_ms", []).append(1e3 * seconds)
         figures.setdefault(f"{name}_memory_mb", []).append((peak() - before) / 1e6)
 
-    masters = [master.detach().clone() for master in partition.masters]
+    before = [buffer.detach().clone() for buffer in engine.partition.fp32_buffers]
     for step in range(1, config.rounds + 2):
         note("ours_save", partial(saver.save, RunState(step=step), None), saver.wait)
         note(
             "deepspeed_save",
-            partial(engine.save_checkpoint, str(folder / "theirs"), tag="tag"),
+            partial(engine.deepspeed_engine.save_checkpoint, str(folder / "theirs"), tag="tag"),
             partial(sync_tree, folder / "theirs"),
         )
         note("ours_verify", partial(checkpoint.read_manifest, folder_of(saver.run, step)))
-        note("ours_load", partial(checkpoint.load, folder_of(saver.run, step), partition, engine, identity))
-        note("deepspeed_load", partial(engine.load_checkpoint, str(folder / "theirs"), tag="tag"))
+        note("ours_load", partial(load, folder_of(saver.run, step), engine, identity))
+        note("deepspeed_load", partial(engine.deepspeed_engine.load_checkpoint, str(folder / "theirs"), tag="tag"))
         for name, place in (("ours", folder_of(saver.run, step)), ("deepspeed", folder / "theirs")):
             held = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
             figures.setdefault(f"{name}_bytes_per_parameter", []).append(held / parameters)
-    assert all(map(torch.equal, masters, partition.masters)), "loading has changed the weights"
+    assert all(map(torch.equal, before, engine.partition.fp32_buffers)), "loading has changed the weights"
     saver.close()
     return parameters, figures
 
 
 def fill_moments(partition: Partition) -> None:
     """As after a step of AdamW."""
-    for master in partition.masters:
-        state = partition.optimizer.state[master]
+    for buffer in partition.fp32_buffers:
+        state = partition.optimizer.state[buffer]
         state["step"] = torch.tensor(1.0)
-        state |= {kind: torch.rand_like(master) for kind in KINDS[1:]}
+        state |= {kind: torch.rand_like(buffer) for kind in KINDS[1:]}
 
 
 def reset_peak() -> float:

@@ -29,8 +29,8 @@ from benchmarks.machine import machine
 from data_prep.cli import parse, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import folder_of, present, read_manifest
-from pretrain.checkpoints.manifest import NAME, STATE, Manifest
+from pretrain.checkpoints.checkpoint import read_manifest
+from pretrain.checkpoints.manifest import NAME, STATE, Manifest, folder_of, present
 from pretrain.train import train
 from tests.checkpoints import checkpoint_of
 from tests.ranks import run_ranks, start_ranks

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     import tests.conftest  # noqa: F401 - one thread, on the CPU
 
 from benchmarks.machine import machine
-from pretrain.checkpoints.checkpoint import folder_of
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of

@@ -83,28 +83,43 @@ def optimizer_of(
     model = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
     slices: list[Slice] = []
-    masters: list[torch.Tensor] = []
-    members: list[list[str]] = []
+    buffers: list[torch.Tensor] = []
+    params_in_buffer: list[list[str]] = []
     groups: list[dict] = []
     for group in parameter_groups(model, 0.01):
         buckets = [group["params"]] if config.flat else [[parameter] for parameter in group["params"]]
         tensors = []
         for bucket in buckets:
-            start = 0
+            offset = 0
             for parameter in bucket:
-                slices.append(Slice(names[parameter], len(masters), start, parameter.numel(), 0))
-                start += parameter.numel()
+                slices.append(
+                    Slice(
+                        names[parameter],
+                        buffer=len(buffers),
+                        buffer_offset=offset,
+                        length=parameter.numel(),
+                        param_offset=0,
+                    )
+                )
+                offset += parameter.numel()
             flat = torch.cat([parameter.detach().flatten() for parameter in bucket]).to(device)
             tensors.append(torch.nn.Parameter(flat))
-            masters.append(tensors[-1])
-            members.append([names[parameter] for parameter in bucket])
+            buffers.append(tensors[-1])
+            params_in_buffer.append([names[parameter] for parameter in bucket])
         groups.append({"params": tensors, "weight_decay": group["weight_decay"]})
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=1e-4, fused=True), list(masters)
+        return torch.optim.AdamW(groups, lr=1e-4, fused=True), buffers
     optimizer = Lamb(groups, lr=1e-4)
-    shapes = {name: parameter.shape for parameter, name in names.items()}
-    optimizer.bind(Partition(0, list(masters), slices, shapes, members, optimizer, None))
-    return optimizer, list(masters)
+    partition = Partition(
+        stage=0,
+        fp32_buffers=buffers,
+        slices=slices,
+        shapes={name: parameter.shape for parameter, name in names.items()},
+        params_in_buffer=params_in_buffer,
+        optimizer=optimizer,
+    )
+    optimizer.set_partition(partition)
+    return optimizer, buffers
 
 
 def micro_batch_time(config: BenchmarkConfig) -> float:

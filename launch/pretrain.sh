@@ -37,8 +37,12 @@ if ! command -v deepspeed > /dev/null; then
 fi
 python=$(dirname "$(command -v deepspeed)")/python
 [[ -x $python ]] || python=python3
+dry_run=
 for argument in "$@"; do
-    case $argument in -h | --help) exec "$python" "$self" --help ;; esac
+    case $argument in
+        -h | --help) exec "$python" "$self" --help ;;
+        --dry_run | --dry-run) dry_run=1 ;;
+    esac
 done
 
 # What is wrong is said at once, before ranks are started to say it; on a cluster each looks at what its node has.
@@ -75,6 +79,11 @@ if [[ ! $on_cluster ]]; then
     elif [[ -n ${RANKS-} ]]; then
         flags+=" --num_gpus $RANKS"
     fi
+fi
+if [[ $dry_run && ! $on_cluster && ! ${DEEPSPEED_FLAGS-} ]]; then
+    # A plan is the first rank's, and needs no other: two launchers and the other ranks would import for 20 seconds.
+    ranks=${RANKS:-$((gpus ? gpus : 1))}
+    exec env WORLD_SIZE="$ranks" RANK=0 "$python" "$self" "$@"
 fi
 # Where a flag stands twice the last one counts: the user overrides all of ours.
 exec "$python" "$here/supervise.py" deepspeed $flags ${DEEPSPEED_FLAGS-} "$self" "$@"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.checkpoint import Identity
+from pretrain.checkpoints.manifest import Identity
 from pretrain.checkpoints.run_folder import holder_of
 from pretrain.distributed import all_ranks_or_none, broadcast_object
 

@@ -2,7 +2,7 @@
 
     guard = Guard(watch, stop_at, max_skips)
     guard.beat()                 after every micro-batch: not hanging
-    guard.skipped(scaler)        a step did not happen: after too many in a row DivergedError says what to try
+    guard.skipped(scale)         a step did not happen: after too many in a row DivergedError says what to try
     guard.at_boundary()          collective: all ranks stop together, or none; and save and evaluate by one clock
 
 A signal only sets a flag: a rank that saved inside a handler would wait for ranks that are still computing. Flags are
@@ -13,13 +13,14 @@ are the matter of watch.py.
 import signal
 import time
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch.distributed as dist
 
 from pretrain.distributed import all_reduce_max_each, gloo_group
 from pretrain.watch import STOPPED as STOPPED
 from pretrain.watch import Watch, ancestors
+from pretrain.zero.engine import LossScale
 
 REASONS = ("", "SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "the launcher is gone", "time is up")
 _LAUNCHER, _TIME = 5, 6
@@ -76,7 +77,7 @@ class Guard:
         """A step happened."""
         self.skips = 0
 
-    def skipped(self, scaler: Any) -> None:
+    def skipped(self, scale: LossScale | None) -> None:
         """A step did not happen, because a gradient was infinite or not a number.
 
         Raises
@@ -84,9 +85,9 @@ class Guard:
         DivergedError: too many in a row, or the loss scale cannot fall any further.
         """
         self.skips += 1
-        at_floor = getattr(scaler, "dynamic", False) and scaler.cur_scale <= scaler.min_scale
+        at_floor = scale is not None and scale.at_floor
         if self.skips >= self.max_skips or (at_floor and self.skips > 1):
-            why = f"the loss scale is at its floor, {scaler.cur_scale}" if at_floor else "gradients are not finite"
+            why = f"the loss scale is at its floor, {scale.value}" if scale and at_floor else "gradients are not finite"
             raise DivergedError(
                 f"{self.skips} steps in a row were skipped: {why}. Try a lower --lr, a longer --warmup, --clip 1, "
                 "--precision bf16 in place of fp16, or an earlier checkpoint (--resume PATH)"

@@ -31,8 +31,8 @@ from data_prep.cli import InputError, run, say
 from data_prep.files import share
 from data_prep.store import Store
 from pretrain import hf_folder
-from pretrain.checkpoints.checkpoint import complete, folder_of, present
-from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
+from pretrain.checkpoints.checkpoint import complete
+from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, folder_of, present, rank_file, slice_key
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
 from pretrain.model import architecture_of, build_model, strip_vocab_padding

@@ -34,8 +34,7 @@ from pretrain.report.history import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.state import RunState, StepCounts
-from pretrain.zero.engine import apply_step, backward
-from pretrain.zero.lamb import Lamb
+from pretrain.zero.engine import Engine, StepResult
 
 TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
 
@@ -46,11 +45,10 @@ class Run(NamedTuple):
     config: TrainConfig
     phases: list[Phase]
     stores: list[Store]
-    engine: Any
+    engine: Engine
     meter: Meter
     saver: Saver
     guard: Guard
-    lamb: Lamb | None  # the optimizer, where it has trust ratios to look at
 
 
 class PhaseEnd(enum.Enum):
@@ -80,7 +78,7 @@ def loop(run: Run, state: RunState) -> RunState:
 def entered(phase: Phase, state: RunState) -> RunState:
     """The state at its place in the data of a phase; what it was best at in another phase does not count."""
     if state.position.phase != phase.number:
-        state = state._replace(best_loss=None, worse=0)
+        state = state._replace(best_loss=None, evals_since_best=0)
     return state._replace(position=state.position.entering(phase.number, phase.span.seq_len))
 
 
@@ -97,27 +95,26 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
         return state, PhaseEnd.STOPPED
     while True:
         lr = phase.lr_at(state.step, clock.read())
-        for group in run.engine.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
+        run.engine.set_lr(lr)
         with guard.working():
             step = next(steps)
         counts = step.counts
-        happened, grad_norm = train_step(run, state, step)
-        state = state.after(counts, happened, clock.seconds)
-        if happened and config.rollback:
+        result = train_step(run, state, step)
+        state = state.after_step(counts, skipped=result.skipped, seconds=clock.seconds)
+        if not result.skipped and config.rollback:
             state, is_back = watch_for_spikes(run, state, counts)
             if is_back:
                 clock.read()  # the way back took time, too
                 return state._replace(seconds=clock.seconds), PhaseEnd.ROLLED_BACK
         last = state.step == phase.end or is_finished(config, state)
         now = guard.at_boundary()
-        if happened:
-            log_step(run, state, counts, lr, grad_norm, last)
+        if not result.skipped:
+            log_step(run, state, counts, lr, result.grad_norm, last)
             if held_out is not None and (
                 last or (now.evaluate and not now.stop) or is_due(config.eval_every, state.step)
             ):
                 held_out_loss = evaluate(run, held_out, state.step)["mlm_loss"]
-                state = state.evaluated(held_out_loss, held_out.identity)
+                state = state.after_evaluation(held_out_loss, held_out.identity)
                 last = last or is_finished(config, state)
                 now = now._replace(stop=now.stop or guard.at_boundary().stop)  # asked for meanwhile
         else:
@@ -127,7 +124,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
             run.meter.event(state.step, "stop", reason=OUT_OF_TIME if clock.is_over else OUT_OF_PATIENCE)
         elif reason:
             run.meter.event(state.step, "stop", reason=reason)
-        if (happened and (last or now.save or is_due(config.save_every, state.step))) or reason:
+        if (not result.skipped and (last or now.save or is_due(config.save_every, state.step))) or reason:
             save(run, state, held_out_loss)
         if last or reason:
             return state, PhaseEnd.STOPPED if reason else PhaseEnd.DONE
@@ -136,15 +133,15 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
 def watch_for_spikes(run: Run, state: RunState, counts: StepCounts) -> tuple[RunState, bool]:
     """Look at the loss of a step: the state with it, or an earlier one to go on from, and whether it is that."""
     loss = run.meter.step_loss(counts)
-    if is_spike(loss, state.recent, run.config.rollback):
-        details = {"loss": loss, "median": statistics.median(state.recent), "spike": state.step}
+    if is_spike(loss, state.recent_losses, run.config.rollback):
+        details = {"loss": loss, "median": statistics.median(state.recent_losses), "spike": state.step}
 
         def place(earlier: RunState) -> RunState:
             return entered(phase_at(run.phases, earlier.step), earlier)
 
         found = roll_back(run.saver, place, partial(stream_at, run), state, counts.samples)
         if found is not None:
-            first, end = found.state.passed_over[-1]
+            first, end = found.state.skipped_spans[-1]
             run.meter.go_back(found.state.step)
             run.meter.event(
                 found.state.step, "rollback", checkpoint=found.folder.name, **details, samples_passed_over=end - first
@@ -152,13 +149,13 @@ def watch_for_spikes(run: Run, state: RunState, counts: StepCounts) -> tuple[Run
             run.guard.rolled_back(found.state.step, TRIES)
             return found.state, True
         run.meter.event(state.step, "spike", **details)
-    return state._replace(recent=(*state.recent, loss)[-RECENT:]), False
+    return state._replace(recent_losses=(*state.recent_losses, loss)[-RECENT:]), False
 
 
 def is_finished(config: TrainConfig, state: RunState) -> bool:
     """Whether the run has come to its end: its steps, its hours, or its patience."""
     out_of_time = 0 < 3600 * config.hours <= state.seconds
-    out_of_patience = 0 < config.patience <= state.worse
+    out_of_patience = 0 < config.patience <= state.evals_since_best
     return state.step >= config.total_steps or out_of_time or out_of_patience
 
 
@@ -172,20 +169,20 @@ def log_step(
     if last or is_due(run.config.log_every, state.step):
         left = 3600 * run.config.hours - state.seconds if run.config.hours else None
         run.meter.write(state.step, state.samples, state.tokens, lr, grad_norm(), left)
-    if run.lamb is not None and (last or is_due(TRUST_EVERY * run.config.log_every, state.step)):
-        run.meter.write_trust_ratios(state.step, run.lamb.trust_ratios())
+    if (last or is_due(TRUST_EVERY * run.config.log_every, state.step)) and (ratios := run.engine.trust_ratios()):
+        run.meter.write_trust_ratios(state.step, ratios)
 
 
 def skip_step(run: Run, state: RunState) -> None:
     """Say that a step did not happen."""
     run.meter.drop_step()
-    scaler = getattr(run.engine.optimizer, "loss_scaler", None)
-    run.meter.event(state.step, "skip", loss_scale=getattr(scaler, "cur_scale", 1.0))
-    run.guard.skipped(scaler)
+    scale = run.engine.loss_scale()
+    run.meter.event(state.step, "skip", loss_scale=scale.value if scale else 1.0)
+    run.guard.skipped(scale)
 
 
-def train_step(run: Run, state: RunState, step: Step) -> tuple[bool, Callable[[], float]]:
-    """All micro-batches of a step and the optimizer: whether it happened, its gradient's norm."""
+def train_step(run: Run, state: RunState, step: Step) -> StepResult:
+    """Compute all micro-batches of a step and let the optimizer act."""
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
     for index, batch in enumerate(step.micro_batches):
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
@@ -193,10 +190,10 @@ def train_step(run: Run, state: RunState, step: Step) -> tuple[bool, Callable[[]
         losses: Losses = engine(batch.to(engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / step.counts.masked + losses.nsp / max(step.counts.pairs, 1)
-        backward(engine, loss * world, index == len(step.micro_batches) - 1)
+        engine.backward(loss * world, is_last=index == len(step.micro_batches) - 1)
         run.meter.add_losses(losses)
         run.guard.beat()
-    return apply_step(engine)
+    return engine.step()
 
 
 def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:

@@ -1,13 +1,17 @@
-"""How far a run is: what stands in state.json, and what a step adds to it. Numbers only, the same on all ranks.
+"""How far a run is: what a checkpoint's state.json holds. No torch here.
 
-RunState() -> .after(counts of a step) -> .evaluated(loss) -> ... -> .as_json() -> RunState.of(fields)
-state.position                      where the next step begins in the data: all that a resume needs of it
+state.after_step(counts, skipped=False, seconds=...)      -> the state after a step
+state.after_evaluation(loss, held_out)                    -> the state after an evaluation
+state.to_json(), RunState.from_json(fields)               the names in the file are older than those in the code
 """
 
 import math
 from typing import Any, NamedTuple
 
 from data_prep.fields import Fields, is_number
+
+# Of DeepSpeed's fp16 loss scaler, by its own names. They stand in state.json, beside the fields of RunState.
+SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class DataPosition(NamedTuple):
@@ -66,63 +70,75 @@ class RunState(NamedTuple):
     seconds: float = 0.0  # of training, where --hours measures the run
     best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
     held_out: str = ""  # which set that is (Evaluation.identity)
-    worse: int = 0  # evaluations since
-    recent: tuple[float, ...] = ()  # losses of the last steps, where --rollback watches them
-    passed_over: tuple[tuple[int, int], ...] = ()  # first and end of spans of samples, in the order they are drawn
+    evals_since_best: int = 0
+    recent_losses: tuple[float, ...] = ()  # of the last steps, where --rollback watches them
+    skipped_spans: tuple[tuple[int, int], ...] = ()  # [first, end) of spans of samples, in the order they are drawn
 
     @classmethod
-    def of(cls, fields: Fields) -> "RunState":
-        """From a state.json, which may be of a version that knew fewer fields.
+    def from_json(cls, fields: Fields) -> "RunState":
+        """Return the state that a state.json holds, which may be of a version that knew fewer fields.
 
         Raises
         ------
         InputError: a field of another type, or out of its range.
         """
-        at = fields.of("position")
-        best = fields.get("best_loss", None)
+        position = fields.of("position")
+        best_loss = fields.get("best_loss", None)
         state = cls(
-            fields.whole("step"),
-            fields.whole("skipped", default=0),
-            fields.whole("samples", default=0),
-            fields.whole("tokens", default=0),
-            DataPosition.from_json(at),
-            fields.number("seconds", least=0.0, default=0.0),
-            None if best is None or best != best else fields.number("best_loss"),
-            fields.text("held_out", default=""),
-            fields.whole("worse", default=0),
-            _losses(fields),
-            _spans(fields),
+            step=fields.whole("step"),
+            skipped=fields.whole("skipped", default=0),
+            samples=fields.whole("samples", default=0),
+            tokens=fields.whole("tokens", default=0),
+            position=DataPosition.from_json(position),
+            seconds=fields.number("seconds", least=0.0, default=0.0),
+            best_loss=None if best_loss is None or best_loss != best_loss else fields.number("best_loss"),
+            held_out=fields.text("held_out", default=""),
+            evals_since_best=fields.whole("worse", default=0),
+            recent_losses=_losses(fields),
+            skipped_spans=_spans(fields),
         )
-        if max(state.position.sample, state.position.samples_in_phase) > state.drawn:
-            raise at.error(f"lies beyond the {state.drawn:,} samples that the run has drawn")
+        if max(state.position.sample, state.position.samples_in_phase) > state.samples_consumed:
+            raise position.error(f"lies beyond the {state.samples_consumed:,} samples that the run has drawn")
         return state
 
-    def as_json(self) -> dict[str, Any]:
-        """What of() reads."""
-        return self._asdict() | {"position": self.position.to_json()}
+    def to_json(self) -> dict[str, Any]:
+        """Return what from_json() reads."""
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "position": self.position.to_json(),
+            "seconds": self.seconds,
+            "best_loss": self.best_loss,
+            "held_out": self.held_out,
+            "worse": self.evals_since_best,
+            "recent": self.recent_losses,
+            "passed_over": self.skipped_spans,
+        }
 
     @property
-    def drawn(self) -> int:
+    def samples_consumed(self) -> int:
         """Samples that were trained on or passed over: where `position` is, counted from the beginning."""
-        return self.samples + sum(end - first for first, end in self.passed_over)
+        return self.samples + sum(end - first for first, end in self.skipped_spans)
 
-    def after(self, counts: StepCounts, happened: bool, seconds: float) -> "RunState":
-        """The state after a step, or after the attempt at one."""
+    def after_step(self, counts: StepCounts, *, skipped: bool, seconds: float) -> "RunState":
+        """Return the state after a step, or after the attempt at one."""
         return self._replace(
-            step=self.step + happened,
-            skipped=self.skipped + (not happened),
+            step=self.step + (not skipped),
+            skipped=self.skipped + skipped,
             samples=self.samples + counts.samples,
             tokens=self.tokens + counts.tokens,
             position=counts.end,
             seconds=seconds,
         )
 
-    def evaluated(self, loss: float, held_out: str) -> "RunState":
-        """The state after an evaluation; losses of another held-out set are no measure for this one."""
-        best = self.best_loss if held_out == self.held_out else None
-        if math.isfinite(loss) and (best is None or loss < best):
-            return self._replace(best_loss=loss, held_out=held_out, worse=0)
-        return self._replace(worse=self.worse + 1)
+    def after_evaluation(self, loss: float, held_out: str) -> "RunState":
+        """Return the state after an evaluation; losses of another held-out set are no measure for this one."""
+        best_loss = self.best_loss if held_out == self.held_out else None
+        if math.isfinite(loss) and (best_loss is None or loss < best_loss):
+            return self._replace(best_loss=loss, held_out=held_out, evals_since_best=0)
+        return self._replace(evals_since_best=self.evals_since_best + 1)
 
 
 def _losses(fields: Fields) -> tuple[float, ...]:

@@ -19,8 +19,8 @@ from data_prep.cli import InputError, print_json, say
 from data_prep.store import Store
 from pretrain.advice.machine import elsewhere
 from pretrain.alike import check_shared, what_ranks_share
-from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.resume import load
 from pretrain.checkpoints.run_folder import (
     RunLock,
     Start,
@@ -46,12 +46,11 @@ from pretrain.watch import STOPPED, Watch
 from pretrain.zero.engine import (
     check_precision,
     default_precision,
-    join_ranks,
-    leave_ranks,
-    quiet,
-    start_engine,
+    end_distributed,
+    init_distributed,
+    init_engine,
+    silence_libraries,
 )
-from pretrain.zero.lamb import Lamb
 
 
 def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
@@ -74,7 +73,7 @@ def exit_code(config: TrainConfig, stores: list[Store], watch: Watch) -> int:
     except OSError as error:  # the disk, of this rank
         say(f"error: {error}; checkpoints that were whole still are")
         return 1
-    leave_ranks()
+    end_distributed()
     return 0 if is_finished(config, state) or config.dry_run else STOPPED
 
 
@@ -92,7 +91,7 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         with closing(Watch()) as own:
             return train(config, stores, own)
     watch.expect(config.hang_timeout)
-    quiet()
+    silence_libraries()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     precision = elsewhere(config.gpu).precision if config.gpu else default_precision()
     phases = phases_of(config.spans, config.ds_config, config.flags, world_size, precision)
@@ -124,7 +123,7 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         compile_layers(model)
 
     with watch.joining():
-        join_ranks()
+        init_distributed()
     with ExitStack() as ending:
         if config.verify_store:
             with all_ranks_or_none("stores of --data"), watch.working():
@@ -148,13 +147,16 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
                 step = start.state.step if start.checkpoint is not None else None
                 lost = what_was_lost(config.out / "metrics.jsonl", step) if lock.was_stale else ""
         check_shared(config.out)
-        engine, partition = start_engine(
-            model, settings, config.allow_untested_deepspeed, config.checkpoint_activations
+        engine = init_engine(
+            model,
+            settings,
+            allow_untested=config.allow_untested_deepspeed,
+            checkpoint_activations=config.checkpoint_activations,
         )
         state = start.state
         if start.checkpoint is not None:
             with watch.working():
-                checkpoint.load(start.checkpoint, partition, engine, identity)
+                load(start.checkpoint, engine, identity)
         with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
                 prepare_folder(config.out, start, stores)
@@ -172,12 +174,11 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
             if any(change.moves for change in start.changes):
                 place = f"epoch {state.position.epoch}, sample {state.position.sample}"
                 meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
-        saver = Saver(config.out, partition, engine, identity, settings, config.keep, start.record)
+        saver = Saver(config.out, engine, identity=identity, settings=settings, keep=config.keep, record=start.record)
         ending.callback(saver.close)
         guard = Guard(watch, config.stop_at(time.time()), config.max_skips, config.save_minutes, config.eval_minutes)
-        lamb = partition.optimizer if isinstance(partition.optimizer, Lamb) else None
         try:
-            return loop(Run(config, phases, stores, engine, meter, saver, guard, lamb), state)
+            return loop(Run(config, phases, stores, engine, meter, saver, guard), state)
         except DivergedError as error:
             meter.fail(str(error))
             raise

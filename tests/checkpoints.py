@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.files import sha256_of, write_json
-from pretrain.checkpoints.checkpoint import complete, folder_of
-from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, rank_file, slice_key
+from pretrain.checkpoints.checkpoint import complete
+from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, folder_of, rank_file, slice_key
 from pretrain.model import architecture_of
 from pretrain.state import DataPosition, RunState
 
@@ -51,9 +51,9 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         seconds=2.5,
         best_loss=3.25,
         held_out="ab",
-        worse=1,
-        recent=(3.5, 3.25),
-        passed_over=((0, 8),),
+        evals_since_best=1,
+        recent_losses=(3.5, 3.25),
+        skipped_spans=((0, 8),),
     )
     identity = Identity(architecture_of(model.config), vocab_sha256, model.config.vocab_size)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}

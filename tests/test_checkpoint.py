@@ -11,7 +11,8 @@ import torch
 
 from data_prep.cli import InputError
 from pretrain.checkpoints import checkpoint, saver
-from pretrain.checkpoints.checkpoint import folder_of, newest_whole, read_manifest, stored_pieces
+from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, stored_pieces
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.checkpoints.run_folder import find_checkpoint
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train

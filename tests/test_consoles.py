@@ -13,7 +13,8 @@ import pytest
 from data_prep.cli import ROOT
 from data_prep.outlets import KEPT, Journal
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import folder_of, newest_whole
+from pretrain.checkpoints.checkpoint import newest_whole
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.train import train
 from pretrain.watch import STOPPED
 from tests.launched import PATIENCE, start, wait_for

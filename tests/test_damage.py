@@ -15,16 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.cli import InputError
 from data_prep.files import write_json
-from pretrain.checkpoints.checkpoint import (
-    folder_of,
-    newest_whole,
-    present,
-    read_manifest,
-    read_state,
-    read_weights,
-    stored_pieces,
-)
-from pretrain.checkpoints.manifest import NAME, STATE, Manifest, rank_file
+from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_state, read_weights, stored_pieces
+from pretrain.checkpoints.manifest import NAME, STATE, Manifest, folder_of, present, rank_file
 from tests.checkpoints import checkpoint_of, rewrite, rewrite_state
 
 MASKS = (0x01, 0x20, 0xFF)
@@ -305,7 +297,7 @@ def test_what_is_whole_is_taken(run):
     )
     state, scaler = read_state(folder_of(run, 6), manifest)
     assert json.loads((folder_of(run, 6) / STATE).read_text()) == json.loads(
-        json.dumps(state.as_json() | {"loss_scaler": scaler})
+        json.dumps(state.to_json() | {"loss_scaler": scaler})
     )
 
 
@@ -316,7 +308,7 @@ def test_losses_that_are_no_numbers_do_not_make_a_checkpoint_unreadable(run):
     assert read_manifest(folder_of(run, 6)).held_out_loss is None
     state, _ = read_state(folder_of(run, 6), read_manifest(folder_of(run, 6)))
     assert state.best_loss is None
-    assert state.evaluated(math.nan, "").best_loss is None
+    assert state.after_evaluation(math.nan, "").best_loss is None
 
 
 def test_steps_beyond_seven_digits_are_found(tmp_path):

@@ -22,7 +22,7 @@ from pretrain.export import sources
 from pretrain.export.__main__ import ExportConfig, main
 from pretrain.export.deepspeed_format import DeepSpeedCheckpoint, read
 from pretrain.export.origin import find_tag
-from pretrain.zero.engine import join_ranks, quiet
+from pretrain.zero.engine import init_distributed, silence_libraries
 from tests.ranks import run_ranks
 from tests.tiny_hf import VOCABULARY, tiny_bert
 
@@ -67,8 +67,8 @@ def trainer(
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    quiet()
-    join_ranks()
+    silence_libraries()
+    init_distributed()
     type(get_accelerator()).is_fp16_supported = lambda self: True  # else refused on a CPU, where it works
     model: Any = model_class.from_pretrained(out.parent / "start")
     for parameter in model.bert.embeddings.parameters():
@@ -192,7 +192,7 @@ def test_stage_0_is_the_module(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1])
 def test_what_zero_to_fp32_cannot_read(tmp_path, stage):
-    """bf16 without ZeRO has 16-bit weights only; BF16_Optimizer (fp32 accumulation) says no stage, but has masters."""
+    """bf16 without ZeRO has 16-bit weights only; BF16_Optimizer (fp32 accumulation) names no stage, but has fp32."""
     out = tmp_path / "checkpoint"
     train(2, out, settings(stage, "bf16", data_types={"grad_accum_dtype": "fp32"} if stage else {}))
     with pytest.raises((ValueError, TypeError, FileNotFoundError)):

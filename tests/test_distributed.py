@@ -14,7 +14,7 @@ from data_prep.cli import InputError
 from pretrain import distributed
 from pretrain.settings.config import TrainConfig
 from pretrain.train import main, train
-from pretrain.zero.engine import join_ranks
+from pretrain.zero.engine import init_distributed
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -68,7 +68,7 @@ def test_ranks_with_other_stores_settings_or_folders_are_refused(store, tmp_path
 
 
 def compare(what: dict[str, Any], different: dict[int, dict[str, Any]]) -> str:
-    join_ranks()
+    init_distributed()
     try:
         distributed.check_same_on_all_ranks(what | different.get(int(os.environ["RANK"]), {}))
     except InputError as error:
@@ -88,7 +88,7 @@ def test_a_difference_is_told_by_rank():
 
 
 def speak(failing: list[int]) -> str:
-    join_ranks()
+    init_distributed()
     text = io.StringIO()
     caught = contextlib.suppress(InputError, distributed.OtherRankError)
     with contextlib.redirect_stderr(text), caught, distributed.all_ranks_or_none("a store"):

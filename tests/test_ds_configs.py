@@ -21,9 +21,9 @@ EXPECTED = {"auto", "base_128", "base_512", "cpu", "large_128", "large_512"}
 TAKE_A_STEP = """
 import json, sys
 import torch, deepspeed
-from pretrain.zero.engine import import_muon_uncompiled, join_ranks
+from pretrain.zero.engine import import_muon_uncompiled, init_distributed
 
-join_ranks()
+init_distributed()
 import_muon_uncompiled()
 for name, settings in json.load(sys.stdin).items():
     torch.manual_seed(0)

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from data_prep.cli import InputError, run
-from pretrain.checkpoints.checkpoint import folder_of, read_manifest, read_weights
+from pretrain.checkpoints.checkpoint import read_manifest, read_weights
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.export import converting as export
 from pretrain.export.__main__ import ExportConfig, Head, main
 from pretrain.settings.config import TrainConfig

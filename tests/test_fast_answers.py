@@ -71,3 +71,14 @@ def test_the_launcher_is_not_started_for_what_is_refused(folder, tmp_path, ranks
     ended = subprocess.run([*command, *options.split()], cwd=folder, env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr.count("\n"), ended.stderr[:7]) == (2, 1, "error: "), ended.stderr
     assert not (tmp_path / "started").exists()
+
+
+def test_a_plan_starts_no_launcher_and_one_rank(folder, tmp_path):
+    for name, program in (("deepspeed", f"touch {tmp_path}/started"), ("python", 'echo "$WORLD_SIZE $RANK $*"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    command = ["bash", str(ROOT / "launch/pretrain.sh"), "--data", "store", "--dry_run"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RANKS": "3"}
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == f"3 0 {ROOT}/launch/pretrain.sh --data store --dry_run", ended.stderr
+    assert not (tmp_path / "started").exists()

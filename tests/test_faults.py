@@ -23,7 +23,8 @@ import pytest
 from data_prep.cli import InputError
 from data_prep.files import write_json
 from pretrain.checkpoints import run_folder
-from pretrain.checkpoints.checkpoint import folder_of, newest_whole
+from pretrain.checkpoints.checkpoint import newest_whole
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.checkpoints.run_folder import RunLock
 from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig

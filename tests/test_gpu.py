@@ -18,7 +18,7 @@ from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.data import collate
 from pretrain.model import Batch, PretrainingModule, compile_layers, parameter_groups
 from pretrain.zero.lamb import Lamb
-from pretrain.zero.partition import Partition, Slice
+from tests.partitions import partition_of
 from tests.stores import random_documents, store_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -122,22 +122,20 @@ def test_the_host_never_waits_inside_a_step(batch):
 
 
 def lamb_steps(device: str, steps: int = 4, quiet: bool = False) -> torch.Tensor:
-    """Weights after LAMB over two slices of one flat master, with the same gradients on any device."""
+    """Weights after LAMB over two slices of one flat buffer, with the same gradients on any device."""
     generator = torch.Generator().manual_seed(5)
     start, *gradients = (torch.randn(50_000, generator=generator) for _ in range(steps + 1))
-    master = torch.nn.Parameter(start.to(device))
-    optimizer = Lamb([{"params": [master]}], lr=1e-2)
-    slices = [Slice("a", 0, 0, 30_000, 0), Slice("b", 0, 30_000, 20_000, 0)]
-    shapes = {"a": torch.Size([30_000]), "b": torch.Size([20_000])}
-    optimizer.bind(Partition(0, [master], slices, shapes, [["a", "b"]], optimizer, None))
+    buffer = torch.nn.Parameter(start.to(device))
+    optimizer = Lamb([{"params": [buffer]}], lr=1e-2)
+    optimizer.set_partition(partition_of([buffer], [{"a": 30_000, "b": 20_000}], optimizer))
     for number, gradient in enumerate(gradients):
-        master.grad = gradient.to(device)
+        buffer.grad = gradient.to(device)
         torch.cuda.set_sync_debug_mode("error" if quiet and number else "default")
         try:
             optimizer.step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return master.detach().cpu()
+    return buffer.detach().cpu()
 
 
 def test_lamb_equals_the_cpu_and_never_waits():

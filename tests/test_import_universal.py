@@ -17,14 +17,15 @@ from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import KINDS, folder_of, newest_whole, read_parameter, stored_pieces
+from pretrain.checkpoints.checkpoint import newest_whole, read_parameter, stored_pieces
+from pretrain.checkpoints.manifest import KINDS, folder_of
 from pretrain.data import SampleStream, train_steps
 from pretrain.import_universal import ImportConfig, main
 from pretrain.model import PretrainingModule, build_model, parameter_groups, strip_vocab_padding
 from pretrain.settings.config import TrainConfig
 from pretrain.state import DataPosition
 from pretrain.train import train
-from pretrain.zero.engine import join_ranks, quiet
+from pretrain.zero.engine import init_distributed, silence_libraries
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -45,8 +46,8 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     """
     import deepspeed
 
-    quiet()
-    join_ranks()
+    silence_libraries()
+    init_distributed()
     opened = Store.open(store)
     model = build_model(preset="bert-tiny", vocab_size=opened.vocab_size, dropout=0.0, seed=5, needs_nsp=True)
     settings = {

@@ -54,6 +54,14 @@ READS_TEXT = {
     )
 }
 NAMES_DEEPSPEED = {"pretrain.zero.engine", "pretrain.zero.partition"}
+# What its engine and optimizers have; torch's optimizers have param_groups and state, too.
+OF_DEEPSPEED = set(
+    """
+    loss_scaler cur_scale min_scale cur_iter last_overflow_iter cur_hysteresis overflow global_steps global_samples
+    skipped_steps zero_optimization_stage get_global_grad_norm set_gradient_accumulation_boundary scale_wrt_gas
+    fp16_groups bit16_groups ds_tensor ds_numel ds_shape deepspeed_engine zero_optimizer
+    """.split()
+)
 STANDS_ALONE = {"pretrain.finetune.__main__", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.answering"}
 SHARED_HELPERS = {
     f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "interpreter", "progress", "ranges")
@@ -156,6 +164,20 @@ def test_pretrain_reads_only_the_stores_side_of_data_prep(path):
 @pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
 def test_deepspeed_is_named_only_where_training_happens(path):
     assert "deepspeed" not in top_levels(modules_in(path)) or module_of(path) in NAMES_DEEPSPEED
+
+
+@pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
+def test_only_the_engine_touches_deepspeeds_attributes(path):
+    if module_of(path) in NAMES_DEEPSPEED:
+        return
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in OF_DEEPSPEED, f"line {node.lineno}: {ast.unparse(node)}; ask Engine"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            assert not {ast.unparse(value).strip("'") for value in node.args} & OF_DEEPSPEED, f"line {node.lineno}"
+        elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            name = node.arg if isinstance(node, ast.arg) else ast.unparse(node.target)
+            assert (name, ast.unparse(node.annotation)) != ("engine", "Any"), f"line {node.lineno}: say Engine"
 
 
 @pytest.mark.parametrize("module", sorted(STANDS_ALONE))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
-from pretrain.checkpoints.checkpoint import folder_of, read_parameter, stored_pieces
+from pretrain.checkpoints.checkpoint import read_parameter, stored_pieces
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks

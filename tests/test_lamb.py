@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from data_prep.samples.masking import Masking
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import folder_of, present
+from pretrain.checkpoints.manifest import folder_of, present
 from pretrain.data import SampleStream, train_steps
 from pretrain.model import PretrainingModule, build_model
 from pretrain.settings.config import TrainConfig
@@ -25,7 +25,8 @@ from pretrain.settings.schedule import lr_multiplier
 from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero.lamb import VARIANTS, Lamb
-from pretrain.zero.partition import Partition, Slice, unsharded
+from pretrain.zero.partition import Partition, unsharded_partition
+from tests.partitions import partition_of
 from tests.ranks import run_ranks
 from tests.reference.lamb import ReferenceLamb
 from tests.stores import random_documents, store_of
@@ -128,8 +129,11 @@ class NaiveLamb(torch.optim.Optimizer):
                     torch.from_numpy(x).float() for x in (reference.m, reference.v)
                 )
 
-    def bind(self, partition: Partition) -> None:
+    def set_partition(self, partition: Partition) -> None:
         pass
+
+    def trust_ratios(self) -> dict[str, float]:
+        return {}
 
 
 def train_naively(settings: TrainConfig) -> None:
@@ -186,30 +190,27 @@ def train_and_watch(settings: TrainConfig) -> list[dict[str, Any]]:
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     CPU_Accelerator.is_fp16_supported = lambda self: True  # all of it runs
-    bind, step, calls = Lamb.bind, Lamb.step, []
+    set_partition, step, calls = Lamb.set_partition, Lamb.step, []
 
-    def watched_bind(self: Lamb, partition: Partition) -> None:
+    def watched_set_partition(self: Lamb, partition: Partition) -> None:
         self.watched = partition  # type: ignore[attr-defined]
-        bind(self, partition)
+        set_partition(self, partition)
 
     def watched_step(self: Lamb, closure: None = None) -> None:
         if not hasattr(self, "watched"):
             return step(self, closure)
-        masters = [master for group in self.param_groups for master in group["params"]]
-        numbers = [row for row, master in enumerate(self.watched.masters) if any(master is m for m in masters)]
-        slices = [piece for piece in self.watched.slices if piece.master in numbers]
-        before = {(p.name, p.offset): self.watched.view(p, "master").clone() for p in slices}
-        gradients = {
-            (p.name, p.offset): self.watched.masters[p.master].grad.view(-1)[p.start : p.start + p.length].clone()
-            for p in slices
-        }
+        buffers = self.watched.fp32_buffers
+        given = {id(buffer) for group in self.param_groups for buffer in group["params"]}
+        slices = {(s.name, s.param_offset): s for s in self.watched.slices if id(buffers[s.buffer]) in given}
+        before = {key: self.watched.view(s, "master").clone() for key, s in slices.items()}
+        gradients = {key: s.of(buffers[s.buffer].grad).clone() for key, s in slices.items()}
         step(self, closure)
-        after = {(p.name, p.offset): self.watched.view(p, "master").clone() for p in slices}
+        after = {key: self.watched.view(s, "master").clone() for key, s in slices.items()}
         lr = self.param_groups[0]["lr"]
         calls.append({"before": before, "gradients": gradients, "after": after, "lr": lr})
         return None
 
-    Lamb.bind, Lamb.step = watched_bind, watched_step  # type: ignore[method-assign]
+    Lamb.set_partition, Lamb.step = watched_set_partition, watched_step  # type: ignore[method-assign]
     state = train(settings)
     calls.append({"skipped": state.skipped})
     return [{key: _as_numpy(value) for key, value in call.items()} for call in calls]
@@ -230,7 +231,7 @@ def joined(ranks: list[dict[str, Any]], kind: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "zero"), [("bf16", 1), ("bf16", 2), ("bf16", 3), ("fp16", 1), ("fp16", 3)])
-def test_in_16_bit_masters_follow_the_reference_on_the_same_gradients(store, tmp_path, precision, zero):
+def test_in_16_bit_master_weights_follow_the_reference_on_the_same_gradients(store, tmp_path, precision, zero):
     """16-bit gradients differ with the cut of a step, so the optimizer is compared alone; fp16 skips steps at first."""
     ds_config = {
         "zero_optimization": {"stage": zero},
@@ -263,10 +264,8 @@ def alone(shapes: dict[str, tuple[int, ...]], seed: int, **settings: Any) -> tup
         for flag in (False, True)
     ]
     optimizer = Lamb(groups, lr=0.01, **settings)
-    slices = [Slice(name, row, 0, parameter.numel(), 0) for row, (name, parameter) in enumerate(parameters.items())]
-    sizes = {name: parameter.shape for name, parameter in parameters.items()}
-    masters: list[torch.Tensor] = list(parameters.values())
-    optimizer.bind(Partition(0, masters, slices, sizes, [[name] for name in parameters], optimizer, None))
+    lengths = [{name: parameter.numel()} for name, parameter in parameters.items()]
+    optimizer.set_partition(partition_of(list(parameters.values()), lengths, optimizer))
     return optimizer, parameters
 
 
@@ -294,7 +293,7 @@ def test_variants_equal_the_reference(variant, monkeypatch):
     assert optimizer.trust_ratios().keys() == adapted
 
 
-def test_a_step_before_it_is_bound_is_an_error_unless_it_is_none():
+def test_a_step_before_the_partition_is_known_is_an_error_unless_it_is_none():
     model = torch.nn.Linear(4, 1, bias=False)
     optimizer = Lamb(model.parameters(), lr=1.0)
     optimizer.step()
@@ -303,12 +302,12 @@ def test_a_step_before_it_is_bound_is_an_error_unless_it_is_none():
     optimizer.step()
     model.weight.grad = torch.ones(1, 4)
     with pytest.raises(
-        RuntimeError, match=r"does not know where the parameters lie.*optimizer\.bind\(bind\(engine, model"
+        RuntimeError, match=r"does not know where the parameters lie.*optimizer\.set_partition\(map_partition\("
     ):
         optimizer.step()
     assert torch.equal(model.weight.detach(), before)
     assert not optimizer.state
-    optimizer.bind(unsharded(model, optimizer))
+    optimizer.set_partition(unsharded_partition(model, optimizer))
     optimizer.step()
     assert not torch.equal(model.weight.detach(), before)
 
@@ -344,8 +343,7 @@ def test_on_cuda_a_step_never_waits_for_the_device(variant):
     with FakeTensorMode():
         flat = torch.nn.Parameter(torch.empty(100, device="cuda"))
         optimizer = Lamb([{"params": [flat], "weight_decay": 0.1}], lr=torch.pi, **VARIANTS[variant])
-        slices = [Slice("a.weight", 0, 0, 40, 0), Slice("b.weight", 0, 40, 50, 0)]
-        optimizer.bind(Partition(0, [flat], slices, {}, [["a.weight", "b.weight"]], optimizer, None))
+        optimizer.set_partition(partition_of([flat], [{"a.weight": 40, "b.weight": 50}], optimizer))
         flat.grad = torch.empty_like(flat)
         with DevicesSeen() as seen:
             optimizer.step()

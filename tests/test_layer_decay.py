@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import InputError
-from pretrain.checkpoints.checkpoint import folder_of
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.model import build_model, parameter_groups
 from pretrain.train import train
 from pretrain.zero.engine import make_optimizer

@@ -106,7 +106,7 @@ def test_a_list_that_is_given_twice_is_not_halved_unsaid(capsys):
 
 def test_directly_made_settings_are_checked_too():
     for wrong in (math.nan, math.inf, -1.0):
-        with pytest.raises(InputError, match=r"--hours .* must lie in"):
+        with pytest.raises(InputError, match=r"--hours .* must be 0 or lie in"):
             TrainConfig(data=("s",), out=Path("run"), model="bert-tiny", hours=wrong)
         with pytest.raises(InputError, match=r"--mask_split .* must lie in"):
             TrainConfig(data=("s",), out=Path("run"), model="bert-tiny", mask_split=(0.5, wrong))

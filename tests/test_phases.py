@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.checkpoint import folder_of
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of

@@ -59,7 +59,7 @@ def test_state_is_what_the_papers_table_says():
 
 
 def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
-    """Bytes that this rank sent in rings, and elements of the optimizer's masters that it holds."""
+    """Bytes that this rank sent in rings, and elements of the fp32 buffers that it holds."""
     sent: Counter[str] = Counter()
     for name in COLLECTIVES:
         setattr(dist, name, _counting(getattr(dist, name), name, sent))
@@ -68,7 +68,7 @@ def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
     def counted(run: Any, *arguments: Any) -> Any:
         sent.clear()
         found = train_step(run, *arguments)
-        held.append((dict(sent), sum(master.numel() for master in run.saver.partition.masters)))
+        held.append((dict(sent), sum(buffer.numel() for buffer in run.engine.partition.fp32_buffers)))
         return found
 
     loop.train_step = counted  # type: ignore[assignment]

@@ -18,8 +18,8 @@ from data_prep.cli import InputError
 from data_prep.fields import write_sealed
 from data_prep.files import sha256_of, write_json
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import best_of, folder_of, present
-from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, rank_file
+from pretrain.checkpoints.checkpoint import best_of
+from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, folder_of, present, rank_file
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
 from pretrain.checkpoints.run_folder import Start, find_checkpoint, placed, prepare_folder
 from pretrain.export.sources import find_source
@@ -325,11 +325,11 @@ def test_what_is_allowed_is_allowed_by_name(store, tmp_path):
 
 
 def test_best_never_compares_losses_on_different_samples(tmp_path):
-    state = RunState().evaluated(2.0, "short").evaluated(3.0, "short")
-    assert (state.best_loss, state.worse) == (2.0, 1)
-    state = state.evaluated(4.0, "long")
-    assert (state.best_loss, state.worse) == (4.0, 0)
-    assert state.evaluated(float("nan"), "long").worse == 1
+    state = RunState().after_evaluation(2.0, "short").after_evaluation(3.0, "short")
+    assert (state.best_loss, state.evals_since_best) == (2.0, 1)
+    state = state.after_evaluation(4.0, "long")
+    assert (state.best_loss, state.evals_since_best) == (4.0, 0)
+    assert state.after_evaluation(float("nan"), "long").evals_since_best == 1
     rows = [(1, 2.0, "short"), (2, 1.0, "short"), (3, 5.0, "long"), (4, 4.0, "long"), (5, 6.0, "long"), (6, None, "")]
     for step, loss, held_out in rows:
         folder = folder_of(tmp_path, step)

@@ -12,7 +12,7 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.pairs import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import folder_of, present
+from pretrain.checkpoints.manifest import folder_of, present
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
@@ -131,7 +131,7 @@ def test_stage_3_goes_back_too(store, tmp_path):
 
 def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):
     state = run_ranks(1, train_with_spikes, config(store, tmp_path / "run", save_every=0), {SPIKE})[0]
-    assert (state.step, state.passed_over, len(state.recent)) == (STEPS, (), STEPS)
+    assert (state.step, state.skipped_spans, len(state.recent_losses)) == (STEPS, (), STEPS)
     assert [event["step"] for event in events(tmp_path / "run", "spike")] == [SPIKE]
     assert not events(tmp_path / "run", "rollback")
 
@@ -165,7 +165,7 @@ def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp
     # 4 steps of phase 1 and 2 of phase 2 since the checkpoint, and as many beyond as the spike's step is large.
     drawn = 4 * 8 + 2 * 16 + BEYOND * 16
     assert event["samples_passed_over"] == drawn
-    assert (state.samples, state.passed_over) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
+    assert (state.samples, state.skipped_spans) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
     assert (state.position.phase, state.position.samples_in_phase, state.position.seq_len) == (1, 4 * 16, seq_len)
     assert [line["step"] for line in lines if line["kind"] == "eval"] == [8, 8, 12]
 

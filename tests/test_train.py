@@ -13,7 +13,7 @@ from transformers import BertForPreTraining
 
 import pretrain.training as train_module
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.checkpoint import folder_of
+from pretrain.checkpoints.manifest import folder_of
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from pretrain.zero import partition
@@ -251,7 +251,7 @@ def made_until_joined(settings: TrainConfig) -> None:
     def stop() -> None:
         raise RuntimeError(f"not made: {settings.compile}")
 
-    train_module.join_ranks = stop
+    train_module.init_distributed = stop
     train(settings)
 
 

@@ -7,7 +7,7 @@
       manifest.json                      model, tokenizer, sizes and checksums of the other files
 
 Written by saver.py; manifest.py has the manifest and the names; here is how a checkpoint is found, verified, read and
-resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of the masters) and no pickle. A
+resumed. It holds 12 bytes a parameter at every ZeRO stage (16-bit weights are casts of these) and no pickle. A
 slice says where in its parameter it lies, so reading does not need the ranks, stage or groups that wrote it.
 """
 
@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,17 +38,9 @@ from pretrain.checkpoints.manifest import (
     present,
     step_of,
 )
-from pretrain.checkpoints.manifest import (
-    folder_of as folder_of,
-)
-from pretrain.distributed import all_ranks_or_none
-from pretrain.state import RunState
-
-if TYPE_CHECKING:  # export reads checkpoints without DeepSpeed
-    from pretrain.zero.partition import Partition
+from pretrain.state import SCALER_FIELDS, RunState
 
 POINTER = "latest"
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class Piece(NamedTuple):
@@ -139,7 +131,7 @@ def read_state(folder: Path, manifest: Manifest) -> tuple[RunState, dict[str, An
     InputError: not readable, or not true to itself or the manifest.
     """
     fields = read_fields(folder / STATE, NOT_WHOLE)
-    state, scaler = RunState.of(fields), fields.of("loss_scaler", default={})
+    state, scaler = RunState.from_json(fields), fields.of("loss_scaler", default={})
     if state.step != manifest.step:
         raise fields.error(f"says step {state.step}, {NAME} {manifest.step}")
     for name in SCALER_FIELDS:
@@ -150,7 +142,7 @@ def read_state(folder: Path, manifest: Manifest) -> tuple[RunState, dict[str, An
 def complete(staged: Path, target: Path, state: RunState, scaler: dict[str, Any], manifest: Manifest) -> None:
     """Make a checkpoint of a folder that holds all slices: state.json, the manifest, which is given without files, and
     the folder in its place, which the pointer then names."""
-    write_json(staged / STATE, state.as_json() | {"loss_scaler": scaler})
+    write_json(staged / STATE, state.to_json() | {"loss_scaler": scaler})
     files = {path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(staged.iterdir())}
     manifest._replace(files=files).write(staged)
     sync_tree(staged)
@@ -268,40 +260,6 @@ def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor
     for name, weight in weights.items():
         read_parameter(pieces[name, "master"], weight.view(-1), 0)
     return weights
-
-
-def load(folder: Path, partition: "Partition", engine: Any, identity: Identity) -> RunState:
-    """Put a checkpoint that read_manifest() has found whole into an engine; collective.
-
-    Each rank reads the slices that it needs, and no more.
-
-    Raises
-    ------
-    InputError: of another model or tokenizer.
-    """
-    with all_ranks_or_none(f"checkpoint {folder}"):
-        manifest = Manifest.read(folder)
-        check_identity(folder, manifest, identity, partition.shapes)
-        state, saved = read_state(folder, manifest)
-        pieces = stored_pieces(folder)
-    with partition.writing(), all_ranks_or_none(f"checkpoint {folder}"):
-        try:
-            for piece in partition.slices:
-                for kind in KINDS:
-                    read_parameter(pieces[piece.name, kind], partition.view(piece, kind), piece.offset)
-        except SafetensorError as error:
-            raise InputError(f"{folder}: {error}") from error
-    for master in partition.masters:
-        partition.optimizer.state[master]["step"] = torch.tensor(float(state.step), device=master.device)
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if set(saved) == set(SCALER_FIELDS) and all(hasattr(scaler, field) for field in SCALER_FIELDS):
-        # fp16 then and now; another precision has a constant scale, or none.
-        for field, value in saved.items():
-            setattr(scaler, field, value)
-    engine.global_steps = state.step + state.skipped
-    engine.global_samples = state.samples
-    engine.skipped_steps = state.skipped
-    return state
 
 
 def check_identity(folder: Path, manifest: Manifest, identity: Identity, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -1,6 +1,6 @@
 """Loss spikes: back to the last checkpoint, and on with other data.
 
-    is_spike(loss, state.recent, factor)        whether the loss of a step is beyond all measure
+    is_spike(loss, state.recent_losses, factor)     whether the loss of a step is beyond all measure
     roll_back(saver, entered, stream_at, state, batch)   weights, moments, counters of the last checkpoint, later data
 
 The remedy of PaLM (Chowdhery et al. 2022, section 5.1): go back by about 100 steps and pass over the 200 to 500 batches
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from pretrain.checkpoints import checkpoint
+from pretrain.checkpoints.resume import load
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
 from pretrain.distributed import all_ranks_or_none, broadcast_object
@@ -61,15 +62,15 @@ def roll_back(
     newest = broadcast_object(newest)
     if newest is None:
         return None
-    earlier = entered(checkpoint.load(newest, saver.partition, saver.engine, saver.identity))
-    span = (earlier.drawn, state.drawn + BEYOND * batch)
+    earlier = entered(load(newest, saver.engine, saver.identity))
+    span = (earlier.samples_consumed, state.samples_consumed + BEYOND * batch)
     stream = stream_at(earlier)
     stream.skip(span[1] - span[0])
     return RolledBack(
         earlier._replace(
             # The batch grows with what a phase has learnt from, not with what it has passed over.
             position=stream.position._replace(samples_in_phase=earlier.position.samples_in_phase),
-            passed_over=(*earlier.passed_over, span),
+            skipped_spans=(*earlier.skipped_spans, span),
             seconds=state.seconds,
         ),
         newest,

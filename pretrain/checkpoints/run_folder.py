@@ -34,8 +34,7 @@ from data_prep.files import sha256_of, write_folder, write_json
 from data_prep.samples.pairs import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import Identity
-from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.manifest import Identity, Manifest
 from pretrain.checkpoints.resume_policy import Change, changes_of, check_resume, fresh_epoch, refuse
 from pretrain.outlook import look_ahead
 from pretrain.settings.config import TrainConfig

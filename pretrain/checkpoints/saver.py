@@ -1,13 +1,13 @@
 """Write checkpoints while training goes on.
 
-    saver = Saver(run, partition, engine, identity, settings, keep, record)
+    saver = Saver(run, engine, identity=..., settings=..., keep=..., record=...)
     saver.save(state, held_out_loss)        training stops for a copy to memory only
     saver.wait()                            the newest checkpoint is on disk, or this raises
 
 A thread of each rank writes its slices into a folder aside; all ranks agree that theirs are whole and fsynced, then
 rank 0 writes the manifest, renames the folder and names it in the pointer. A crash at any moment leaves the earlier
 checkpoints and at most a `.partial` folder. A failed save raises at the next save, or at wait(). Kept are the newest
-few and the one with the best held-out loss. Costs 12 bytes a parameter of host memory, divided among the ranks.
+few and the one with the best held-out loss. Costs 12 bytes per parameter of host memory, divided among the ranks.
 """
 
 import math
@@ -24,18 +24,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.files import share
-from pretrain.checkpoints.checkpoint import (
-    SCALER_FIELDS,
-    best_of,
-    complete,
+from pretrain.checkpoints.checkpoint import best_of, complete
+from pretrain.checkpoints.manifest import (
+    KINDS,
+    Identity,
+    Manifest,
     folder_of,
     present,
+    rank_file,
+    slice_key,
     step_of,
 )
-from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, rank_file, slice_key
 from pretrain.distributed import all_ranks_or_none, gloo_group
 from pretrain.state import RunState
-from pretrain.zero.partition import Partition, Slice
+from pretrain.zero.engine import Engine
+from pretrain.zero.partition import Slice
 
 
 class Saver:
@@ -44,15 +47,15 @@ class Saver:
     def __init__(
         self,
         run: Path,
-        partition: Partition,
-        engine: Any,
+        engine: Engine,
+        *,
         identity: Identity,
         settings: dict[str, Any],
         keep: int,
         record: dict[str, Any] | None = None,
     ):
         """`settings`: the DeepSpeed JSON; `record`: what config.json says of the run."""
-        self.run, self.partition, self.engine, self.keep = run, partition, engine, keep
+        self.run, self.engine, self.keep = run, engine, keep
         self.identity, self.settings, self.record = identity, settings, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         gloo_group("saver")  # made here, by all ranks together, and used by the thread
@@ -67,11 +70,12 @@ class Saver:
         OSError: on every rank, if the save before could not be written on one of them.
         """
         self.wait()
-        self._writing = self._thread.submit(self._write, state, self._snapshot(), self._scaler(), held_out_loss)
+        tensors, scaler = self._snapshot(), self.engine.scaler_state()
+        self._writing = self._thread.submit(self._write, state, tensors, scaler, held_out_loss)
         return folder_of(self.run, state.step)
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Wait until nothing is being written.
 
         Raises
         ------
@@ -86,31 +90,28 @@ class Saver:
         self._thread.shutdown(wait=True)
 
     def _snapshot(self) -> dict[str, Tensor]:
-        """A copy in host memory of the slices that this rank writes."""
+        """Copy the slices that this rank writes into host memory."""
+        view = self.engine.partition.view
         return {
-            slice_key(piece.name, kind, piece.offset): self.partition.view(piece, kind).to("cpu", copy=True)
-            for piece in self._own_slices()
+            slice_key(slice_.name, kind, slice_.param_offset): view(slice_, kind).to("cpu", copy=True)
+            for slice_ in self._slices_to_write()
             for kind in KINDS
         }
 
-    def _own_slices(self) -> Iterator[Slice]:
-        """This rank's slices; at stage 0, where all ranks hold all, an equal share of every parameter."""
-        for piece in self.partition.slices:
-            first, last = 0, piece.length
-            if not self.partition.stage:
-                first, last = (piece.length * rank // self.world for rank in (self.rank, self.rank + 1))
+    def _slices_to_write(self) -> Iterator[Slice]:
+        """Yield this rank's slices; at stage 0, where all ranks hold all, an equal share of every parameter."""
+        for slice_ in self.engine.partition.slices:
+            if self.engine.partition.stage:
+                yield slice_
+                continue
+            first, last = (slice_.length * rank // self.world for rank in (self.rank, self.rank + 1))
             if first < last:
-                yield piece._replace(start=piece.start + first, length=last - first, offset=piece.offset + first)
-
-    def _scaler(self) -> dict[str, Any]:
-        """State of the fp16 loss scaler; nothing in other precisions."""
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        return {field: getattr(scaler, field) for field in SCALER_FIELDS if hasattr(scaler, field)}
+                yield slice_.part(first, last - first)
 
     def _write(
-        self, state: RunState, tensors: dict[str, Tensor], scaler: dict[str, Any], held_out: float | None
+        self, state: RunState, tensors: dict[str, Tensor], scaler: dict[str, float], held_out_loss: float | None
     ) -> None:
-        """In the thread. Every block is left well by all ranks or by none."""
+        """Write a checkpoint, in the thread. Every block is left well by all ranks or by none."""
         target = folder_of(self.run, state.step)
         staged = target.with_name(f"{target.name}.partial")
         with all_ranks_or_none(f"checkpoint {target}", "saver"):
@@ -122,29 +123,29 @@ class Saver:
                 _write_slices(staged / rank_file(self.rank, self.world), tensors)
             with all_ranks_or_none(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
-                    complete(staged, target, state, scaler, self._about(staged, state, held_out))
+                    complete(staged, target, state, scaler, self._manifest(staged, state, held_out_loss))
                     self._remove_old(target)
         except OSError:
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)  # room for whoever cleans up a full disk
             raise
 
-    def _about(self, staged: Path, state: RunState, held_out: float | None) -> Manifest:
-        """The manifest, but for the files."""
+    def _manifest(self, staged: Path, state: RunState, held_out_loss: float | None) -> Manifest:
+        """Return the manifest, but for the files."""
         found = len(list(staged.iterdir()))
         if found != self.world:
             raise OSError(f"{staged}: {found} rank files for {self.world} ranks; all nodes must share the folder --out")
         return Manifest(
-            state.step,
-            self.world,
-            self.partition.stage,
-            held_out if held_out is not None and math.isfinite(held_out) else None,
-            self.identity,
-            self.settings,
-            {name: list(shape) for name, shape in self.partition.shapes.items()},
-            {},
-            state.held_out,
-            self.record,
+            step=state.step,
+            world_size=self.world,
+            zero_stage=self.engine.partition.stage,
+            held_out_loss=held_out_loss if held_out_loss is not None and math.isfinite(held_out_loss) else None,
+            identity=self.identity,
+            settings=self.settings,
+            parameters={name: list(shape) for name, shape in self.engine.partition.shapes.items()},
+            files={},
+            held_out=state.held_out,
+            record=self.record,
         )
 
     def _remove_old(self, written: Path) -> None:

@@ -90,9 +90,9 @@ def read(folder: Path) -> DeepSpeedCheckpoint:
         if stage == 3:
             models = {0: model} | {rank: _load(path) for rank, path in model_files.items() if rank}
             _check_ranks(folder, "model_states", models, ranks)
-            weights = _pieces(folder, models, optimizers)
+            weights = _read_param_shards(folder, models, optimizers)
         else:
-            weights = _windows(folder, model, optimizers)
+            weights = _read_flat_group_shards(folder, model, optimizers)
         for alias, name in (model.get("shared_params") or {}).items():
             weights[alias] = weights[name]
         step, version = int(model["global_steps"]), str(model["ds_version"])
@@ -202,20 +202,20 @@ def _check_ranks(folder: Path, what: str, found: dict[int, Any], ranks: int) -> 
         )
 
 
-def _windows(folder: Path, model: dict[str, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
-    """Stages 0 to 2: the module as it is, in which the masters replace what the optimizer owns."""
+def _read_flat_group_shards(folder: Path, model: dict[str, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
+    """Stages 0 to 2: the module as it is, in which the master weights replace what the optimizer owns."""
     module = {name: tensor for name, tensor in model["module"].items() if isinstance(tensor, Tensor)}
     if not optimizers and any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in module.values()):
         say(f"{folder}: a 16-bit run without ZeRO; its weights are read as the 16-bit numbers that they are")
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in module.items()}
     first = optimizers.get(0, {})
-    for number, shapes, windows in _groups(model, optimizers, 1):
+    for number, shapes, shards in _groups(model, optimizers, 1):
         paddings = (first.get("param_alignment_paddings") or {number: [0] * len(shapes)})[number]
         needed = sum(map(math.prod, shapes.values())) + sum(paddings)
-        # What may stand behind the last parameter fills its windows to a multiple of this.
-        multiple = 2 * len(windows)
-        _check_total(folder, number, -(-needed // multiple), -(-sum(map(len, windows)) // multiple), multiple)
-        flat, start = torch.cat(windows), 0
+        # What may stand behind the last parameter fills its shards to a multiple of this.
+        multiple = 2 * len(shards)
+        _check_total(folder, number, -(-needed // multiple), -(-sum(map(len, shards)) // multiple), multiple)
+        flat, start = torch.cat(shards), 0
         for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
             weights[name] = flat[start : start + math.prod(shape)].view(shape)
             start += math.prod(shape) + padding
@@ -229,15 +229,15 @@ def _check_cast(folder: Path, name: str, master: Tensor, cast: Tensor | None) ->
         raise InputError(f"{folder}: the fp32 weights of {name} are not the module's; files of two saves are mixed")
 
 
-def _pieces(folder: Path, models: dict[int, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
-    """Stage 3: every parameter from its pieces; what the optimizer does not own from the ranks' model_states."""
+def _read_param_shards(folder: Path, models: dict[int, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
+    """Stage 3: every parameter from its shards; what the optimizer does not own from the ranks' model_states."""
     model, ranks = models[0], len(optimizers)
     weights = {name: model["module"][name] for name in model["buffer_names"]}
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     for name, shape in (model.get("frozen_param_shapes") or {}).items():
-        pieces = [models[rank]["frozen_param_fragments"][name] for rank in range(ranks)]
-        _check_total(folder, name, ranks * -(-math.prod(shape) // ranks), sum(map(len, pieces)))
-        weights[name] = _joined(pieces, shape)
+        shards = [models[rank]["frozen_param_fragments"][name] for rank in range(ranks)]
+        _check_total(folder, name, ranks * -(-math.prod(shape) // ranks), sum(map(len, shards)))
+        weights[name] = _joined(shards, shape)
     for number, shapes, flats in _groups(model, optimizers, 3):
         lengths = {name: -(-math.prod(shape) // ranks) for name, shape in shapes.items()}
         for flat in flats:
@@ -249,8 +249,8 @@ def _pieces(folder: Path, models: dict[int, Any], optimizers: dict[int, Any]) ->
     return weights
 
 
-def _joined(pieces: Iterable[Tensor], shape: torch.Size) -> Tensor:
-    return torch.cat([piece.view(-1) for piece in pieces])[: math.prod(shape)].view(shape).float()
+def _joined(shards: Iterable[Tensor], shape: torch.Size) -> Tensor:
+    return torch.cat([shard.view(-1) for shard in shards])[: math.prod(shape)].view(shape).float()
 
 
 def _check_total(folder: Path, what: int | str, needed: int, found: int, unit: int = 1) -> None:

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from data_prep.calls import call
 from data_prep.outlets import can_redraw
-from pretrain.checkpoints.checkpoint import best_of, present
+from pretrain.checkpoints.checkpoint import best_of
+from pretrain.checkpoints.manifest import present
 from pretrain.report.history import FINISHED, STOPPED, History
 from pretrain.report.words import counted, duration, facts
 from pretrain.settings.config import TrainConfig

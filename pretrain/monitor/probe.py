@@ -24,7 +24,7 @@ from pretrain.monitor.memory import peak, start_peak
 from pretrain.settings.ds_config import precision_of
 from pretrain.zero.engine import make_optimizer
 from pretrain.zero.lamb import Lamb
-from pretrain.zero.partition import unsharded
+from pretrain.zero.partition import unsharded_partition
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_WORK = 1e11  # FLOP of a probe on a CPU: a second or two
@@ -112,7 +112,7 @@ def probe_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> floa
             return None
     optimizer = make_optimizer(model, settings["optimizer"])
     if isinstance(optimizer, Lamb):
-        optimizer.bind(unsharded(model, optimizer))
+        optimizer.set_partition(unsharded_partition(model, optimizer))
     seconds = []
     for _ in range(2):  # the first makes the moments
         start = time.perf_counter()

@@ -1,32 +1,38 @@
 """DeepSpeed's engine around the model: ranks, optimizer, engine, and the step.
 
-    join_ranks()  ->  start_engine(model, settings)  ->  backward(engine, loss, is_last), ...  ->  apply_step(engine)
+    init_distributed()
+    engine = init_engine(model, settings)      or Engine(deepspeed.initialize(...)[0], model), of a script of one's own
+    engine.set_lr(lr)
+    engine.backward(loss, is_last=False), ..., engine.backward(loss, is_last=True)
+    result = engine.step()
 
-With partition.py the only file that knows DeepSpeed.
+With partition.py the only file that knows DeepSpeed: nobody else touches an attribute of it.
 """
 
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler
+from torch import Tensor, nn
 from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
-from pretrain.model import PretrainingModule, parameter_groups
+from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
 from pretrain.settings.ds_config import precision_of
+from pretrain.state import SCALER_FIELDS
 from pretrain.zero.lamb import VARIANTS, Lamb
-from pretrain.zero.partition import Partition, bind
+from pretrain.zero.partition import Partition, map_partition
 
 
 def default_precision() -> str:
-    """bf16 where the GPU has it, else fp32."""
+    """Return bf16 where the GPU has it, else fp32."""
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
@@ -36,8 +42,8 @@ def check_precision(settings: dict[str, Any]) -> None:
         raise InputError("fp16 needs a GPU; use --precision bf16 or fp32 on this machine")
 
 
-def quiet() -> None:
-    """Leave the console to what a person wants to read."""
+def silence_libraries() -> None:
+    """Turn off what DeepSpeed, torch and transformers would print while all is well."""
     deepspeed.utils.logger.setLevel("ERROR")
     # DeepSpeed 0.19.8 calls names that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*torch.distributed.*is deprecated")
@@ -45,7 +51,7 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def join_ranks() -> None:
+def init_distributed() -> None:
     """Start torch.distributed: gloo on CPU, NCCL on GPUs. A process alone needs no launcher and no set port."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
@@ -57,19 +63,146 @@ def join_ranks() -> None:
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
 
 
-def leave_ranks() -> None:
+def end_distributed() -> None:
     """End the threads of torch.distributed, where it was started: none may be left when the interpreter ends."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def start_engine(
+class LossScale(NamedTuple):
+    """What losses are multiplied with before the backward pass."""
+
+    value: float
+    at_floor: bool  # it follows the gradients, and cannot fall any further
+
+
+class StepResult(NamedTuple):
+    """What became of a step."""
+
+    skipped: bool  # the gradient is infinite or not a number: the weights are as they were
+    grad_norm: Callable[[], float]  # before clipping; asking for it makes the host wait for the device
+
+
+class Engine:
+    """DeepSpeed's engine around a model, and where the slices of its parameters lie."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, model: nn.Module, *, allow_untested: bool = False):
+        """`model`: what the engine wraps, or the part of it that has all its parameters. Collective.
+
+        Raises
+        ------
+        InputError: another DeepSpeed than the tested one.
+        """
+        self.deepspeed_engine = engine
+        self.partition: Partition = map_partition(engine, model, allow_untested=allow_untested)
+        if isinstance(self.partition.optimizer, Lamb):
+            self.partition.optimizer.set_partition(self.partition)
+
+    def __call__(self, batch: Batch, *, by_sample: bool = False) -> Losses:
+        """Return the losses of a micro-batch."""
+        return self.deepspeed_engine(batch, by_sample=by_sample)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that the engine wraps."""
+        return self.deepspeed_engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return self.deepspeed_engine.device
+
+    def train(self) -> None:
+        """Turn dropout on."""
+        self.deepspeed_engine.train()
+
+    def eval(self) -> None:
+        """Turn dropout off."""
+        self.deepspeed_engine.eval()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step; a group of parameters has `lr_scale` times as much."""
+        for group in self.deepspeed_engine.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add a micro-batch's gradients; after the last one of a step they are averaged over ranks, and step() is due.
+
+        DeepSpeed divides by the number of ranks.
+        """
+        # Told, not counted: a step may have another number of micro-batches than the one before.
+        self.deepspeed_engine.set_gradient_accumulation_boundary(is_last)
+        self.deepspeed_engine.backward(loss, scale_wrt_gas=False)
+        if not is_last:
+            self.deepspeed_engine.step()  # only counts
+
+    def step(self) -> StepResult:
+        """Update the weights after the last micro-batch of a step, unless its gradient is not finite.
+
+        Such a step is skipped in any precision and at any stage.
+        """
+        engine = self.deepspeed_engine
+        if self.partition.stage:
+            engine.step()
+            return StepResult(bool(engine.optimizer.overflow), lambda: float(engine.get_global_grad_norm()))
+        # Stage 0 in fp32: DeepSpeed keeps no norm and looks for no infinity.
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        is_finite = norm < float("inf")  # False for nan too
+        hook = None if is_finite else engine.optimizer.register_step_pre_hook(drop_gradients_hook)
+        engine.step()
+        if hook is not None:
+            hook.remove()
+        return StepResult(not is_finite, lambda: norm)
+
+    def loss_scale(self) -> LossScale | None:
+        """Return the loss scale; None where losses are not scaled, as at stage 0."""
+        scaler = self._scaler()
+        if scaler is None:
+            return None
+        at_floor = getattr(scaler, "dynamic", False) and scaler.cur_scale <= scaler.min_scale
+        return LossScale(scaler.cur_scale, at_floor=bool(at_floor))
+
+    def scaler_state(self) -> dict[str, float]:
+        """Return the state of the loss scaler, of SCALER_FIELDS those that it has."""
+        scaler = self._scaler()
+        return {name: getattr(scaler, name) for name in SCALER_FIELDS if hasattr(scaler, name)}
+
+    def restore(self, *, step: int, skipped: int, samples: int, scaler: dict[str, float]) -> None:
+        """Set counters and loss scaler to those of a checkpoint; its slices are written through `partition`."""
+        for buffer in self.partition.fp32_buffers:
+            self.partition.optimizer.state[buffer]["step"] = torch.tensor(float(step), device=buffer.device)
+        own = self._scaler()
+        if set(scaler) == set(SCALER_FIELDS) and all(hasattr(own, name) for name in SCALER_FIELDS):
+            # fp16 then and now; another precision has a constant scale, or none.
+            for name, value in scaler.items():
+                setattr(own, name, value)
+        self.deepspeed_engine.global_steps = step + skipped
+        self.deepspeed_engine.global_samples = samples
+        self.deepspeed_engine.skipped_steps = skipped
+
+    def trust_ratios(self) -> dict[str, float]:
+        """Return LAMB's newest trust ratio of every adapted parameter; of another optimizer none."""
+        optimizer = self.partition.optimizer
+        return optimizer.trust_ratios() if isinstance(optimizer, Lamb) else {}
+
+    def _scaler(self) -> Any:
+        return getattr(self.deepspeed_engine.optimizer, "loss_scaler", None)
+
+
+def init_engine(
     model: BertForPreTraining,
     settings: dict[str, Any],
+    *,
     allow_untested: bool = False,
     checkpoint_activations: bool = False,
-) -> tuple[Any, Partition]:
-    """DeepSpeed's engine around the model, with our optimizer, and where its slices lie."""
+) -> Engine:
+    """Return an engine around the model, with the optimizer that the resolved DeepSpeed JSON names. Collective.
+
+    Raises
+    ------
+    InputError: as make_optimizer() and Engine do.
+    """
     optimizer = make_optimizer(model, settings["optimizer"])
     import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
@@ -77,10 +210,7 @@ def start_engine(
         optimizer=optimizer,
         config={key: value for key, value in settings.items() if key != "optimizer"},
     )
-    partition = bind(engine, model, allow_untested)
-    if isinstance(optimizer, Lamb):
-        optimizer.bind(partition)
-    return engine, partition
+    return Engine(engine, model, allow_untested=allow_untested)
 
 
 def import_muon_uncompiled() -> None:
@@ -97,7 +227,7 @@ def import_muon_uncompiled() -> None:
 
 
 def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """AdamW or LAMB over the parameter groups, as the resolved JSON has it.
+    """Return AdamW or LAMB over the parameter groups, as the resolved JSON has it.
 
     Raises
     ------
@@ -117,38 +247,6 @@ def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch
     return Lamb(groups, **VARIANTS[variant] | given)
 
 
-def backward(engine: Any, loss: torch.Tensor, is_last: bool) -> None:
-    """Add a micro-batch's gradients; after the last one of a step they are summed over ranks, and apply_step() is due.
-
-    DeepSpeed divides by the number of ranks.
-    """
-    # Told, not counted: a step may have another number of micro-batches than the one before.
-    engine.set_gradient_accumulation_boundary(is_last)
-    engine.backward(loss, scale_wrt_gas=False)
-    if not is_last:
-        engine.step()  # only counts
-
-
-def apply_step(engine: Any) -> tuple[bool, Callable[[], float]]:
-    """engine.step() after the last micro-batch: whether the step happened, and the gradient's norm before clipping.
-
-    A step whose gradient is infinite or not a number does not happen, in any precision and at any stage. The norm is a
-    function: asking for it makes the host wait for the device.
-    """
-    if engine.zero_optimization_stage():
-        engine.step()
-        return not engine.optimizer.overflow, lambda: float(engine.get_global_grad_norm())
-    # Stage 0 in fp32: DeepSpeed keeps no norm and looks for no infinity.
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item()
-    happens = norm < float("inf")  # False for nan too
-    hook = None if happens else engine.optimizer.register_step_pre_hook(_without_gradients)
-    engine.step()
-    if hook is not None:
-        hook.remove()
-    return happens, lambda: norm
-
-
-def _without_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """A hook: the optimizer passes over parameters that have no gradient."""
+def drop_gradients_hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Drop all gradients before a step, which then passes over every parameter."""
     optimizer.zero_grad(set_to_none=True)

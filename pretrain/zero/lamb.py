@@ -1,11 +1,12 @@
 """LAMB that is right under ZeRO: one trust ratio per parameter, wherever its slices lie.
 
-    optimizer = Lamb(groups, lr=..., **settings);  engine = deepspeed.initialize(...);  optimizer.bind(partition)
+    optimizer = Lamb(groups, lr=..., **settings);  engine = deepspeed.initialize(...)
+    optimizer.set_partition(map_partition(engine, model))
 
 LAMB (You et al. 2020, algorithm 2) scales Adam's step of each parameter by |w| / |step|. ZeRO gives an optimizer flat
-pieces instead of parameters, so an optimizer that takes norms of what it is given uses one ratio for a whole partition:
+buffers instead of parameters, so an optimizer that takes norms of what it is given uses one ratio for a whole buffer:
 it runs, its losses look normal, and the weights are wrong (docs/lamb_under_zero.md). This one takes partial norms of
-the slices in a piece, adds them over ranks with one all-reduce, and only then applies the step.
+the slices in a buffer, adds them over ranks with one all-reduce, and only then applies the step.
 
 A step makes two passes over memory. In the first, in chunks that stay in cache, torch's fused Adam kernel writes the
 step into the place of the gradient, which nobody needs any more; decay is added and norms are taken. The second adds it
@@ -39,30 +40,40 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bing_bert": {"bias_correction": True, "min_ratio": 0.01, "max_ratio": 0.3, "adapt_undecayed": True},
 }
 
-UNBOUND = (
+NO_PARTITION = (
     "Lamb.step() does not know where the parameters lie, so that its trust ratios would be wrong; call "
-    "optimizer.bind(bind(engine, model)) after deepspeed.initialize(...), or without an engine "
-    "optimizer.bind(unsharded(model, optimizer)), both of pretrain.zero.partition: docs/library.md"
+    "optimizer.set_partition(map_partition(engine, model)) after deepspeed.initialize(...), or without an engine "
+    "optimizer.set_partition(unsharded_partition(model, optimizer)), both of pretrain.zero.partition: docs/library.md"
 )
 
 
-class _Layout(NamedTuple):
-    """What step() needs to know about one master."""
+class _BufferPlan(NamedTuple):
+    """What step() needs to know about one fp32 buffer."""
 
-    number: int  # of the master
-    members: list[str]  # parameters with a slice in this master on any rank, in the same order on all ranks
+    buffer_index: int  # in the partition
+    params: list[str]  # parameters with a slice in this buffer on any rank, in the same order on all ranks
     slices: list[Slice]  # of this rank
     chunks: list[list[Slice]]  # the same, cut and batched for the first pass
-    rows: Tensor  # for each slice, the row of its parameter among members; on the master's device
-    chunked_rows: Tensor  # for each chunked slice, the same
+    param_index: Tensor  # [slices] int64, of each slice the index of its parameter in `params`; on the buffer's device
+    chunk_param_index: Tensor  # the same for the slices of all chunks, end to end
+
+
+class _Flat(NamedTuple):
+    """The tensors of one buffer, flat, all laid out alike."""
+
+    weights: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB over the partition map. `step()` overwrites gradients."""
+    """LAMB over the slices of a partition. `step()` overwrites gradients."""
 
     def __init__(
         self,
         params: Iterable[Any],
+        *,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
@@ -77,29 +88,29 @@ class Lamb(torch.optim.Optimizer):
         self.min_ratio, self.max_ratio = min_ratio, max_ratio
         self.is_sharded = False
         self._group: dist.ProcessGroup | None = None
-        self._layouts: dict[int, _Layout] = {}  # by id of the master
-        self._ratios: dict[int, Tensor] = {}  # newest trust ratios [members], by number of the master
+        self._plans: dict[int, _BufferPlan] = {}  # by id of the buffer
+        self._ratios: dict[int, Tensor] = {}  # newest trust ratios [params], by index of the buffer
 
-    def bind(self, partition: Partition) -> None:
+    def set_partition(self, partition: Partition) -> None:
         """Learn where the slices of every parameter lie; step() needs to know. Collective where sharded."""
         self.is_sharded = partition.stage > 0
-        if self.is_sharded and not partition.masters[0].is_cuda:
-            self._group = gloo_group()  # masters offloaded from a GPU: NCCL takes no host tensors
-        of_master: dict[int, list[Slice]] = defaultdict(list)
-        for piece in partition.slices:
-            of_master[piece.master].append(piece)
-        for number, master in enumerate(partition.masters):
-            members, slices = partition.members[number], of_master[number]
-            chunks = [slices] if master.is_cuda else _chunks(slices, CHUNK)
-            rows, chunked_rows = (
-                torch.tensor([members.index(piece.name) for piece in pieces], dtype=torch.int64, device=master.device)
-                for pieces in (slices, [piece for chunk in chunks for piece in chunk])
+        if self.is_sharded and not partition.fp32_buffers[0].is_cuda:
+            self._group = gloo_group()  # buffers offloaded from a GPU: NCCL takes no host tensors
+        slices_in: dict[int, list[Slice]] = defaultdict(list)
+        for slice_ in partition.slices:
+            slices_in[slice_.buffer].append(slice_)
+        for index, buffer in enumerate(partition.fp32_buffers):
+            params, slices = partition.params_in_buffer[index], slices_in[index]
+            chunks = [slices] if buffer.is_cuda else _chunks(slices, CHUNK)
+            param_index, chunk_param_index = (
+                torch.tensor([params.index(slice_.name) for slice_ in some], dtype=torch.int64, device=buffer.device)
+                for some in (slices, [slice_ for chunk in chunks for slice_ in chunk])
             )
-            self._layouts[id(master)] = _Layout(number, members, slices, chunks, rows, chunked_rows)
+            self._plans[id(buffer)] = _BufferPlan(index, params, slices, chunks, param_index, chunk_param_index)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of what `param_groups` holds now: DeepSpeed calls this once a group or sub-group, with its master.
+        """Update what `param_groups` holds now: DeepSpeed calls this once per group or sub-group, with its buffer.
 
         Collective over the ranks where a group is adapted and parameters are sharded.
 
@@ -108,114 +119,132 @@ class Lamb(torch.optim.Optimizer):
         RuntimeError: there are gradients, but nobody has told where their parameters lie.
         """
         for group in self.param_groups:
-            for master in group["params"]:
-                if master.grad is None:
+            for buffer in group["params"]:
+                if buffer.grad is None:
                     continue
-                if (layout := self._layouts.get(id(master))) is not None:
-                    self._update(master, layout, group)
-                elif (
-                    master.grad.any()
-                ):  # DeepSpeed calls step() with zero gradients while it starts (#5104): not a step
-                    raise RuntimeError(UNBOUND)
+                if (plan := self._plans.get(id(buffer))) is not None:
+                    self._update(buffer, plan, group)
+                # DeepSpeed calls step() with zero gradients while it starts (#5104): not a step.
+                elif buffer.grad.any():
+                    raise RuntimeError(NO_PARTITION)
 
     def trust_ratios(self) -> dict[str, float]:
-        """The newest trust ratio of every adapted parameter, the same on all ranks; waits for the device."""
+        """Return the newest trust ratio of every adapted parameter, the same on all ranks; waits for the device."""
         return {
             name: ratio
-            for layout in self._layouts.values()
-            if layout.number in self._ratios
-            for name, ratio in zip(layout.members, self._ratios[layout.number].tolist(), strict=True)
+            for plan in self._plans.values()
+            if plan.buffer_index in self._ratios
+            for name, ratio in zip(plan.params, self._ratios[plan.buffer_index].tolist(), strict=True)
         }
 
-    def _update(self, master: Tensor, layout: _Layout, group: dict[str, Any]) -> None:
-        state = self.state[master]
+    # The paper's algorithm 2, for a parameter w with gradient g; ' is Adam's bias correction:
+    #
+    #     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2        moments
+    #     r = m' / (sqrt(v') + eps)                                           Adam's step
+    #     u = r + weight_decay w                                              the update, before it is scaled
+    #     w = w - lr (|w| / |u|) u                                            |w| / |u| is the trust ratio
+    #
+    # What neither decays nor is adapted has the ratio 1: the last line is w - lr r, which is Adam.
+
+    def _update(self, buffer: Tensor, plan: _BufferPlan, group: dict[str, Any]) -> None:
+        """Apply one step to this rank's slices in a buffer."""
+        state = self.state[buffer]
         if "exp_avg" not in state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(buffer), torch.zeros_like(buffer)
         if "step" not in state:
-            state["step"] = torch.zeros((), device=master.device)
+            state["step"] = torch.zeros((), device=buffer.device)
         state["step"] += 1
-        weights, gradient = master.view(-1), master.grad.view(-1)  # type: ignore[union-attr]
-        if not (group["weight_decay"] or self.adapt_undecayed):
-            self._adam(_views(weights, layout.slices), gradient, state, layout.slices, group, lr=group["lr"], fade=0.0)
-            return
-        squares = torch.zeros(len(layout.members), 2, dtype=torch.float64, device=master.device)
-        if layout.slices:
-            found = [self._directions(weights, gradient, state, chunk, group) for chunk in layout.chunks]
-            squares.index_add_(0, layout.chunked_rows, torch.cat(found))
-        if self.is_sharded:
-            dist.all_reduce(squares, group=self._group)
-        weight_norm, step_norm = squares.sqrt().unbind(1)
-        ratio = (weight_norm / step_norm).clamp(self.min_ratio, self.max_ratio)
-        ratio = torch.where((weight_norm > 0) & (step_norm > 0), ratio, 1.0)
-        self._ratios[layout.number] = ratio
-        _add(weights, gradient, layout.slices, (ratio * group["lr"]).float().index_select(0, layout.rows))
-
-    def _directions(
-        self, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], chunk: list[Slice], group: dict[str, Any]
-    ) -> Tensor:
-        """Update the moments of a chunk and put minus the step in the place of the gradient.
-
-        Returns |w|^2 and |step|^2 of each slice [slices, 2], float64.
-        """
-        w, g = _views(weights, chunk), _views(gradient, chunk)
-        self._adam(g, gradient, state, chunk, group, lr=1.0, fade=1.0)
-        if group["weight_decay"]:
-            torch._foreach_add_(g, w, alpha=-group["weight_decay"])
-        return torch.stack([_squares(w), _squares(g)], 1)
-
-    def _adam(
-        self,
-        out: list[Tensor],
-        gradient: Tensor,
-        state: dict[str, Tensor],
-        slices: list[Slice],
-        group: dict[str, Any],
-        lr: float,
-        fade: float,
-    ) -> None:
-        """out = out * (1 - lr * fade) - lr * Adam's step, and the moments of the slices.
-
-        `out` may be the gradient itself: the kernel has read both of an element before it writes one.
-        """
+        assert buffer.grad is not None
+        flat = _Flat(*(tensor.view(-1) for tensor in (buffer, buffer.grad, state["exp_avg"], state["exp_avg_sq"])))
         # After very many steps Adam's bias correction is 1.
         step = state["step"] if self.bias_correction else torch.full_like(state["step"], 1e9)
-        beta1, beta2 = group["betas"]
-        g, m, v = (_views(tensor, slices) for tensor in (gradient, state["exp_avg"], state["exp_avg_sq"]))
-        torch._fused_adamw_(
-            out, g, m, v, [], [step] * len(slices), lr=lr, beta1=beta1, beta2=beta2, weight_decay=fade,
-            eps=group["eps"], amsgrad=False, maximize=False,
-        )  # fmt: skip
+        if not (group["weight_decay"] or self.adapt_undecayed):
+            weights = _views(flat.weights, plan.slices)
+            _fused_adam(weights, flat, plan.slices, group, step=step, lr=group["lr"], weight_decay=0.0)
+            return
+        # First pass: -u takes the place of g. |w|^2 and |u|^2 of each parameter [params, 2], added up over its slices
+        # here and on all ranks.
+        squared_norms = torch.zeros(len(plan.params), 2, dtype=torch.float64, device=buffer.device)
+        if plan.slices:
+            of_slices = [_write_updates(flat, chunk, group, step) for chunk in plan.chunks]
+            squared_norms.index_add_(0, plan.chunk_param_index, torch.cat(of_slices))
+        if self.is_sharded:
+            dist.all_reduce(squared_norms, group=self._group)
+        weight_norm, update_norm = squared_norms.sqrt().unbind(1)
+        ratio = (weight_norm / update_norm).clamp(self.min_ratio, self.max_ratio)
+        ratio = torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+        self._ratios[plan.buffer_index] = ratio
+        # Second pass: w += lr * ratio * -u, each slice with the ratio of its parameter.
+        _apply_updates(flat, plan.slices, (ratio * group["lr"]).float().index_select(0, plan.param_index))
 
 
-def _squares(tensors: list[Tensor]) -> Tensor:
-    """|x|^2 of each tensor, float64."""
+def _write_updates(flat: _Flat, chunk: list[Slice], group: dict[str, Any], step: Tensor) -> Tensor:
+    """Update the moments of a chunk and put the negative update, -u, in the place of the gradient.
+
+    Returns |w|^2 and |u|^2 of each slice [slices, 2], float64.
+    """
+    w, g = _views(flat.weights, chunk), _views(flat.gradient, chunk)
+    # The kernel has out = out * (1 - lr * weight_decay) - lr * r. With both 1, out is -r, whatever it was before.
+    _fused_adam(g, flat, chunk, group, step=step, lr=1.0, weight_decay=1.0)
+    if group["weight_decay"]:
+        torch._foreach_add_(g, w, alpha=-group["weight_decay"])
+    return torch.stack([_squared_norms(w), _squared_norms(g)], 1)
+
+
+def _apply_updates(flat: _Flat, slices: list[Slice], rates: Tensor) -> None:
+    """weights += rate * what lies in the place of the gradient, slice by slice; `rates` [slices]."""
+    weights, updates = _views(flat.weights, slices), _views(flat.gradient, slices)
+    if flat.weights.is_cuda:  # rates stay on the device, so that the host does not wait for them
+        for weight, update, own in zip(weights, updates, rates.unbind(), strict=True):
+            weight.addcmul_(update, own)
+        return
+    for weight, update, rate in zip(weights, updates, rates.tolist(), strict=True):
+        weight.add_(update, alpha=rate)
+
+
+def _fused_adam(
+    out: list[Tensor],
+    flat: _Flat,
+    slices: list[Slice],
+    group: dict[str, Any],
+    *,
+    step: Tensor,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """out = out * (1 - lr * weight_decay) - lr * Adam's step, and the moments of the slices.
+
+    `out` [slices] may be the gradient itself: the kernel has read both of an element before it writes one.
+    """
+    beta1, beta2 = group["betas"]
+    g, m, v = (_views(tensor, slices) for tensor in (flat.gradient, flat.exp_avg, flat.exp_avg_sq))
+    torch._fused_adamw_(
+        out, g, m, v, [], [step] * len(slices), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
+        eps=group["eps"], amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def _squared_norms(tensors: list[Tensor]) -> Tensor:
+    """Return |x|^2 of each tensor [tensors], float64."""
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).double().square()
     return torch.stack([torch.dot(tensor, tensor) for tensor in tensors]).double()  # twice as fast as norm()
 
 
-def _views(tensor: Tensor, slices: list[Slice]) -> list[Tensor]:
-    flat = tensor.view(-1)
-    return [flat.narrow(0, piece.start, piece.length) for piece in slices]
-
-
-def _add(weights: Tensor, steps: Tensor, slices: list[Slice], rates: Tensor) -> None:
-    """weights += rate * step, slice by slice."""
-    w, s = _views(weights, slices), _views(steps, slices)
-    if weights.is_cuda:  # rates stay on the device, so that the host does not wait for them
-        for weight, step, own in zip(w, s, rates.unbind(), strict=True):
-            weight.addcmul_(step, own)
-        return
-    for weight, step, rate in zip(w, s, rates.tolist(), strict=True):
-        weight.add_(step, alpha=rate)
+def _views(flat: Tensor, slices: list[Slice]) -> list[Tensor]:
+    """Return the elements of each slice in a flat tensor that is laid out like its buffer."""
+    return [flat.narrow(0, slice_.buffer_offset, slice_.length) for slice_ in slices]
 
 
 def _chunks(slices: list[Slice], size: int) -> list[list[Slice]]:
-    """Cut slices into parts of at most `size` elements and gather parts into batches of about that size."""
+    """Cut slices into parts of at most `size` elements and gather parts into batches of about that size.
+
+    Lengths [25, 3, 4] with a size of 10 make [10], [10], [5, 3], [4].
+    """
     parts = [
-        piece._replace(start=piece.start + first, offset=piece.offset + first, length=min(size, piece.length - first))
-        for piece in slices
-        for first in range(0, piece.length, size)
+        slice_.part(first, min(size, slice_.length - first))
+        for slice_ in slices
+        for first in range(0, slice_.length, size)
     ]
     batches: list[list[Slice]] = []
     room = 0
