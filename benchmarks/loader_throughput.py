@@ -29,9 +29,10 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
 from benchmarks.machine import machine
 from data_prep.cli import print_json, run, say
-from data_prep.samples.index import Sentences, build
+from data_prep.samples.assemble import gather_tokens, split_by_length
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture, assemble, deal
+from data_prep.samples.mixture import Mixture
+from data_prep.samples.pair_index import Sentences, build_index
 from data_prep.store import Store
 from pretrain.data import SampleStream, Step, train_steps
 from pretrain.state import DataPosition
@@ -85,7 +86,7 @@ def index_rate(config: Config, store: Store) -> float:
     def measure() -> float:
         start, made = time.process_time(), 0
         for pass_number in range(3):
-            made += len(build(sentences, config.seq_len, "nsp", 0, pass_number))
+            made += len(build_index(sentences, config.seq_len, "nsp", 0, pass_number))
         return made / (time.process_time() - start)
 
     return best(config, "index", measure)
@@ -93,7 +94,7 @@ def index_rate(config: Config, store: Store) -> float:
 
 def loader_rate(config: Config, store: Store, masking: Masking) -> float:
     """Samples per second of `train_steps` on one rank."""
-    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), DataPosition())
+    stream = SampleStream(Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=0), DataPosition())
     steps = steps_of_one_batch(config, stream, masking)
     next(steps)
 
@@ -117,7 +118,9 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
     found = {}
     for name in ("first_batch_new_index_s", "first_batch_cached_index_s"):
         start = time.perf_counter()
-        stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 1), DataPosition(7, 100_000))
+        stream = SampleStream(
+            Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=1), DataPosition(7, 100_000)
+        )
         next(steps_of_one_batch(config, stream, Masking()))
         found[name] = round(time.perf_counter() - start, 3)
         stream.mixture.epoch(8)  # waits for what is built ahead
@@ -126,14 +129,14 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
 
 def imbalance(config: Config, store: Store) -> dict[str, float]:
     """How many more tokens than the average the fullest of 8 ranks has in a step: dealt, or as samples come."""
-    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", 0), DataPosition())
+    stream = SampleStream(Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=0), DataPosition())
     dealt: list[float] = []
     plain: list[float] = []
     for _ in range(50):
-        picked = stream.take(config.batch)
-        lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"] + 3
+        samples = stream.take(config.batch)
+        lengths = samples.text_lengths + 3
         for found, sums in (
-            (dealt, np.array([lengths[hand].sum() for hand in deal(picked, 8)])),
+            (dealt, np.array([lengths[rows].sum() for rows in split_by_length(samples, 8)])),
             (plain, lengths.reshape(8, -1).sum(1)),
         ):
             found.append(float(sums.max() / sums.mean()) - 1)
@@ -144,8 +147,12 @@ def collator_rate(config: Config, store: Store) -> float:
     """Samples a second of transformers' collator."""
     tokenizer = AutoTokenizer.from_pretrained(config.vocab)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15)
-    picked = Mixture([store], [1.0], config.seq_len, "nsp", 0).epoch(0).look_up(np.arange(config.batch * 8))
-    ids, types, _, lengths = assemble((store,), picked)
+    samples = (
+        Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=0)
+        .epoch(0)
+        .samples_at(np.arange(config.batch * 8))
+    )
+    ids, types, _, lengths = gather_tokens((store,), samples)
     stops = np.cumsum(lengths)
     pad = tokenizer.pad_token_id
     samples = []

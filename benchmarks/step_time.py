@@ -32,9 +32,9 @@ from transformers import BertConfig, BertForPreTraining
 
 from benchmarks.machine import machine
 from data_prep.cli import parse
-from data_prep.samples.draws import draw
+from data_prep.samples.counter_rng import random_bits
 from data_prep.samples.masking import Masking, mask_tokens
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.attention import SeqLens, use_varlen_attention
 from pretrain.data import collate
@@ -81,9 +81,9 @@ class Sample:
 def of_store(config: BenchmarkConfig, number: int) -> Batch:
     """Samples as a run takes them from a store."""
     assert config.store is not None
-    mixture = Mixture([Store.open(config.store)], [1.0], config.seq_len, "nsp", seed=0)
+    mixture = Mixture([Store.open(config.store)], [1.0], seq_len=config.seq_len, objective="nsp", seed=0)
     places = np.arange(number * config.batch, (number + 1) * config.batch)
-    return collate(mixture.stores, mixture.epoch(0).look_up(places), Masking())
+    return collate(mixture.stores, mixture.epoch(0).samples_at(places), Masking())
 
 
 def of_list(config: BenchmarkConfig, number: int) -> Batch:
@@ -95,8 +95,8 @@ def of_list(config: BenchmarkConfig, number: int) -> Batch:
     ids = rng.integers(999, config.vocab_size, bounds[-1])
     special = np.zeros(len(ids), bool)
     special[bounds[:-1]] = special[bounds[1:] - 1] = True
-    keys = draw(number, np.arange(config.batch))
-    ids, rows, labels = mask_tokens(ids, special, lengths, keys, 103, config.vocab_size)
+    keys = random_bits(number, np.arange(config.batch))
+    ids, rows, labels = mask_tokens(ids, special, lengths, keys, mask_id=103, vocab_size=config.vocab_size)
     types = np.concatenate([np.arange(length) >= length // 2 for length in lengths]).astype(np.int64)
     kept = np.sort(np.concatenate([bounds[:-1], rows]))
     before = np.searchsorted(kept, bounds)

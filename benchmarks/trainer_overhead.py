@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.machine import machine
 from data_prep.cli import parse, print_json, say
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain import loop, train
 from pretrain.data import SampleStream, Step, train_steps
@@ -236,7 +236,9 @@ def bare(config: BenchmarkConfig) -> Times:
     assert config.store is not None
     store = Store.open(config.store)
     settings = train_config(config)
-    stream = SampleStream(Mixture([store], [1.0], config.seq_len, "nsp", settings.seed), DataPosition())
+    stream = SampleStream(
+        Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=settings.seed), DataPosition()
+    )
     steps = train_steps(
         stream,
         masking=settings.masking,

@@ -13,7 +13,6 @@ masks are coloured; elsewhere brackets say so: [MASK:was], [shown:was] for a ran
 """
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,25 +25,26 @@ if __name__ == "__main__":
     continue_in_venv()
 
 import numpy as np
-from tokenizers import Tokenizer
 from tyro.conf import Positional
 
 from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say
 from data_prep.mapped import FileChangedError
 from data_prep.ranges import Range, check_ranges
+from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
 from data_prep.samples.coverage import look_over
-from data_prep.samples.index import Objective, Sentences, times_taken
-from data_prep.samples.masking import Masking, Unit, mask_tokens
-from data_prep.samples.pairs import Epoch, Mixture, assemble, continuing, deal
+from data_prep.samples.masking import Masking, MaskUnit, mask_tokens
+from data_prep.samples.mixture import Epoch, Mixture
+from data_prep.samples.pair_index import Objective, Sentences, usage_counts
+from data_prep.samples.rendering import SampleRenderer
 from data_prep.sharding.manifest import ODDITIES, TOTALS
 from data_prep.store import HELD_OUT, Store
 from data_prep.tokens.unknown import advice
 
-RANKS, BATCH, STEPS = 8, 256, 50  # of the run for which imbalance is told
-BAR = 50  # characters of the longest bar of a histogram
-SOURCES = 20  # shown at most
-COLOURS = {"a": "36", "b": "32", "special": "90", "mask": "1;41", "random": "1;45", "kept": "1;44"}
+RANKS, STEP_SAMPLES, STEPS = 8, 256, 50  # of the run for which imbalance is told
+BAR_CHARS = 50  # of the longest bar of a histogram
+SOURCES_SHOWN = 20
+MEANINGS = {"nsp": ("B follows A", "B is random"), "sop": ("in order", "swapped"), "mlm": ("", "")}  # of the label
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ShowConfig:
     """tokens in a sample, [CLS] and [SEP] included"""
     objective: Objective = "nsp"
     """how samples are made"""
-    unit: Unit = "token"
+    unit: MaskUnit = "token"
     """what is masked together"""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """of pairs and masks"""
@@ -123,7 +123,7 @@ def try_samples(store: Store, config: ShowConfig) -> None:
 
 
 def statistics(store: Store) -> dict[str, Any]:
-    """What a store holds, as JSON would say it. Lengths in tokens unless named otherwise."""
+    """Return what a store holds, as JSON would say it. Lengths in tokens unless named otherwise."""
     counts, shards = dict.fromkeys(TOTALS, 0) | store.manifest["counts"], store.manifest["shards"]
     tokens = max(counts["tokens"], 1)
     uses = store.token_uses()
@@ -145,23 +145,23 @@ def statistics(store: Store) -> dict[str, Any]:
 
 
 def _unknown_char_rate(counts: dict[str, int]) -> float | None:
-    """Share of the characters that are behind unknown tokens; None where the store does not say."""
+    """Return the share of the characters that are behind unknown tokens; None where the store does not say."""
     return counts["unknown_characters"] / max(counts["characters"], 1) if "characters" in counts else None
 
 
 def seen(store: Store, config: ShowConfig) -> dict[str, Any]:
-    """How much of the training text one pass and ten passes show; null where the objective has nothing to work on."""
+    """Return how much of the training text one pass and ten show; null where the objective has nothing to work on."""
     coverage = look_over([store], config.objective, config.seq_len, config.seed)
     return coverage.record() if coverage else {"tokens_seen": None, "tokens_seen_10": None}
 
 
 def sentence_lengths(store: Store) -> np.ndarray:
-    """Tokens of every sentence [S]."""
+    """Return the tokens of every sentence [S]."""
     return np.concatenate([shard.sentence_lengths for shard in store.shards])
 
 
 def document_lengths(store: Store) -> np.ndarray:
-    """Tokens of every document [D] int64."""
+    """Return the tokens of every document [D] int64."""
     ends = np.cumsum(sentence_lengths(store), dtype=np.int64)
     counts = np.concatenate([shard.document_sentences for shard in store.shards])
     return np.diff(ends[np.cumsum(counts, dtype=np.int64) - 1], prepend=0)
@@ -187,7 +187,7 @@ def _sources(store: Store) -> list[dict[str, Any]]:
 
 
 def print_statistics(store: Store, found: dict[str, Any]) -> None:
-    """Statistics for a person."""
+    """Print statistics for a person."""
     print(f"{store.folder}  (identity {store.identity[:12]}, tokenizer {store.vocab_sha256[:12]})")
     for name in ("documents", "held_out_documents", "sentences", "tokens", "shards"):
         print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
@@ -203,126 +203,112 @@ def print_statistics(store: Store, found: dict[str, Any]) -> None:
     for name in ODDITIES:
         if found.get(name):
             print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
-    for path, odd in list(store.manifest.get("oddities", {}).items())[:SOURCES]:
+    for path, odd in list(store.manifest.get("oddities", {}).items())[:SOURCES_SHOWN]:
         print(f"    in {path}: " + ", ".join(f"{name} {count:,}" for name, count in odd.items()))
     print("  settings: " + ", ".join(f"{name} {value}" for name, value in found["settings"].items()))
     print("\nsources                                               documents   held out         tokens")
-    for source in found["sources"][:SOURCES]:
+    for source in found["sources"][:SOURCES_SHOWN]:
         print("  {path:50}{documents:>11,}{held_out_documents:>11,}{tokens:>15,}".format(**source))
-    if len(found["sources"]) > SOURCES:
-        print(f"  and {len(found['sources']) - SOURCES:,} more")
+    if len(found["sources"]) > SOURCES_SHOWN:
+        print(f"  and {len(found['sources']) - SOURCES_SHOWN:,} more")
     print_histogram("sentences by length in tokens", sentence_lengths(store), found["sentence_length"])
     print_histogram("documents by length in tokens", document_lengths(store), found["document_length"])
 
 
 def print_histogram(title: str, lengths: np.ndarray, spread: dict[str, float]) -> None:
-    """Counts by powers of two, as bars."""
+    """Print counts by powers of two, as bars."""
     print(f"\n{title}: " + ", ".join(f"{name} {value:,}" for name, value in spread.items()))
     counts = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
     for power, count in enumerate(counts.tolist()):
         if counts[: power + 1].any():
-            print(f"  to {2**power:>9,} {count:>11,} {'█' * -(-BAR * count // int(counts.max()))}")
+            print(f"  to {2**power:>9,} {count:>11,} {'█' * -(-BAR_CHARS * count // int(counts.max()))}")
 
 
 def print_samples(store: Store, config: ShowConfig) -> None:
     """Decode the first samples of the first epoch as a run would see them."""
-    epoch = Mixture([store], [1.0], config.seq_len, config.objective, config.seed).epoch(0)
-    picked = epoch.look_up(np.arange(min(config.samples, epoch.size)))
-    ids, types, is_special, lengths = assemble((store,), picked)
-    mask_id = store.special_ids["mask"]
-    continues = continuing((store,), picked, ids, is_special)
-    corrupted, rows, labels = mask_tokens(
-        ids, is_special, lengths, picked.key, mask_id, store.vocab_size, Masking(unit=config.unit), continues
-    )
-    truth = dict(zip(rows.tolist(), labels.tolist(), strict=True))
-    tokenizer = Tokenizer.from_file(str(store.folder / "vocab/tokenizer.json"))
-    decode, spaced = tokenizer.id_to_token, tokenizer.token_to_id("▁") is not None  # SentencePiece marks spaces
-    colour = sys.stdout.isatty()
+    epoch = Mixture([store], [1.0], seq_len=config.seq_len, objective=config.objective, seed=config.seed).epoch(0)
     print(f"\n{epoch.size:,} samples of {config.seq_len} tokens an epoch ({config.objective})")
-    shares = uses_of(store, epoch.parts[0].samples, config.objective)
-    for name, share in (taken(store, config) | shares | imbalance(epoch)).items():
+    shares = usage(store, config) | span_shares(store, epoch.slices[0].spans, config.objective) | imbalance(epoch)
+    for name, share in shares.items():
         print(f"  {name:58}{100 * share:>8.2f} %")
     if coverage := look_over([store], config.objective, config.seq_len, config.seed):
         print(f"  tokens seen: {coverage.in_words()}")
         if coverage.warning:
             print(f"  warning: {coverage.warning}")
-    print(f"the first {len(lengths)}, masked by {config.unit}:")
-    if colour:
-        print("  ".join(_paint(name, name) for name in COLOURS))
-    stops = np.cumsum(lengths).tolist()
-    for number, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
-        label = int(picked.samples["label"][number])
-        meaning = {"nsp": ("B follows A", "B is random"), "sop": ("in order", "swapped"), "mlm": ("", "")}
-        masked = sum(start <= row < stop for row in truth)
-        print(f"\n#{number}  {stop - start} tokens, {masked} to predict  {meaning[config.objective][label]}")
-        words = (
-            _word(
-                decode,
-                row,
-                int(corrupted[row]),
-                truth.get(row),
-                mask_id,
-                bool(is_special[row]),
-                int(types[row]),
-                colour,
-                spaced,
-                bool(continues[row]),
-            )
-            for row in range(start, stop)
-        )
-        print(_join(words))
+
+    samples = epoch.samples_at(np.arange(min(config.samples, epoch.size)))
+    assembled = gather_tokens((store,), samples)
+    continues = word_continuations((store,), samples, assembled)
+    masked = mask_tokens(
+        assembled.ids,
+        assembled.is_special,
+        assembled.lengths,
+        samples.key,
+        mask_id=store.special_ids["mask"],
+        vocab_size=store.vocab_size,
+        masking=Masking(unit=config.unit),
+        continues=continues,
+    )
+    renderer = SampleRenderer(store, in_colour=sys.stdout.isatty())
+    print(f"the first {samples.count}, masked by {config.unit}:")
+    if renderer.in_colour:
+        print(renderer.legend)
+    ends = np.concatenate([[0], np.cumsum(assembled.lengths)])
+    to_predict = np.diff(np.searchsorted(masked.rows, ends))
+    for index, label in enumerate(samples.spans["label"].tolist()):
+        rows = range(ends[index], ends[index + 1])
+        print(f"\n#{index}  {len(rows)} tokens, {to_predict[index]} to predict  {MEANINGS[config.objective][label]}")
+        print(renderer.render(rows, assembled, masked, continues))
 
 
-def taken(store: Store, config: ShowConfig) -> dict[str, float]:
-    """That the first pass takes every sentence once. Shares."""
+def usage(store: Store, config: ShowConfig) -> dict[str, float]:
+    """Return the share of the sentences that the first pass takes once: all, or something is wrong."""
     if config.objective == "mlm":
         return {}
-    times = times_taken(Sentences.of(store), config.seq_len, config.objective, config.seed, 0)
+    times = usage_counts(Sentences.of(store), config.seq_len, config.objective, config.seed, 0)
     return {"sentences taken into a sample, each once": float((times == 1).mean())}
 
 
 def imbalance(epoch: Epoch) -> dict[str, float]:
-    """By how much the rank with most tokens of a step exceeds the average, as samples are dealt to ranks. Shares."""
-    steps = min(epoch.size // BATCH, STEPS)
+    """Return by how much the rank with most tokens of a step exceeds the average, as samples are split. Shares."""
+    steps = min(epoch.size // STEP_SAMPLES, STEPS)
     if not steps:
         return {}
     over = []
     for step in range(steps):
-        picked = epoch.look_up(np.arange(step * BATCH, (step + 1) * BATCH))
-        lengths = picked.samples["a_length"].astype(np.int64) + picked.samples["b_length"]
-        sums = lengths[deal(picked, RANKS)].sum(1)
+        samples = epoch.samples_at(np.arange(step * STEP_SAMPLES, (step + 1) * STEP_SAMPLES))
+        sums = samples.text_lengths[split_by_length(samples, RANKS)].sum(1)
         over.append(float(sums.max() / sums.mean()) - 1)
     return {
-        f"the fullest of {RANKS} ranks above the mean, {BATCH} samples a step": float(np.mean(over)),
+        f"the fullest of {RANKS} ranks above the mean, {STEP_SAMPLES} samples a step": float(np.mean(over)),
         f"at most, in {steps} steps": max(over),
     }
 
 
-def uses_of(store: Store, samples: np.ndarray, objective: Objective) -> dict[str, float]:
-    """What a pass over the training sentences uses of them, and what its samples are like. Shares."""
+def span_shares(store: Store, spans: np.ndarray, objective: Objective) -> dict[str, float]:
+    """Return what a pass over the training sentences uses of them, and what its samples [N] (SAMPLE) are like."""
     sentences = Sentences.of(store)
-    change = np.zeros(
-        int(store.token_starts[-1]) + 1, np.int64
-    )  # of the number of samples a token is in, at each token
-    true_b = samples["label"] == 0 if objective == "nsp" else np.ones(len(samples), bool)
-    for start, length, rows in (("a_start", "a_length", slice(None)), ("b_start", "b_length", true_b)):
-        begins, lengths = samples[start][rows], samples[length][rows].astype(np.int64)
+    # At each token by how much more samples hold it than the one before it; the running sum is how many do.
+    change = np.zeros(int(store.token_starts[-1]) + 1, np.int64)
+    is_true_b = spans["label"] == 0 if objective == "nsp" else np.ones(len(spans), bool)
+    for start, length, rows in (("a_start", "a_length", slice(None)), ("b_start", "b_length", is_true_b)):
+        begins, lengths = spans[start][rows], spans[length][rows].astype(np.int64)
         np.add.at(change, begins[lengths > 0], 1)
         np.add.at(change, (begins + lengths)[lengths > 0], -1)
-    used = np.concatenate([[0], np.cumsum(np.cumsum(change[:-1]) > 0)])
+    used_before = np.concatenate([[0], np.cumsum(np.cumsum(change[:-1]) > 0)])  # tokens, of all before each
     ends = sentences.token_starts + np.diff(sentences.ends)
-    seen = used[ends] - used[sentences.token_starts]
-    full = samples["a_length"].astype(np.int64) + samples["b_length"]
+    seen = used_before[ends] - used_before[sentences.token_starts]
+    full = spans["a_length"].astype(np.int64) + spans["b_length"]
     shares = {
         "sentences used in their place, in whole or in part": float((seen > 0).mean()),
         "tokens used in their place": float(seen.sum() / sentences.ends[-1]),
         "samples of full length": float((full >= full.max()).mean()),
     }
-    return shares | ({} if objective == "mlm" else {"samples with label 1": float((samples["label"] == 1).mean())})
+    return shares | ({} if objective == "mlm" else {"samples with label 1": float((spans["label"] == 1).mean())})
 
 
 def draw_lengths(store: Store, path: Path) -> None:
-    """Histograms of the lengths of sentences and documents, as a picture."""
+    """Write histograms of the lengths of sentences and documents as a picture."""
     import matplotlib  # inside: it takes longer to import than all the rest to run
 
     matplotlib.use("Agg")
@@ -344,38 +330,6 @@ def draw_lengths(store: Store, path: Path) -> None:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     say(f"{path}: histograms of lengths")
-
-
-def _word(
-    decode: Any,
-    row: int,
-    shown: int,
-    true: int | None,
-    mask_id: int,
-    special: bool,
-    segment: int,
-    colour: bool,
-    spaced: bool,
-    continues: bool,
-) -> tuple[str, bool]:
-    """A token as text, and whether it continues the word before it."""
-    was = decode(shown if true is None else true) or "?"
-    joins = continues or was.startswith("##") or (spaced and not special and not was.startswith("▁"))
-    was = was.removeprefix("##").removeprefix("▁")
-    if true is None:
-        return (_paint("special" if special else "ab"[segment], was) if colour else was), joins
-    kind = "mask" if shown == mask_id else "kept" if shown == true else "random"
-    if colour:
-        return _paint(kind, was if kind == "kept" else f"{decode(shown)}:{was}" if kind == "random" else was), joins
-    return {"mask": f"[MASK:{was}]", "random": f"[{decode(shown)}:{was}]", "kept": f"[{was}]"}[kind], joins
-
-
-def _join(words: Iterable[tuple[str, bool]]) -> str:
-    return "".join(word if joins else f" {word}" for word, joins in words).strip()
-
-
-def _paint(kind: str, text: str) -> str:
-    return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
 
 
 if __name__ == "__main__":

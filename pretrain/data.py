@@ -17,8 +17,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
-from data_prep.samples.pairs import Epoch, Mixture, Picked, assemble, continuing, deal
+from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
@@ -46,37 +47,37 @@ class SampleStream:
     def __init__(self, mixture: Mixture, position: DataPosition):
         self.mixture, self.position = mixture, position
         self._epoch: Epoch = mixture.epoch(position.epoch)
-        mixture.build_ahead(position.epoch + 1)
-        self._window: Picked | None = None
+        mixture.prefetch_epoch(position.epoch + 1)
+        self._window: Samples | None = None
         self._window_start = 0
 
-    def take(self, count: int) -> Picked:
+    def take(self, count: int) -> Samples:
         """Return the next `count` samples; moves `position`."""
         parts = []
         while count:
             part = self._within_window(count)
             parts.append(part)
-            count -= len(part.samples)
-        return Picked(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            count -= part.count
+        return Samples.concatenate(parts)
 
     def skip(self, count: int) -> None:
         """Pass over the next `count` samples."""
         for first in range(0, count, LOOKUP_SAMPLES):
             self.take(min(LOOKUP_SAMPLES, count - first))
 
-    def _within_window(self, count: int) -> Picked:
+    def _within_window(self, count: int) -> Samples:
         epoch, sample, _, taken, _ = self.position
         if sample >= self._epoch.size:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
-            self.mixture.build_ahead(epoch + 1)
-        if self._window is None or sample - self._window_start >= len(self._window.samples):
+            self.mixture.prefetch_epoch(epoch + 1)
+        if self._window is None or sample - self._window_start >= self._window.count:
             stop = min(sample + LOOKUP_SAMPLES, self._epoch.size)
-            self._window, self._window_start = self._epoch.look_up(np.arange(sample, stop)), sample
+            self._window, self._window_start = self._epoch.samples_at(np.arange(sample, stop)), sample
         first = sample - self._window_start
-        part = Picked(*(column[first : first + count] for column in self._window))
-        taken += len(part.samples)
-        self.position = self.position._replace(epoch=epoch, sample=sample + len(part.samples), samples_in_phase=taken)
+        part = self._window.take(slice(first, first + count))
+        taken += part.count
+        self.position = self.position._replace(epoch=epoch, sample=sample + part.count, samples_in_phase=taken)
         return part
 
 
@@ -97,21 +98,19 @@ def train_steps(
     while True:
         samples = stream.take(batch_after(stream.position.samples_in_phase))
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
-        splits = deal(samples, counts.samples // micro_batch)  # rows of each micro-batch, over all ranks
-        shares = (Picked(*(column[rows] for column in samples)) for rows in splits[rank::world])
+        splits = split_by_length(samples, counts.samples // micro_batch)  # rows of each micro-batch, over all ranks
+        shares = [samples.take(rows) for rows in splits[rank::world]]
         yield Step(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
 
 
-def count_step(samples: Picked, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
+def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
     """Count what these samples hold, from the index alone; `end` is where the next step begins."""
-    a, b = samples.samples["a_length"].astype(np.int64), samples.samples["b_length"].astype(np.int64)
-    specials = np.where(b > 0, 3, 2)
-    lengths = a + b + specials
-    masked = mask_counts(lengths, specials, masking.rate)
+    lengths = samples.lengths
+    masked = mask_counts(lengths, samples.n_special, masking.rate)
     return StepCounts(
         samples=len(lengths),
         masked=int(masked.sum()),
-        pairs=int((b > 0).sum()),
+        pairs=int(samples.has_b.sum()),
         tokens=int(lengths.sum()),
         slots=len(lengths) * seq_len,
         attended=int((lengths**2).sum()),
@@ -119,19 +118,25 @@ def count_step(samples: Picked, masking: Masking, seq_len: int, end: DataPositio
     )
 
 
-def order_by_length(samples: Picked) -> np.ndarray:
+def order_by_length(samples: Samples) -> np.ndarray:
     """Return the order [N] in which samples stand in a batch: the longest first."""
-    return np.argsort(-(samples.samples["a_length"].astype(np.int64) + samples.samples["b_length"]), kind="stable")
+    return np.argsort(-samples.text_lengths, kind="stable")
 
 
-def collate(stores: tuple[Store, ...], samples: Picked, masking: Masking) -> Batch:
+def collate(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Batch:
     """Read, assemble and mask samples; the longest first, so that attention meets equal lengths in one run."""
-    order = order_by_length(samples)
-    samples = Picked(*(column[order] for column in samples))
-    ids, token_types, is_special, lengths = assemble(stores, samples)
-    continues = None if masking.unit == "token" else continuing(stores, samples, ids, is_special)
+    samples = samples.take(order_by_length(samples))
+    assembled = gather_tokens(stores, samples)
+    ids, _, is_special, lengths = assembled
     input_ids, masked_rows, labels = mask_tokens(
-        ids, is_special, lengths, samples.key, stores[0].special_ids["mask"], stores[0].vocab_size, masking, continues
+        ids,
+        is_special,
+        lengths,
+        samples.key,
+        mask_id=stores[0].special_ids["mask"],
+        vocab_size=stores[0].vocab_size,
+        masking=masking,
+        continues=None if masking.unit == "token" else word_continuations(stores, samples, assembled),
     )
     # Samples lie end to end; a row is a token of any of them. Two samples of 4 and 3 tokens, rows 2 and 5 masked:
     #     rows                  0 1 2 3 | 4 5 6
@@ -150,10 +155,10 @@ def collate(stores: tuple[Store, ...], samples: Picked, masking: Masking) -> Bat
     index_of_row = np.cumsum(is_head_row) - 1
     cls_index, mlm_index = index_of_row[cls_rows], index_of_row[masked_rows]
     head_cu_seqlens = np.append(cls_index, len(head_rows))
-    nsp_labels = np.where(samples.samples["b_length"] > 0, samples.samples["label"].astype(np.int64), IGNORED)
+    nsp_labels = np.where(samples.has_b, samples.spans["label"].astype(np.int64), IGNORED)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
-        token_types=torch.from_numpy(token_types),
+        token_types=torch.from_numpy(assembled.token_types),
         positions=torch.from_numpy(positions),
         head_rows=torch.from_numpy(head_rows),
         mlm_index=torch.from_numpy(mlm_index),

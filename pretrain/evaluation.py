@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from data_prep.samples.masking import Masking, mask_counts
-from data_prep.samples.pairs import VERSION, Mixture, Picked
+from data_prep.samples.mixture import Mixture, Samples
+from data_prep.samples.pair_index import VERSION
 from data_prep.store import Store
 from pretrain.data import collate, order_by_length
 from pretrain.model import Batch
@@ -55,17 +56,17 @@ class Evaluation(NamedTuple):
     def of(cls, mixture: Mixture, samples: int, batch_size: int, rank: int, world: int) -> "Evaluation":
         """Choose up to `samples` of the mixture's first epoch."""
         epoch = mixture.epoch(0)
-        picked = epoch.look_up(np.arange(min(samples, epoch.size)))
-        names, owners = sources_of(mixture.stores, picked)
+        chosen = epoch.samples_at(np.arange(min(samples, epoch.size)))
+        names, owners = sources_of(mixture.stores, chosen)
         count = -(-len(owners) // batch_size)
         batches = []
         for number in range(rank, -(-count // world) * world, world):
             start = number % count * batch_size
-            share = Picked(*(column[start : start + batch_size] for column in picked))
+            share = chosen.take(slice(start, start + batch_size))
             order = order_by_length(share)
-            share, owner = Picked(*(column[order] for column in share)), owners[start : start + batch_size][order]
+            share, owner = share.take(order), owners[start : start + batch_size][order]
             batches.append((number, collate(mixture.stores, share, Masking()), torch.from_numpy(owner)))
-        return cls(batches, count, _counts(names, owners, picked), identity_of(mixture, len(owners)))
+        return cls(batches, count, _counts(names, owners, chosen), identity_of(mixture, len(owners)))
 
 
 def identity_of(mixture: Mixture, samples: int) -> str:
@@ -75,22 +76,20 @@ def identity_of(mixture: Mixture, samples: int) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 
 
-def _counts(names: list[str], owners: np.ndarray, picked: Picked) -> list[Source]:
-    a, b = picked.samples["a_length"].astype(np.int64), picked.samples["b_length"].astype(np.int64)
-    specials = np.where(b > 0, 3, 2)
-    masked = mask_counts(a + b + specials, specials, Masking().rate)
-    columns = [np.bincount(owners, column, len(names)) for column in (np.ones_like(a), masked, b > 0)]
+def _counts(names: list[str], owners: np.ndarray, chosen: Samples) -> list[Source]:
+    masked = mask_counts(chosen.lengths, chosen.n_special, Masking().rate)
+    columns = [np.bincount(owners, column, len(names)) for column in (np.ones_like(masked), masked, chosen.has_b)]
     return [Source(name, *map(int, numbers)) for name, *numbers in zip(names, *columns, strict=True)]
 
 
-def sources_of(stores: Sequence[Store], picked: Picked) -> tuple[list[str], np.ndarray]:
+def sources_of(stores: Sequence[Store], chosen: Samples) -> tuple[list[str], np.ndarray]:
     """Names of the sources [S] of these samples, and the source [N] int64 of each."""
     if len(stores) > 1:
         labels = store_names([store.folder for store in stores])
-        owners = picked.store
+        owners = chosen.store
     else:
         paths = [source["path"] for source in stores[0].manifest["sources"]]
-        owners = stores[0].sources_at(picked.samples["a_start"]) if paths else np.zeros(len(picked.store), np.int64)
+        owners = stores[0].sources_at(chosen.spans["a_start"]) if paths else np.zeros(chosen.count, np.int64)
         used = np.unique(owners)
         groups = file_groups([paths[number] for number in used], paths) if paths else [""]
         labels = [""] * (int(used.max()) + 1)

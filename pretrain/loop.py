@@ -18,8 +18,7 @@ import torch.distributed as dist
 
 from data_prep.progress import Progress
 from data_prep.samples.coverage import evaluated
-from data_prep.samples.draws import draw
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.checkpoints.saver import Saver
@@ -186,7 +185,7 @@ def train_step(run: Run, state: RunState, step: Step) -> StepResult:
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
     for index, batch in enumerate(step.micro_batches):
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
-        torch.manual_seed(int(draw(run.config.seed, state.step + state.skipped, index, rank)[0] >> np.uint64(1)))
+        torch.manual_seed(dropout_seed(run.config.seed, state.step + state.skipped, index, rank))
         losses: Losses = engine(batch.to(engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / step.counts.masked + losses.nsp / max(step.counts.pairs, 1)
@@ -196,10 +195,15 @@ def train_step(run: Run, state: RunState, step: Step) -> StepResult:
     return engine.step()
 
 
+def dropout_seed(seed: int, attempt: int, micro_batch: int, rank: int) -> int:
+    """Return the seed of torch's generator for a micro-batch of an attempted step, below 2 ** 63."""
+    return int(random_bits(seed, attempt, micro_batch, rank)[0] >> np.uint64(1))
+
+
 def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
     """What a phase trains on."""
     passes = config.passes([store.tokens for store in stores])
-    return Mixture(stores, passes, phase.span.seq_len, config.objective, config.seed)
+    return Mixture(stores, passes, seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed)
 
 
 def stream_at(run: Run, state: RunState) -> SampleStream:
@@ -267,5 +271,7 @@ def held_out_samples(phase: Phase, config: TrainConfig, stores: list[Store]) -> 
     chosen = evaluated(stores, config.objective)
     if not config.eval_samples or not chosen:
         return None
-    mixture = Mixture(chosen, [1.0] * len(chosen), phase.span.seq_len, config.objective, seed=0, held_out=True)
+    mixture = Mixture(
+        chosen, [1.0] * len(chosen), seq_len=phase.span.seq_len, objective=config.objective, seed=0, held_out=True
+    )
     return Evaluation.of(mixture, config.eval_samples, phase.micro_batch, dist.get_rank(), dist.get_world_size())

@@ -16,7 +16,7 @@ from data_prep import mapped, show
 from data_prep.cli import ROOT, InputError
 from data_prep.fields import write_sealed
 from data_prep.files import write_json
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import HEADER, Store, read_manifest, shard_name
 from pretrain import training
 from tests.stores import random_documents, store_of
@@ -75,7 +75,7 @@ def test_a_flipped_byte_of_lengths_and_documents_is_found_or_is_no_traceback(sto
             counts["refused"] += 1
             continue
         assert found.verify()
-        Mixture([found], [1.0], 32, "nsp", 0).epoch(0)
+        Mixture([found], [1.0], seq_len=32, objective="nsp", seed=0).epoch(0)
         counts["found by --verify"] += 1
     assert counts["refused"] > counts["found by --verify"]
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.samples.assemble import split_by_length
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture, deal
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.data import SampleStream, Step, prefetch, train_steps
 from pretrain.model import IGNORED, Batch
@@ -24,7 +25,9 @@ def store(tmp_path_factory) -> Store:
 
 
 def mixture(store: Store, **changes) -> Mixture:
-    return Mixture([store], [1.0], changes.pop("seq_len", 32), changes.pop("objective", "nsp"), seed=4, **changes)
+    return Mixture(
+        [store], [1.0], seq_len=changes.pop("seq_len", 32), objective=changes.pop("objective", "nsp"), seed=4, **changes
+    )
 
 
 def samples_of(batch: Batch) -> list[tuple]:
@@ -78,11 +81,13 @@ def test_samples_of_a_step_do_not_depend_on_ranks_and_micro_batches(store, world
 def test_every_rank_has_as_much_to_do(tmp_path):
     long = store_of(tmp_path, random_documents(400, seed=8, longest=30))
     for seq_len in (64, 512):
-        picked = SampleStream(Mixture([long], [1.0], seq_len, "nsp", 0), DataPosition()).take(256)
-        lengths = picked.samples["a_length"].astype(int) + picked.samples["b_length"] + 3
-        hands = deal(picked, 8)
-        assert sorted(hands.ravel()) == list(range(256))
-        tokens = np.array([lengths[hand].sum() for hand in hands])
+        samples = SampleStream(Mixture([long], [1.0], seq_len=seq_len, objective="nsp", seed=0), DataPosition()).take(
+            256
+        )
+        lengths = samples.lengths
+        splits = split_by_length(samples, 8)
+        assert sorted(splits.ravel()) == list(range(256))
+        tokens = np.array([lengths[rows].sum() for rows in splits])
         assert tokens.max() / tokens.mean() < 1.02
         plain = lengths.reshape(8, -1).sum(1)
         assert tokens.max() - tokens.min() < (plain.max() - plain.min()) / 2
@@ -97,10 +102,10 @@ def test_any_position_continues_the_stream(store):
 def test_each_sample_is_seen_once_an_epoch(store):
     epoch = mixture(store).epoch(0)
     stream = SampleStream(mixture(store), DataPosition())
-    picked = stream.take(epoch.size)
-    assert len(set(picked.key.tolist())) == epoch.size
+    samples = stream.take(epoch.size)
+    assert len(set(samples.key.tolist())) == epoch.size
     assert stream.position == DataPosition(0, epoch.size, samples_in_phase=epoch.size)
-    assert stream.take(1).key[0] == mixture(store).epoch(1).look_up(np.array([0])).key[0]
+    assert stream.take(1).key[0] == mixture(store).epoch(1).samples_at(np.array([0])).key[0]
     assert stream.position == DataPosition(1, 1, samples_in_phase=epoch.size + 1)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import HELD_OUT, Store
 from pretrain.evaluation import MAX_SOURCES, Evaluation, file_groups, sources_of, store_names
 from pretrain.model import Losses, PretrainingModule, build_model
@@ -22,7 +22,7 @@ def store(tmp_path_factory) -> Store:
 
 
 def held_out(*stores: Store, objective: str = "nsp") -> Mixture:
-    return Mixture(stores, [1.0] * len(stores), 32, objective, seed=4, held_out=True)  # type: ignore[arg-type]
+    return Mixture(stores, [1.0] * len(stores), seq_len=32, objective=objective, seed=4, held_out=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -45,8 +45,8 @@ def test_each_sample_is_there_once_at_any_world_size(store, world):
 
 
 def test_a_samples_source_is_that_of_the_document_it_begins_in(store):
-    picked = held_out(store).epoch(0).look_up(np.arange(20))
-    names, owners = sources_of([store], picked)
+    samples = held_out(store).epoch(0).samples_at(np.arange(20))
+    names, owners = sources_of([store], samples)
     assert names == ["laws", "wiki"]
     documents = []  # source and tokens, in the order of the store
     for shard in store.shards:
@@ -54,7 +54,7 @@ def test_a_samples_source_is_that_of_the_document_it_begins_in(store):
         documents += list(zip(shard.document_sources, map(sum, sentences), shard.document_flags, strict=True))
     per_token = np.concatenate([np.full(length, source) for source, length, _ in documents])
     is_held_out = np.concatenate([np.full(length, flag & HELD_OUT) for _, length, flag in documents])
-    starts = picked.samples["a_start"]
+    starts = samples.spans["a_start"]
     assert is_held_out[starts].all()
     assert [names[owner] for owner in owners] == [["wiki", "wiki", "laws"][n] for n in per_token[starts]]
     assert len(set(owners)) == 2

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import ROOT
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.data import collate
 from pretrain.model import Batch, PretrainingModule, compile_layers, parameter_groups
@@ -28,8 +28,8 @@ LENGTHS = (100, 100, 37, 5, 1)
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory) -> Batch:
     store = store_of(tmp_path_factory.mktemp("store"), random_documents(60, vocab_size=128), vocab_size=128)
-    epoch = Mixture([store], [1.0], 64, "nsp", 2).epoch(0)
-    return collate((store,), epoch.look_up(np.arange(24)), Masking())
+    epoch = Mixture([store], [1.0], seq_len=64, objective="nsp", seed=2).epoch(0)
+    return collate((store,), epoch.samples_at(np.arange(24)), Masking())
 
 
 def model(dtype: torch.dtype, device: str = "cuda", dropout: float = 0.0) -> BertForPreTraining:

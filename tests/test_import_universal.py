@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.checkpoint import newest_whole, read_parameter, stored_pieces
 from pretrain.checkpoints.manifest import KINDS, folder_of
@@ -59,7 +59,7 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=LR)
     engine, *_ = deepspeed.initialize(model=PretrainingModule(model), optimizer=optimizer, config=settings)
     for seed in (1, 0):
-        stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", seed), DataPosition())
+        stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=seed), DataPosition())
         steps = train_steps(
             stream,
             masking=Masking(),

@@ -42,7 +42,9 @@ FROM_DATA_PREP = {
             "store",
         ),
         *("tokens.contract",),
-        *("samples.pairs", "samples.masking", "samples.draws", "samples.coverage"),
+        *("samples.assemble", "samples.counter_rng", "samples.coverage", "samples.masking", "samples.mixture"),
+        "samples.pair_index",
+        "rounding",
     )
 }
 # Advice looks at a corpus before there is a store, with the eyes of shard.py.

@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from data_prep.samples import index_cache, pairs
+from data_prep.samples import index_cache
+from data_prep.samples import mixture as mixtures
 from data_prep.samples.index_cache import cached
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from tests.stores import random_documents, store_of
 
 
@@ -87,13 +88,13 @@ def test_of_several_processes_one_makes_it():
 
 def test_a_mixture_gives_the_same_with_and_without(tmp_path, monkeypatch):
     store = store_of(tmp_path / "store", random_documents(30))
-    plain = [Mixture([store], [1.5], 32, "nsp", 3)._samples(0, number) for number in range(3)]
-    mixture = Mixture([store], [1.5], 32, "nsp", 3)
+    plain = [Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)._spans(0, number) for number in range(3)]
+    mixture = Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)
     mixture.epoch(0)
-    mixture.build_ahead(1)
+    mixture.prefetch_epoch(1)
     mixture.epoch(1)
-    monkeypatch.setattr(pairs, "build", lambda *_: never())
-    again = Mixture([store], [1.5], 32, "nsp", 3)
-    assert all((again._samples(0, number) == plain[number]).all() for number in range(3))
+    monkeypatch.setattr(mixtures, "build_index", lambda *_: never())
+    again = Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)
+    assert all((again._spans(0, number) == plain[number]).all() for number in range(3))
     with pytest.raises(AssertionError, match="made again"):
-        Mixture([store], [1.5], 32, "nsp", 4).epoch(0)
+        Mixture([store], [1.5], seq_len=32, objective="nsp", seed=4).epoch(0)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.manifest import folder_of, present
 from pretrain.data import SampleStream, train_steps
@@ -61,7 +61,7 @@ def reference_weights(
         name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY, **settings)
         for name, parameter in parameters.items()
     }
-    stream = SampleStream(Mixture([opened], [1.0], SEQ_LEN, "nsp", 0), DataPosition())
+    stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=0), DataPosition())
     steps = train_steps(
         stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=GLOBAL, rank=0, world=1
     )

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.samples.draws import draw
+from data_prep.samples.counter_rng import random_bits
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
 from tests.reference.masking import masked_sample, units_of
 
@@ -16,7 +16,7 @@ def samples(lengths: list[int], seed: int = 0):
     stops = np.cumsum(lengths)
     for start, stop in zip(stops - lengths, stops, strict=True):
         special[[start, stop - 1]] = True
-    return ids, special, np.array(lengths), draw(9, np.arange(len(lengths)))
+    return ids, special, np.array(lengths), random_bits(9, np.arange(len(lengths)))
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span", "ngram"])
@@ -24,7 +24,9 @@ def samples(lengths: list[int], seed: int = 0):
 def test_masking_equals_the_naive_reference(rate, unit):
     ids, special, lengths, keys = samples([3, 4, 128, 17, 64, 128, 5, 512, 9, 300])
     masking = Masking(rate=rate, unit=unit)
-    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, masking, CONTINUES[ids])
+    corrupted, rows, labels = mask_tokens(
+        ids, special, lengths, keys, mask_id=MASK, vocab_size=VOCAB, masking=masking, continues=CONTINUES[ids]
+    )
     expected_ids: list[int] = []
     expected_rows: list[int] = []
     for start, length, key in zip(np.cumsum(lengths) - lengths, lengths, keys, strict=True):
@@ -48,7 +50,7 @@ def test_masking_equals_the_naive_reference(rate, unit):
 
 def test_counts_are_exact_and_special_tokens_stay():
     ids, special, lengths, keys = samples([128] * 100)
-    corrupted, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB)
+    corrupted, rows, _ = mask_tokens(ids, special, lengths, keys, mask_id=MASK, vocab_size=VOCAB)
     assert (np.bincount(rows // 128) == mask_counts(lengths, np.full(100, 2), 0.15)).all()
     assert not special[rows].any()
     untouched = np.ones(len(ids), bool)
@@ -58,7 +60,7 @@ def test_counts_are_exact_and_special_tokens_stay():
 
 def test_eighty_ten_ten():
     ids, special, lengths, keys = samples([512] * 200)
-    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, MASK, VOCAB)
+    corrupted, rows, labels = mask_tokens(ids, special, lengths, keys, mask_id=MASK, vocab_size=VOCAB)
     now = corrupted[rows]
     assert (now == MASK).mean() == pytest.approx(0.8, abs=0.02)
     assert (now == labels).mean() == pytest.approx(0.1 + 0.1 / VOCAB, abs=0.01)
@@ -68,16 +70,25 @@ def test_eighty_ten_ten():
 
 def test_a_sample_is_masked_the_same_in_any_company():
     ids, special, lengths, keys = samples([40, 50, 60])
-    together = mask_tokens(ids, special, lengths, keys, MASK, VOCAB)[0]
-    alone = mask_tokens(ids[40:90], special[40:90], lengths[1:2], keys[1:2], MASK, VOCAB)[0]
+    together = mask_tokens(ids, special, lengths, keys, mask_id=MASK, vocab_size=VOCAB)[0]
+    alone = mask_tokens(ids[40:90], special[40:90], lengths[1:2], keys[1:2], mask_id=MASK, vocab_size=VOCAB)[0]
     assert together[40:90].tolist() == alone.tolist()
-    other_key = mask_tokens(ids[40:90], special[40:90], lengths[1:2], keys[:1], MASK, VOCAB)[0]
+    other_key = mask_tokens(ids[40:90], special[40:90], lengths[1:2], keys[:1], mask_id=MASK, vocab_size=VOCAB)[0]
     assert alone.tolist() != other_key.tolist()
 
 
 def test_whole_words_are_masked_together():
     ids, special, lengths, keys = samples([128] * 50)
-    _, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="word"), CONTINUES[ids])
+    _, rows, _ = mask_tokens(
+        ids,
+        special,
+        lengths,
+        keys,
+        mask_id=MASK,
+        vocab_size=VOCAB,
+        masking=Masking(unit="word"),
+        continues=CONTINUES[ids],
+    )
     assert (np.bincount(rows // 128) == mask_counts(lengths, np.full(50, 2), 0.15)).all()
     hidden = np.zeros(len(ids), bool)
     hidden[rows] = True
@@ -91,7 +102,9 @@ def test_whole_words_are_masked_together():
 def test_spans_are_runs_of_words_of_some_length():
     ids, special, lengths, keys = samples([512] * 100)
     none = np.zeros(len(ids), bool)  # every token is a word
-    corrupted, rows, _ = mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="span"), none)
+    corrupted, rows, _ = mask_tokens(
+        ids, special, lengths, keys, mask_id=MASK, vocab_size=VOCAB, masking=Masking(unit="span"), continues=none
+    )
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
     assert 3.5 < np.mean([len(run) for run in runs]) < 5  # two drawn runs may touch
     fates = [
@@ -111,4 +124,4 @@ def test_the_references_ngrams_have_the_lengths_of_macbert():
 def test_words_need_to_know_the_vocabulary():
     ids, special, lengths, keys = samples([8])
     with pytest.raises(ValueError, match="masking by word needs to know"):
-        mask_tokens(ids, special, lengths, keys, MASK, VOCAB, Masking(unit="word"))
+        mask_tokens(ids, special, lengths, keys, mask_id=MASK, vocab_size=VOCAB, masking=Masking(unit="word"))

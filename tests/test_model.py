@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from pretrain.attention import use_varlen_attention
 from pretrain.data import collate
 from pretrain.model import (
@@ -31,8 +31,8 @@ VOCAB = 90  # no multiple of 64
 @pytest.fixture
 def batch(tmp_path: Path) -> Batch:
     store = store_of(tmp_path, random_documents(30, vocab_size=VOCAB), vocab_size=VOCAB)
-    epoch = Mixture([store], [1.0], 48, "nsp", 2).epoch(0)
-    return collate((store,), epoch.look_up(np.arange(10)), Masking())
+    epoch = Mixture([store], [1.0], seq_len=48, objective="nsp", seed=2).epoch(0)
+    return collate((store,), epoch.samples_at(np.arange(10)), Masking())
 
 
 def tiny_model(**changes) -> BertForPreTraining:

@@ -5,8 +5,8 @@ import pytest
 
 from data_prep.samples import coverage
 from data_prep.samples.coverage import look_over
-from data_prep.samples.index import Objective, Pieces, Sentences, build
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
+from data_prep.samples.pair_index import Objective, Pieces, Sentences, build_index
 from data_prep.shard import outlook
 from data_prep.show import ShowConfig, seen
 from data_prep.store import Store
@@ -23,7 +23,7 @@ def seen_in(store: Store, objective: str, seq_len: int, passes: int) -> float:
     seen: set[int] = set()
     sentences = Sentences.of(store)
     for number in range(passes):
-        for sample in build(sentences, seq_len, objective, 0, number):  # type: ignore[arg-type]
+        for sample in build_index(sentences, seq_len, objective, 0, number):  # type: ignore[arg-type]
             for segment in "ab":
                 start = int(sample[f"{segment}_start"])
                 seen |= set(range(start, start + int(sample[f"{segment}_length"])))
@@ -50,7 +50,7 @@ SHAPES = [
 def test_without_pairs_every_token_is_in_one_sample_of_every_pass(tmp_path, lengths):
     store = of_lengths(tmp_path, *lengths)
     for seq_len in SEQ_LENS:
-        samples = build(Sentences.of(store), seq_len, "mlm", 0, 1)
+        samples = build_index(Sentences.of(store), seq_len, "mlm", 0, 1)
         spans = sorted(zip(samples["a_start"].tolist(), samples["a_length"].tolist(), strict=True))
         assert np.concatenate([np.arange(start, start + size) for start, size in spans]).tolist() == list(
             range(store.tokens)
@@ -60,7 +60,7 @@ def test_without_pairs_every_token_is_in_one_sample_of_every_pass(tmp_path, leng
 
 def test_without_pairs_sentences_that_fit_stay_whole_and_long_ones_fill_their_samples(tmp_path):
     store = of_lengths(tmp_path, 5, 30, 6, 7, documents=1)
-    samples = build(Sentences.of(store), 16, "mlm", 0, 0)  # 14 tokens each
+    samples = build_index(Sentences.of(store), 16, "mlm", 0, 0)  # 14 tokens each
     # 5 and 9 of the 30, 14, the last 7 and the 6, then the 7 that did not fit.
     assert samples["a_length"].tolist() == [14, 14, 13, 7]
     assert samples["a_start"].tolist() == [0, 14, 28, 41]
@@ -78,7 +78,7 @@ def test_ten_passes_of_pairs_show_nearly_all_tokens(tmp_path, objective, lengths
 def test_a_sentence_as_long_as_a_sample_has_true_pairs_too(tmp_path, objective):
     """Its rest is what follows: else every B would be random, and no order could be told."""
     store = of_lengths(tmp_path, 900, documents=20)
-    samples = build(Sentences.of(store), 64, objective, 0, 0)
+    samples = build_index(Sentences.of(store), 64, objective, 0, 0)
     pairs = samples[samples["b_length"] > 0]
     assert len(pairs) > 0.9 * len(samples)
     assert 0.4 < pairs["label"].mean() < 0.6
@@ -89,13 +89,13 @@ def test_a_sentence_as_long_as_a_sample_has_true_pairs_too(tmp_path, objective):
 def test_long_sentences_are_cut_at_other_places_in_other_passes(tmp_path):
     sentences = Sentences.of(of_lengths(tmp_path, 10, 200, 10))
     first, second = (Pieces.cut(sentences, 61, 0, number) for number in (0, 1))
-    assert first.of.ends.tolist() != second.of.ends.tolist()
+    assert first.sentences.ends.tolist() != second.sentences.ends.tolist()
     for pieces in (first, second):
-        lengths = np.diff(pieces.of.ends)
-        assert set(pieces.of.ends) >= set(sentences.ends)  # no border of a sentence is lost
+        lengths = np.diff(pieces.sentences.ends)
+        assert set(pieces.sentences.ends) >= set(sentences.ends)  # no border of a sentence is lost
         assert lengths.max() <= 15  # a quarter of 61
         assert set(pieces.cut_sentences) == {1, 4, 7, 10}
-        assert (pieces.of.token_starts == pieces.of.ends[:-1]).all()
+        assert (pieces.sentences.token_starts == pieces.sentences.ends[:-1]).all()
 
 
 def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
@@ -105,7 +105,7 @@ def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
     sentences = Sentences.of(store)
     begins = set(sentences.token_starts.tolist())
     clean: dict[int, list[bool]] = {0: [], 1: []}
-    for sample in build(sentences, 64, "nsp", 0, 0):
+    for sample in build_index(sentences, 64, "nsp", 0, 0):
         if int(sample["a_length"]) + int(sample["b_length"]) < 61:  # nothing was cut off
             clean[int(sample["label"])].append(int(sample["b_start"]) in begins)
     shares = {label: np.mean(values) for label, values in clean.items()}
@@ -113,7 +113,7 @@ def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
     assert 0 < shares[0] < 1
     # What decides it is A's end, which is chosen before the label.
     after_a = {0: [], 1: []}  # type: ignore[var-annotated]
-    samples = build(sentences, 64, "nsp", 0, 0)
+    samples = build_index(sentences, 64, "nsp", 0, 0)
     for sample in samples[(samples["a_length"] + samples["b_length"]) < 61]:
         ends_clean = int(sample["a_start"]) + int(sample["a_length"]) in begins
         after_a[int(sample["label"])].append(ends_clean == (int(sample["b_start"]) in begins))
@@ -124,7 +124,7 @@ def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
 def test_the_label_cannot_be_read_off_the_lengths(tmp_path):
     """A logistic regression on lengths does no better than always saying the more frequent label."""
     store = store_of(tmp_path, random_documents(300, longest=150))
-    samples = build(Sentences.of(store), 64, "nsp", 0, 0)
+    samples = build_index(Sentences.of(store), 64, "nsp", 0, 0)
     a, b = samples["a_length"].astype(float), samples["b_length"].astype(float)
     features = np.stack([np.ones_like(a), a, b, a + b, a * b, a**2, b**2, (a + b) == 61], 1)
     features[:, 1:] = (features[:, 1:] - features[:, 1:].mean(0)) / (features[:, 1:].std(0) + 1e-9)
@@ -185,6 +185,6 @@ def test_plan_and_start_say_the_share(tmp_path):
 
 def test_an_epoch_does_not_depend_on_what_was_looked_at(tmp_path):
     store = of_lengths(tmp_path, 600, 20, 30)
-    before = Mixture([store], [1.0], 64, "nsp", 0).epoch(0).size
+    before = Mixture([store], [1.0], seq_len=64, objective="nsp", seed=0).epoch(0).size
     look_over([store], "nsp", 64)
-    assert Mixture([store], [1.0], 64, "nsp", 0).epoch(0).size == before
+    assert Mixture([store], [1.0], seq_len=64, objective="nsp", seed=0).epoch(0).size == before

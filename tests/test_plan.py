@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from pretrain import loop, train
 from pretrain.data import collate
 from pretrain.model import Batch, PretrainingModule, build_model
@@ -117,7 +117,7 @@ def test_the_plan_has_the_numbers_of_the_run(store, tmp_path, capsys):
     assert 0 < phase["step_tokens"] <= 16 * 32
     from data_prep.store import Store
 
-    epoch = Mixture([Store.open(store)], [1.0], 32, "nsp", 0).epoch(0)
+    epoch = Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0).epoch(0)
     assert phase["epochs"] == pytest.approx(48 / epoch.size)
     assert found["seconds"] == pytest.approx(3 * phase["step_seconds"])
     assert phase["step_seconds"] > 4 * 4 / 16 * phase["probe"]["seconds"] / 2
@@ -203,8 +203,8 @@ def test_the_room_that_checkpoints_need(store, tmp_path, capsys, monkeypatch):
 def batch(store) -> Batch:
     from data_prep.store import Store
 
-    mixture = Mixture([Store.open(store)], [1.0], 32, "nsp", 0)
-    return collate(mixture.stores, mixture.epoch(0).look_up(np.arange(8)), Masking())
+    mixture = Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0)
+    return collate(mixture.stores, mixture.epoch(0).samples_at(np.arange(8)), Masking())
 
 
 def test_kept_bytes_are_those_of_activations(batch):
@@ -218,7 +218,7 @@ def test_kept_bytes_are_those_of_activations(batch):
 def test_a_probe_says_what_checkpointing_saves(store):
     from data_prep.store import Store
 
-    mixture = Mixture([Store.open(store)], [1.0], 32, "nsp", 0)
+    mixture = Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0)
     plain, saved = (
         probe(
             build_model(preset="bert-mini", vocab_size=64, dropout=0.1, seed=0, needs_nsp=True),

@@ -20,9 +20,9 @@ import pytest
 
 import pretrain.loop
 from data_prep.cli import ROOT, InputError
-from data_prep.samples import pairs
-from data_prep.samples.index import build
-from data_prep.samples.pairs import Abandoned, Mixture
+from data_prep.samples import mixture as mixtures
+from data_prep.samples.mixture import BuildAbandonedError, Mixture
+from data_prep.samples.pair_index import Sentences, build_index
 from data_prep.sharding.ranks import rank_and_world
 from pretrain.data import prefetch
 from pretrain.preflight import check_launch
@@ -119,6 +119,28 @@ class TestKilledFromOutside:
         assert supervisor.returncode == STOPPED
         assert ANSWER.fullmatch(said)
         assert are_over(processes)
+
+
+SAVES = """
+    rank = os.environ["LOCAL_RANK"]
+    watch.hold()
+    stands(rank)
+    while not watch.requested:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    (outcome / rank).write_text("75 2")
+    stands(f"saved {rank}")
+    sys.exit(75)
+"""
+
+
+def test_signals_that_come_together_are_one_and_leave_time_to_save(tmp_path):
+    supervisor = supervised(tmp_path, SAVES)
+    both_stand(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):  # as the threads of a killed parent send them
+        supervisor.send_signal(number)
+    assert supervisor.wait(PATIENCE) == STOPPED
+    assert all((tmp_path / f"saved {rank}").exists() for rank in "01")
 
 
 ENDS = """
@@ -288,7 +310,7 @@ class TestThreads:
         assert self.names() == []
 
     def test_an_index_that_nobody_waits_for_is_given_up(self, tmp_path, monkeypatch):
-        mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], 32, "nsp", 0)
+        mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], seq_len=32, objective="nsp", seed=0)
         begun = threading.Event()
 
         def endless(sentences: Any, *settings: Any) -> Any:
@@ -297,13 +319,13 @@ class TestThreads:
                 settings[-1]()
                 time.sleep(0.01)
 
-        monkeypatch.setattr(pairs, "build", endless)
-        mixture.build_ahead(1)
+        monkeypatch.setattr(mixtures, "build_index", endless)
+        mixture.prefetch_epoch(1)
         assert begun.wait(PATIENCE)
         assert self.names() == ["index"]
         mixture.abandon()
         assert self.names() == []
-        with pytest.raises(Abandoned):
+        with pytest.raises(BuildAbandonedError):
             mixture.epoch(0)
 
     @pytest.mark.slow
@@ -312,7 +334,7 @@ class TestThreads:
             import sys, time
             from pathlib import Path
             from pretrain.data import prefetch
-            from data_prep.samples import pairs
+            from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
             def endless(*settings):
@@ -320,9 +342,9 @@ class TestThreads:
                     settings[-1]()
                     time.sleep(0.01)
 
-            mixture = pairs.Mixture([Store.open(Path(sys.argv[1]))], [1.0], 32, "nsp", 0)
-            pairs.build = endless
-            mixture.build_ahead(1)
+            mixture = mixtures.Mixture([Store.open(Path(sys.argv[1]))], [1.0], seq_len=32, objective="nsp", seed=0)
+            mixtures.build_index = endless
+            mixture.prefetch_epoch(1)
             items = prefetch(iter(range(10**9)))
             next(items)
             sys.keep = items
@@ -445,7 +467,7 @@ class TestEnvironment:
 
 def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     store = store_of(tmp_path, random_documents(30))
-    sentences, calls = pairs.Sentences.of(store, False), []
-    watched = build(sentences, 32, "nsp", 0, 0, lambda: calls.append(1))
+    sentences, calls = Sentences.of(store, False), []
+    watched = build_index(sentences, 32, "nsp", 0, 0, lambda: calls.append(1))
     assert calls
-    assert (watched == build(sentences, 32, "nsp", 0, 0)).all()
+    assert (watched == build_index(sentences, 32, "nsp", 0, 0)).all()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.manifest import folder_of, present
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
@@ -81,7 +81,7 @@ def place_at(folder: Path, position: DataPosition, passed_over: list[list[int]])
 
 def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     """As a run that is resumed at the checkpoint before the spike with the data of BEYOND steps after it."""
-    stream = SampleStream(Mixture([Store.open(store)], [1.0], 32, "nsp", 0), DataPosition())
+    stream = SampleStream(Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0), DataPosition())
     stream.take((SPIKE + BEYOND) * BATCH)
     reference = cut_after(spiked, 12, tmp_path / "reference")
     place_at(

@@ -8,8 +8,9 @@ import rjieba
 
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
+from data_prep.samples.assemble import gather_tokens, word_continuations
 from data_prep.samples.masking import Masking, mask_tokens
-from data_prep.samples.pairs import Mixture, assemble, continuing
+from data_prep.samples.mixture import Mixture
 from data_prep.shard import ShardConfig, main
 from data_prep.store import Sections, Store, continuing_entries, write_shard
 from data_prep.tokens.encode import Encoder
@@ -136,16 +137,19 @@ def test_samples_of_several_shards_and_stores_know_their_words(tmp_path):
         entry |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (tmp_path / "0/manifest.json").write_text(json.dumps(manifest | {"format": 2}))
     stores[0] = Store.open(tmp_path / "0")
-    picked = Mixture(stores, [1, 1], 64, "nsp", 0).epoch(0).look_up(np.arange(30))
-    ids, _, is_special, lengths = assemble(tuple(stores), picked)
-    found = continuing(tuple(stores), picked, ids, is_special)
+    samples = Mixture(stores, [1, 1], seq_len=64, objective="nsp", seed=0).epoch(0).samples_at(np.arange(30))
+    assembled = gather_tokens(tuple(stores), samples)
+    ids, _, is_special, lengths = assembled
+    found = word_continuations(tuple(stores), samples, assembled)
     expected: list[bool] = []
-    for number, sample in zip(picked.store, picked.samples, strict=True):
+    for number, sample in zip(samples.store, samples.spans, strict=True):
         for start, length in (("a_start", "a_length"), ("b_start", "b_length")):
             tokens = range(int(sample[start]), int(sample[start]) + int(sample[length]))
             expected += [False] * (start == "a_start") + [number == 0 and token % 3 == 2 for token in tokens] + [False]
     assert found.tolist() == expected
-    _, rows, _ = mask_tokens(ids, is_special, lengths, picked.key, 4, 64, Masking(unit="word"), found)
+    _, rows, _ = mask_tokens(
+        ids, is_special, lengths, samples.key, mask_id=4, vocab_size=64, masking=Masking(unit="word"), continues=found
+    )
     hidden = np.zeros(len(ids) + 1, bool)
     hidden[rows] = True
     after = np.flatnonzero(found)

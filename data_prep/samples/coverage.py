@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.samples.index import Objective, Sentences, build, without_choice
+from data_prep.samples.pair_index import Objective, Sentences, build_index, single_sentence_share
 from data_prep.store import Store
 
 PASSES = 10
@@ -111,7 +111,7 @@ def _seen(sentences: Sentences, objective: Objective, seq_len: int, seed: int) -
     tokens = int(sentences.ends[-1])
     ever, first = np.zeros(tokens, bool), 0.0
     for pass_number in range(PASSES):
-        samples = build(sentences, seq_len, objective, seed, pass_number)
+        samples = build_index(sentences, seq_len, objective, seed, pass_number)
         change = np.zeros(tokens + 1, np.int64)
         for segment in ("a", "b"):
             starts, lengths = samples[f"{segment}_start"], samples[f"{segment}_length"].astype(np.int64)
@@ -122,7 +122,7 @@ def _seen(sentences: Sentences, objective: Objective, seq_len: int, seed: int) -
         first = first or float(ever.mean())
         if ever.all():
             break
-    alone = 0.0 if objective == "mlm" else without_choice(sentences, seq_len, objective, seed, 0)
+    alone = 0.0 if objective == "mlm" else single_sentence_share(sentences, seq_len, objective, seed, 0)
     return first, float(ever.mean()), alone
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, read_fields, write_sealed
 from data_prep.files import sha256_of, write_folder, write_json
-from data_prep.samples.pairs import VERSION
+from data_prep.samples.pair_index import VERSION
 from data_prep.store import Store, project_version, tokenizer_sha256
 from pretrain.checkpoints import checkpoint
 from pretrain.checkpoints.manifest import Identity, Manifest

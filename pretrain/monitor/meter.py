@@ -231,9 +231,8 @@ class Meter:
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
         memory, waited = self._memory_and_wait()
-        mfu: float | None = self.flops / elapsed / self.peak
-        if mfu > 1 or waited > BUSY:
-            mfu = None
+        share = self.flops / elapsed / self.peak
+        mfu = None if share > 1 or waited > BUSY else share
         line = {
             "kind": "train",
             "step": step,

@@ -23,7 +23,7 @@ from rich.text import Text
 from transformers import BertForPreTraining
 
 from data_prep.cli import InputError
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
@@ -365,10 +365,16 @@ def _looked_at(
     for store, weight in zip(stores, weights, strict=True):
         head = _head_of(store)
         share = head.token_starts[-1] / store.token_starts[-1]
-        samples += weight * Mixture([head], [1.0], seq_len, config.objective, config.seed).epoch(0).size / share
-    mixture = Mixture([_head_of(store) for store in stores], weights, seq_len, config.objective, config.seed)
+        samples += (
+            weight
+            * Mixture([head], [1.0], seq_len=seq_len, objective=config.objective, seed=config.seed).epoch(0).size
+            / share
+        )
+    mixture = Mixture(
+        [_head_of(store) for store in stores], weights, seq_len=seq_len, objective=config.objective, seed=config.seed
+    )
     epoch = mixture.epoch(0)
-    some = epoch.look_up(np.arange(min(LOOKED_AT, epoch.size)))
+    some = epoch.samples_at(np.arange(min(LOOKED_AT, epoch.size)))
     counts = count_step(some, config.masking, seq_len, DataPosition())
     probed = probe(model, mixture, config.masking, phase.micro_batch, config.checkpoint_activations)
     return samples, counts.tokens / counts.samples, probed

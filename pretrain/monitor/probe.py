@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BertForPreTraining
 
 from data_prep.samples.masking import Masking
-from data_prep.samples.pairs import Mixture
+from data_prep.samples.mixture import Mixture
 from pretrain.data import collate
 from pretrain.model import Batch, PretrainingModule
 from pretrain.monitor.memory import peak, start_peak
@@ -59,8 +59,8 @@ def probe(
     if weight.device.type == "cpu":
         samples = max(1, min(micro_batch, int(CPU_WORK / (6 * model.num_parameters() * mixture.seq_len))))
     epoch = mixture.epoch(0)
-    picked = epoch.look_up(np.arange(min(samples, epoch.size)))
-    batch = collate(mixture.stores, picked, masking).to(weight.device)
+    chosen = epoch.samples_at(np.arange(min(samples, epoch.size)))
+    batch = collate(mixture.stores, chosen, masking).to(weight.device)
     module = PretrainingModule(model, checkpoint_activations).train()
     kept = kept_bytes(module, batch)
     if checkpoint_activations:  # and the inputs of all layers, and while one runs again what that one keeps

@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep.cli import ROOT, InputError
 from data_prep.fields import Fields, is_number, read_fields
-from data_prep.samples.pairs import smoothed
+from data_prep.samples.mixture import temperature_weights
 from data_prep.store import Store
 from pretrain.checkpoints.manifest import Manifest
 from pretrain.monitor.lines import read_lines
@@ -221,7 +221,9 @@ class History:
         if any(store.identity != identity for store, identity in found) or len(weights) != len(found):
             return []
         stores = [store for store, _ in found]
-        passes = smoothed(weights, [store.tokens for store in stores], self.config["train"].get("temperature", 1.0))
+        passes = temperature_weights(
+            weights, [store.tokens for store in stores], self.config["train"].get("temperature", 1.0)
+        )
         return list(zip(stores, passes, strict=True))
 
     @cached_property

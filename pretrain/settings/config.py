@@ -15,8 +15,9 @@ import tyro
 from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
-from data_prep.samples.masking import Masking, Unit
-from data_prep.samples.pairs import Objective, smoothed
+from data_prep.samples.masking import Masking, MaskUnit
+from data_prep.samples.mixture import temperature_weights
+from data_prep.samples.pair_index import Objective
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
     BATCH,
@@ -72,7 +73,7 @@ class TrainConfig:
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
     temperature: Annotated[float, Range(0, 1, why="0: equal shares, 1: as they are")] = 1.0
     """of several stores, languages say: a store's share of an epoch goes with its tokens to this power (XLM-R 0.3)"""
-    mask_unit: Unit = "token"
+    mask_unit: MaskUnit = "token"
     """what is masked together: tokens (BERT), whole words, runs of words (span: SpanBERT; ngram: MacBERT)"""
     mask_rate: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.15
     """share of the tokens to predict; evaluation always has 0.15, by tokens"""
@@ -207,7 +208,7 @@ class TrainConfig:
         ------
         InputError: a weight that is not a number above 0.
         """
-        return smoothed([weight for _, weight in self.weighted_stores], tokens, self.temperature)
+        return temperature_weights([weight for _, weight in self.weighted_stores], tokens, self.temperature)
 
     def stop_at(self, now: float) -> float | None:
         """When the run should save and stop, in seconds as time.time() counts them; None without a limit."""

@@ -30,7 +30,7 @@ REFUSED = {
     "scheduler": "the learning rate belongs to --schedule and --warmup; remove the section",
     "elasticity": "DeepSpeed 0.19 has none; checkpoints here resume at any world size without it; remove the section",
     "curriculum_learning": "DeepSpeed 0.19 has none; remove the section",
-    "data_efficiency": "samples come from data_prep/samples/pairs.py; remove the section",
+    "data_efficiency": "samples come from data_prep/samples/mixture.py; remove the section",
     "tensorboard": "every run writes RUN/tensorboard; remove the section",
     "amp": "use bf16 or fp16",
     "torch_autocast": "use bf16 or fp16",

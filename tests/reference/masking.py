@@ -3,7 +3,7 @@ section 3.1), by whole words, and by runs of words (SpanBERT's, MacBERT's)."""
 
 import numpy as np
 
-from data_prep.samples.draws import draw_more
+from data_prep.samples.counter_rng import fold_in
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 LENGTHS = {1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}  # of MacBERT's n-grams
@@ -14,7 +14,7 @@ ENDS = {  # the chance that a run of so many words has no further one
 
 
 def _more(key: int, part: int) -> int:
-    return int(draw_more(np.array([key], np.uint64), part)[0])
+    return int(fold_in(np.array([key], np.uint64), part)[0])
 
 
 def _chance(bits: int) -> float:

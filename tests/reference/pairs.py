@@ -1,14 +1,15 @@
 """BERT's sentence pairs, one document at a time, after create_instances_from_document of google-research/bert, those of
 ALBERT, and samples without pairs.
 
-The draws are those of data_prep/samples/index.py (the same keys); everything done with them is written out plainly.
+The draws are those of data_prep/samples/pair_index.py (the same keys); all that is done with
+them is written out plainly.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.samples.draws import below, draw, draw_more
+from data_prep.samples.counter_rng import fold_in, randint, random_bits
 
 Tokens = tuple[int, ...]
 
@@ -97,7 +98,7 @@ def _in_pieces(documents: list[list[list[int]]], room: int, seed: int, pass_numb
             stops = [len(sentence)]
             if len(sentence) >= room:
                 most = max(room // 4, 1)
-                first = 1 + int(below(draw(seed, pass_number, 1 << 40, number), most)[0])
+                first = 1 + int(randint(random_bits(seed, pass_number, 1 << 40, number), most)[0])
                 stops = [*range(first, len(sentence), most), len(sentence)]
             starts = [0, *stops[:-1]]
             pieces[-1] += [Piece(sentence[i:j], i > 0) for i, j in zip(starts, stops, strict=True)]
@@ -124,7 +125,7 @@ def _chunk(
     pieces: list[Piece], room: int, seed: int, pass_number: int, part: int, made: int
 ) -> tuple[int, int, list[Piece], int]:
     """Key of the next sample, the tokens that it aims at, its pieces, and how many of them are A."""
-    key = int(draw(seed, pass_number, part, made)[0])
+    key = int(random_bits(seed, pass_number, part, made)[0])
     target = room
     if key % 2**15 < 3277:  # one in ten
         target = 2 + _fraction_of(key >> 16 & 0xFFFFFF, 24, room - 1)
@@ -148,7 +149,7 @@ def _others(documents: list[list[Piece]], own: int) -> tuple[list[tuple[int, int
 
 
 def _random_b(documents: list[list[Piece]], others: list[tuple[int, int]], target: int, key: int) -> list[int]:
-    number, row = others[int(below(draw_more(np.array([key], np.uint64), 0), len(others))[0])]
+    number, row = others[int(randint(fold_in(np.array([key], np.uint64), 0), len(others))[0])]
     b: list[int] = []
     for piece in documents[number][row:]:
         b += piece.tokens
@@ -164,7 +165,7 @@ def _truncated(a: list[int], b: list[int], room: int, key: int) -> tuple[Tokens,
             cut_a += 1
         else:
             cut_b += 1
-    front = int(draw_more(np.array([key], np.uint64), 1)[0])
+    front = int(fold_in(np.array([key], np.uint64), 1)[0])
     front_a, front_b = _front(front >> 32, cut_a), _front(front % 2**32, cut_b)
     return tuple(a[front_a : len(a) - cut_a + front_a]), tuple(b[front_b : len(b) - cut_b + front_b])
 

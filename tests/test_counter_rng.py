@@ -1,34 +1,36 @@
 import numpy as np
 import pytest
 
-from data_prep.samples.draws import below, draw, fraction, permute
+from data_prep.samples.counter_rng import feistel_permutation, randint, random_bits, uniform
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 4097])
 def test_permute_is_a_permutation_and_depends_on_its_key(size):
-    shuffled = permute(np.arange(size), size, key=7)
+    shuffled = feistel_permutation(np.arange(size), size, key=7)
     assert sorted(shuffled.tolist()) == list(range(size))
     if size > 60:
-        assert (shuffled != permute(np.arange(size), size, key=8)).mean() > 0.9
+        assert (shuffled != feistel_permutation(np.arange(size), size, key=8)).mean() > 0.9
         assert (shuffled != np.arange(size)).mean() > 0.9
 
 
 def test_permute_of_a_few_is_permute_of_all_at_these_places():
     places = np.array([5, 999, 17])
-    assert permute(places, 1000, 3).tolist() == permute(np.arange(1000), 1000, 3)[places].tolist()
+    assert (
+        feistel_permutation(places, 1000, 3).tolist() == feistel_permutation(np.arange(1000), 1000, 3)[places].tolist()
+    )
 
 
 def test_draws_are_uniform_and_do_not_correlate_along_any_part_of_the_key():
     rows, columns = np.arange(500)[:, None], np.arange(400)[None, :]
-    values = fraction(draw(1, rows, columns))
+    values = uniform(random_bits(1, rows, columns))
     assert abs(values.mean() - 0.5) < 0.005
     assert abs(values.var() - 1 / 12) < 0.002
     for first, second in ((values[1:], values[:-1]), (values[:, 1:], values[:, :-1])):
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.01
-    counts = np.bincount(below(draw(2, np.arange(70_000)), 7), minlength=7)
+    counts = np.bincount(randint(random_bits(2, np.arange(70_000)), 7), minlength=7)
     assert abs(counts - 10_000).max() < 500
 
 
 def test_the_order_of_the_parts_of_a_key_matters():
-    assert draw(1, 2)[0] != draw(2, 1)[0]
-    assert draw(1)[0] != draw(1, 0)[0]
+    assert random_bits(1, 2)[0] != random_bits(2, 1)[0]
+    assert random_bits(1)[0] != random_bits(1, 0)[0]

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.samples import index
-from data_prep.samples.index import Objective, Sentences, build, times_taken
-from data_prep.samples.pairs import Mixture, Picked, assemble
+from data_prep.samples import pair_index
+from data_prep.samples.pair_index import Objective, Sentences, build_index, usage_counts
 from data_prep.store import Store
 from tests.reference.pairs import mlm_samples, nsp_samples, sop_samples
 from tests.stores import random_documents, store_of
@@ -29,8 +28,8 @@ def as_tokens(store, samples) -> list[tuple]:
 @pytest.mark.parametrize("chain", [1, 3, 128])
 @pytest.mark.parametrize(("count", "longest"), [(30, 12), (6, 70)])  # sentences shorter than most samples, and longer
 def test_samples_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shards, chain, count, longest):
-    monkeypatch.setattr(index, "CHAIN", chain)
-    monkeypatch.setattr(index, "BLOCK", 9)
+    monkeypatch.setattr(pair_index, "CHUNK_SAMPLES", chain)
+    monkeypatch.setattr(pair_index, "BLOCK_SIZE", 9)
     documents = random_documents(count, longest=longest)
     store = store_of(tmp_path, documents, shards=shards)
     by_objective: dict[Objective, list[Any]] = {
@@ -39,7 +38,7 @@ def test_samples_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shard
         "mlm": mlm_samples(documents, seq_len, chain),
     }
     for objective, expected in by_objective.items():
-        found = as_tokens(store, build(Sentences.of(store), seq_len, objective, seed=5, pass_number=2))
+        found = as_tokens(store, build_index(Sentences.of(store), seq_len, objective, seed=5, pass_number=2))
         assert sorted(found) == sorted(expected), objective
 
 
@@ -47,7 +46,7 @@ def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):
     # Every token names its document, so a pair says itself where it comes from.
     documents = [[[10 + number] * 6 for _ in range(40)] for number in range(40)]
     store = store_of(tmp_path, documents)
-    found = as_tokens(store, build(Sentences.of(store), 32, "nsp", 0, 0))
+    found = as_tokens(store, build_index(Sentences.of(store), 32, "nsp", 0, 0))
     for a, b, is_random in found:
         assert len(set(a)) == len(set(b)) == 1
         assert (set(a) != set(b)) == is_random
@@ -57,7 +56,7 @@ def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):
 
 def test_one_sample_in_ten_is_short(tmp_path):
     store = store_of(tmp_path, [[[7]] * 2000 for _ in range(4)])
-    samples = build(Sentences.of(store), 64, "nsp", 0, 0)
+    samples = build_index(Sentences.of(store), 64, "nsp", 0, 0)
     lengths = samples["a_length"].astype(int) + samples["b_length"]
     assert lengths.max() == 61
     assert 0.06 < (lengths < 61).mean() < 0.15
@@ -66,7 +65,7 @@ def test_one_sample_in_ten_is_short(tmp_path):
 def test_every_sentence_of_a_pass_is_used_as_a_or_true_b(tmp_path):
     documents = random_documents(20, longest=3)
     store = store_of(tmp_path, documents)
-    samples = build(Sentences.of(store), 128, "nsp", 0, 0)  # long enough that hardly anything is cut off
+    samples = build_index(Sentences.of(store), 128, "nsp", 0, 0)  # long enough that hardly anything is cut off
     used = np.zeros(int(store.token_starts[-1]), bool)
     for sample in samples:
         used[sample["a_start"] : sample["a_start"] + sample["a_length"]] = True
@@ -77,7 +76,7 @@ def test_every_sentence_of_a_pass_is_used_as_a_or_true_b(tmp_path):
 
 def test_sop_swaps_half_of_the_true_pairs(tmp_path):
     store = store_of(tmp_path, [[[10 + row] * 3 for row in range(50)] for _ in range(60)])
-    found = as_tokens(store, build(Sentences.of(store), 32, "sop", 0, 0))
+    found = as_tokens(store, build_index(Sentences.of(store), 32, "sop", 0, 0))
     swapped = [a[0] > b[0] for a, b, _ in found if b]
     assert swapped == [label for _, b, label in found if b]
     assert 0.4 < np.mean(swapped) < 0.6
@@ -86,7 +85,7 @@ def test_sop_swaps_half_of_the_true_pairs(tmp_path):
 def test_mlm_samples_are_whole_sentences_of_one_document_and_use_all_tokens(tmp_path):
     documents = random_documents(20)
     store = store_of(tmp_path, documents)
-    samples = build(Sentences.of(store), 32, "mlm", 0, 0)
+    samples = build_index(Sentences.of(store), 32, "mlm", 0, 0)
     assert not samples["b_length"].any()
     spans = sorted((int(s["a_start"]), int(s["a_length"])) for s in samples)
     assert spans[0][0] == 0
@@ -98,7 +97,7 @@ def test_held_out_documents_are_never_trained_on(tmp_path):
     documents = [[[10 + number] * 4 for _ in range(10)] for number in range(20)]
     store = store_of(tmp_path, documents, held_out={4, 9})
     for held_out, expected in ((False, set(range(20)) - {4, 9}), (True, {4, 9})):
-        found = as_tokens(store, build(Sentences.of(store, held_out), 32, "nsp", 0, 0))
+        found = as_tokens(store, build_index(Sentences.of(store, held_out), 32, "nsp", 0, 0))
         assert {a[0] - 10 for a, _, _ in found} == expected
         assert {b[0] - 10 for _, b, _ in found} <= expected
 
@@ -109,8 +108,8 @@ def test_numbers_beyond_32_bits_hold(tmp_path):
     near, far = Sentences.of(store), 1 << 33
     there = near._replace(token_starts=near.token_starts + far)
     for objective in ("nsp", "sop", "mlm"):
-        expected = build(near, 32, objective, 0, 0)
-        found = build(there, 32, objective, 0, 0)
+        expected = build_index(near, 32, objective, 0, 0)
+        found = build_index(there, 32, objective, 0, 0)
         assert (found["a_start"] == expected["a_start"] + far).all()
         assert (found["a_length"] == expected["a_length"]).all()
     shards = (store.shards[0]._replace(tokens=np.broadcast_to(np.uint16(7), far)), store.shards[0])
@@ -125,70 +124,8 @@ def test_numbers_beyond_32_bits_hold(tmp_path):
 def test_one_document_is_no_corpus_for_nsp(tmp_path):
     store = store_of(tmp_path, [[[10], [11]]])
     with pytest.raises(InputError, match="two documents"):
-        build(Sentences.of(store), 16, "nsp", 0, 0)
-    assert len(build(Sentences.of(store), 16, "sop", 0, 0)) == 1
-
-
-def picked_ids(epoch) -> list[tuple]:
-    picked = epoch.look_up(np.arange(epoch.size))
-    return list(zip(picked.store.tolist(), picked.key.tolist(), strict=True))
-
-
-def test_an_epoch_holds_every_sample_once_in_another_order_each_time(tmp_path):
-    mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], 32, "nsp", 3)
-    first, second = (mixture.epoch(number) for number in (0, 1))
-    assert len(set(picked_ids(first))) == first.size
-    starts = [epoch.look_up(np.arange(epoch.size)).samples["a_start"].tolist() for epoch in (first, second)]
-    assert starts[0] != sorted(starts[0])
-    assert starts[0] != starts[1]
-
-
-def test_weights_are_passes_an_epoch_and_fractions_add_up(tmp_path):
-    stores = [store_of(tmp_path / name, random_documents(30, seed)) for seed, name in enumerate("ab")]
-    mixture = Mixture(stores, [2.5, 0.5], 32, "nsp", 0)
-    epochs = [mixture.epoch(number) for number in (0, 1)]
-    for epoch in epochs:
-        counts = np.bincount(epoch.look_up(np.arange(epoch.size)).store)
-        passes = [Mixture([store], [1.0], 32, "nsp", 0).epoch(0).size for store in stores]
-        assert counts == pytest.approx([2.5 * passes[0], 0.5 * passes[1]], rel=0.1)
-    # Two epochs are five whole passes of the first store and one of the second: no sample twice, none left out.
-    drawn = [identity for epoch in epochs for identity in picked_ids(epoch)]
-    assert len(set(drawn)) == len(drawn)
-    whole = Mixture(stores, [5.0, 1.0], 32, "nsp", 0).epoch(0)
-    assert sorted(picked_ids(whole)) == sorted(drawn)
-
-
-def test_a_mixture_is_shuffled_through_and_through(tmp_path):
-    stores = [store_of(tmp_path / name, random_documents(60, seed)) for seed, name in enumerate("ab")]
-    epoch = Mixture(stores, [1.0, 1.0], 32, "nsp", 0).epoch(0)
-    store = epoch.look_up(np.arange(epoch.size)).store
-    half = epoch.size // 2
-    assert store[:half].mean() == pytest.approx(store[half:].mean(), abs=0.1)
-
-
-def test_assemble_puts_special_tokens_around_the_segments(tmp_path):
-    store = store_of(tmp_path, [[[10, 11], [12]], [[20], [21, 22]]])
-    picked = Picked(np.zeros(2, int), np.zeros(2, np.uint64), build(Sentences.of(store), 16, "sop", 0, 0))
-    picked.samples["a_start"], picked.samples["a_length"] = [0, 3], [2, 1]
-    picked.samples["b_start"], picked.samples["b_length"] = [4, 0], [2, 0]
-    ids, types, special, lengths = assemble((store,), picked)
-    cls, sep = 2, 3
-    assert ids.tolist() == [cls, 10, 11, sep, 21, 22, sep, cls, 20, sep]
-    assert types.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 0]
-    assert special.tolist() == [True, False, False, True, False, False, True, True, False, True]
-    assert lengths.tolist() == [7, 3]
-
-
-def test_assemble_reads_each_sample_from_its_own_store(tmp_path):
-    stores = tuple(
-        store_of(tmp_path / str(word), [[[word] * 4 for _ in range(6)] for _ in range(3)]) for word in (10, 30)
-    )
-    epoch = Mixture(stores, [1.0, 1.0], 16, "nsp", 0).epoch(0)
-    picked = epoch.look_up(np.arange(epoch.size))
-    ids, _, special, lengths = assemble(stores, picked)
-    owner = np.repeat(picked.store, lengths)
-    assert (ids[~special] == np.where(owner == 0, 10, 30)[~special]).all()
-    assert set(owner) == {0, 1}
+        build_index(Sentences.of(store), 16, "nsp", 0, 0)
+    assert len(build_index(Sentences.of(store), 16, "sop", 0, 0)) == 1
 
 
 @pytest.mark.parametrize("objective", ["nsp", "sop"])
@@ -198,10 +135,10 @@ def test_every_sentence_is_taken_once_and_what_samples_show_agrees(tmp_path, obj
     store = store_of(tmp_path, random_documents(300, seed=4))
     sentences = Sentences.of(store)
     for number in (0, 1):
-        times = times_taken(sentences, seq_len, objective, 5, number)
+        times = usage_counts(sentences, seq_len, objective, 5, number)
         assert (times == 1).all()
         assert len(times) == len(sentences.token_starts)
-    samples = build(sentences, seq_len, objective, 5, 0)
+    samples = build_index(sentences, seq_len, objective, 5, 0)
     true_b = samples["label"] == 0 if objective == "nsp" else np.ones(len(samples), bool)
     tokens = samples["a_length"].astype(np.int64).sum() + samples["b_length"][true_b].astype(np.int64).sum()
     assert 0.5 * sentences.ends[-1] < tokens <= sentences.ends[-1]

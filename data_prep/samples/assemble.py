@@ -1,0 +1,76 @@
+"""Samples as token ids, end to end without padding, and parted among ranks.
+
+rows = split_by_length(samples, splits)        # which samples each rank, or micro-batch, takes
+assembled = gather_tokens(stores, samples)     # [CLS] A [SEP] B [SEP] [CLS] A [SEP] ...
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.samples.mixture import Samples
+from data_prep.store import Store
+
+
+class Assembled(NamedTuple):
+    """N samples as token ids, end to end. T tokens."""
+
+    ids: np.ndarray  # [T] int64
+    token_types: np.ndarray  # [T] int64: 1 in B and its [SEP], else 0
+    is_special: np.ndarray  # [T] bool: [CLS] and [SEP]
+    lengths: np.ndarray  # [N] int64, tokens of each sample
+
+
+def split_by_length(samples: Samples, splits: int) -> np.ndarray:
+    """Return rows of samples [splits, N / splits] so that each split has as many tokens as the others, nearly: the
+    longest sample goes to the first split, the next one to the second, and after the last split back again."""
+    # Lengths 9, 8, 7, 6, 5, 4 among two: 9 | 8, then 6 | 7, then 5 | 4.
+    rounds = np.argsort(-samples.text_lengths, kind="stable").reshape(-1, splits)
+    rounds[1::2] = rounds[1::2, ::-1]
+    return rounds.T
+
+
+def gather_tokens(stores: tuple[Store, ...], samples: Samples) -> Assembled:
+    """Return samples as [CLS] A [SEP] B [SEP], or [CLS] A [SEP] where there is no B, end to end."""
+    lengths = samples.lengths
+    stops = np.cumsum(lengths)
+    starts = stops - lengths
+    a_stops = starts + 1 + samples.spans["a_length"]
+    # Special tokens first; what is -1 still is of A or B.
+    special = stores[0].special_ids
+    ids = np.full(int(stops[-1]), -1, np.int64)
+    ids[starts] = special["cls"]
+    ids[a_stops] = special["sep"]
+    ids[stops - 1] = special["sep"]
+    is_special = ids >= 0
+    for store, places, begins, sizes in _spans_by_store(stores, samples, is_special):
+        ids[places] = store.read_spans(begins, sizes)
+    # +1 where B begins, -1 after its end: the running sum is 1 in B. Without a B both fall on one place.
+    change = np.zeros(len(ids) + 1, np.int64)
+    change[a_stops + 1] += 1
+    change[stops] -= 1
+    return Assembled(ids, np.cumsum(change[:-1]), is_special, lengths)
+
+
+def word_continuations(stores: tuple[Store, ...], samples: Samples, assembled: Assembled) -> np.ndarray:
+    """Return [T] bool: which tokens of assembled samples go on with the word of the token before them."""
+    if all(store.shards[0].continues is None for store in stores):  # stores of a mixture have one vocabulary
+        return stores[0].continues[assembled.ids]
+    found = np.zeros(len(assembled.ids), bool)
+    for store, places, starts, sizes in _spans_by_store(stores, samples, assembled.is_special):
+        found[places] = store.read_continues(assembled.ids[places], starts, sizes)
+    return found
+
+
+def _spans_by_store(
+    stores: tuple[Store, ...], samples: Samples, is_special: np.ndarray
+) -> Iterator[tuple[Store, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield each store that is drawn from, where its tokens lie among the assembled, and its spans: starts, lengths."""
+    starts = np.stack([samples.spans["a_start"], samples.spans["b_start"]], 1)
+    sizes = np.stack([samples.spans["a_length"], samples.spans["b_length"]], 1).astype(np.int64)
+    body = np.flatnonzero(~is_special)
+    owner = np.repeat(samples.store, sizes.sum(1))
+    for index in np.unique(samples.store):
+        rows = samples.store == index
+        yield stores[index], body[owner == index], starts[rows].ravel(), sizes[rows].ravel()
