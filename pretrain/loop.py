@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.progress import Progress
+from data_prep.samples.counter_rng import random_bits
 from data_prep.samples.coverage import evaluated
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
