@@ -152,7 +152,7 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
             config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
         )
         ending.callback(meter.close)
-        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
+        meter.print_tables(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
         if start.checkpoint is not None:
             meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
         elif lost:
