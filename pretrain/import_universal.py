@@ -43,7 +43,7 @@ from pretrain.checkpoints.format import (
 from pretrain.checkpoints.slices import write_slices
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
-from pretrain.model import architecture_of, strip_vocab_padding
+from pretrain.model import architecture_of, build_model, strip_vocab_padding
 from pretrain.settings.limits import Preset
 from pretrain.state import RunState
 
@@ -76,7 +76,16 @@ def main(config: ImportConfig) -> None:
         raise InputError(f"{config.out} holds checkpoints already; choose another --out")
     store = Store.open(config.data)
     pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
-    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, pad_id, vocab)
+    model = build_model(
+        preset=config.model,
+        init_from=config.init_from,
+        vocab_size=store.vocab_size,
+        dropout=0.0,
+        seed=0,
+        needs_nsp=True,
+        pad_id=pad_id,
+        vocab=vocab,
+    )
     step = read_step(config.universal)
     tensors = {
         slice_key(name, kind, 0): tensor.flatten()
