@@ -33,10 +33,10 @@ import torch.distributed as dist
 from benchmarks.machine import machine
 from data_prep.cli import ROOT, print_json, run
 from data_prep.files import sync_tree
-from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.manifest import KINDS, Identity, folder_of
-from pretrain.checkpoints.resume import load
+from pretrain.checkpoints.format import KINDS, ModelIdentity, checkpoint_dir
+from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.verify import verify
 from pretrain.model import build, identity_of
 from pretrain.settings.ds_config import Flags, resolve
 from pretrain.settings.limits import Preset
@@ -100,7 +100,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
     parameters = model.num_parameters()
     engine = init_engine(model, settings)
     fill_moments(engine.partition)
-    identity = Identity(identity_of(model.config), "0" * 64, config.vocab_size)
+    identity = ModelIdentity(identity_of(model.config), "0" * 64, config.vocab_size)
     saver = Saver(folder / "ours", engine, identity=identity, settings=settings, keep=1)
     figures: Figures = {}
 
@@ -127,10 +127,10 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
             partial(engine.deepspeed_engine.save_checkpoint, str(folder / "theirs"), tag="tag"),
             partial(sync_tree, folder / "theirs"),
         )
-        note("ours_verify", partial(checkpoint.read_manifest, folder_of(saver.run, step)))
-        note("ours_load", partial(load, folder_of(saver.run, step), engine, identity))
+        note("ours_verify", partial(verify, checkpoint_dir(saver.run, step)))
+        note("ours_load", partial(load_checkpoint, checkpoint_dir(saver.run, step), engine, identity))
         note("deepspeed_load", partial(engine.deepspeed_engine.load_checkpoint, str(folder / "theirs"), tag="tag"))
-        for name, place in (("ours", folder_of(saver.run, step)), ("deepspeed", folder / "theirs")):
+        for name, place in (("ours", checkpoint_dir(saver.run, step)), ("deepspeed", folder / "theirs")):
             held = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
             figures.setdefault(f"{name}_bytes_per_parameter", []).append(held / parameters)
     assert all(map(torch.equal, before, engine.partition.fp32_buffers)), "loading has changed the weights"

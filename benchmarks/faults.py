@@ -29,8 +29,8 @@ from benchmarks.machine import machine
 from data_prep.cli import parse, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import read_manifest
-from pretrain.checkpoints.manifest import NAME, STATE, Manifest, folder_of, present
+from pretrain.checkpoints.format import MANIFEST, STATE, Manifest, checkpoint_dir, list_checkpoints
+from pretrain.checkpoints.verify import verify
 from pretrain.train import train
 from tests.checkpoints import checkpoint_of
 from tests.ranks import run_ranks, start_ranks
@@ -59,9 +59,9 @@ def main(settings: FaultsConfig) -> None:
         folder = Path(name)
         store = store_of(folder / "store", random_documents(40), held_out={3, 17}).folder
         run_ranks(2, train, config(store, folder / "undisturbed", save_every=2))
-        expected = contents(folder_of(folder / "undisturbed", STEPS))
+        expected = contents(checkpoint_dir(folder / "undisturbed", STEPS))
         outcomes = [strike(store, folder / f"run-{point}", draw) for point in range(settings.points)]
-        equal = [contents(folder_of(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
+        equal = [contents(checkpoint_dir(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
         with redirect_stdout(sys.stderr):  # what the sweeps of the tests say on their way
             flipped = flips(folder / "flips") if settings.flips else {}
     result = {
@@ -88,8 +88,8 @@ def flips(run: Path) -> dict[str, dict[str, int]]:
     manifest = json.loads((store / "manifest.json").read_text())
     write_sealed(store / "manifest.json", manifest)
     reads: dict[Path, Callable[[], Any]] = {
-        saved / NAME: lambda: Manifest.read(saved),
-        saved / STATE: lambda: read_manifest(saved),
+        saved / MANIFEST: lambda: Manifest.read(saved),
+        saved / STATE: lambda: verify(saved),
         run / "config.json": lambda: {name: read_fields(run / "config.json", "").content[name] for name in RECORD},
         store / "manifest.json": lambda: {name: Store.open(store).manifest[name] for name in manifest},
     }
@@ -112,7 +112,7 @@ def strike(store: Path, run: Path, draw: random.Random) -> dict[str, int]:
         process.join()
     found = {
         "steps": steps_done(run),
-        "checkpoints": len(present(run)),
+        "checkpoints": len(list_checkpoints(run)),
         "staged": len(list((run / "checkpoints").glob("*.partial*"))),
     }
     say(f"{run.name}: killed {victims} after step {found['steps']}, {found['checkpoints']} checkpoints")

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     import tests.conftest  # noqa: F401 - one thread, on the CPU
 
 from benchmarks.machine import machine
-from pretrain.checkpoints.manifest import folder_of
+from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
@@ -37,7 +37,9 @@ def main() -> None:
             for kind, function in (("ours", train), ("usual", train_naively)):
                 out = Path(folder) / f"{kind}-{zero}-{world}"
                 run_ranks(world, function, config(store, out, zero=zero))
-                errors[kind][f"zero {zero}, {world} ranks"] = distance(weights(folder_of(out, STEPS)), final, start)
+                errors[kind][f"zero {zero}, {world} ranks"] = distance(
+                    weights(checkpoint_dir(out, STEPS)), final, start
+                )
     result = {
         "name": "lamb_under_zero",
         "figures": errors,

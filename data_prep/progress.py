@@ -15,23 +15,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Self
 
 from data_prep.cli import say
 from data_prep.outlets import can_redraw
 
 MOMENT = 1.0  # seconds before a bar appears on a terminal
 EVERY = 15.0  # seconds between lines where there is no terminal
-T = TypeVar("T")
-P = TypeVar("P", bound="Progress[Any]")
 
 
-class Progress(Generic[T]):
+class Progress:
     """Counts what is done, of a total that may be unknown, or become better known on the way."""
 
     def __init__(
         self,
-        work: Iterable[T] = (),
+        work: Iterable[Any] = (),
         what: str = "",
         unit: str = "it",
         *,
@@ -47,13 +45,13 @@ class Progress(Generic[T]):
         self._bar = _bar(what, unit, self.total) if self._speaks and can_redraw(sys.stderr) else None
         self._began = self._said = time.monotonic()
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[Any]:
         with self:
             for item in self._work:
                 yield item
                 self.update()
 
-    def __enter__(self: P) -> P:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -100,7 +98,7 @@ class Progress(Generic[T]):
             self._bar.close()
 
 
-class TextProgress(Progress[Any]):
+class TextProgress(Progress):
     """Bytes of text and tokens against an estimate, with a line at the end that says how fast it was."""
 
     def __init__(self, total_bytes: int):

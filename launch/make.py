@@ -72,17 +72,16 @@ def make(config: MakeConfig) -> None:
     """As above."""
     check(config.wanted)
     check_folder(config.out, config.corpus)
-    with redirect_stderr(io.StringIO()):  # the stages say it: what is left out, in which encodings the files are
-        sources = described(find_sources(config.corpus, out=config.out))
-    found, held_out = labelled_files(config)
-    files = [file for file in (found, held_out) if file is not None]
     if config.dry_run:
+        found, held_out = labelled_files(config)
         advice = advise_for(config)
-        commands = commands_of(config, advice, found)
-        show(config, advice, commands)
-        tell_overlap(config, files)
+        show(config, advice, commands_of(config, advice, found))
+        tell_overlap(config, [file for file in (found, held_out) if file is not None])
         return
-    with alone_in(config.out) as alone:
+    with alone_in(config.out) as alone:  # first of all: who is not alone is told so at once
+        with redirect_stderr(io.StringIO()):  # the stages say what is left out, and in which encodings the files are
+            sources = described(find_sources(config.corpus, out=config.out))
+        found, held_out = labelled_files(config)
         record = Record.read(config.out) or Record([], {})
         task = described_task(found, held_out)
         had, advice = record.advice, settle_advice(config, record, sources)
@@ -99,7 +98,7 @@ def make(config: MakeConfig) -> None:
         if advice is not had:
             show(config, advice, commands)
         if "shard" not in record.stages:  # else it was said before, and the store is there
-            tell_overlap(config, files)
+            tell_overlap(config, [file for file in (found, held_out) if file is not None])
         work_through(config, record, commands, keys, alone)
         write_page(config, record)
 

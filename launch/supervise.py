@@ -6,7 +6,7 @@ DeepSpeed's launcher ends with 0 when it is killed in the middle, leaves ranks b
 when it gets a signal, so that they cannot save together. Here
 
 1. SIGTERM, SIGINT, SIGUSR1 and SIGHUP (a terminal that was closed, unless under nohup) go to the ranks themselves,
-   which save together at the next step and end; a second one kills everything;
+   which save together at the next step and end; a second one, a second later or more, kills everything;
 2. nothing that was started outlives this process: orphans come to it (it is their subreaper) and are waited for; where
    it is itself killed, the kernel ends the launcher, and ranks that lose theirs save and end;
 3. a run that failed is started again, up to RESTARTS times (default 0); it continues from its newest whole checkpoint.
@@ -37,6 +37,7 @@ OF_A_SIGNAL = {128 + number for number in FORWARDED}
 OF_THE_LAUNCHER = {*OF_A_SIGNAL, 128 + signal.SIGKILL, 1}
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None)
+ONE = 1.0  # seconds within which several signals are one: of a parent that is killed each of its threads gives one
 PAUSE = 5.0  # seconds before a restart
 POLL = 0.2  # seconds
 
@@ -47,6 +48,7 @@ class Supervisor:
     def __init__(self, command: list[str], restarts: int):
         self.command, self.restarts = command, restarts
         self.signals = 0  # forwarded so far
+        self._heard_at = 0.0  # when the last of these came
         self._stopped_early = False
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
         for number in FORWARDED:
@@ -108,7 +110,10 @@ class Supervisor:
                 time.sleep(POLL)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1
+        now = time.monotonic()
+        if self.signals and now - self._heard_at < ONE:
+            return
+        self.signals, self._heard_at = self.signals + 1, now
         processes = _descendants()
         ranks = [process for process in processes if _is_rank(process)]
         # Until ranks stand they end by a signal like any process, and there is nothing to save.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.manifest import Identity
-from pretrain.checkpoints.run_folder import holder_of
+from pretrain.checkpoints.format import ModelIdentity
+from pretrain.checkpoints.run_lock import lock_holder
 from pretrain.distributed import all_ranks_or_none, broadcast_object
 
 # Of the settings, these may be others on each node: folders mounted elsewhere. What they hold is compared.
@@ -21,7 +21,7 @@ OF_NODES = ("data", "out", "ds_config", "init_from", "resume")
 SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
 
 
-def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], identity: Identity) -> dict[str, Any]:
+def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], identity: ModelIdentity) -> dict[str, Any]:
     """All that must be the same on every rank: software, settings, and the contents of stores and models."""
     shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
     for number, phase in enumerate(settings, 1):
@@ -55,9 +55,9 @@ def code_sha256() -> str:
 
 def check_shared(run: Path) -> None:
     """Refuse a run folder that is another one on another node: every rank must see who has locked it. Collective."""
-    holder = broadcast_object(holder_of(run))
+    holder = broadcast_object(lock_holder(run))
     until = time.monotonic() + SHARED_WITHIN
-    while (found := holder_of(run)) != holder and time.monotonic() < until:
+    while (found := lock_holder(run)) != holder and time.monotonic() < until:
         time.sleep(0.2)
     with all_ranks_or_none(f"run folder {run}"):
         if found != holder:

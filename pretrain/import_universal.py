@@ -22,17 +22,25 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     continue_in_venv()
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
-from data_prep.files import share
 from data_prep.store import Store
 from pretrain import hf_folder
-from pretrain.checkpoints.checkpoint import complete
-from pretrain.checkpoints.manifest import KINDS, Identity, Manifest, folder_of, present, rank_file, slice_key
+from pretrain.checkpoints.format import (
+    KINDS,
+    Manifest,
+    ModelIdentity,
+    checkpoint_dir,
+    finalize,
+    list_checkpoints,
+    rank_file,
+    slice_key,
+    staging_dir,
+)
+from pretrain.checkpoints.slices import write_slices
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
 from pretrain.model import build, identity_of, unpadded
@@ -64,7 +72,7 @@ class ImportConfig:
 
 def main(config: ImportConfig) -> None:
     """Read, compare with the model, and write RUN/checkpoints/step-N."""
-    if present(config.out):
+    if list_checkpoints(config.out):
         raise InputError(f"{config.out} holds checkpoints already; choose another --out")
     store = Store.open(config.data)
     pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
@@ -75,16 +83,22 @@ def main(config: ImportConfig) -> None:
         for kind in KINDS
         for name, tensor in values_of(config.universal, kind, model, store.vocab_size).items()
     }
-    target = folder_of(config.out, step)
-    staged = target.with_name(f"{target.name}.partial")
+    target = checkpoint_dir(config.out, step)
+    staged = staging_dir(target)
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    save_file(tensors, staged / rank_file(0, 1))
-    share(staged / rank_file(0, 1))
-    identity = Identity(identity_of(model.config), store.vocab_sha256, store.vocab_size)
-    settings = {"imported_from": str(config.universal)}
-    parameters = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    complete(staged, target, RunState(step), {}, Manifest(step, 1, 0, None, identity, settings, parameters, {}))
+    write_slices(staged / rank_file(0, 1), tensors)
+    manifest = Manifest(
+        step=step,
+        world_size=1,
+        zero_stage=0,
+        held_out_loss=None,
+        identity=ModelIdentity(identity_of(model.config), store.vocab_sha256, store.vocab_size),
+        settings={"imported_from": str(config.universal)},
+        parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
+        files={},
+    )
+    finalize(staged, target, state=RunState(step=step), scaler={}, manifest=manifest)
     say(f"{target}: {model.num_parameters():,} parameters with their moments, after step {step}")
 
 

@@ -72,7 +72,7 @@ def loop(run: Run, state: RunState) -> RunState:
     with run.guard.working("the checkpoint is written"):
         run.saver.wait()
     seconds = time.perf_counter() - started
-    run.meter.show(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
+    run.meter.print_tables(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
     return state
 
 
@@ -140,7 +140,7 @@ def watch_for_spikes(run: Run, state: RunState, counts: StepCounts) -> tuple[Run
         found = roll_back(run.saver, place, partial(stream_at, run), state, counts.samples)
         if found is not None:
             first, end = found.state.skipped_spans[-1]
-            run.meter.go_back(found.state.step)
+            run.meter.rewind(found.state.step)
             run.meter.event(
                 found.state.step, "rollback", checkpoint=found.folder.name, **details, samples_passed_over=end - first
             )
@@ -166,14 +166,14 @@ def log_step(
     run.meter.show_place(state.step, state.seconds)
     if last or is_due(run.config.log_every, state.step):
         left = 3600 * run.config.hours - state.seconds if run.config.hours else None
-        run.meter.write(state.step, state.samples, state.tokens, lr, grad_norm(), left)
+        run.meter.write_interval(state.step, state.samples, state.tokens, lr, grad_norm(), left)
     if (last or is_due(TRUST_EVERY * run.config.log_every, state.step)) and (ratios := run.engine.trust_ratios()):
         run.meter.write_trust_ratios(state.step, ratios)
 
 
 def skip_step(run: Run, state: RunState) -> None:
     """Say that a step did not happen."""
-    run.meter.drop_step()
+    run.meter.discard_step()
     scale = run.engine.loss_scale()
     run.meter.event(state.step, "skip", loss_scale=scale.value if scale else 1.0)
     run.guard.skipped(scale)
@@ -225,33 +225,31 @@ def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:
     """Losses and accuracies on the held-out samples, by source; sums in the order of batches, so that no world size
     changes them."""
     engine = run.engine
-    run.meter.pause()
-    shape = (held_out.batch_count, len(held_out.sources), len(Losses._fields))
-    sums = torch.zeros(shape, dtype=torch.float64, device=engine.device)
-    engine.eval()
-    progress = Progress(held_out.batches, f"evaluation, step {step}", "batch", quiet=dist.get_rank() > 0)
-    with torch.no_grad(), run.guard.doing("this evaluation"):
-        for number, batch, source in progress:
-            losses = engine(batch.to(engine.device), by_sample=True)
-            run.guard.beat()
-            if number < held_out.batch_count:
-                sums[number].index_add_(0, source.to(engine.device), torch.stack(losses, 1).double())
-    engine.train()
-    dist.all_reduce(sums)
-    line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources, held_out.identity)
-    run.meter.unpause()
+    with run.meter.paused():
+        shape = (held_out.batch_count, len(held_out.sources), len(Losses._fields))
+        sums = torch.zeros(shape, dtype=torch.float64, device=engine.device)
+        engine.eval()
+        progress = Progress(held_out.batches, f"evaluation, step {step}", "batch", quiet=dist.get_rank() > 0)
+        with torch.no_grad(), run.guard.doing("this evaluation"):
+            for number, batch, source in progress:
+                losses = engine(batch.to(engine.device), by_sample=True)
+                run.guard.beat()
+                if number < held_out.batch_count:
+                    sums[number].index_add_(0, source.to(engine.device), torch.stack(losses, 1).double())
+        engine.train()
+        dist.all_reduce(sums)
+        line = run.meter.write_evaluation(step, sums.sum(0), held_out.sources, held_out.identity)
     run.guard.evaluated()
     return line
 
 
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
     """Begin a checkpoint and say so; it is written while training goes on."""
-    run.meter.pause()
-    with run.guard.working("this checkpoint"):
-        folder = run.saver.save(state, held_out_loss)
-    run.guard.saved()
-    run.meter.event(state.step, "save", checkpoint=folder.name)
-    run.meter.unpause()
+    with run.meter.paused():
+        with run.guard.working("this checkpoint"):
+            folder = run.saver.save(state, held_out_loss)
+        run.guard.saved()
+        run.meter.event(state.step, "save", checkpoint=folder.name)
 
 
 def is_due(every: int, step: int) -> bool:

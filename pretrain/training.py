@@ -19,16 +19,11 @@ from data_prep.cli import InputError, print_json, say
 from data_prep.store import Store
 from pretrain.advice.machine import elsewhere
 from pretrain.alike import check_shared, what_ranks_share
-from pretrain.checkpoints.manifest import Identity, Manifest
-from pretrain.checkpoints.resume import load
-from pretrain.checkpoints.run_folder import (
-    RunLock,
-    Start,
-    disagreement,
-    find_start,
-    prepare_folder,
-    record_of,
-)
+from pretrain.checkpoints.format import Manifest, ModelIdentity
+from pretrain.checkpoints.load import load_checkpoint
+from pretrain.checkpoints.resume import Start, find_start
+from pretrain.checkpoints.run_folder import disagreement, run_record, write_run_folder
+from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
 from pretrain.distributed import OtherRankError, all_ranks_or_none, broadcast_object, check_same_on_all_ranks
 from pretrain.guard import DivergedError, Guard
@@ -102,8 +97,8 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
     vocab_size, vocab = stores[0].vocab_size, stores[0].folder / "vocab"
     model = build(config.model, config.init_from, vocab_size, config.dropout, config.seed, needs_nsp, pad_id, vocab)
     samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
-    record = record_of(config, phases, settings, stores, model.num_parameters())
-    identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+    record = run_record(config, phases, settings, stores, model.num_parameters())
+    identity = ModelIdentity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if config.dry_run:
         if config.verify_store:
@@ -123,7 +118,7 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
                 verify_stores(stores)
         # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
         check_same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in phases], identity))
-        start = Start(None, RunState(), (), record, ())
+        start = Start(record)
         with all_ranks_or_none(f"run folder {config.out}"), watch.working():
             if dist.get_rank() == 0:
                 start = find_start(config, record, identity, shapes)  # one rank reads all of it for its checksums
@@ -149,15 +144,15 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
         state = start.state
         if start.checkpoint is not None:
             with watch.working():
-                load(start.checkpoint, engine, identity)
+                load_checkpoint(start.checkpoint, engine, identity)
         with all_ranks_or_none(f"run folder {config.out}"):
             if dist.get_rank() == 0:
-                prepare_folder(config.out, start, stores)
+                write_run_folder(config.out, start, stores)
         meter = Meter(
             config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
         )
         ending.callback(meter.close)
-        meter.show(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
+        meter.print_tables(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
         if start.checkpoint is not None:
             meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
         elif lost:
@@ -184,7 +179,7 @@ def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:
     if wrong := disagreement(config.out, Manifest.read(folder)):
         say(f"{wrong}; both are written anew")
         with RunLock(config.out):
-            prepare_folder(config.out, start, stores)
+            write_run_folder(config.out, start, stores)
     print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
 
 

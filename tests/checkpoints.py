@@ -1,15 +1,25 @@
 """Checkpoints that fit in a test, made without training: a BERT of one layer of eight, in the files of two ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import BertConfig, BertForPreTraining
 
 from data_prep.files import sha256_of, write_json
-from pretrain.checkpoints.checkpoint import complete
-from pretrain.checkpoints.manifest import KINDS, STATE, Identity, Manifest, folder_of, rank_file, slice_key
+from pretrain.checkpoints.format import (
+    KINDS,
+    STATE,
+    Manifest,
+    ModelIdentity,
+    checkpoint_dir,
+    finalize,
+    rank_file,
+    slice_key,
+    staging_dir,
+)
+from pretrain.checkpoints.slices import write_slices
 from pretrain.model import identity_of
 from pretrain.state import DataPosition, RunState
 
@@ -30,8 +40,8 @@ def tiny_model(seed: int = 0) -> BertForPreTraining:
 def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: BertForPreTraining | None = None) -> Path:
     """Write a whole checkpoint of a run, each parameter cut in two."""
     model = model or tiny_model(step)
-    target = folder_of(run, step)
-    staged = target.with_name(f"{target.name}.partial")
+    target = checkpoint_dir(run, step)
+    staged = staging_dir(target)
     staged.mkdir(parents=True)
     parameters = dict(model.named_parameters())
     for rank in range(2):
@@ -41,7 +51,7 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
             begin, end = (0, half) if rank == 0 else (half, parameter.numel())
             for kind in KINDS:
                 slices[slice_key(name, kind, begin)] = parameter.detach().flatten()[begin:end].clone()
-        save_file(slices, staged / rank_file(rank, 2))
+        write_slices(staged / rank_file(rank, 2), slices)
     state = RunState(
         step,
         skipped=1,
@@ -55,10 +65,14 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         recent_losses=(3.5, 3.25),
         skipped_spans=((0, 8),),
     )
-    identity = Identity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
+    identity = ModelIdentity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     scaler = {"cur_scale": 65536.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
-    complete(staged, target, state, scaler, Manifest(step, 2, 1, 3.25, identity, SETTINGS, shapes, {}))
+    manifest = Manifest(
+        step=step, world_size=2, zero_stage=1, held_out_loss=3.25, identity=identity, settings=SETTINGS,
+        parameters=shapes, files={},
+    )  # fmt: skip
+    finalize(staged, target, state=state, scaler=scaler, manifest=manifest)
     return target
 
 
@@ -69,7 +83,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
         name: entry._replace(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
         for name, entry in manifest.files.items()
     }
-    manifest._replace(files=files)._replace(**changes).write(folder)
+    replace(manifest, **{"files": files} | changes).write(folder)
 
 
 def rewrite_state(folder: Path, content: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import InputError
@@ -18,6 +20,7 @@ from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, looked_into, summed_up, survey
 from pretrain.settings.config import TrainConfig
 from pretrain.sizes import PRESETS, parameters, token_flops
+from tests.corpora import write
 
 LAPTOP = Machine("CPU", 2, 100e9, 12e9, False, True, "fp32", 1.0, cores=2)  # 200 GFLOP/s: the machine of docs/log.md
 # Words as frequent as in a language: the one of rank r occurs TEXT / r times.
@@ -347,3 +350,12 @@ def test_a_record_is_plain_json():
     advice = advised(text(), LAPTOP, 3, corpus=["texts"])
     assert isinstance(advice, Advice)
     assert json.loads(json.dumps(advice.record()))["found"]["text"]["documents"] == 2000
+
+
+def test_what_is_read_whole_is_counted_as_a_store_counts_it(tmp_path):
+    document = "\n\n".join(f"The paragraph {n} says a word or two about the town and its river." for n in range(90))
+    write(tmp_path / "texts/a.txt", "\n\n\n".join([document] * 40))  # more than is read at a place
+    for number in range(30):
+        write(tmp_path / f"texts/{number}.txt", document)
+    pq.write_table(pa.table({"text": [document] * 20 + [""] * 5}), tmp_path / "texts/b.parquet")
+    assert survey([str(tmp_path / "texts")]).documents == 40 + 30 + 20

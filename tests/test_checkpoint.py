@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from data_prep.cli import InputError
-from pretrain.checkpoints import checkpoint, saver
-from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, stored_pieces
-from pretrain.checkpoints.manifest import folder_of
-from pretrain.checkpoints.run_folder import find_checkpoint
+from pretrain.checkpoints import slices
+from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
+from pretrain.checkpoints.resume import resolve_resume
+from pretrain.checkpoints.slices import index_slices
+from pretrain.checkpoints.verify import latest_valid, verify
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
@@ -44,7 +45,7 @@ def whole(store, tmp_path_factory) -> Path:
 def cut_after_three(whole: Path, out: Path) -> Path:
     """The run as a crash after the checkpoint of step 3 would leave it."""
     shutil.copytree(whole, out)
-    shutil.rmtree(folder_of(out, STEPS))
+    shutil.rmtree(checkpoint_dir(out, STEPS))
     return out
 
 
@@ -59,7 +60,7 @@ def test_resume_is_bit_for_bit(store, tmp_path, zero):
     run_ranks(2, train, settings)
     cut = cut_after_three(settings.out, tmp_path / "cut")
     run_ranks(2, train, config(store, cut, zero=zero))
-    assert contents(folder_of(cut, STEPS)) == contents(folder_of(settings.out, STEPS))
+    assert contents(checkpoint_dir(cut, STEPS)) == contents(checkpoint_dir(settings.out, STEPS))
     events = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in events if line.get("event") == "resume"] == [3]
 
@@ -72,22 +73,22 @@ def test_resume_at_another_world_size_and_stage(store, tmp_path, world, zero):
     run_ranks(2, train, settings)
     cut = cut_after_three(settings.out, tmp_path / "cut")
     run_ranks(world, train, config(store, cut, zero=zero, dropout=0.0))
-    expected, start = (weights(folder_of(settings.out, step)) for step in (STEPS, 3))
-    assert distance(weights(folder_of(cut, STEPS)), expected, start) < 1e-5
+    expected, start = (weights(checkpoint_dir(settings.out, step)) for step in (STEPS, 3))
+    assert distance(weights(checkpoint_dir(cut, STEPS)), expected, start) < 1e-5
 
 
 def test_a_checkpoint_has_twelve_bytes_a_parameter_and_no_pickle(whole):
-    folder = folder_of(whole, STEPS)
-    manifest = read_manifest(folder)
+    folder = checkpoint_dir(whole, STEPS)
+    manifest = verify(folder)
     parameters = sum(torch.Size(shape).numel() for shape in manifest.parameters.values())
-    slices = sum(piece.length for pieces in stored_pieces(folder).values() for piece in pieces)
-    assert slices == 3 * parameters
+    stored = sum(slice_.length for found in index_slices(folder).values() for slice_ in found)
+    assert stored == 3 * parameters
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".safetensors", ".safetensors"]
 
 
 def test_keep_removes_the_oldest(store, tmp_path):
     run_ranks(1, train, config(store, tmp_path / "run", save_every=1, keep=2))
-    assert [path.name for path in checkpoint.present(tmp_path / "run")] == ["step-0000006", "step-0000005"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-0000006", "step-0000005"]
 
 
 def damage_flip(path: Path) -> None:
@@ -109,16 +110,16 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_passed_over_by_name(whole, tmp_path, capsys, damage, name):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    DAMAGES[damage](folder_of(run, STEPS) / name)
-    assert newest_whole(run) == folder_of(run, 3)
+    DAMAGES[damage](checkpoint_dir(run, STEPS) / name)
+    assert latest_valid(run) == checkpoint_dir(run, 3)
     assert name in capsys.readouterr().err
 
 
 def test_a_checkpoint_without_manifest_is_not_whole(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    (folder_of(run, STEPS) / "manifest.json").unlink()
-    assert newest_whole(run) == folder_of(run, 3)
+    (checkpoint_dir(run, STEPS) / "manifest.json").unlink()
+    assert latest_valid(run) == checkpoint_dir(run, 3)
 
 
 @pytest.mark.parametrize("pointer", ["step-0000009\n", "", "\xff\x00../..", "step-0000003\n"])
@@ -128,10 +129,10 @@ def test_a_pointer_is_only_a_hint(whole, tmp_path, capsys, pointer):
     shutil.copytree(whole, run)
     assert (run / "checkpoints/latest").read_text() == "step-0000006\n"
     (run / "checkpoints/latest").write_bytes(pointer.encode("latin-1"))
-    assert newest_whole(run) == folder_of(run, STEPS)
+    assert latest_valid(run) == checkpoint_dir(run, STEPS)
     assert ("which is not there" in capsys.readouterr().err) == (pointer != "step-0000003\n")
-    damage_flip(folder_of(run, STEPS) / "state.json")
-    assert newest_whole(run) == folder_of(run, 3)
+    damage_flip(checkpoint_dir(run, STEPS) / "state.json")
+    assert latest_valid(run) == checkpoint_dir(run, 3)
 
 
 def test_a_run_whose_checkpoints_are_gone_never_starts_from_zero(store, whole, tmp_path):
@@ -139,24 +140,26 @@ def test_a_run_whose_checkpoints_are_gone_never_starts_from_zero(store, whole, t
     (run / "checkpoints").mkdir(parents=True)
     shutil.copy(whole / "checkpoints/latest", run / "checkpoints/latest")
     with pytest.raises(InputError, match=r"names 'step-0000006', and no checkpoint is there"):
-        find_checkpoint(config(store, run))
+        resolve_resume(config(store, run))
 
 
 def test_a_run_with_only_damaged_checkpoints_never_starts_from_zero(store, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    for folder in checkpoint.present(run):
+    for folder in list_checkpoints(run):
         (folder / "manifest.json").unlink()
     with pytest.raises(InputError, match="none is whole"):
-        find_checkpoint(config(store, run))
+        resolve_resume(config(store, run))
 
 
 def test_resume_never_refuses_a_run_with_checkpoints(store, whole, tmp_path):
     with pytest.raises(InputError, match="holds checkpoints"):
-        find_checkpoint(config(store, whole, resume="never"))
-    assert find_checkpoint(config(store, tmp_path / "new", resume="never")) is None
-    assert find_checkpoint(config(store, tmp_path / "new")) is None
-    assert find_checkpoint(config(store, tmp_path / "new", resume=str(folder_of(whole, 3)))) == folder_of(whole, 3)
+        resolve_resume(config(store, whole, resume="never"))
+    assert resolve_resume(config(store, tmp_path / "new", resume="never")) is None
+    assert resolve_resume(config(store, tmp_path / "new")) is None
+    assert resolve_resume(config(store, tmp_path / "new", resume=str(checkpoint_dir(whole, 3)))) == checkpoint_dir(
+        whole, 3
+    )
 
 
 def test_another_model_or_tokenizer_is_refused(store, whole, tmp_path):
@@ -165,7 +168,7 @@ def test_another_model_or_tokenizer_is_refused(store, whole, tmp_path):
     other = store_of(tmp_path / "store", random_documents(40, vocab_size=70), vocab_size=70).folder
     with pytest.raises(RuntimeError, match="was trained with tokenizer"):
         run_ranks(1, train, config(other, whole))
-    assert [path.name for path in checkpoint.present(whole)] == ["step-0000006", "step-0000003"]
+    assert [path.name for path in list_checkpoints(whole)] == ["step-0000006", "step-0000003"]
 
 
 def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_path):
@@ -180,7 +183,7 @@ def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_p
                 raise OSError(28, "No space left on device")
             safetensors_torch.save_file(tensors, path)
 
-        saver.save_file = refuse  # type: ignore[assignment]
+        slices.save_file = refuse  # type: ignore[assignment]
         try:
             train(settings)
         except OSError as error:
@@ -190,4 +193,4 @@ def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_p
     messages = run_ranks(2, obstructed, config(store, cut, zero=1))
     assert "rank 1 failed" in messages[0]
     assert "No space left" in messages[1]
-    assert newest_whole(cut) == folder_of(cut, 3)
+    assert latest_valid(cut) == checkpoint_dir(cut, 3)

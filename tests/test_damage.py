@@ -15,8 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.cli import InputError
 from data_prep.files import write_json
-from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_state, read_weights, stored_pieces
-from pretrain.checkpoints.manifest import NAME, STATE, Manifest, folder_of, present, rank_file
+from pretrain.checkpoints.format import (
+    MANIFEST,
+    STATE,
+    Manifest,
+    checkpoint_dir,
+    list_checkpoints,
+    rank_file,
+    read_state,
+)
+from pretrain.checkpoints.slices import index_slices, read_weights
+from pretrain.checkpoints.verify import check_file, latest_valid, verify
 from tests.checkpoints import checkpoint_of, rewrite, rewrite_state
 
 MASKS = (0x01, 0x20, 0xFF)
@@ -58,32 +67,30 @@ def sweep(path: Path, read: Callable[[], Any], masks: int = 1) -> Counter[str]:
 
 
 def test_a_flipped_byte_of_a_manifest_is_never_taken_for_another_content(run):
-    folder = folder_of(run, 6)
-    counts = sweep(folder / NAME, lambda: Manifest.read(folder))
+    folder = checkpoint_dir(run, 6)
+    counts = sweep(folder / MANIFEST, lambda: Manifest.read(folder))
     assert counts["refused"] > 20 * counts["the same"]  # white space only
 
 
 def test_a_flipped_byte_of_a_state_is_found_by_its_checksum(run):
-    folder = folder_of(run, 6)
+    folder = checkpoint_dir(run, 6)
     sweep_state = sweep(folder / STATE, lambda: read_manifest_of_state(folder))
     assert not sweep_state["the same"]
 
 
 def read_manifest_of_state(folder: Path) -> Any:
-    """What read_manifest() does, without the slices."""
-    from pretrain.checkpoints import checkpoint
-
+    """What verify() does, without the slices."""
     manifest = Manifest.read(folder)
-    checkpoint.check_file(folder / STATE, manifest.files[STATE])
+    check_file(folder / STATE, manifest.files[STATE])
     return read_state(folder, manifest)
 
 
 def test_a_flipped_byte_of_a_manifest_or_state_without_checksum_is_no_traceback(run):
     """Of a version that wrote no checksum into manifest.json: types and ranges are all that can be looked at."""
-    folder = folder_of(run, 6)
+    folder = checkpoint_dir(run, 6)
     unsealed(folder)
     manifest = Manifest.read(folder)
-    for name, read in ((NAME, lambda: Manifest.read(folder)), (STATE, lambda: read_state(folder, manifest))):
+    for name, read in ((MANIFEST, lambda: Manifest.read(folder)), (STATE, lambda: read_state(folder, manifest))):
         whole, lines = (folder / name).read_bytes(), []
         for place in range(len(whole)):
             flipped = whole[place] ^ MASKS[place % len(MASKS)]
@@ -99,30 +106,30 @@ def test_a_flipped_byte_of_a_manifest_or_state_without_checksum_is_no_traceback(
 
 def unsealed(folder: Path) -> None:
     """As format 1 was: without a checksum of its own."""
-    content = json.loads((folder / NAME).read_text())
+    content = json.loads((folder / MANIFEST).read_text())
     del content["sha256"]
-    write_json(folder / NAME, content | {"format": 1})
+    write_json(folder / MANIFEST, content | {"format": 1})
 
 
 def test_a_checkpoint_of_the_format_before_is_read(run):
-    expected = read_manifest(folder_of(run, 6))
-    unsealed(folder_of(run, 6))
-    assert read_manifest(folder_of(run, 6)) == expected
+    expected = verify(checkpoint_dir(run, 6))
+    unsealed(checkpoint_dir(run, 6))
+    assert verify(checkpoint_dir(run, 6)) == expected
     # Format 2 without its checksum is none.
-    content = json.loads((folder_of(run, 6) / NAME).read_text())
-    write_json(folder_of(run, 6) / NAME, content | {"format": 2})
+    content = json.loads((checkpoint_dir(run, 6) / MANIFEST).read_text())
+    write_json(checkpoint_dir(run, 6) / MANIFEST, content | {"format": 2})
     with pytest.raises(InputError, match="lacks 'sha256'"):
-        read_manifest(folder_of(run, 6))
+        verify(checkpoint_dir(run, 6))
 
 
-@pytest.mark.parametrize("name", [NAME, STATE, rank_file(1, 2)])
+@pytest.mark.parametrize("name", [MANIFEST, STATE, rank_file(1, 2)])
 def test_choosing_passes_over_flipped_bytes_by_name(run, capsys, name):
-    path = folder_of(run, 6) / name
+    path = checkpoint_dir(run, 6) / name
     whole = path.read_bytes()
     for place in range(5, len(whole), len(whole) // 40):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        assert newest_whole(run) == folder_of(run, 3)
-        assert f"passing over {folder_of(run, 6)}: " in capsys.readouterr().err
+        assert latest_valid(run) == checkpoint_dir(run, 3)
+        assert f"passing over {checkpoint_dir(run, 6)}: " in capsys.readouterr().err
 
 
 MANIFESTS = [
@@ -133,27 +140,27 @@ MANIFESTS = [
 
 
 @pytest.mark.parametrize("content", MANIFESTS, ids=range(len(MANIFESTS)))
-@pytest.mark.parametrize("name", [NAME, STATE])
+@pytest.mark.parametrize("name", [MANIFEST, STATE])
 def test_odd_json_is_passed_over(run, name, content):
-    (folder_of(run, 6) / name).write_bytes(content)
+    (checkpoint_dir(run, 6) / name).write_bytes(content)
     if name == STATE:
-        rewrite(folder_of(run, 6))
-    assert newest_whole(run) == folder_of(run, 3)
+        rewrite(checkpoint_dir(run, 6))
+    assert latest_valid(run) == checkpoint_dir(run, 3)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
-@pytest.mark.parametrize("name", [NAME, STATE])
+@pytest.mark.parametrize("name", [MANIFEST, STATE])
 def test_what_is_no_file_is_not_waited_for(run, name, make):
-    (folder_of(run, 6) / name).unlink()
-    make(folder_of(run, 6) / name)
-    assert newest_whole(run) == folder_of(run, 3)
+    (checkpoint_dir(run, 6) / name).unlink()
+    make(checkpoint_dir(run, 6) / name)
+    assert latest_valid(run) == checkpoint_dir(run, 3)
 
 
 def in_manifest(**changes: Any) -> Callable[[Path], None]:
     """A lie in the manifest; a dict is laid over what is there."""
 
     def lie(folder: Path) -> None:
-        was = Manifest.read(folder)._asdict()
+        was = vars(Manifest.read(folder))
         for name, change in changes.items():
             if name == "model":
                 identity = was["identity"]
@@ -275,38 +282,38 @@ LIES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_whose_checksums_fit_is_passed_over_by_name(run, capsys, lie):
-    LIES[lie](folder_of(run, 6))
-    assert newest_whole(run) == folder_of(run, 3)
+    LIES[lie](checkpoint_dir(run, 6))
+    assert latest_valid(run) == checkpoint_dir(run, 3)
     told = capsys.readouterr().err
-    assert told.startswith(f"passing over {folder_of(run, 6)}: ")
+    assert told.startswith(f"passing over {checkpoint_dir(run, 6)}: ")
     assert len(told.splitlines()) == 1
     with pytest.raises(InputError):
-        read_manifest(folder_of(run, 6))
+        verify(checkpoint_dir(run, 6))
 
 
 def test_what_is_whole_is_taken(run):
-    manifest = read_manifest(folder_of(run, 6))
-    rewrite(folder_of(run, 6))
-    assert read_manifest(folder_of(run, 6)) == manifest
-    (folder_of(run, 6) / "notes.txt").write_text("what a person puts beside does not matter")
-    assert newest_whole(run) == folder_of(run, 6)
-    weights = read_weights(folder_of(run, 6), manifest.parameters)
-    pieces = stored_pieces(folder_of(run, 6))
-    assert sum(piece.length for found in pieces.values() for piece in found) == 3 * sum(
+    manifest = verify(checkpoint_dir(run, 6))
+    rewrite(checkpoint_dir(run, 6))
+    assert verify(checkpoint_dir(run, 6)) == manifest
+    (checkpoint_dir(run, 6) / "notes.txt").write_text("what a person puts beside does not matter")
+    assert latest_valid(run) == checkpoint_dir(run, 6)
+    weights = read_weights(checkpoint_dir(run, 6), manifest.parameters)
+    slices = index_slices(checkpoint_dir(run, 6))
+    assert sum(slice_.length for found in slices.values() for slice_ in found) == 3 * sum(
         map(torch.numel, weights.values())
     )
-    state, scaler = read_state(folder_of(run, 6), manifest)
-    assert json.loads((folder_of(run, 6) / STATE).read_text()) == json.loads(
+    state, scaler = read_state(checkpoint_dir(run, 6), manifest)
+    assert json.loads((checkpoint_dir(run, 6) / STATE).read_text()) == json.loads(
         json.dumps(state.to_json() | {"loss_scaler": scaler})
     )
 
 
 def test_losses_that_are_no_numbers_do_not_make_a_checkpoint_unreadable(run):
     """A version before wrote NaN where an evaluation had diverged."""
-    in_state(best_loss=math.nan, recent=[math.nan, math.inf])(folder_of(run, 6))
-    rewrite(folder_of(run, 6), held_out_loss=math.nan)
-    assert read_manifest(folder_of(run, 6)).held_out_loss is None
-    state, _ = read_state(folder_of(run, 6), read_manifest(folder_of(run, 6)))
+    in_state(best_loss=math.nan, recent=[math.nan, math.inf])(checkpoint_dir(run, 6))
+    rewrite(checkpoint_dir(run, 6), held_out_loss=math.nan)
+    assert verify(checkpoint_dir(run, 6)).held_out_loss is None
+    state, _ = read_state(checkpoint_dir(run, 6), verify(checkpoint_dir(run, 6)))
     assert state.best_loss is None
     assert state.after_evaluation(math.nan, "").best_loss is None
 
@@ -314,7 +321,7 @@ def test_losses_that_are_no_numbers_do_not_make_a_checkpoint_unreadable(run):
 def test_steps_beyond_seven_digits_are_found(tmp_path):
     for step in (9_999_999, 10_000_000):
         checkpoint_of(tmp_path, step)
-    assert present(tmp_path) == [folder_of(tmp_path, 10_000_000), folder_of(tmp_path, 9_999_999)]
+    assert list_checkpoints(tmp_path) == [checkpoint_dir(tmp_path, 10_000_000), checkpoint_dir(tmp_path, 9_999_999)]
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -322,9 +329,9 @@ def test_a_damaged_checkpoint_takes_no_place_among_those_kept(run, keep):
     """Continued from step 3, as step 6 is damaged: what is saved at step 4 stays."""
     from pretrain.checkpoints.saver import Saver
 
-    os.truncate(folder_of(run, 6) / RANK0, 7)
+    os.truncate(checkpoint_dir(run, 6) / RANK0, 7)
     written = checkpoint_of(run, 4)
     saver = Saver.__new__(Saver)
     saver.run, saver.keep = run, keep
     saver._remove_old(written)
-    assert newest_whole(run) == written
+    assert latest_valid(run) == written

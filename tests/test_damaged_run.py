@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from data_prep.store import tokenizer_sha256
 from data_prep.vocab import write_tokenizer
-from pretrain.checkpoints.run_folder import record_under
+from pretrain.checkpoints.format import record_under
+from pretrain.checkpoints.verify import verify
 from pretrain.export import sources
 from pretrain.export.__main__ import ExportConfig
 from pretrain.export.__main__ import main as export
@@ -110,7 +112,7 @@ def test_a_flipped_byte_of_a_config_without_checksum_stops_nothing(run):
     path = run / "config.json"
     path.write_text(json.dumps(RECORD))
     folder = run / "checkpoints/step-0000006"
-    whole, manifest = path.read_bytes(), sources.read_manifest(folder)
+    whole, manifest = path.read_bytes(), verify(folder)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         assert History.read(run).summary()["step"] == 6
@@ -168,7 +170,7 @@ def test_a_flipped_byte_of_metrics_stops_nothing(run):
     path = run / "metrics.jsonl"
     write_metrics(run, LINES[5:])
     folder = run / "checkpoints/step-0000006"
-    whole, manifest = path.read_bytes(), sources.read_manifest(folder)
+    whole, manifest = path.read_bytes(), verify(folder)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         with suppress(InputError):  # of one line of training nothing may be left
@@ -182,7 +184,7 @@ def test_an_evaluation_that_a_resume_took_back_is_not_on_the_card(run, tmp_path)
     """Step 6 was evaluated, lost, and done again without an evaluation: the checkpoint does not say one."""
     lines = [*LINES[:4], held_out(5, 2.0, perplexity=7.4), event(3, "resume", checkpoint="step-0000003"), train(6)]
     write_metrics(run, lines)
-    manifest = sources.read_manifest(run / "checkpoints/step-0000006")._replace(held_out_loss=None)
+    manifest = replace(verify(run / "checkpoints/step-0000006"), held_out_loss=None)
     evaluation = sources.last_evaluation(run, manifest)
     assert evaluation is not None
     assert evaluation["mlm_loss"] == 4.5

@@ -20,8 +20,9 @@ from transformers import (
 )
 
 from data_prep.cli import InputError, run
-from pretrain.checkpoints.checkpoint import read_manifest, read_weights
-from pretrain.checkpoints.manifest import folder_of
+from pretrain.checkpoints.format import checkpoint_dir
+from pretrain.checkpoints.slices import read_weights
+from pretrain.checkpoints.verify import verify
 from pretrain.export import converting as export
 from pretrain.export.__main__ import ExportConfig, Head, main
 from pretrain.settings.config import TrainConfig
@@ -61,8 +62,8 @@ def loading(model_class: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def test_weights_are_the_checkpoint_s_without_the_padding(trained, exported):
-    manifest = read_manifest(folder_of(trained, 4))
-    weights = read_weights(folder_of(trained, 4), manifest.parameters)
+    manifest = verify(checkpoint_dir(trained, 4))
+    weights = read_weights(checkpoint_dir(trained, 4), manifest.parameters)
     stored = load_file(exported / "model.safetensors")
     assert stored.keys() == weights.keys()
     for name, weight in weights.items():
@@ -127,9 +128,9 @@ def test_what_is_no_run_is_refused(trained, tmp_path):
             main(ExportConfig(source, tmp_path / "hf"))
     damaged = tmp_path / "damaged"
     shutil.copytree(trained, damaged)
-    next(folder_of(damaged, 4).glob("rank-00000*")).write_bytes(b"")
+    next(checkpoint_dir(damaged, 4).glob("rank-00000*")).write_bytes(b"")
     with pytest.raises(InputError, match="has 0 bytes"):
-        main(ExportConfig(folder_of(damaged, 4), tmp_path / "hf"))
+        main(ExportConfig(checkpoint_dir(damaged, 4), tmp_path / "hf"))
     main(ExportConfig(damaged, tmp_path / "hf"))  # falls back to the checkpoint that is whole
     assert json.loads((tmp_path / "hf/provenance.json").read_text())["step"] == 2
 

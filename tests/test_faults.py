@@ -22,10 +22,10 @@ import pytest
 
 from data_prep.cli import InputError
 from data_prep.files import write_json
-from pretrain.checkpoints import run_folder
-from pretrain.checkpoints.checkpoint import newest_whole
-from pretrain.checkpoints.manifest import folder_of
-from pretrain.checkpoints.run_folder import RunLock
+from pretrain.checkpoints import run_lock
+from pretrain.checkpoints.format import checkpoint_dir
+from pretrain.checkpoints.run_lock import RunLock
+from pretrain.checkpoints.verify import latest_valid
 from pretrain.model import Pretrainer
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
@@ -70,7 +70,7 @@ def steps_done(run: Path) -> int:
 
 def finish_and_compare(store: Path, run: Path, undisturbed: Path) -> None:
     run_ranks(2, train, config(store, run))
-    assert contents(folder_of(run, STEPS)) == contents(folder_of(undisturbed, STEPS))
+    assert contents(checkpoint_dir(run, STEPS)) == contents(checkpoint_dir(undisturbed, STEPS))
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, 
     for process, _ in ranks:
         process.kill()
     assert 3 <= states[0].step == states[1].step < STEPS
-    assert newest_whole(run) == folder_of(run, states[0].step)
+    assert latest_valid(run) == checkpoint_dir(run, states[0].step)
     assert events(run, "stop")[0]["reason"] == signal.Signals(number).name
     finish_and_compare(store, run, undisturbed)
 
@@ -112,7 +112,7 @@ def test_a_time_limit_stops_and_saves(store, tmp_path):
         2, train, config(store, tmp_path / "run", steps=100_000, keep=2, time_limit=61.5, stop_before=60.0)
     )[0]
     assert events(tmp_path / "run", "stop")[0]["reason"] == "time is up"
-    assert newest_whole(tmp_path / "run") == folder_of(tmp_path / "run", state.step)
+    assert latest_valid(tmp_path / "run") == checkpoint_dir(tmp_path / "run", state.step)
 
 
 def test_slurm_s_time_limit_is_known(monkeypatch, store, tmp_path):
@@ -167,7 +167,7 @@ def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
     run = small_disk / "run"
     with pytest.raises(RuntimeError, match=r"No space left|failed; its message says why"):
         run_ranks(2, train_on_a_disk_that_fills, config(store, run))
-    whole = newest_whole(run)
+    whole = latest_valid(run)
     assert whole is not None
     assert not list((run / "checkpoints").glob("*.partial"))
     shutil.copytree(run, tmp_path / "larger")
@@ -204,7 +204,7 @@ class TestRunLock:
 
     @pytest.mark.parametrize(("age", "refused"), [(1.0, True), (1000.0, False), (-1e9, False), (1e300, False)])
     def test_another_host_counts_by_its_heartbeat(self, tmp_path, monkeypatch, age, refused):
-        monkeypatch.setattr(run_folder, "WATCHED", 0.1)
+        monkeypatch.setattr(run_lock, "WATCHED", 0.1)
         holder = {
             "host": "elsewhere",
             "pid": 1,
@@ -221,7 +221,7 @@ class TestRunLock:
                 pass
 
     def test_a_heartbeat_by_another_clock_that_goes_on_is_alive(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(run_folder, "WATCHED", 60.0)
+        monkeypatch.setattr(run_lock, "WATCHED", 60.0)
         holder = {"host": "elsewhere", "pid": 1, "process_start": "1", "started": "then", "heartbeat": 1e12}
         write_json(tmp_path / "lock.json", holder)
         beat = threading.Timer(0.5, write_json, (tmp_path / "lock.json", holder | {"heartbeat": 1e12 + 15}))
@@ -296,7 +296,7 @@ def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero)
     assert [event["step"] for event in events(tmp_path / "run", "skip")] == [2]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 < line["loss"] < 20 for line in lines if line["kind"] == "train")
-    manifest = json.loads((folder_of(tmp_path / "run", 5) / "state.json").read_text())
+    manifest = json.loads((checkpoint_dir(tmp_path / "run", 5) / "state.json").read_text())
     assert manifest["skipped"] == 1
 
 
@@ -304,7 +304,7 @@ def test_too_many_skips_end_the_run_with_advice(store, tmp_path):
     settings = config(store, tmp_path / "run", max_skips=3)
     with pytest.raises(RuntimeError, match=r"3 steps in a row were skipped.*Try a lower --lr"):
         run_ranks(2, train_with_bad_batches, settings, list(range(5, 1000)))
-    assert newest_whole(tmp_path / "run") == folder_of(tmp_path / "run", 4)
+    assert latest_valid(tmp_path / "run") == checkpoint_dir(tmp_path / "run", 4)
 
 
 def train_in_fp16(settings: TrainConfig) -> Any:
@@ -330,9 +330,9 @@ def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_pat
     assert skips[-1]["loss_scale"] < skips[0]["loss_scale"]
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "run", cut)
-    shutil.rmtree(folder_of(cut, 6))
+    shutil.rmtree(checkpoint_dir(cut, 6))
     run_ranks(2, train_in_fp16, config(store, cut, ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30))
-    assert contents(folder_of(cut, 6)) == contents(folder_of(tmp_path / "run", 6))
+    assert contents(checkpoint_dir(cut, 6)) == contents(checkpoint_dir(tmp_path / "run", 6))
 
 
 KINDS = {"supervise.py": "supervisor", "--local_rank=": "rank", "deepspeed.launcher.launch": "launch.py"}
@@ -387,7 +387,7 @@ class TestLauncher:
 
     def saved_once(self, run: Path) -> None:
         assert len(events(run, "stop")) == len(events(run, "save")) == 1
-        assert newest_whole(run) == folder_of(run, events(run, "save")[0]["step"])
+        assert latest_valid(run) == checkpoint_dir(run, events(run, "save")[0]["step"])
 
     @pytest.mark.parametrize(
         ("target", "number"),

@@ -17,8 +17,9 @@ from data_prep.cli import ROOT, InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.checkpoint import newest_whole, read_parameter, stored_pieces
-from pretrain.checkpoints.manifest import KINDS, folder_of
+from pretrain.checkpoints.format import KINDS, checkpoint_dir
+from pretrain.checkpoints.slices import index_slices, read_elements
+from pretrain.checkpoints.verify import latest_valid
 from pretrain.data import SampleStream, feed
 from pretrain.import_universal import ImportConfig, main
 from pretrain.model import Pretrainer, build, parameter_groups, unpadded
@@ -93,11 +94,11 @@ def test_a_plain_deepspeed_run_goes_on(store, plain, tmp_path, world, zero):
     universal, final = plain
     run = tmp_path / "run"
     main(ImportConfig(universal, store, run, model="bert-tiny"))
-    assert newest_whole(run) == folder_of(run, HALF)
-    start = weights(folder_of(run, HALF))
+    assert latest_valid(run) == checkpoint_dir(run, HALF)
+    start = weights(checkpoint_dir(run, HALF))
     state = run_ranks(world, train, config(store, run, zero))[0]
     assert (state.step, state.samples) == (STEPS, HALF * BATCH)
-    assert distance(weights(folder_of(run, STEPS)), final, start) < 1e-5
+    assert distance(weights(checkpoint_dir(run, STEPS)), final, start) < 1e-5
 
 
 @pytest.mark.slow
@@ -134,11 +135,11 @@ def test_rows_that_pad_the_vocabulary_are_our_own(tmp_path):
             torch.save({"param": theirs + number}, folder / f"{kind}.pt")
         torch.save(torch.tensor(9.0), folder / "step.pt")
     main(ImportConfig(tmp_path / "universal", opened.folder, tmp_path / "run", model="bert-tiny"))
-    pieces = stored_pieces(folder_of(tmp_path / "run", 9))
+    slices = index_slices(checkpoint_dir(tmp_path / "run", 9))
     for name, parameter in model.named_parameters():
         for number, kind in enumerate(KINDS):
             found = torch.empty(parameter.numel())
-            read_parameter(pieces[name, kind], found, 0)
+            read_elements(slices[name, kind], found, 0)
             expected = parameter.detach().clone() if kind == "master" else torch.zeros_like(parameter)
             unpadded(name, expected, 70)[:] = unpadded(name, parameter.detach(), 70) + number
             assert torch.equal(found, expected.flatten()), (name, kind)

@@ -78,7 +78,7 @@ TRAINER = {
         "data",
         "settings.config",
         "zero.partition",
-        "checkpoints.checkpoint",
+        "checkpoints.slices",
         "export.converting",
     )
 }

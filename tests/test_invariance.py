@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
-from pretrain.checkpoints.checkpoint import read_parameter, stored_pieces
-from pretrain.checkpoints.manifest import folder_of
+from pretrain.checkpoints.format import checkpoint_dir
+from pretrain.checkpoints.slices import index_slices, read_elements
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
@@ -36,15 +36,15 @@ def run(store: Path, out: Path, world: int, zero: int, micro_batch: int, **chang
     )  # fmt: skip
     calls = changes.pop("calls", [])
     calls += run_ranks(world, train_counting_layers, TrainConfig(**settings | changes))
-    return weights(folder_of(out, STEPS))
+    return weights(checkpoint_dir(out, STEPS))
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     found = {}
-    for (name, kind), pieces in stored_pieces(checkpoint).items():
+    for (name, kind), slices in index_slices(checkpoint).items():
         if kind == "master" and not name.endswith(NOISE):
-            found[name] = torch.zeros(pieces[-1].offset + pieces[-1].length)
-            read_parameter(pieces, found[name], 0)
+            found[name] = torch.zeros(slices[-1].offset + slices[-1].length)
+            read_elements(slices, found[name], 0)
     return found
 
 
@@ -64,7 +64,7 @@ def plain(
     """One rank, stage 0, one micro-batch a step; and the weights that it began with."""
     folder = tmp_path_factory.mktemp("plain")
     final = run(store, folder / "run", 1, 0, 12, save_every=1, keep=0)
-    return final, weights(folder_of(folder / "run", 1))
+    return final, weights(checkpoint_dir(folder / "run", 1))
 
 
 CUTS = [(2, 3, 3)]

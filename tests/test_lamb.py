@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.manifest import folder_of, present
+from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
 from pretrain.data import SampleStream, feed
 from pretrain.model import Pretrainer, build
 from pretrain.settings.config import TrainConfig
@@ -106,7 +106,7 @@ MORE_CUTS = [
 def test_weights_equal_the_reference(reference, store, tmp_path, world, zero, micro):
     final, start = reference
     run_ranks(world, train, config(store, tmp_path / "run", zero=zero, micro_batch=micro))
-    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+    assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
 class NaiveLamb(torch.optim.Optimizer):
@@ -150,7 +150,7 @@ def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_
     """The test above can fail, and does for the LAMB that everybody writes, even on one rank."""
     final, start = reference
     run_ranks(1, train_naively, config(store, tmp_path / "run", zero=zero, micro_batch=12))
-    error = distance(weights(folder_of(tmp_path / "run", STEPS)), final, start)
+    error = distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start)
     assert (error > 1e-2) if wrong else (error < 1e-5)
 
 
@@ -160,7 +160,7 @@ def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
     final, start = reference
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": sub_group_size}}))
     run_ranks(2, train, config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
-    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+    assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
 @pytest.mark.slow
@@ -170,18 +170,18 @@ def test_offloaded_to_the_host(reference, store, tmp_path, zero):
     ds_config = {"zero_optimization": {"stage": zero, "offload_optimizer": {"device": "cpu"}}}
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
     run_ranks(2, train, config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
-    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+    assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
 @pytest.mark.slow
 def test_save_and_resume(reference, store, tmp_path):
     final, start = reference
     run_ranks(2, train, config(store, tmp_path / "run", zero=3, save_every=5, schedule="linear"))
-    for folder in present(tmp_path / "run"):
-        if folder != folder_of(tmp_path / "run", 5):
+    for folder in list_checkpoints(tmp_path / "run"):
+        if folder != checkpoint_dir(tmp_path / "run", 5):
             shutil.rmtree(folder)
     run_ranks(3, train, config(store, tmp_path / "run", zero=1))
-    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+    assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
 def train_and_watch(settings: TrainConfig) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import InputError
-from pretrain.checkpoints.manifest import folder_of
+from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.model import build, parameter_groups
 from pretrain.train import train
 from pretrain.zero.engine import make_optimizer
@@ -46,7 +46,7 @@ def test_weights_equal_the_reference(store, tmp_path, optimizer, zero):
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
     settings = config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", optimizer=optimizer, micro_batch=3)
     run_ranks(2, train, settings)
-    assert distance(weights(folder_of(tmp_path / "run", STEPS)), final, start) < 1e-5
+    assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
 def test_every_parameter_has_its_layer_s_rate():

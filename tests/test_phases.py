@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.manifest import folder_of
+from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of
@@ -120,8 +120,8 @@ def test_each_phase_has_its_own_samples_batch_and_rate(whole):
 @pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 5))])
 def test_resume_inside_any_phase_is_bit_for_bit(store, whole, tmp_path, step):
     out = tmp_path / "again"
-    run_ranks(2, train, config(store, out, resume=str(folder_of(whole, step))))
-    assert contents(folder_of(out, 7)) == contents(folder_of(whole, 7))
+    run_ranks(2, train, config(store, out, resume=str(checkpoint_dir(whole, step))))
+    assert contents(checkpoint_dir(out, 7)) == contents(checkpoint_dir(whole, 7))
 
 
 @pytest.mark.slow
@@ -136,8 +136,8 @@ def test_ranks_and_stages_change_nothing(store, tmp_path, zero):
     sizes = [b["samples"] - a["samples"] for a, b in zip([{"samples": 0}, *one], one, strict=False)]
     assert sizes == [12, 24, 32, 32, 16, 16, 16]
     assert [line["samples"] for line in one] == [line["samples"] for line in two]
-    start = weights(folder_of(tmp_path / "one", 4))
-    found, expected = (weights(folder_of(tmp_path / name, 7)) for name in ("two", "one"))
+    start = weights(checkpoint_dir(tmp_path / "one", 4))
+    found, expected = (weights(checkpoint_dir(tmp_path / name, 7)) for name in ("two", "one"))
     assert distance(found, expected, start) < 1e-5
 
 
@@ -148,7 +148,7 @@ def test_a_phase_of_the_same_length_goes_on_in_the_data(store, tmp_path):
     split = config(store, tmp_path / "split", phase=("steps=2", "steps=2"), seq_len=24, **settings)
     for settings_of in (whole, split):
         run_ranks(1, train, settings_of)
-    a, b = (contents(folder_of(run.out, 4)) for run in (whole, split))
+    a, b = (contents(checkpoint_dir(run.out, 4)) for run in (whole, split))
     assert {name: data for name, data in a.items() if name != "state.json"} == {
         name: data for name, data in b.items() if name != "state.json"
     }

@@ -121,6 +121,28 @@ class TestKilledFromOutside:
         assert are_over(processes)
 
 
+SAVES = """
+    rank = os.environ["LOCAL_RANK"]
+    watch.hold()
+    stands(rank)
+    while not watch.requested:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    (outcome / rank).write_text("75 2")
+    stands(f"saved {rank}")
+    sys.exit(75)
+"""
+
+
+def test_signals_that_come_together_are_one_and_leave_time_to_save(tmp_path):
+    supervisor = supervised(tmp_path, SAVES)
+    both_stand(tmp_path)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):  # as the threads of a killed parent send them
+        supervisor.send_signal(number)
+    assert supervisor.wait(PATIENCE) == STOPPED
+    assert all((tmp_path / f"saved {rank}").exists() for rank in "01")
+
+
 ENDS = """
     rank = os.environ["LOCAL_RANK"]
     if not (rank == "1" and SILENT):

@@ -154,6 +154,16 @@ def test_events_are_listed_in_order_and_drawn_where_they_count(page):
     assert rows[4][2] == "2 of 3; seq len 512"
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_says_so_and_an_unknown_mfu_why(tmp_path):
+    lost = "20 steps, when the process was killed before its first checkpoint"
+    lines = [train(10, mfu=None), train(20, mfu=None), event(0, "restart", lost=lost), train(10, mfu=None)]
+    page = report(tmp_path / "out", run_folder(tmp_path / "run", lines, hours=3.0, warmup=0.05, schedule="linear"))
+    _, row = page.tables["events"]
+    assert row == ["0", "restart", f"lost {lost}; done again steps 1 to 20, 20 s of work"]
+    assert "unknown: the machine was busy" in page.source
+    assert "warm-up 5% of the time" in page.inside["settings"]
+
+
 def test_the_header_says_what_ran(page):
     assert "stopped, 50 of 100 steps" in page.source
     assert "64 samples = 2 ranks × 8 × 4 micro-batches" in page.inside["settings"]

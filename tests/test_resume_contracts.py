@@ -17,11 +17,20 @@ import tests.stores
 from data_prep.cli import InputError
 from data_prep.fields import write_sealed
 from data_prep.files import sha256_of, write_json
-from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.checkpoint import best_of
-from pretrain.checkpoints.manifest import STATE, FileEntry, Identity, Manifest, folder_of, present, rank_file
+from pretrain.checkpoints.format import (
+    STATE,
+    FileEntry,
+    Manifest,
+    ModelIdentity,
+    best_checkpoint,
+    checkpoint_dir,
+    list_checkpoints,
+    rank_file,
+)
+from pretrain.checkpoints.resume import Start, move_position, resolve_resume
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
-from pretrain.checkpoints.run_folder import Start, find_checkpoint, placed, prepare_folder
+from pretrain.checkpoints.run_folder import write_run_folder
+from pretrain.checkpoints.verify import verify
 from pretrain.export.sources import find_source
 from pretrain.preflight import look
 from pretrain.settings.config import TrainConfig
@@ -63,7 +72,7 @@ def cut(whole, tmp_path) -> Path:
     """The run as a crash after the checkpoint of step 2 leaves it."""
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    shutil.rmtree(folder_of(out, STEPS))
+    shutil.rmtree(checkpoint_dir(out, STEPS))
     return out
 
 
@@ -112,10 +121,10 @@ def record(run: Path) -> dict[str, Any]:
 def test_a_refused_command_leaves_the_run_byte_for_byte(store, other, whole, cut, tmp_path, monkeypatch):
     monkeypatch.setattr(tests.stores, "entries_of", lambda size: [*tests.stores.SPECIAL, *map(str, range(size - 5))])
     renamed = store_of(tmp_path / "renamed", random_documents(40), held_out={3, 17}).folder
-    here, new = {"out": cut}, {"out": tmp_path / "new", "resume": str(folder_of(whole, 2))}
+    here, new = {"out": cut}, {"out": tmp_path / "new", "resume": str(checkpoint_dir(whole, 2))}
     broken = tmp_path / "broken"
     shutil.copytree(cut, broken)
-    rewritten(folder_of(broken, 2), lambda manifest, content: content.pop("position"))
+    rewritten(checkpoint_dir(broken, 2), lambda manifest, content: content.pop("position"))
     refusals: dict[str, dict[str, Any]] = {
         "was trained with tokenizer": here | {"store": renamed},
         "another model: hidden_size": here | {"model": "bert-mini"},
@@ -128,7 +137,7 @@ def test_a_refused_command_leaves_the_run_byte_for_byte(store, other, whole, cut
         "--allow_change seq_len": here | {"seq_len": 24, "seed": 1, "allow_change": ("seed",)},
         "another model: hidden_size, ": new | {"model": "bert-mini"},
         "tokenizer ": new | {"store": renamed},
-        "nothing is left to train": {"out": tmp_path / "new", "resume": str(folder_of(whole, STEPS))},
+        "nothing is left to train": {"out": tmp_path / "new", "resume": str(checkpoint_dir(whole, STEPS))},
         "none is whole": {"out": broken},
         "layer_decay 7": here | {"ds_config": tmp_path / "odd.json"},
     }
@@ -163,7 +172,7 @@ def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):
     now = record(cut)
     assert (now["from_step"], now["train"]["lr"]) == (2, 5e-3)
     assert [(part["from_step"], part["train"]["lr"]) for part in now["segments"]] == [(0, 1e-3)]
-    manifest = checkpoint.read_manifest(folder_of(cut, 5))
+    manifest = verify(checkpoint_dir(cut, 5))
     assert manifest.record == now
     run_ranks(1, train, config(store, cut, **changes | {"steps": 6, "eval_every": 1}))
     assert [part["train"]["steps"] for part in (*record(cut)["segments"], record(cut))] == [4, 5, 6]
@@ -186,7 +195,7 @@ def test_a_checkpoint_of_an_older_version_resumes(store, cut):
     def refusals(*commands: TrainConfig) -> list[str]:
         return answers(*commands)
 
-    rewritten(folder_of(cut, 2), older)
+    rewritten(checkpoint_dir(cut, 2), older)
     old = record(cut)
     write_json(
         cut / "config.json",
@@ -205,19 +214,19 @@ def test_checkpoints_of_another_way_are_put_aside(store, whole, tmp_path):
     """Else the next resume, or a rollback, would take the step 4 of before for one of this run."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    run_ranks(1, train, config(store, run, resume=str(folder_of(run, 2)), steps=3))
-    assert [folder.name for folder in present(run)] == ["step-0000003", "step-0000002"]
+    run_ranks(1, train, config(store, run, resume=str(checkpoint_dir(run, 2)), steps=3))
+    assert [folder.name for folder in list_checkpoints(run)] == ["step-0000003", "step-0000002"]
     assert (run / "checkpoints/aside-1-step-0000004").is_dir()
 
 
 def test_a_run_that_went_on_while_its_checkpoint_was_read_is_not_taken_back(store, cut):
     """The process before has saved and ended between the look at the folder and its lock."""
     command = config(store, cut)
-    seen = Start(folder_of(cut, 2), RunState(2), (), {}, ("step-0000002",))
-    folder_of(cut, 3).mkdir()
+    seen = Start({}, checkpoint=checkpoint_dir(cut, 2), state=RunState(2), checkpoints_seen=("step-0000002",))
+    checkpoint_dir(cut, 3).mkdir()
     before = all_of(cut)
     with pytest.raises(InputError, match="has been written by another process just now"):
-        prepare_folder(command.out, seen, [])
+        write_run_folder(command.out, seen, [])
     assert all_of(cut) == before
 
 
@@ -275,8 +284,10 @@ def test_a_phase_more_with_the_same_rate_changes_no_rate():
 
 def test_a_run_is_not_taken_for_a_checkpoint(store, whole):
     settings = tiny_run(store, whole.with_name("another"), resume=str(whole), steps=STEPS)
-    with pytest.raises(InputError, match=rf"--resume {whole} is a whole run.* the newest is {folder_of(whole, STEPS)}"):
-        find_checkpoint(settings)
+    with pytest.raises(
+        InputError, match=rf"--resume {whole} is a whole run.* the newest is {checkpoint_dir(whole, STEPS)}"
+    ):
+        resolve_resume(settings)
 
 
 def test_a_moved_store_is_the_same_store_and_an_empty_record_says_nothing():
@@ -290,7 +301,7 @@ def test_a_place_in_other_samples_is_the_beginning_of_a_fresh_epoch():
     state = RunState(50, position=DataPosition(2, 17, 0, 400))
 
     def place(now: dict[str, Any]) -> DataPosition:
-        return placed(state, RECORD, now, changes_of(RECORD, now, 50)).position
+        return move_position(state, RECORD, now, changes_of(RECORD, now, 50)).position
 
     assert place(RECORD) == DataPosition(2, 17, 0, 400, 128)
     assert place(changed(dropout=0.0)) == DataPosition(2, 17, 0, 400, 128)
@@ -332,30 +343,33 @@ def test_best_never_compares_losses_on_different_samples(tmp_path):
     assert state.after_evaluation(float("nan"), "long").evals_since_best == 1
     rows = [(1, 2.0, "short"), (2, 1.0, "short"), (3, 5.0, "long"), (4, 4.0, "long"), (5, 6.0, "long"), (6, None, "")]
     for step, loss, held_out in rows:
-        folder = folder_of(tmp_path, step)
+        folder = checkpoint_dir(tmp_path, step)
         folder.mkdir(parents=True)
         files = {name: FileEntry(1, "ab" * 32) for name in (STATE, rank_file(0, 1))}
-        Manifest(step, 1, 0, loss, Identity({}, "ab" * 32, 5), {}, {"weight": [1]}, files, held_out).write(folder)
-    best = best_of(present(tmp_path))
+        Manifest(
+            step=step, world_size=1, zero_stage=0, held_out_loss=loss, identity=ModelIdentity({}, "ab" * 32, 5),
+            settings={}, parameters={"weight": [1]}, files=files, held_out=held_out,
+        ).write(folder)  # fmt: skip
+    best = best_checkpoint(list_checkpoints(tmp_path))
     assert best is not None
-    assert best.folder == folder_of(tmp_path, 4)
-    assert best_of([folder_of(tmp_path, 6)]) is best_of([]) is None
+    assert best.folder == checkpoint_dir(tmp_path, 4)
+    assert best_checkpoint([checkpoint_dir(tmp_path, 6)]) is best_checkpoint([]) is None
 
 
 def test_the_held_out_set_is_known_by_what_decides_it(whole, store, tmp_path):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     sets = {line["held_out"] for line in lines if line["kind"] == "eval"}
     assert len(sets) == 1
-    manifest = checkpoint.read_manifest(folder_of(whole, STEPS))
+    manifest = verify(checkpoint_dir(whole, STEPS))
     assert manifest.held_out == sets.pop()
-    assert json.loads((folder_of(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out
+    assert json.loads((checkpoint_dir(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out
 
 
 def test_export_takes_no_other_tokenizer_or_settings(store, whole, tmp_path, monkeypatch):
     """As the refused commands of older versions left them."""
     monkeypatch.setattr(tests.stores, "entries_of", lambda size: [*tests.stores.SPECIAL, *map(str, range(size - 5))])
     renamed = store_of(tmp_path / "renamed", random_documents(40)).folder
-    for number, source in enumerate((lambda run: run, lambda run: folder_of(run, STEPS))):
+    for number, source in enumerate((lambda run: run, lambda run: checkpoint_dir(run, STEPS))):
         run = tmp_path / f"run{number}"
         shutil.copytree(whole, run)
         assert find_source(source(run), None, None).step == STEPS
@@ -388,12 +402,12 @@ def test_a_card_tells_of_the_checkpoint_and_of_its_phases(whole, tmp_path):
     (run / "config.json").write_text('{"train": {"se')
     assert find_source(run, None, None).story.endswith("4 steps of 8 samples of 32 tokens.")
     phases = [{"steps": 1, "seq_len": 16, "global_batch": 64}, {"steps": 9, "seq_len": 32, "global_batch": 8}]
-    rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(phases=phases))
+    rewritten(checkpoint_dir(run, STEPS), lambda manifest, content: manifest["record"].update(phases=phases))
     story = find_source(run, None, None).story
     assert story.endswith("1 steps of 64 samples of 16 tokens, then 3 steps of 8 samples of 32 tokens.")
     before = {"from_step": 0, "phases": [{"steps": 4, "seq_len": 16, "global_batch": 64}]}
     changes = {"from_step": 2, "segments": [before]}
-    rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
+    rewritten(checkpoint_dir(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
     story = find_source(run, None, None).story
     assert story.endswith("2 steps of 64 samples of 16 tokens, then 2 steps of 8 samples of 32 tokens.")
 
@@ -404,7 +418,7 @@ def test_a_card_tells_what_was_trained_in_its_order(whole, tmp_path):
     short, long = ({"steps": 1, "seq_len": length, "global_batch": 8} for length in (16, 32))
 
     def course(changes: dict[str, Any]) -> Any:
-        rewritten(folder_of(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
+        rewritten(checkpoint_dir(run, STEPS), lambda manifest, content: manifest["record"].update(changes))
         return find_source(run, None, None)
 
     # A length that comes again comes after the other one.
@@ -412,7 +426,7 @@ def test_a_card_tells_what_was_trained_in_its_order(whole, tmp_path):
     of_16, of_32 = (f"of 8 samples of {length} tokens" for length in (16, 32))
     assert story.endswith(f"1 steps {of_16}, then 1 steps {of_32}, then 2 steps {of_16}.")
     # What is another thing since step 3 was not so before.
-    record = json.loads((folder_of(run, STEPS) / "manifest.json").read_text())["record"]
+    record = json.loads((checkpoint_dir(run, STEPS) / "manifest.json").read_text())["record"]
     before = record | {
         "phases": [long | {"steps": 4}],
         "train": record["train"] | {"objective": "sop", "model": None, "init_from": "models/bert-of-others"},
@@ -438,6 +452,6 @@ def test_an_evaluation_that_was_done_again_or_cut_is_not_the_card_s(whole, tmp_p
     (run / "metrics.jsonl").write_text(text)
     with contextlib.redirect_stderr(io.StringIO()):
         evaluation = find_source(run, None, None).evaluation
-    loss = Manifest.read(folder_of(run, STEPS)).held_out_loss
+    loss = Manifest.read(checkpoint_dir(run, STEPS)).held_out_loss
     assert evaluation is not None
     assert evaluation["mlm_loss"] == loss != 9.0  # that of the checkpoint itself

@@ -12,7 +12,7 @@ import pytest
 from data_prep.cli import ROOT, InputError
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.checkpoints.manifest import folder_of, present
+from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
@@ -67,8 +67,8 @@ def spiked(store, tmp_path_factory) -> Path:
 def cut_after(run: Path, step: int, out: Path) -> Path:
     """The run as a crash after the checkpoint of `step` would leave it."""
     shutil.copytree(run, out)
-    for folder in present(out):
-        if folder > folder_of(out, step):
+    for folder in list_checkpoints(out):
+        if folder > checkpoint_dir(out, step):
             shutil.rmtree(folder)
     return out
 
@@ -85,12 +85,12 @@ def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     stream.take((SPIKE + BEYOND) * BATCH)
     reference = cut_after(spiked, 12, tmp_path / "reference")
     place_at(
-        folder_of(reference, 12),
+        checkpoint_dir(reference, 12),
         stream.position._replace(samples_in_phase=12 * BATCH),
         [[12 * BATCH, (SPIKE + BEYOND) * BATCH]],
     )
     run_ranks(2, train, config(store, reference, rollback=0.0))
-    ours, theirs = (contents(folder_of(run, STEPS)) for run in (spiked, reference))
+    ours, theirs = (contents(checkpoint_dir(run, STEPS)) for run in (spiked, reference))
     states = [json.loads(found.pop("state.json")) for found in (ours, theirs)]
     assert ours == theirs
     assert states[0]["position"] == states[1]["position"]
@@ -107,7 +107,7 @@ def test_a_run_that_crashed_after_a_rollback_does_the_same_again(store, spiked, 
     """Resumed before the first save after the rollback, it meets the spike again; afterwards it knows what to pass."""
     cut = cut_after(spiked, step, tmp_path / "run")
     run_ranks(2, train_with_spikes, config(store, cut), {SPIKE - 12} if step == 12 else ())
-    assert contents(folder_of(cut, STEPS)) == contents(folder_of(spiked, STEPS))
+    assert contents(checkpoint_dir(cut, STEPS)) == contents(checkpoint_dir(spiked, STEPS))
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_stage_3_goes_back_too(store, tmp_path):
     assert state.step == STEPS
     cut = cut_after(tmp_path / "run", 12, tmp_path / "cut")
     run_ranks(2, train_with_spikes, config(store, cut, zero=3), {SPIKE - 12})
-    assert contents(folder_of(cut, STEPS)) == contents(folder_of(tmp_path / "run", STEPS))
+    assert contents(checkpoint_dir(cut, STEPS)) == contents(checkpoint_dir(tmp_path / "run", STEPS))
 
 
 def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):
@@ -141,7 +141,7 @@ def spike_in_phase_two(settings: TrainConfig) -> RunState:
     save = Saver.save
 
     def save_but_eight(self: Saver, state: RunState, held_out_loss: float | None) -> Path:
-        return folder_of(self.run, 8) if state.step == 8 else save(self, state, held_out_loss)
+        return checkpoint_dir(self.run, 8) if state.step == 8 else save(self, state, held_out_loss)
 
     Saver.save = save_but_eight  # type: ignore[method-assign]
     return train_with_spikes(settings, {10})

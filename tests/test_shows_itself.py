@@ -11,6 +11,7 @@ import pytest
 
 from data_prep import progress
 from pretrain.monitor import meter
+from pretrain.monitor.core_wait import CoreWait
 from pretrain.monitor.lines import what_was_lost
 from pretrain.report.history import History
 from pretrain.state import RunState
@@ -130,6 +131,13 @@ def test_setup_shows_what_pip_is_at(tmp_path):
     wheel = "torch-2.13.0-cp311-none-linux_x86_64.whl (532.0 MB)"
     assert told == [f"fetching {wheel}", "building deepspeed", "installing 3 packages"]
     assert (tmp_path / ".venv/setup.log").read_text().splitlines() == said
+
+
+def test_waiting_for_a_core_is_told_of_the_threads_that_there_are(monkeypatch):
+    looks = [{"1": (100, 0)}, {"1": (180, 10), "2": (0, 10)}, {"1": (180, 10)}]
+    monkeypatch.setattr("pretrain.monitor.core_wait._by_thread", lambda: looks.pop(0))
+    wait = CoreWait()
+    assert (wait.share(), wait.share()) == (0.2, 0.0)
 
 
 def train_with_a_small_peak(settings) -> RunState:

@@ -13,7 +13,7 @@ from transformers import BertForPreTraining
 
 import pretrain.training as train_module
 from data_prep.cli import ROOT, InputError
-from pretrain.checkpoints.manifest import folder_of
+from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from pretrain.zero import partition
@@ -242,7 +242,7 @@ def test_a_run_that_gets_no_better_stops(store, tmp_path):
     losses = [line["mlm_loss"] for line in lines_of(tmp_path / "run", "eval")]
     assert state.step == 2 * len(losses) < 50
     assert min(losses) == losses[-3]
-    assert folder_of(tmp_path / "run", state.step).is_dir()
+    assert checkpoint_dir(tmp_path / "run", state.step).is_dir()
     again, *_ = run_ranks(2, train, config(store, tmp_path / "run", **changes))
     assert again == state
 
@@ -280,4 +280,4 @@ def test_another_deepspeed_is_refused_unless_allowed(store, tmp_path):
     with pytest.raises(RuntimeError, match=r"is not the tested 0\.0\.1"):
         run_ranks(1, another_deepspeed, config(store, tmp_path / "no"))
     run_ranks(1, another_deepspeed, config(store, tmp_path / "yes", allow_untested_deepspeed=True, steps=3))
-    assert folder_of(tmp_path / "yes", 3).is_dir()
+    assert checkpoint_dir(tmp_path / "yes", 3).is_dir()

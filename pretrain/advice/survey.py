@@ -157,6 +157,8 @@ def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int,
     """Which files of such sizes are looked into, and at how many places: PIECES spread evenly over all bytes, each of
     PIECE bytes or so; where files are small it goes on into the next ones, so many at most."""
     ends = list(accumulate(sizes))
+    if len(sizes) <= FILES and sum(sizes) <= PIECES * PIECE:  # all of it is less than what would be read of it
+        return {number: 1 + int(size / PIECE) for number, size in enumerate(sizes)}
     found: Counter[int] = Counter()
     for piece in range(PIECES if ends else 0):
         first = bisect(ends, ends[-1] * (piece + 0.5) / PIECES)
@@ -240,7 +242,9 @@ def _look(source: Source, size: float, places: int, column: str) -> _Part:
     if source.kind in ("parquet", "dataset"):
         rows, _ = count_rows(source, column)
         every = max(1, int(size / (places * PIECE))) if size <= WHOLE else 1
-        found, _ = _until(islice(read_documents(source, column, counts), 0, None, every), places * PIECE)
+        found, is_whole = _until(islice(read_documents(source, column, counts), 0, None, every), places * PIECE)
+        if is_whole and every == 1:  # rows without text are no documents
+            return _Part(found, _bytes(found), len(found))
         return _Part(found, size or _bytes(found) / max(len(found), 1) * rows, rows)
     if source.is_stream:
         found, is_whole = _until(read_documents(source, column, counts), places * PIECE)
@@ -267,7 +271,7 @@ def _until(documents: Iterator[Document], most: int) -> tuple[list[Document], bo
         found.append(document)
         size += len(document.text.encode())
         if size >= most:
-            return found, False
+            return found, next(documents, None) is None
     return found, True
 
 

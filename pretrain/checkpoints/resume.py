@@ -1,38 +1,121 @@
-"""Go on from a checkpoint: its slices into an engine of any ZeRO stage and world size."""
+"""Where a run begins: a checkpoint to go on from, or the beginning.
 
+    find_start(config, record, ...) -> Start      reads and compares all there is, and writes nothing
+
+resume_policy.py says what may have changed since; load.py puts the checkpoint into an engine.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import NamedTuple
 
 from data_prep.cli import InputError
-from pretrain.checkpoints.checkpoint import check_identity, read_parameter, read_state, stored_pieces
-from pretrain.checkpoints.manifest import KINDS, Identity, Manifest
-from pretrain.distributed import all_ranks_or_none
+from pretrain.checkpoints.format import (
+    Manifest,
+    ModelIdentity,
+    check_identity,
+    list_checkpoints,
+    read_state,
+    record_under,
+)
+from pretrain.checkpoints.resume_policy import (
+    Change,
+    Record,
+    changes_of,
+    check_resume,
+    fresh_epoch,
+    refuse,
+)
+from pretrain.checkpoints.verify import latest_valid, verify
+from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
-from pretrain.zero.engine import Engine
 
 
-def load(folder: Path, engine: Engine, identity: Identity) -> RunState:
-    """Put a checkpoint that read_manifest() has found whole into an engine; collective.
+class Start(NamedTuple):
+    """Where a run begins."""
 
-    Each rank reads the slices that it needs, and no more.
+    record: Record  # what config.json is to say
+    checkpoint: Path | None = None  # None: a new run
+    state: RunState = RunState()
+    changes: tuple[Change, ...] = ()  # from the settings that the checkpoint was written under
+    checkpoints_seen: tuple[str, ...] = ()  # names of those that the run folder held
+
+
+def find_start(
+    config: TrainConfig, record: Record, identity: ModelIdentity, shapes: Mapping[str, Sequence[int]]
+) -> Start:
+    """Return where to begin under the settings of `record`, with a model of these `shapes`; writes nothing.
 
     Raises
     ------
-    InputError: of another model or tokenizer.
+    InputError: as resolve_resume() does; a checkpoint of another model or tokenizer, or of settings that may not
+        change; one at which nothing is left to train, in a folder of its own.
     """
-    partition = engine.partition
-    with all_ranks_or_none(f"checkpoint {folder}"):
-        manifest = Manifest.read(folder)
-        check_identity(folder, manifest, identity, partition.shapes)
-        state, scaler = read_state(folder, manifest)
-        stored = stored_pieces(folder)
-    with partition.overwriting_master_weights(), all_ranks_or_none(f"checkpoint {folder}"):
-        try:
-            for slice_ in partition.slices:
-                for kind in KINDS:
-                    read_parameter(stored[slice_.name, kind], partition.view(slice_, kind), slice_.param_offset)
-        except SafetensorError as error:
-            raise InputError(f"{folder}: {error}") from error
-    engine.restore(step=state.step, skipped=state.skipped, samples=state.samples, scaler=scaler)
-    return state
+    seen = tuple(folder.name for folder in list_checkpoints(config.out))
+    checkpoint = resolve_resume(config)
+    if checkpoint is None:
+        return Start(record | {"from_step": 0, "from": None, "segments": []}, checkpoints_seen=seen)
+    manifest = Manifest.read(checkpoint)
+    check_identity(checkpoint, manifest, identity, shapes)
+    state = read_state(checkpoint, manifest).state
+    before = record_under(checkpoint, manifest)
+    changes = changes_of(before, record, state.step)
+    refuse(checkpoint, changes, config.allow_change)
+    if not is_of_run(checkpoint, config.out) and state.step >= config.total_steps:
+        raise InputError(
+            f"{checkpoint} is at step {state.step}, and there are {config.total_steps} steps: nothing is left to train "
+            f"in {config.out}; give more --steps"
+        )
+    return Start(
+        record | _history(checkpoint, before, state.step, changes),
+        checkpoint=checkpoint,
+        state=move_position(state, before, record, changes),
+        changes=changes,
+        checkpoints_seen=seen,
+    )
+
+
+def resolve_resume(config: TrainConfig) -> Path | None:
+    """Return the checkpoint to continue from; None for a new run. A folder that holds checkpoints is never trained from
+    zero.
+
+    Raises
+    ------
+    InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint, none that is whole.
+    """
+    check_resume(config)
+    if config.resume == "never":
+        return None
+    if config.resume == "auto":
+        return latest_valid(config.out)
+    verify(Path(config.resume))
+    return Path(config.resume)
+
+
+def move_position(state: RunState, before: Record, now: Record, changes: tuple[Change, ...]) -> RunState:
+    """Return the state at a position that means something in the samples of `now`: where these come in another order,
+    at the beginning of an epoch."""
+    position = state.position
+    if not position.seq_len:  # of a version that did not keep it
+        phases = before.get("phases", [])
+        if position.phase < len(phases):
+            position = position._replace(seq_len=phases[position.phase]["seq_len"])
+    epochs_begun = position.epoch + (position.sample > 0)
+    if epochs_begun and any(change.moves for change in changes):
+        position = position._replace(epoch=fresh_epoch(epochs_begun, before, now), sample=0)
+    return state._replace(position=position)
+
+
+def is_of_run(checkpoint: Path, run: Path) -> bool:
+    """Return whether a checkpoint is one of a run."""
+    return checkpoint.resolve().parent == (run / "checkpoints").resolve()
+
+
+def _history(checkpoint: Path, before: Record, step: int, changes: tuple[Change, ...]) -> Record:
+    """Return the part of a record that says how its run came here: settings that change begin a new segment."""
+    segments = before.get("segments", [])
+    known = {"from_step": before.get("from_step", 0), "from": before.get("from"), "segments": segments}
+    if not changes:
+        return known
+    ended = {name: value for name, value in before.items() if name != "segments"}
+    return {"from_step": step, "from": str(checkpoint), "segments": [*segments, known | ended]}

@@ -1,7 +1,7 @@
 """What may be another thing where a run is continued, and what becomes of its place in the data: the one table of it.
 
     check_resume(config)                                 what a --resume names is there
-    changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.record_of() makes them, compared
+    changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.run_record() makes them, compared
     refuse(folder, changes, allowed)                   what makes no sense, unless it is asked for by --allow_change
     fresh_epoch(begun, before, now) -> int             where to go on in the data, if its order is another one
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
-from pretrain.checkpoints.manifest import NAME, Manifest, present
+from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import precision_of
 
@@ -182,13 +182,13 @@ def check_resume(config: TrainConfig) -> None:
     InputError: --resume never on a run with checkpoints, a PATH that is no checkpoint.
     """
     if config.resume == "never":
-        if present(config.out):
+        if list_checkpoints(config.out):
             raise InputError(
                 f"--resume never, but {config.out} holds checkpoints; choose another --out or --resume auto"
             )
     elif config.resume != "auto":
         folder = Path(config.resume)
-        if not (folder / NAME).exists() and (inside := present(folder)):
+        if not (folder / MANIFEST).exists() and (inside := list_checkpoints(folder)):
             raise InputError(
                 f"--resume {folder} is a whole run, and not one of its checkpoints; the newest is {inside[0]}"
             )

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
-from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.resume import load
+from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.verify import latest_valid
 from pretrain.data import SampleStream
 from pretrain.distributed import all_ranks_or_none, broadcast_object
 from pretrain.state import RunState
@@ -58,11 +58,11 @@ def roll_back(
     newest = None
     with all_ranks_or_none(f"rollback in {saver.run}"):
         if dist.get_rank() == 0:
-            newest = checkpoint.newest_whole(saver.run)
+            newest = latest_valid(saver.run)
     newest = broadcast_object(newest)
     if newest is None:
         return None
-    earlier = entered(load(newest, saver.engine, saver.identity))
+    earlier = entered(load_checkpoint(newest, saver.engine, saver.identity))
     span = (earlier.samples_consumed, state.samples_consumed + BEYOND * batch)
     stream = stream_at(earlier)
     stream.skip(span[1] - span[0])

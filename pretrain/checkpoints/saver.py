@@ -11,7 +11,6 @@ few and the one with the best held-out loss. Costs 12 bytes per parameter of hos
 """
 
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,22 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from data_prep.files import share
-from pretrain.checkpoints.checkpoint import best_of, complete
-from pretrain.checkpoints.manifest import (
+from pretrain.checkpoints.format import (
     KINDS,
-    Identity,
     Manifest,
-    folder_of,
-    present,
+    ModelIdentity,
+    best_checkpoint,
+    checkpoint_dir,
+    finalize,
+    list_checkpoints,
     rank_file,
     slice_key,
+    staging_dir,
     step_of,
 )
+from pretrain.checkpoints.slices import write_slices
 from pretrain.distributed import all_ranks_or_none, gloo_group
 from pretrain.state import RunState
 from pretrain.zero.engine import Engine
@@ -49,7 +48,7 @@ class Saver:
         run: Path,
         engine: Engine,
         *,
-        identity: Identity,
+        identity: ModelIdentity,
         settings: dict[str, Any],
         keep: int,
         record: dict[str, Any] | None = None,
@@ -72,7 +71,7 @@ class Saver:
         self.wait()
         tensors, scaler = self._snapshot(), self.engine.scaler_state()
         self._writing = self._thread.submit(self._write, state, tensors, scaler, held_out_loss)
-        return folder_of(self.run, state.step)
+        return checkpoint_dir(self.run, state.step)
 
     def wait(self) -> None:
         """Wait until nothing is being written.
@@ -112,18 +111,19 @@ class Saver:
         self, state: RunState, tensors: dict[str, Tensor], scaler: dict[str, float], held_out_loss: float | None
     ) -> None:
         """Write a checkpoint, in the thread. Every block is left well by all ranks or by none."""
-        target = folder_of(self.run, state.step)
-        staged = target.with_name(f"{target.name}.partial")
+        target = checkpoint_dir(self.run, state.step)
+        staged = staging_dir(target)
         with all_ranks_or_none(f"checkpoint {target}", "saver"):
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)
                 staged.mkdir(parents=True)
         try:
             with all_ranks_or_none(f"checkpoint {target}", "saver"):
-                _write_slices(staged / rank_file(self.rank, self.world), tensors)
+                write_slices(staged / rank_file(self.rank, self.world), tensors)
             with all_ranks_or_none(f"checkpoint {target}", "saver"):
                 if self.rank == 0:
-                    complete(staged, target, state, scaler, self._manifest(staged, state, held_out_loss))
+                    manifest = self._manifest(staged, state, held_out_loss)
+                    finalize(staged, target, state=state, scaler=scaler, manifest=manifest)
                     self._remove_old(target)
         except OSError:
             if self.rank == 0:
@@ -151,19 +151,9 @@ class Saver:
     def _remove_old(self, written: Path) -> None:
         """Keep the newest few up to the one just written. What lies beyond it was passed over when the run was resumed,
         as damaged or by --resume PATH: it takes no other's place, and is replaced when the run gets there."""
-        folders = [folder for folder in present(self.run) if step_of(folder) <= step_of(written)]
+        folders = [folder for folder in list_checkpoints(self.run) if step_of(folder) <= step_of(written)]
         if self.keep:
-            best = best_of(folders)
+            best = best_checkpoint(folders)
             for folder in folders[self.keep :]:
                 if best is None or folder != best.folder:
                     shutil.rmtree(folder)
-
-
-def _write_slices(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # how it reports a full disk
-        raise OSError(f"{path}: {error}") from error
-    share(path)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

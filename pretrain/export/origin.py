@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from data_prep.cli import InputError
 from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
-from pretrain.checkpoints.manifest import NAME, Manifest, present
+from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.hf_files import refuse_store
 
 Head = Literal["pretraining", "mlm", "encoder"]
@@ -31,10 +31,10 @@ def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}; give a run folder, a checkpoint folder or a Hugging Face folder")
     refuse_store(path)
-    if (path / NAME).is_file() or present(path) or (path / "checkpoints/latest").is_file():
+    if (path / MANIFEST).is_file() or list_checkpoints(path) or (path / "checkpoints/latest").is_file():
         if config is not None or vocab is not None:
             raise InputError(f"{path} says what it is itself; leave out --config and --vocab")
-        if not (path / NAME).is_file():
+        if not (path / MANIFEST).is_file():
             return "run"
         Manifest.read(path)
         return "checkpoint"

@@ -28,9 +28,10 @@ from data_prep.cli import InputError, say
 from data_prep.fields import is_number
 from data_prep.foreign import read_object, weight_files
 from data_prep.store import tokenizer_sha256
-from pretrain.checkpoints.checkpoint import newest_whole, read_manifest, read_weights
-from pretrain.checkpoints.manifest import Identity, Manifest
-from pretrain.checkpoints.run_folder import disagreement, record_under
+from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
+from pretrain.checkpoints.run_folder import disagreement
+from pretrain.checkpoints.slices import read_weights
+from pretrain.checkpoints.verify import latest_valid, verify
 from pretrain.export import deepspeed_format
 from pretrain.export.origin import check_origin, find_tag, need_vocab, read_meaning
 from pretrain.hf_folder import HEADS, check_architecture, check_types
@@ -49,7 +50,7 @@ class Source(NamedTuple):
     origin: Path  # the folder that was read
     step: int | None
     weights: dict[str, Tensor]  # as BertForPreTraining names them, fp32; a head may be absent
-    identity: Identity
+    identity: ModelIdentity
     tokenizer: Path
     name: str
     title: str  # of the model card
@@ -72,13 +73,13 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
         return _from_deepspeed(tag, config, vocab)
     if origin == "hf":
         return _from_hf(path, config or path, vocab or path)
-    checkpoint = path if origin == "checkpoint" else newest_whole(path)
+    checkpoint = path if origin == "checkpoint" else latest_valid(path)
     assert checkpoint is not None
     return _from_run(checkpoint)
 
 
 def _from_run(folder: Path) -> Source:
-    manifest = read_manifest(folder)
+    manifest = verify(folder)
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
@@ -202,7 +203,7 @@ def _foreign(
     meaning = read_config(config)
     named = matched(origin, weights, meaning)
     rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
-    identity = Identity(identity_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size)
+    identity = ModelIdentity(identity_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size)
     record |= {"config": str(config.resolve()), "vocab": str(vocab.resolve())}
     name = origin.resolve().name
     return Source(origin, step, named, identity, vocab, name, name, story, None, record)

@@ -172,10 +172,10 @@ class Shown(TrainerCallback):
 
     def __init__(self, seed: int, epochs: int) -> None:
         self.seed, self.epochs = seed, epochs
-        self.asking: Progress[Any] | None = None
+        self.asking: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar: Progress[Any] = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
+        self.bar = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()

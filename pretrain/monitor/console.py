@@ -18,8 +18,7 @@ from rich.text import Text
 
 from data_prep.calls import call
 from data_prep.outlets import can_redraw
-from pretrain.checkpoints.checkpoint import best_of
-from pretrain.checkpoints.manifest import present
+from pretrain.checkpoints.format import best_checkpoint, list_checkpoints
 from pretrain.report.history import FINISHED, STOPPED, History
 from pretrain.report.words import counted, duration, facts
 from pretrain.settings.config import TrainConfig
@@ -82,7 +81,7 @@ def _phase_in_words(phase: Phase) -> str:
 def what_came_out(config: TrainConfig, state: RunState, first: RunState, seconds: float, is_finished: bool) -> Text:
     """A run after it ran, from the state `first` on, and where to look next."""
     tokens = state.tokens - first.tokens
-    best = best_of(present(config.out))
+    best = best_checkpoint(list_checkpoints(config.out))
     source = config.out if best is None or not is_finished else best.folder
     of = "" if config.hours else f" of {config.total_steps:,}"
     rows = {

@@ -3,7 +3,7 @@
     meter = Meter(...)                      on every rank; rank 0 writes, the others only take part in the sums
     meter.add_losses(losses)                after every micro-batch, without waiting for the device
     meter.add_step(counts)                  after every step
-    meter.write(step, ...)                  every interval: sums over ranks, then one line everywhere
+    meter.write_interval(step, ...)         every interval: sums over ranks, then one line everywhere
 
 Losses are means over the masked tokens (pairs) of the interval, over all ranks. Tokens are real tokens, padding not
 counted. MFU is the model's arithmetic for real tokens (Chowdhery et al. 2022, appendix B, with the head at masked
@@ -19,6 +19,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ class Meter:
         """Add a micro-batch of this rank; nothing waits for the device."""
         self.pending += torch.stack(losses).detach()
 
-    def drop_step(self) -> None:
+    def discard_step(self) -> None:
         """Forget the micro-batches of a step that did not happen: their losses may be no numbers."""
         self.pending.zero_()
 
@@ -148,7 +150,7 @@ class Meter:
         mlm, nsp, *_ = self._over_ranks(self.pending.clone()).tolist()
         return mlm / max(counts.masked, 1) + nsp / max(counts.pairs, 1)
 
-    def go_back(self, step: int) -> None:
+    def rewind(self, step: int) -> None:
         """Training goes on from an earlier step: forget the interval, and what TensorBoard has drawn after it."""
         self._reset()
         self.last_time, self.last_step = time.perf_counter(), step
@@ -197,7 +199,7 @@ class Meter:
         if self.is_writer:
             self._tell(message, message)
 
-    def show(self, *parts: Table | Text) -> None:
+    def print_tables(self, *parts: Table | Text) -> None:
         """Tables for people, on rank 0: console and log.txt."""
         if self.is_writer:
             self._tell(for_stderr(*parts), rendered(*parts))
@@ -219,7 +221,7 @@ class Meter:
             self._failing.remove(name)
             self.say(f"{name} is written again; " + (f"{lost:,} lines are lost" if lost else "nothing is lost"))
 
-    def write(
+    def write_interval(
         self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
     ) -> dict[str, Any]:
         """Close an interval that ends with `step`; collective. Returns what was written.
@@ -231,9 +233,8 @@ class Meter:
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
         memory, waited = self._memory_and_wait()
-        mfu: float | None = self.flops / elapsed / self.peak
-        if mfu > 1 or waited > BUSY:
-            mfu = None
+        share = self.flops / elapsed / self.peak
+        mfu = None if share > 1 or waited > BUSY else share
         line = {
             "kind": "train",
             "step": step,
@@ -320,13 +321,12 @@ class Meter:
             )
             self.log.write(f"{FAILED}, after step {self.last_step}: {why}")
 
-    def pause(self) -> None:
-        """Leave out of the throughput what has passed since the last interval (evaluation, saving)."""
-        self.paused_at = time.perf_counter()
-
-    def unpause(self) -> None:
-        """Go on measuring."""
-        self.last_time += time.perf_counter() - self.paused_at
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out of the throughput what is done within: an evaluation, a save."""
+        began = time.perf_counter()
+        yield
+        self.last_time += time.perf_counter() - began
         self._core_wait.share()  # from here on
 
     def _record(self, line: dict[str, Any], step: int, group: str | None) -> None:

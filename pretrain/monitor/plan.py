@@ -27,8 +27,7 @@ from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
-from pretrain.checkpoints import checkpoint
-from pretrain.checkpoints.manifest import Identity, Manifest
+from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity, list_checkpoints
 from pretrain.data import counts_of
 from pretrain.model import identity_of
 from pretrain.monitor.console import grid, pairs
@@ -70,7 +69,7 @@ def check_disk(config: TrainConfig, phases: list[Phase], parameters: int) -> dic
     most = min(saves, config.keep + 1 + bool(config.eval_samples)) if config.keep else saves  # the best is kept too
     if config.hours and not config.keep:
         most = 1  # nobody knows how many steps the hours will hold
-    there = len(checkpoint.present(config.out))
+    there = len(list_checkpoints(config.out))
     needed = max(most - there, 0) * size
     folder = next(parent for parent in (config.out, *config.out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
@@ -266,10 +265,10 @@ def make(
     disk = check_disk(config, phases, parameters)
     done = 0
     if resumed_from is not None:
-        identity = Identity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+        identity = ModelIdentity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
         manifest = Manifest.read(resumed_from)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        checkpoint.check_identity(resumed_from, manifest, identity, shapes)
+        check_identity(resumed_from, manifest, identity, shapes)
         done = manifest.step
     settings = phases[0].settings
     ranks, precision = int(os.environ.get("WORLD_SIZE", "1")), precision_of(settings)

@@ -24,7 +24,7 @@ from data_prep.cli import ROOT, InputError
 from data_prep.fields import Fields, is_number, read_fields
 from data_prep.samples.mixture import temperature_weights
 from data_prep.store import Store
-from pretrain.checkpoints.manifest import Manifest
+from pretrain.checkpoints.format import Manifest
 from pretrain.monitor.lines import read_lines
 
 Axis = Literal["step", "tokens", "hours"]

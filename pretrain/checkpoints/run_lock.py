@@ -1,0 +1,146 @@
+"""One writer per run folder: a lock with a heartbeat.
+
+    with RunLock(RUN): ...        RUN/lock.json says who writes here now
+
+The holder of the lock rewrites it every HEARTBEAT seconds. A lock is stale, and taken over, when its process is gone
+from this host, or, on another host, when its heartbeat is not of the last STALE seconds and, since clocks differ, does
+not change while it is watched.
+"""
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from data_prep.cli import InputError, say
+from data_prep.fields import read_fields
+from data_prep.files import write_json
+
+HEARTBEAT, STALE = 15.0, 120.0  # seconds
+WATCHED = 45.0  # seconds for which a heartbeat that may be stale is looked at
+
+
+class RunLock:
+    """Hold a run folder: `with RunLock(run): ...`
+
+    Raises
+    ------
+    InputError: another process holds it.
+    """
+
+    def __init__(self, run: Path):
+        self.path = run / "lock.json"
+        self.was_stale = False  # whether the last holder was killed: it has left its lock
+        self._done = threading.Event()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="run lock")
+
+    def __enter__(self) -> "RunLock":
+        self._made_folder = not self.path.parent.exists()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                # The file appears with its content: link() fails where the name exists.
+                mine = self.path.with_name(f"lock.json.{socket.gethostname()}.{os.getpid()}")
+                write_json(mine, _holder())
+                try:
+                    os.link(mine, self.path)
+                finally:
+                    mine.unlink()
+                break
+            except FileExistsError:
+                self._remove_stale()
+        self._beating.start()
+        return self
+
+    def _remove_stale(self) -> None:
+        holder = _read(self.path)
+        if holder is not None and _is_alive(self.path, holder):
+            raise InputError(
+                f"{self.path.parent} is being written by process {holder['pid']} on {holder['host']} since "
+                f"{holder['started']}; wait for it, stop it, or choose another --out"
+            )
+        if self.path.is_dir() and not self.path.is_symlink():
+            raise InputError(f"{self.path} is a folder, and none of ours; move it away")
+        # Renamed, then looked at again: between reading and removing, another process may have taken the lock over.
+        aside = self.path.with_name(f"lock.json.stale.{socket.gethostname()}.{os.getpid()}")
+        try:
+            os.replace(self.path, aside)
+        except FileNotFoundError:
+            return
+        if _read(aside) != holder:
+            os.link(aside, self.path)
+        else:
+            self.was_stale = True
+        aside.unlink()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._done.set()
+        self._beating.join()
+        self.path.unlink(missing_ok=True)
+        if self._made_folder and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()  # what is refused leaves nothing behind
+
+    def _beat(self) -> None:
+        started = _holder()
+        while not self._done.wait(HEARTBEAT):
+            try:
+                write_json(self.path, started | {"heartbeat": time.time()})
+            except OSError:
+                continue  # a full disk must not end a run that can still train; the next beat tries again
+
+
+def lock_holder(run: Path) -> dict[str, Any]:
+    """Who holds a run folder, whatever the heartbeat; empty where nobody does."""
+    found = _read(run / "lock.json") or {}
+    return {name: value for name, value in found.items() if name != "heartbeat"}
+
+
+def _holder() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_start": _process_start(os.getpid()),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "heartbeat": time.time(),
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who holds a lock; None where the file does not say it, which is nobody's then."""
+    try:
+        fields = read_fields(path, "")
+        fields.whole("pid", least=1)
+        fields.number("heartbeat")
+        for name in ("host", "started"):
+            fields.text(name)
+        fields.get("process_start")
+    except InputError:
+        return None
+    return fields.content
+
+
+def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
+    """Whether the holder of a lock lives: by its process on this host, by its heartbeat on another one."""
+    if holder["host"] == socket.gethostname():
+        return _process_start(holder["pid"]) == holder["process_start"] is not None
+    if abs(time.time() - holder["heartbeat"]) < STALE:
+        return True
+    # Long ago, or in the future: or a clock is wrong. What beats changes.
+    say(f"{path} is of {holder['host']}, and its time is not ours: waiting {WATCHED:g} s to see whether it still beats")
+    until = time.monotonic() + WATCHED
+    while time.monotonic() < until:
+        time.sleep(min(1.0, WATCHED / 4))
+        if _read(path) != holder:
+            return True
+    return False
+
+
+def _process_start(pid: int) -> str | None:
+    """When a process of this host started, in clock ticks; process numbers are reused, this tells them apart."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
