@@ -147,7 +147,9 @@ def main(config: DedupConfig) -> None:
     say("{}: of {documents:,} documents {exact:,} exact and {near:,} near copies".format(config.out, **report))
 
 
-def look_at(config: DedupConfig, sources: list[Source], unit: WorkUnit, report: Callable[[int], None]) -> tuple[int, Seen]:
+def look_at(
+    config: DedupConfig, sources: list[Source], unit: WorkUnit, report: Callable[[int], None]
+) -> tuple[int, Seen]:
     """Hash the documents of a unit."""
     identities, texts, shingles, lines = [], [], [], []
     signatures = [np.zeros((0, config.permutations if config.similar < 1 else 0), np.uint32)]

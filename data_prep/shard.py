@@ -269,7 +269,9 @@ def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
     """What finds words, where it is not the vocabulary."""
     if config.words == "vocab":
         return None
-    return WordBorders(encoder.tokenizer, continuation_token_ids(config.vocab, encoder.size, encoder.special_ids.values()))
+    return WordBorders(
+        encoder.tokenizer, continuation_token_ids(config.vocab, encoder.size, encoder.special_ids.values())
+    )
 
 
 def cleaner(config: ShardConfig) -> Cleaner | None:

@@ -259,7 +259,7 @@ class Store:
         return tokens
 
     def sources_at(self, tokens: np.ndarray) -> np.ndarray:
-        """The source [N] int64, as an index into the sources of the manifest, of the documents with these tokens [N] int64."""
+        """Return the sources [N] int64, by index in the manifest, of the documents with these tokens [N] int64."""
         shards = np.searchsorted(self.token_starts, tokens, side="right") - 1
         found = np.empty(len(tokens), np.int64)
         for number in np.unique(shards):

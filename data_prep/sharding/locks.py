@@ -1,7 +1,7 @@
 """Who may write into the folder of a store in the making, and who finishes it. Locks are files in STORE/parts.
 
-    with writer_lock(folder, rank): ...                 another job, or a second process of this rank, is refused
-    with finishing_lock(folder) as is_there: ...        one rank at a time; False where the work is finished
+with writer_lock(folder, rank): ...                 another job, or a second process of this rank, is refused
+with finishing_lock(folder) as is_there: ...        one rank at a time; False where the work is finished
 """
 
 import fcntl

@@ -22,7 +22,6 @@ from data_prep.sharding.held_out import hold_out_enough
 from data_prep.sharding.locks import finishing_lock
 from data_prep.sharding.plan import WorkUnit
 from data_prep.sharding.records import FinishedUnit, Records, ShardRecord, refuse_if_different
-from data_prep.store import TOKENIZER_FILES, project_version
 from data_prep.store_manifest import (
     FORMAT,
     FORMAT_WITH_WORDS,
@@ -36,6 +35,8 @@ from data_prep.store_manifest import (
 from data_prep.text.source import Source
 from data_prep.tokens import unknown
 from data_prep.tokens.encode import Encoder
+from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
+from data_prep.version import project_version
 
 HASHED_END_BYTES = 1 << 16  # from either end of a source: enough to tell files of one size apart
 REFUSED = (  # by --strict
@@ -45,10 +46,8 @@ REFUSED = (  # by --strict
 READERS_OWN = ("characters", "damaged_characters")  # counted in reading, for shares of damage: no irregularity
 
 
-def describe(
-    encoder: Encoder, vocab_sha256: str, settings: dict[str, Any], sources: Sequence[Source]
-) -> StoreManifest:
-    """Return what a store is made from: its manifest, as far as it is known beforehand. No clock, no host, no folder."""
+def describe(encoder: Encoder, vocab_sha256: str, settings: dict[str, Any], sources: Sequence[Source]) -> StoreManifest:
+    """Return what a store is made from: its manifest, as far as it is known beforehand. No clock, host or folder."""
     return StoreManifest(
         format=FORMAT_WITH_WORDS if "words" in settings else FORMAT,
         zerobert=project_version(),
@@ -204,7 +203,7 @@ def finish(
         before = base.counts if base else Counts()
         holdout, sha256 = wanted.settings["holdout"], wanted.vocab.sha256
         made, more = hold_out_enough(store, made, before, holdout=holdout, vocab_sha256=sha256)
-        manifest = _completed(wanted, base, done, made, more)
+        manifest = completed_manifest(wanted, base, done, made, more)
         if base is None:
             write_folder(store / "vocab", lambda folder: copy_tokenizer(vocab, folder))
         for leftover in store.glob("*.partial*"):  # of a run that was killed: files, or vocab/ half copied
@@ -218,7 +217,7 @@ def finish(
     return True
 
 
-def _completed(
+def completed_manifest(
     wanted: StoreManifest,
     base: StoreManifest | None,
     units: list[FinishedUnit],

@@ -64,5 +64,5 @@ def shard_for_rank(items: Sequence[T], rank: int, world_size: int) -> Sequence[T
 
 
 def local_workers(rank: RankInfo) -> int:
-    """Return how many processes to start where nobody says: one per core, or one where a launcher started several ranks."""
+    """Return how many processes to start where nobody says: one per core, or one where there are several ranks."""
     return 1 if rank.world_size > 1 else len(os.sched_getaffinity(0))

@@ -55,7 +55,7 @@ def map_processes(
 
 
 class WorkerPool:
-    """Forked processes, each with a pipe: an item goes in, reports and one result come out, then the next item goes in."""
+    """Forked processes, each with a pipe: an item goes in, reports and one result come out, then the next goes in."""
 
     def __init__(self, work: Callable[..., Any], workers: int):
         context = multiprocessing.get_context("fork")
