@@ -62,6 +62,6 @@ def check_shared(run: Path) -> None:
     with all_ranks_or_none(f"run folder {run}"):
         if found != holder:
             raise InputError(
-                f"--out {run} is not the folder that rank 0 on {holder.get('host')} writes into; checkpoints need one "
-                "that all nodes share"
+                f"--out {run} is not the folder that rank 0 on {holder.host if holder else 'its node'} writes into; "
+                "checkpoints need one that all nodes share"
             )

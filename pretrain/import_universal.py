@@ -43,7 +43,7 @@ from pretrain.checkpoints.format import (
 from pretrain.checkpoints.slices import write_slices
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
-from pretrain.model import build, identity_of, unpadded
+from pretrain.model import architecture_of, build_model, strip_vocab_padding
 from pretrain.settings.limits import Preset
 from pretrain.state import RunState
 
@@ -76,12 +76,21 @@ def main(config: ImportConfig) -> None:
         raise InputError(f"{config.out} holds checkpoints already; choose another --out")
     store = Store.open(config.data)
     pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
-    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, pad_id, vocab)
-    step = step_of(config.universal)
+    model = build_model(
+        preset=config.model,
+        init_from=config.init_from,
+        vocab_size=store.vocab_size,
+        dropout=0.0,
+        seed=0,
+        needs_nsp=True,
+        pad_id=pad_id,
+        vocab=vocab,
+    )
+    step = read_step(config.universal)
     tensors = {
         slice_key(name, kind, 0): tensor.flatten()
         for kind in KINDS
-        for name, tensor in values_of(config.universal, kind, model, store.vocab_size).items()
+        for name, tensor in read_values(config.universal, kind, model, store.vocab_size).items()
     }
     target = checkpoint_dir(config.out, step)
     staged = staging_dir(target)
@@ -93,7 +102,7 @@ def main(config: ImportConfig) -> None:
         world_size=1,
         zero_stage=0,
         held_out_loss=None,
-        identity=ModelIdentity(identity_of(model.config), store.vocab_sha256, store.vocab_size),
+        identity=ModelIdentity(architecture_of(model.config), store.vocab_sha256, store.vocab_size),
         settings={"imported_from": str(config.universal)},
         parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
         files={},
@@ -102,8 +111,8 @@ def main(config: ImportConfig) -> None:
     say(f"{target}: {model.num_parameters():,} parameters with their moments, after step {step}")
 
 
-def files_of(universal: Path, name: str) -> dict[str, Path]:
-    """The files called `name` of all parameters; another name for a tied parameter has weights only.
+def list_files(universal: Path, name: str) -> dict[str, Path]:
+    """Return the files called `name` of all parameters; another name for a tied parameter has weights only.
 
     Raises
     ------
@@ -118,28 +127,28 @@ def files_of(universal: Path, name: str) -> dict[str, Path]:
     return files
 
 
-def step_of(universal: Path) -> int:
-    """Adam's step, the same for all parameters.
+def read_step(universal: Path) -> int:
+    """Return Adam's step, the same for all parameters.
 
     Raises
     ------
     InputError: there is none, or parameters differ.
     """
-    steps = {name: int(load(path)) for name, path in files_of(universal, "step").items()}
+    steps = {name: int(load(path)) for name, path in list_files(universal, "step").items()}
     least, most = (choose(steps, key=steps.__getitem__) for choose in (min, max))
     if steps[least] != steps[most]:
         raise InputError(f"{universal}: {least} is at step {steps[least]}, {most} at step {steps[most]}")
     return steps[least]
 
 
-def values_of(universal: Path, kind: str, model: BertForPreTraining, vocab_size: int) -> dict[str, Tensor]:
-    """The weights or one of the moments, by the model's names and in its padded shapes.
+def read_values(universal: Path, kind: str, model: BertForPreTraining, vocab_size: int) -> dict[str, Tensor]:
+    """Return the weights or one of the moments, by the model's names and in its padded shapes.
 
     Raises
     ------
     InputError: names or shapes that are not the model's, a file that is damaged or refused.
     """
-    found = {name: tensor_in(path) for name, path in files_of(universal, FILES[kind]).items()}
+    found = {name: read_tensor(path) for name, path in list_files(universal, FILES[kind]).items()}
     theirs: BertConfig = copy.copy(model.config)
     theirs.vocab_size = vocab_size
     tensors = matched(universal, found, theirs)
@@ -150,12 +159,12 @@ def values_of(universal: Path, kind: str, model: BertForPreTraining, vocab_size:
             raise InputError(f"{universal} lacks {name}; both heads of BERT's pretraining are needed to go on")
         # Rows that pad the vocabulary are the model's own, and do not move.
         values[name] = parameter.detach().clone() if kind == "master" else torch.zeros_like(parameter)
-        unpadded(name, values[name], vocab_size)[:] = unpadded(name, tensors[name], vocab_size)
+        strip_vocab_padding(name, values[name], vocab_size)[:] = strip_vocab_padding(name, tensors[name], vocab_size)
     return values
 
 
-def tensor_in(path: Path) -> Tensor:
-    """The tensor of a file of DeepSpeed's universal format.
+def read_tensor(path: Path) -> Tensor:
+    """Return the tensor of a file of DeepSpeed's universal format.
 
     Raises
     ------

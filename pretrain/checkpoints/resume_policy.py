@@ -3,7 +3,7 @@
     check_resume(config)                                 what a --resume names is there
     changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.run_record() makes them, compared
     refuse(folder, changes, allowed)                   what makes no sense, unless it is asked for by --allow_change
-    fresh_epoch(begun, before, now) -> int             where to go on in the data, if its order is another one
+    fresh_epoch(epochs_begun, before, now) -> int      where to go on in the data, if its order is another one
 
 Model and tokenizer are not here: with others the weights mean nothing, and no option helps. What is neither here nor
 there (intervals, time limits, folders) may change in silence. A value that one of the records does not have, because an
@@ -51,7 +51,8 @@ def _of_train(name: str) -> Callable[[Record, int], Any]:
 
 
 def _of_phases(name: str) -> Callable[[Record, int], Any]:
-    """The values of all phases; one, where all have the same: more or fewer phases are told by their steps."""
+    """Return a getter of the values of all phases; of one, where all have the same: more or fewer phases are told by
+    their steps."""
 
     def values(record: Record, step: int) -> list[Any]:
         found = [phase[name] for phase in record["phases"]]
@@ -69,12 +70,12 @@ def _of_optimizer(name: str) -> Callable[[Record, int], Any]:
 
 
 def _phase_trained_last(record: Record, step: int) -> int:
-    """The phase of the steps up to `step`: at its end still itself, since the next one may be another at will."""
+    """Return the phase of the steps up to `step`: at its end still itself, as the next one may be another at will."""
     end = 0
-    for number, phase in enumerate(record["phases"]):
+    for index, phase in enumerate(record["phases"]):
         end += phase["steps"]
         if step <= end:
-            return number
+            return index
     return len(record["phases"]) - 1
 
 
@@ -196,7 +197,7 @@ def check_resume(config: TrainConfig) -> None:
 
 
 def changes_of(before: Record, now: Record, step: int) -> tuple[Change, ...]:
-    """What is different in `now`, for a run that has done `step` steps under `before`."""
+    """Return what is different in `now`, for a run that has done `step` steps under `before`."""
     changes = []
     for setting in SETTINGS:
         try:
@@ -226,14 +227,14 @@ def refuse(folder: Path, changes: Collection[Change], allowed: Collection[str]) 
         )
 
 
-def fresh_epoch(begun: int, before: Record, now: Record) -> int:
-    """The first epoch of `now` that begins behind every pass that the first `begun` epochs of `before` have begun."""
+def fresh_epoch(epochs_begun: int, before: Record, now: Record) -> int:
+    """Return the first epoch of `now` behind every pass that `epochs_begun` epochs of `before` have begun."""
     try:
         had, have = ({store["identity"]: store["passes"] for store in record["stores"]} for record in (before, now))
     except KeyError:
-        return begun
+        return epochs_begun
     # Rounded, since 2 x 0.3 / 0.1 is a little more than 6.
-    return max((math.ceil(round(begun * had[name] / have[name], 6)) for name in have if name in had), default=0)
+    return max((math.ceil(round(epochs_begun * had[name] / have[name], 6)) for name in have if name in had), default=0)
 
 
 def _text(value: Any) -> str:

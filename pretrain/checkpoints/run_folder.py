@@ -44,8 +44,8 @@ def run_record(
         "deepspeed": settings,
         "outlook": look_ahead(config, stores)._asdict(),
         "stores": [
-            {"folder": str(store.folder), "identity": store.identity, "passes": number}
-            for store, number in zip(stores, passes, strict=True)
+            {"folder": str(store.folder), "identity": store.identity, "passes": store_passes}
+            for store, store_passes in zip(stores, passes, strict=True)
         ],
         "samples_version": VERSION,
         "vocab_sha256": stores[0].vocab_sha256,
