@@ -37,7 +37,7 @@ from pretrain.checkpoints.format import KINDS, ModelIdentity, checkpoint_dir
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.verify import verify
-from pretrain.model import build, identity_of
+from pretrain.model import architecture_of, build_model
 from pretrain.settings.ds_config import Flags, resolve
 from pretrain.settings.limits import Preset
 from pretrain.state import RunState
@@ -96,11 +96,11 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
     init_distributed()
     flags = Flags(global_batch=config.ranks, micro_batch=1, lr=1e-4, precision="fp32", zero=config.zero)
     settings = resolve(ROOT / "ds_configs/auto.json", flags, config.ranks, "fp32")
-    model = build(config.model, None, config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
+    model = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     parameters = model.num_parameters()
     engine = init_engine(model, settings)
     fill_moments(engine.partition)
-    identity = ModelIdentity(identity_of(model.config), "0" * 64, config.vocab_size)
+    identity = ModelIdentity(architecture_of(model.config), "0" * 64, config.vocab_size)
     saver = Saver(folder / "ours", engine, identity=identity, settings=settings, keep=1)
     figures: Figures = {}
 

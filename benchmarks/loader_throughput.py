@@ -3,15 +3,15 @@
     python benchmarks/loader_throughput.py --store runs/en/store --vocab runs/en/vocab
 
 One process, one thread, processor time. Ours is the whole way that a run takes: shuffle, pairs, reading, exact mask
-counts, counts of the step, tensors (pretrain.data.feed). Theirs, DataCollatorForLanguageModeling, gets pairs that are
-tokenized, cut and padded already, as lists in memory, and masks them.
+counts, counts of the step, tensors (pretrain.data.train_steps). Theirs, DataCollatorForLanguageModeling, gets pairs
+that are tokenized, cut and padded already, as lists in memory, and masks them.
 """
 
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.samples.pair_index import Sentences, build_index
 from data_prep.store import Store
-from pretrain.data import SampleStream, feed
+from pretrain.data import SampleStream, Step, train_steps
 from pretrain.state import DataPosition
 
 FIXED = 200  # batches measured at once
@@ -93,18 +93,24 @@ def index_rate(config: Config, store: Store) -> float:
 
 
 def loader_rate(config: Config, store: Store, masking: Masking) -> float:
-    """Samples a second of `feed` on one rank."""
+    """Samples per second of `train_steps` on one rank."""
     stream = SampleStream(Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=0), DataPosition())
-    batches = feed(stream, masking, lambda taken: config.batch, config.batch, 0, 1)
-    next(batches)
+    steps = steps_of_one_batch(config, stream, masking)
+    next(steps)
 
     def measure() -> float:
         start = time.process_time()
         for _ in range(FIXED):
-            next(batches)
+            next(steps)
         return FIXED * config.batch / (time.process_time() - start)
 
     return best(config, f"loader, {masking.unit}", measure)
+
+
+def steps_of_one_batch(config: Config, stream: SampleStream, masking: Masking) -> Iterator[Step]:
+    """Steps of a single micro-batch on one rank."""
+    batch = config.batch
+    return train_steps(stream, masking=masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1)
 
 
 def resume_seconds(config: Config, store: Store) -> dict[str, float]:
@@ -115,7 +121,7 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
         stream = SampleStream(
             Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=1), DataPosition(7, 100_000)
         )
-        next(feed(stream, Masking(), lambda taken: config.batch, config.batch, 0, 1))
+        next(steps_of_one_batch(config, stream, Masking()))
         found[name] = round(time.perf_counter() - start, 3)
         stream.mixture.epoch(8)  # waits for what is built ahead
     return found

@@ -25,8 +25,7 @@ import torch
 from benchmarks import step_time
 from benchmarks.machine import machine
 from data_prep.cli import parse
-from pretrain.attention import IMPLEMENTATION
-from pretrain.model import Pretrainer, build, parameter_groups
+from pretrain.model import PretrainingModule, build_model, parameter_groups
 from pretrain.settings.limits import Preset
 from pretrain.zero.lamb import Lamb
 from pretrain.zero.partition import Partition, Slice
@@ -81,7 +80,7 @@ def optimizer_of(
     kind: str, config: BenchmarkConfig, device: torch.device
 ) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
     """An optimizer over a model's parameters, and the tensors that it updates."""
-    model = build(config.model, None, config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
+    model = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
     slices: list[Slice] = []
     buffers: list[torch.Tensor] = []
@@ -125,8 +124,8 @@ def optimizer_of(
 
 def micro_batch_time(config: BenchmarkConfig) -> float:
     """Seconds of the forward and backward pass of one micro-batch; the best of three."""
-    bert = build(config.model, None, config.vocab_size, dropout=0.1, seed=0, needs_nsp=True).config
-    module = Pretrainer(step_time.new_model(bert, IMPLEMENTATION)).train()
+    bert = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.1, seed=0, needs_nsp=True).config
+    module = PretrainingModule(step_time.new_model(bert)).train()
     sample = step_time.Sample(
         step_time.BenchmarkConfig(vocab_size=config.vocab_size, batch=config.micro_batch), number=0
     )

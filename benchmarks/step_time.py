@@ -36,9 +36,9 @@ from data_prep.samples.counter_rng import random_bits
 from data_prep.samples.masking import Masking, mask_tokens
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.attention import IMPLEMENTATION, Layout
-from pretrain.data import make_batch
-from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
+from pretrain.attention import SeqLens, use_varlen_attention
+from pretrain.data import collate
+from pretrain.model import Batch, PretrainingModule, compile_layers, parameter_groups
 from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
 from pretrain.state import DataPosition, StepCounts
 
@@ -70,7 +70,7 @@ class Sample:
     def __init__(self, config: BenchmarkConfig, number: int):
         self.ours = of_store(config, number) if config.store else of_list(config, number)
         self.theirs = padded(self.ours, config.seq_len)
-        lengths = self.ours.layout.lengths
+        lengths = self.ours.seqlens.lengths
         self.tokens, self.masked = len(self.ours.input_ids), len(self.ours.mlm_labels)
         self.counts = StepCounts(
             config.batch, self.masked, config.batch, self.tokens, config.batch * config.seq_len,
@@ -83,7 +83,7 @@ def of_store(config: BenchmarkConfig, number: int) -> Batch:
     assert config.store is not None
     mixture = Mixture([Store.open(config.store)], [1.0], seq_len=config.seq_len, objective="nsp", seed=0)
     places = np.arange(number * config.batch, (number + 1) * config.batch)
-    return make_batch(mixture.stores, mixture.epoch(0).samples_at(places), Masking())
+    return collate(mixture.stores, mixture.epoch(0).samples_at(places), Masking())
 
 
 def of_list(config: BenchmarkConfig, number: int) -> Batch:
@@ -103,8 +103,8 @@ def of_list(config: BenchmarkConfig, number: int) -> Batch:
     positions = np.arange(len(ids)) - np.repeat(bounds[:-1], lengths)
     nsp = rng.integers(0, 2, config.batch)
     arrays = (ids, types, positions, kept, np.searchsorted(kept, rows), before[:-1], labels, nsp)
-    layouts = (Layout.of(bounds), Layout.of(before))
-    return Batch(*(torch.from_numpy(array) for array in arrays), *layouts)  # type: ignore[arg-type,call-arg]
+    seqlens = (SeqLens.from_bounds(bounds), SeqLens.from_bounds(before))
+    return Batch(*(torch.from_numpy(array) for array in arrays), *seqlens)  # type: ignore[arg-type,call-arg]
 
 
 def fixed_lengths(seq_len: int, count: int) -> np.ndarray:
@@ -116,9 +116,9 @@ def fixed_lengths(seq_len: int, count: int) -> np.ndarray:
 
 def padded(batch: Batch, seq_len: int) -> dict[str, torch.Tensor]:
     """The same samples as transformers' model takes them: padded, labels everywhere."""
-    mask = torch.arange(seq_len) < torch.tensor(batch.layout.lengths)[:, None]
+    mask = torch.arange(seq_len) < torch.tensor(batch.seqlens.lengths)[:, None]
     labels = torch.full_like(batch.input_ids, -100)
-    labels[batch.kept_rows[batch.mlm_places]] = batch.mlm_labels
+    labels[batch.head_rows[batch.mlm_index]] = batch.mlm_labels
     fields = {"input_ids": (batch.input_ids, 0), "token_type_ids": (batch.token_types, 0), "labels": (labels, -100)}
     found = {"attention_mask": mask.long(), "next_sentence_label": batch.nsp_labels}
     for name, (flat, filler) in fields.items():
@@ -184,10 +184,10 @@ def our_step(
     config: BertConfig, compiled: bool = False, checkpoint_activations: bool = False
 ) -> Callable[[Sample], None]:
     """A step of ours: padding-free, logits at masked rows."""
-    model = new_model(config, IMPLEMENTATION)
+    model = new_model(config)
     if compiled:
         compile_layers(model)
-    module = Pretrainer(model, checkpoint_activations).train()
+    module = PretrainingModule(model, checkpoint_activations).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4, fused=True)
 
     def step(sample: Sample) -> None:
@@ -214,11 +214,14 @@ def their_step(config: BertConfig) -> Callable[[Sample], None]:
     return step
 
 
-def new_model(config: BertConfig, attention: str) -> BertForPreTraining:
-    """The same weights for both sides."""
+def new_model(config: BertConfig, attention: str | None = None) -> BertForPreTraining:
+    """The same weights for both sides; `attention` of transformers, or ours."""
     torch.manual_seed(0)
     model = BertForPreTraining(BertConfig.from_dict(config.to_dict()))
-    model.set_attn_implementation(attention)
+    if attention is None:
+        use_varlen_attention(model)
+    else:
+        model.set_attn_implementation(attention)
     return model.to(DEVICE).to(DTYPE)  # type: ignore[arg-type]
 
 

@@ -41,8 +41,8 @@ from data_prep.cli import parse, print_json, say
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain import loop, train
-from pretrain.data import MicroBatch, SampleStream, feed
-from pretrain.model import Pretrainer, build, parameter_groups
+from pretrain.data import SampleStream, Step, train_steps
+from pretrain.model import PretrainingModule, build_model, parameter_groups
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.limits import Preset
 from pretrain.state import DataPosition
@@ -193,13 +193,13 @@ def train_config(config: BenchmarkConfig) -> TrainConfig:
 def trainer(config: BenchmarkConfig) -> Times:
     """pretrain.train, with a clock around its parts."""
     times = Times()
-    one_step, evaluate, save, prefetch = loop.one_step, loop.evaluate, loop.save, loop.prefetch
+    train_step, evaluate, save, prefetch = loop.train_step, loop.evaluate, loop.save, loop.prefetch
 
-    def step(*arguments: Any) -> Any:
+    def timed_step(run: Any, state: Any, step: Step) -> Any:
         if not times.steps:
             times.__init__()  # type: ignore[misc]  # the first step begins
-        found = one_step(*arguments)
-        times.add_step(found[0].tokens)
+        found = train_step(run, state, step)
+        times.add_step(step.counts.tokens)
         return found
 
     def evaluated(*arguments: Any) -> Any:
@@ -211,21 +211,22 @@ def trainer(config: BenchmarkConfig) -> Times:
             save(run, *arguments)
             run.saver.wait()  # on one core what the thread does is not for free
 
-    def fetched(items: Iterator[MicroBatch], **options: Any) -> Iterator[MicroBatch]:
+    def fetched(items: Iterator[Step], **options: Any) -> Iterator[Step]:
         ready = prefetch(made(items), **options)
         while True:
             with times.measuring("loader_wait"):
                 item = next(ready)
             yield item
 
-    def made(items: Iterator[MicroBatch]) -> Iterator[MicroBatch]:  # in the loader's thread
+    def made(items: Iterator[Step]) -> Iterator[Step]:  # in the loader's thread
         while True:
             start = time.thread_time()
             item = next(items)
             times.sums["loader_cpu"] += time.thread_time() - start
             yield item
 
-    loop.one_step, loop.evaluate, loop.save, loop.prefetch = step, evaluated, saved, fetched  # type: ignore[assignment]
+    loop.train_step, loop.evaluate = timed_step, evaluated
+    loop.save, loop.prefetch = saved, fetched  # type: ignore[assignment]
     train.train(train_config(config))
     return times
 
@@ -238,20 +239,29 @@ def bare(config: BenchmarkConfig) -> Times:
     stream = SampleStream(
         Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=settings.seed), DataPosition()
     )
-    batches = feed(stream, settings.masking, lambda taken: config.global_batch, config.micro_batch, 0, 1)
-    ready = list(islice(batches, config.steps * config.global_batch // config.micro_batch))
-    model = build(config.model, None, store.vocab_size, settings.dropout, 0, True)
-    module = Pretrainer(model).train()
+    steps = train_steps(
+        stream,
+        masking=settings.masking,
+        batch_after=lambda taken: config.global_batch,
+        micro_batch=config.micro_batch,
+        rank=0,
+        world=1,
+    )
+    ready = list(islice(steps, config.steps))
+    model = build_model(
+        preset=config.model, vocab_size=store.vocab_size, dropout=settings.dropout, seed=0, needs_nsp=True
+    )
+    module = PretrainingModule(model).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4, fused=True)
     times = Times()
-    for batch, counts, is_last in ready:
-        losses = module(batch)
-        (losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)).backward()
-        if is_last:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            times.add_step(counts.tokens)
+    for counts, micro_batches in ready:
+        for batch in micro_batches:
+            losses = module(batch)
+            (losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.add_step(counts.tokens)
     return times
 
 

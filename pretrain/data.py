@@ -1,12 +1,11 @@
-"""The batches of a run: which samples each rank sees in each step, as padding-free tensors.
+"""The steps of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    stores, DataPosition -> SampleStream.take(n) -> feed(...) -> MicroBatch, MicroBatch, ... (made ahead by a thread)
+    stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> Step, Step, ... (made ahead by a thread)
 
-A step takes the next samples of the stream; epochs follow one another without a gap. They are parted among the
-micro-batches of all ranks by length (`split_by_length`), so that every rank has as much to do; the union over ranks and
-micro-batches, and with the losses normalised by the counts of the whole step also the gradient, do not depend on how a
-step is cut. Each rank counts the whole step from the index alone. A DataPosition is all that resume needs, at any
-world size.
+A step takes the next samples of the stream; epochs follow one another without a gap. They are split over the
+micro-batches of all ranks by length, so that every rank has as much to do; the union over ranks and micro-batches, and
+with the losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each
+rank counts the whole step from the index alone. A DataPosition is all that a resume needs, at any world size.
 """
 
 import queue
@@ -22,29 +21,28 @@ from data_prep.samples.assemble import gather_tokens, split_by_length, word_cont
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
 from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
-from pretrain.attention import Layout
+from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition, StepCounts
 
 Item = TypeVar("Item")
-WINDOW = 1 << 14  # samples looked up at once: the shuffle is slow on small calls
-AHEAD = 4  # micro-batches made in advance
+LOOKUP_SAMPLES = 1 << 14  # looked up at once: the shuffle is slow on small calls
+PREFETCH_MICRO_BATCHES = 4  # made in advance, and at least one step
 
 
-class MicroBatch(NamedTuple):
-    """This rank's share of a step, one micro-batch of it."""
+class Step(NamedTuple):
+    """One optimizer step."""
 
-    batch: Batch
-    step: StepCounts
-    is_last: bool  # of its step
+    counts: StepCounts  # over all ranks
+    micro_batches: list[Batch]  # of this rank
 
-    def pin_memory(self) -> "MicroBatch":
+    def pin_memory(self) -> "Step":
         """Move into memory from which a GPU can copy while the host goes on."""
-        return self._replace(batch=self.batch.pin_memory())
+        return self._replace(micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
 
 class SampleStream:
-    """The samples of a mixture one after another, epoch after epoch."""
+    """Gives the samples of a mixture one after another, epoch after epoch."""
 
     def __init__(self, mixture: Mixture, position: DataPosition):
         self.mixture, self.position = mixture, position
@@ -54,7 +52,7 @@ class SampleStream:
         self._window_start = 0
 
     def take(self, count: int) -> Samples:
-        """The next `count` samples; moves `position`."""
+        """Return the next `count` samples; moves `position`."""
         parts = []
         while count:
             part = self._within_window(count)
@@ -64,8 +62,8 @@ class SampleStream:
 
     def skip(self, count: int) -> None:
         """Pass over the next `count` samples."""
-        for first in range(0, count, WINDOW):
-            self.take(min(WINDOW, count - first))
+        for first in range(0, count, LOOKUP_SAMPLES):
+            self.take(min(LOOKUP_SAMPLES, count - first))
 
     def _within_window(self, count: int) -> Samples:
         epoch, sample, _, taken, _ = self.position
@@ -74,7 +72,7 @@ class SampleStream:
             self._epoch, self._window = self.mixture.epoch(epoch), None
             self.mixture.prefetch_epoch(epoch + 1)
         if self._window is None or sample - self._window_start >= self._window.count:
-            stop = min(sample + WINDOW, self._epoch.size)
+            stop = min(sample + LOOKUP_SAMPLES, self._epoch.size)
             self._window, self._window_start = self._epoch.samples_at(np.arange(sample, stop)), sample
         first = sample - self._window_start
         part = self._window.take(slice(first, first + count))
@@ -83,24 +81,30 @@ class SampleStream:
         return part
 
 
-def feed(
-    stream: SampleStream, masking: Masking, batch_after: Callable[[int], int], micro_batch: int, rank: int, world: int
-) -> Iterator[MicroBatch]:
-    """This rank's micro-batches for ever. A step that begins after n samples of its phase has `batch_after(n)`, over
-    all ranks; a multiple of micro_batch * world."""
-    seq_len = stream.mixture.seq_len
+def train_steps(
+    stream: SampleStream,
+    *,
+    masking: Masking,
+    batch_after: Callable[[int], int],
+    micro_batch: int,
+    rank: int,
+    world: int,
+) -> Iterator[Step]:
+    """Yield this rank's steps for ever.
+
+    A step that begins after n samples of its phase has `batch_after(n)` samples over all ranks, a multiple of
+    micro_batch * world.
+    """
     while True:
         samples = stream.take(batch_after(stream.position.samples_in_phase))
-        counts = counts_of(samples, masking, seq_len, stream.position)
-        splits = split_by_length(samples, counts.samples // micro_batch)
-        *others, last = range(rank, len(splits), world)
-        for number in (*others, last):
-            share = samples.take(splits[number])
-            yield MicroBatch(make_batch(stream.mixture.stores, share, masking), counts, number == last)
+        counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
+        splits = split_by_length(samples, counts.samples // micro_batch)  # rows of each micro-batch, over all ranks
+        shares = [samples.take(rows) for rows in splits[rank::world]]
+        yield Step(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
 
 
-def counts_of(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
-    """What these samples hold; read from the index alone."""
+def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
+    """Count what these samples hold, from the index alone; `end` is where the next step begins."""
     lengths = samples.lengths
     masked = mask_counts(lengths, samples.n_special, masking.rate)
     return StepCounts(
@@ -114,18 +118,16 @@ def counts_of(samples: Samples, masking: Masking, seq_len: int, end: DataPositio
     )
 
 
-def longest_first(samples: Samples) -> np.ndarray:
-    """The order [N] in which samples stand in a batch."""
+def order_by_length(samples: Samples) -> np.ndarray:
+    """Return the order [N] in which samples stand in a batch: the longest first."""
     return np.argsort(-samples.text_lengths, kind="stable")
 
 
-def make_batch(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Batch:
+def collate(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Batch:
     """Read, assemble and mask samples; the longest first, so that attention meets equal lengths in one run."""
-    order = longest_first(samples)
-    samples = samples.take(order)
+    samples = samples.take(order_by_length(samples))
     assembled = gather_tokens(stores, samples)
-    ids, token_types, is_special, lengths = assembled
-    continues = None if masking.unit == "token" else word_continuations(stores, samples, assembled)
+    ids, _, is_special, lengths = assembled
     input_ids, masked_rows, labels = mask_tokens(
         ids,
         is_special,
@@ -134,32 +136,42 @@ def make_batch(stores: tuple[Store, ...], samples: Samples, masking: Masking) ->
         mask_id=stores[0].special_ids["mask"],
         vocab_size=stores[0].vocab_size,
         masking=masking,
-        continues=continues,
+        continues=None if masking.unit == "token" else word_continuations(stores, samples, assembled),
     )
+    # Samples lie end to end; a row is a token of any of them. Two samples of 4 and 3 tokens, rows 2 and 5 masked:
+    #     rows                  0 1 2 3 | 4 5 6
+    #     cu_seqlens  [0, 4, 7]: where samples begin, and the last one ends; a sample begins with its [CLS]
+    #     positions             0 1 2 3 | 0 1 2
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    masked_before = np.searchsorted(masked_rows, cu_seqlens)
-    kept_before = masked_before + np.arange(len(cu_seqlens))  # of each sample its [CLS] and its masked rows
-    mlm_places = np.arange(len(masked_rows)) + np.repeat(np.arange(1, len(cu_seqlens)), np.diff(masked_before))
-    kept_rows = np.empty(kept_before[-1], np.int64)
-    kept_rows[kept_before[:-1]], kept_rows[mlm_places] = cu_seqlens[:-1], masked_rows
-    positions = np.arange(len(ids)) - np.repeat(cu_seqlens[:-1], lengths)
+    cls_rows = cu_seqlens[:-1]
+    positions = np.arange(len(ids)) - np.repeat(cls_rows, lengths)
+    # The heads look at masked rows and at [CLS], which is never masked: the last layer computes these rows only.
+    #     is_head_row           1 0 1 0 | 1 1 0
+    #     head_rows   [0, 2, 4, 5]
+    is_head_row = np.zeros(len(ids), bool)
+    is_head_row[cls_rows] = is_head_row[masked_rows] = True
+    head_rows = np.flatnonzero(is_head_row)
+    # Where a head row stands among the head rows: cls_index [0, 2], mlm_index [1, 3], head_cu_seqlens [0, 2, 4].
+    index_of_row = np.cumsum(is_head_row) - 1
+    cls_index, mlm_index = index_of_row[cls_rows], index_of_row[masked_rows]
+    head_cu_seqlens = np.append(cls_index, len(head_rows))
     nsp_labels = np.where(samples.has_b, samples.spans["label"].astype(np.int64), IGNORED)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
-        token_types=torch.from_numpy(token_types),
+        token_types=torch.from_numpy(assembled.token_types),
         positions=torch.from_numpy(positions),
-        kept_rows=torch.from_numpy(kept_rows),
-        mlm_places=torch.from_numpy(mlm_places),
-        cls_places=torch.from_numpy(kept_before[:-1]),
+        head_rows=torch.from_numpy(head_rows),
+        mlm_index=torch.from_numpy(mlm_index),
+        cls_index=torch.from_numpy(cls_index),
         mlm_labels=torch.from_numpy(labels),
         nsp_labels=torch.from_numpy(nsp_labels),
-        layout=Layout.of(cu_seqlens),
-        kept_layout=Layout.of(kept_before),
+        seqlens=SeqLens.from_bounds(cu_seqlens),
+        head_seqlens=SeqLens.from_bounds(head_cu_seqlens),
     )
 
 
-def prefetch(items: Iterator[Item], ahead: int = AHEAD, at_end: Callable[[], None] = lambda: None) -> Iterator[Item]:
-    """The same items, made by a thread up to `ahead` in advance. An error in the thread is raised here.
+def prefetch(items: Iterator[Item], *, ahead: int = 1, at_end: Callable[[], None] = lambda: None) -> Iterator[Item]:
+    """Yield the same items, made by a thread up to `ahead` in advance. An error in the thread is raised here.
 
     Closing the result, or dropping it, calls `at_end`, which may hurry an item that is being made, and waits for the
     thread. No daemon: one that frees tensors while the interpreter ends takes the process down. It ends by itself when
@@ -171,10 +183,10 @@ def prefetch(items: Iterator[Item], ahead: int = AHEAD, at_end: Callable[[], Non
     def work() -> None:
         try:
             for item in items:
-                if not _put(made, (item, None), stop):
+                if not _put_unless_stopped(made, (item, None), stop):
                     return
         except BaseException as error:  # handed over, not handled
-            _put(made, (None, error), stop)
+            _put_unless_stopped(made, (None, error), stop)
 
     thread = threading.Thread(target=work, name="prefetch")
     thread.start()
@@ -194,7 +206,7 @@ def prefetch(items: Iterator[Item], ahead: int = AHEAD, at_end: Callable[[], Non
         thread.join()
 
 
-def _put(made: queue.Queue, entry: tuple, stop: threading.Event) -> bool:
+def _put_unless_stopped(made: queue.Queue, entry: tuple, stop: threading.Event) -> bool:
     while not stop.is_set() and threading.main_thread().is_alive():
         try:
             made.put(entry, timeout=0.5)

@@ -26,7 +26,7 @@ from data_prep.samples.masking import Masking, mask_counts
 from data_prep.samples.mixture import Mixture, Samples
 from data_prep.samples.pair_index import VERSION
 from data_prep.store import Store
-from pretrain.data import longest_first, make_batch
+from pretrain.data import collate, order_by_length
 from pretrain.model import Batch
 
 MAX_SOURCES = 12  # names that a person reads; more would be a thicket
@@ -63,9 +63,9 @@ class Evaluation(NamedTuple):
         for number in range(rank, -(-count // world) * world, world):
             start = number % count * batch_size
             share = chosen.take(slice(start, start + batch_size))
-            order = longest_first(share)
+            order = order_by_length(share)
             share, owner = share.take(order), owners[start : start + batch_size][order]
-            batches.append((number, make_batch(mixture.stores, share, Masking()), torch.from_numpy(owner)))
+            batches.append((number, collate(mixture.stores, share, Masking()), torch.from_numpy(owner)))
         return cls(batches, count, _counts(names, owners, chosen), identity_of(mixture, len(owners)))
 
 

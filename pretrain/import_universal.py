@@ -43,7 +43,7 @@ from pretrain.checkpoints.format import (
 from pretrain.checkpoints.slices import write_slices
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
-from pretrain.model import build, identity_of, unpadded
+from pretrain.model import architecture_of, build_model, strip_vocab_padding
 from pretrain.settings.limits import Preset
 from pretrain.state import RunState
 
@@ -76,7 +76,16 @@ def main(config: ImportConfig) -> None:
         raise InputError(f"{config.out} holds checkpoints already; choose another --out")
     store = Store.open(config.data)
     pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
-    model = build(config.model, config.init_from, store.vocab_size, 0.0, 0, True, pad_id, vocab)
+    model = build_model(
+        preset=config.model,
+        init_from=config.init_from,
+        vocab_size=store.vocab_size,
+        dropout=0.0,
+        seed=0,
+        needs_nsp=True,
+        pad_id=pad_id,
+        vocab=vocab,
+    )
     step = read_step(config.universal)
     tensors = {
         slice_key(name, kind, 0): tensor.flatten()
@@ -93,7 +102,7 @@ def main(config: ImportConfig) -> None:
         world_size=1,
         zero_stage=0,
         held_out_loss=None,
-        identity=ModelIdentity(identity_of(model.config), store.vocab_sha256, store.vocab_size),
+        identity=ModelIdentity(architecture_of(model.config), store.vocab_sha256, store.vocab_size),
         settings={"imported_from": str(config.universal)},
         parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
         files={},
@@ -150,7 +159,7 @@ def read_values(universal: Path, kind: str, model: BertForPreTraining, vocab_siz
             raise InputError(f"{universal} lacks {name}; both heads of BERT's pretraining are needed to go on")
         # Rows that pad the vocabulary are the model's own, and do not move.
         values[name] = parameter.detach().clone() if kind == "master" else torch.zeros_like(parameter)
-        unpadded(name, values[name], vocab_size)[:] = unpadded(name, tensors[name], vocab_size)
+        strip_vocab_padding(name, values[name], vocab_size)[:] = strip_vocab_padding(name, tensors[name], vocab_size)
     return values
 
 

@@ -1,12 +1,11 @@
 """The training loop, read from top to bottom.
 
-    loop -> train_phase -> one_step -> (watch_for_spikes, log_step, evaluate, save)
+    loop -> train_phase -> train_step -> (watch_for_spikes, log_step, evaluate, save)
 
 A plain loop: DeepSpeed's engine is the engine. What happens when is decided here; how, in the files that are imported.
 """
 
 import enum
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from data_prep.store import Store
 from pretrain.checkpoints.rollback import RECENT, TRIES, is_spike, roll_back
 from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
-from pretrain.data import MicroBatch, SampleStream, feed, prefetch
+from pretrain.data import PREFETCH_MICRO_BATCHES, SampleStream, Step, prefetch, train_steps
 from pretrain.evaluation import Evaluation
 from pretrain.guard import Guard
 from pretrain.model import Losses
@@ -87,7 +86,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
     """Train to the end of a phase, to a request to stop, or to a rollback: the state then, and which it was."""
     config, guard = run.config, run.guard
     with guard.working("the index of the samples is made"):
-        micro_batches = this_ranks_batches(run, phase, state)
+        steps = this_ranks_steps(run, phase, state)
         held_out = held_out_samples(phase, config, run.stores)
     held_out_loss: float | None = None
     clock = Clock(config.hours, state.seconds)
@@ -97,7 +96,10 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> tuple[RunState, Phas
     while True:
         lr = phase.lr_at(state.step, clock.read())
         run.engine.set_lr(lr)
-        counts, result = one_step(run, state, micro_batches)
+        with guard.working():
+            step = next(steps)
+        counts = step.counts
+        result = train_step(run, state, step)
         state = state.after_step(counts, skipped=result.skipped, seconds=clock.seconds)
         if not result.skipped and config.rollback:
             state, is_back = watch_for_spikes(run, state, counts)
@@ -179,25 +181,24 @@ def skip_step(run: Run, state: RunState) -> None:
     run.guard.skipped(scale)
 
 
-def one_step(run: Run, state: RunState, micro_batches: Iterator[MicroBatch]) -> tuple[StepCounts, StepResult]:
-    """Compute all micro-batches of a step and let the optimizer act: its counts, and what became of it."""
+def train_step(run: Run, state: RunState, step: Step) -> StepResult:
+    """Compute all micro-batches of a step and let the optimizer act."""
     engine, rank, world = run.engine, dist.get_rank(), dist.get_world_size()
-    for number in itertools.count():
-        with run.guard.working():
-            batch, counts, is_last = next(micro_batches)
+    for index, batch in enumerate(step.micro_batches):
         # Dropout is a function of (seed, step, micro-batch, rank): no generator state has to be saved.
-        torch.manual_seed(
-            int(random_bits(run.config.seed, state.step + state.skipped, number, rank)[0] >> np.uint64(1))
-        )
+        torch.manual_seed(dropout_seed(run.config.seed, state.step + state.skipped, index, rank))
         losses: Losses = engine(batch.to(engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
-        loss = losses.mlm / counts.masked + losses.nsp / max(counts.pairs, 1)
-        engine.backward(loss * world, is_last=is_last)
+        loss = losses.mlm / step.counts.masked + losses.nsp / max(step.counts.pairs, 1)
+        engine.backward(loss * world, is_last=index == len(step.micro_batches) - 1)
         run.meter.add_losses(losses)
         run.guard.beat()
-        if is_last:
-            break
-    return counts, engine.step()
+    return engine.step()
+
+
+def dropout_seed(seed: int, attempt: int, micro_batch: int, rank: int) -> int:
+    """Return the seed of torch's generator for a micro-batch of an attempted step, below 2 ** 63."""
+    return int(random_bits(seed, attempt, micro_batch, rank)[0] >> np.uint64(1))
 
 
 def samples_of(phase: Phase, config: TrainConfig, stores: list[Store]) -> Mixture:
@@ -211,14 +212,21 @@ def stream_at(run: Run, state: RunState) -> SampleStream:
     return SampleStream(samples_of(run.phases[state.position.phase], run.config, run.stores), state.position)
 
 
-def this_ranks_batches(run: Run, phase: Phase, state: RunState) -> Iterator[MicroBatch]:
-    """The micro-batches of this rank from `state` on, made ahead."""
+def this_ranks_steps(run: Run, phase: Phase, state: RunState) -> Iterator[Step]:
+    """The steps of this rank from `state` on, made ahead."""
     stream = stream_at(run, state)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    micro_batches = feed(stream, run.config.masking, phase.batch_after, phase.micro_batch, rank, world)
+    steps = train_steps(
+        stream,
+        masking=run.config.masking,
+        batch_after=phase.batch_after,
+        micro_batch=phase.micro_batch,
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+    )
     if run.engine.device.type == "cuda":
-        micro_batches = map(MicroBatch.pin_memory, micro_batches)
-    return prefetch(micro_batches, at_end=stream.mixture.abandon)
+        steps = map(Step.pin_memory, steps)
+    ahead = -(-PREFETCH_MICRO_BATCHES // phase.settings["gradient_accumulation_steps"])
+    return prefetch(steps, ahead=ahead, at_end=stream.mixture.abandon)
 
 
 def evaluate(run: Run, held_out: Evaluation, step: int) -> dict[str, Any]:

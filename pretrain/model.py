@@ -1,6 +1,6 @@
 """BERT for pretraining: transformers' BertForPreTraining, driven padding-free.
 
-    build(preset or HF folder) -> BertForPreTraining -> Pretrainer(model)(batch) -> Losses
+    build_model(preset or HF folder) -> BertForPreTraining -> PretrainingModule(model)(batch) -> Losses
 
 transformers' own modules do the arithmetic, so any BERT folder can be continued and export needs no table of names;
 what is saved is work that changes nothing: no padding, the language-model head on masked rows only, and in the last
@@ -8,7 +8,7 @@ layer queries and feed-forward for the rows that a head looks at. docs/design.md
 
 The vocabulary is padded inside the model to a multiple of 64 for the sake of matrix kernels. Padding entries have an
 embedding of 0 and an output bias of -1e4, so their probability and their gradient are exactly 0 and the loss is that of
-the unpadded model.
+the strip_vocab_padding model.
 """
 
 import re
@@ -28,7 +28,7 @@ from data_prep.cli import InputError, say
 from data_prep.foreign import weight_files
 from data_prep.tokens.contract import same_tokenizer
 from pretrain import hf_folder
-from pretrain.attention import IMPLEMENTATION, Layout, attend
+from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.hf_files import read_init
 from pretrain.settings.limits import MAX_POSITIONS, Preset
 from pretrain.sizes import PRESETS
@@ -54,13 +54,13 @@ class Batch(NamedTuple):
     input_ids: Tensor  # [T] int64
     token_types: Tensor  # [T] int64, 0 in segment A, 1 in segment B
     positions: Tensor  # [T] int64, position in the sample
-    kept_rows: Tensor  # [K] int64, masked and [CLS] rows, ascending
-    mlm_places: Tensor  # [M] int64, places of the masked rows among the kept
-    cls_places: Tensor  # [B] int64, places of the [CLS] rows among the kept
+    head_rows: Tensor  # [K] int64, masked and [CLS] rows, ascending
+    mlm_index: Tensor  # [M] int64, where the masked rows stand among the head rows
+    cls_index: Tensor  # [B] int64, where the [CLS] rows stand among the head rows
     mlm_labels: Tensor  # [M] int64, true ids
     nsp_labels: Tensor  # [B] int64, 1 if B is random, IGNORED without a B
-    layout: Layout  # of all rows
-    kept_layout: Layout  # of the kept rows
+    seqlens: SeqLens  # of all rows
+    head_seqlens: SeqLens  # of the head rows
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device, without waiting where the host memory is pinned."""
@@ -80,7 +80,7 @@ class Losses(NamedTuple):
     nsp_correct: Tensor
 
 
-class Pretrainer(nn.Module):
+class PretrainingModule(nn.Module):
     """The module that DeepSpeed wraps: a batch in, losses out."""
 
     def __init__(self, model: BertForPreTraining, checkpoint_activations: bool = False):
@@ -88,40 +88,40 @@ class Pretrainer(nn.Module):
         self.model, self.checkpoint_activations = model, checkpoint_activations
 
     def forward(self, batch: Batch, by_sample: bool = False) -> Losses:
-        kept = encode(self.model, batch, self.checkpoint_activations and self.training)
+        rows = encode_head_rows(self.model, batch, checkpoint_activations=self.checkpoint_activations and self.training)
         heads = self.model.cls
-        logits = heads.predictions(kept[batch.mlm_places]).float()
+        mlm_logits = heads.predictions(rows[batch.mlm_index]).float()  # [M, V]
         pooler: nn.Module = self.model.bert.pooler  # type: ignore[assignment]  # None only where it is left out
-        pooled = pooler(kept[batch.cls_places, None])
-        relation = heads.seq_relationship(pooled).float()
+        pooled = pooler(rows[batch.cls_index, None])
+        nsp_logits = heads.seq_relationship(pooled).float()  # [B, 2]
         if by_sample:
-            return _by_sample(logits, relation, batch)
+            return _per_sample_losses(mlm_logits, nsp_logits, batch)
         return Losses(
-            cross_entropy(logits, batch.mlm_labels, reduction="sum"),
-            cross_entropy(relation, batch.nsp_labels, reduction="sum", ignore_index=IGNORED),
-            (logits.detach().argmax(-1) == batch.mlm_labels).sum().float(),
-            (relation.detach().argmax(-1) == batch.nsp_labels).sum().float(),
+            cross_entropy(mlm_logits, batch.mlm_labels, reduction="sum"),
+            cross_entropy(nsp_logits, batch.nsp_labels, reduction="sum", ignore_index=IGNORED),
+            (mlm_logits.detach().argmax(-1) == batch.mlm_labels).sum().float(),
+            (nsp_logits.detach().argmax(-1) == batch.nsp_labels).sum().float(),
         )
 
 
-def _by_sample(logits: Tensor, relation: Tensor, batch: Batch) -> Losses:
-    """Losses of each sample [B], for evaluation by source."""
-    masked = torch.tensor(batch.kept_layout.lengths, device=logits.device) - 1  # the other kept row is [CLS]
-    sample = torch.arange(len(masked), device=logits.device).repeat_interleave(masked)  # [M]
+def _per_sample_losses(mlm_logits: Tensor, nsp_logits: Tensor, batch: Batch) -> Losses:
+    """Return the losses of each sample [B], for evaluation by source."""
+    masked = torch.tensor(batch.head_seqlens.lengths, device=mlm_logits.device) - 1  # the other head row is [CLS]
+    sample = torch.arange(len(masked), device=mlm_logits.device).repeat_interleave(masked)  # [M]
 
     def summed(values: Tensor) -> Tensor:
         return torch.zeros(len(masked), device=values.device).index_add_(0, sample, values.float())
 
     return Losses(
-        summed(cross_entropy(logits, batch.mlm_labels, reduction="none")),
-        cross_entropy(relation, batch.nsp_labels, reduction="none", ignore_index=IGNORED),
-        summed(logits.argmax(-1) == batch.mlm_labels),
-        (relation.argmax(-1) == batch.nsp_labels).float(),
+        summed(cross_entropy(mlm_logits, batch.mlm_labels, reduction="none")),
+        cross_entropy(nsp_logits, batch.nsp_labels, reduction="none", ignore_index=IGNORED),
+        summed(mlm_logits.argmax(-1) == batch.mlm_labels),
+        (nsp_logits.argmax(-1) == batch.nsp_labels).float(),
     )
 
 
-def encode(model: BertForPreTraining, batch: Batch, checkpoint_activations: bool = False) -> Tensor:
-    """The encoder's output at the kept rows, [K, hidden].
+def encode_head_rows(model: BertForPreTraining, batch: Batch, *, checkpoint_activations: bool = False) -> Tensor:
+    """Return the encoder's output at the head rows, [K, hidden].
 
     Only modules are called, never their weights: under ZeRO-3 a weight exists only inside its module's forward. With
     `checkpoint_activations` a layer keeps nothing but its input, and is run again, with the same dropout, in the
@@ -132,7 +132,7 @@ def encode(model: BertForPreTraining, batch: Batch, checkpoint_activations: bool
     )
     *layers, last = cast(Iterable[BertLayer], model.bert.encoder.layer)
     for layer in layers:
-        hidden = _run(checkpoint_activations, layer, hidden, None, layout=batch.layout)
+        hidden = _run(checkpoint_activations, layer, hidden, None, seqlens=batch.seqlens)
     return _run(checkpoint_activations, _last_layer, last, hidden[0], batch)
 
 
@@ -141,32 +141,36 @@ def _run(is_checkpointed: bool, layer: Callable[..., Tensor], *inputs: Any, **na
 
 
 def _last_layer(layer: BertLayer, hidden: Tensor, batch: Batch) -> Tensor:
-    """A BertLayer for the kept rows only: keys and values come from all rows, everything else from the kept ones."""
+    """A BertLayer for the head rows only: keys and values come from all rows, everything else from the head rows."""
     attention: Any = layer.attention.self
     shape = (-1, attention.num_attention_heads, attention.attention_head_size)
-    kept = hidden[batch.kept_rows]
-    mixed = attend(
-        attention.query(kept).view(shape),
+    rows = hidden[batch.head_rows]
+    mixed = varlen_attention(
+        attention.query(rows).view(shape),
         attention.key(hidden).view(shape),
         attention.value(hidden).view(shape),
-        batch.kept_layout,
-        batch.layout,
+        batch.head_seqlens,
+        batch.seqlens,
         attention.scaling,
     )
-    return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(1), kept))
+    return layer.feed_forward_chunk(layer.attention.output(mixed.flatten(1), rows))
 
 
-def build(
-    preset: Preset | None,
-    init_from: Path | None,
+def build_model(
+    *,
+    preset: Preset | None = None,
+    init_from: Path | None = None,
     vocab_size: int,
     dropout: float,
     seed: int,
     needs_nsp: bool,
-    pad_id: int = 0,  # whose embedding stays 0
-    vocab: Path | None = None,  # tokenizer folder of the store; `init_from` must have the same tokenizer
+    pad_id: int = 0,
+    vocab: Path | None = None,
 ) -> BertForPreTraining:
-    """A new or an existing BERT in float32, its vocabulary padded; weights are a function of the arguments alone.
+    """Return a new BERT (`preset`) or an existing one (`init_from`) in float32, its vocabulary padded.
+
+    Weights are a function of the arguments alone. `pad_id`: whose embedding stays 0; `vocab`: the store's tokenizer
+    folder, the same tokenizer as that of `init_from`.
 
     Raises
     ------
@@ -178,7 +182,7 @@ def build(
     else:
         assert init_from is not None
         model = _load(init_from, vocab_size, dropout, needs_nsp, vocab, pad_id)
-    model.set_attn_implementation(IMPLEMENTATION)
+    use_varlen_attention(model)
     _pad_vocabulary(model, vocab_size)
     return model
 
@@ -192,7 +196,7 @@ def compile_layers(model: BertForPreTraining) -> None:
 
 
 def preset_config(preset: Preset, vocab_size: int, dropout: float, pad_id: int = 0) -> BertConfig:
-    """transformers' configuration of a preset, the vocabulary as it is."""
+    """Return transformers' configuration of a preset, the vocabulary as it is."""
     layers, hidden = PRESETS[preset]
     return BertConfig(
         vocab_size=vocab_size,
@@ -207,15 +211,15 @@ def preset_config(preset: Preset, vocab_size: int, dropout: float, pad_id: int =
     )
 
 
-def identity_of(config: BertConfig) -> dict[str, Any]:
-    """The part of a configuration that a checkpoint may only be resumed under."""
+def architecture_of(config: BertConfig) -> dict[str, Any]:
+    """Return the part of a configuration that a checkpoint may only be resumed under."""
     return {key: getattr(config, key) for key in CONFIG_KEYS}
 
 
-def from_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> BertForPreTraining:
-    """The trainer's model, vocabulary padded, with these weights (as named_parameters() names them), in eval mode."""
-    model = BertForPreTraining(BertConfig(**identity))
-    model.set_attn_implementation(IMPLEMENTATION)
+def model_from_weights(architecture: dict[str, Any], weights: dict[str, Tensor]) -> BertForPreTraining:
+    """Return the trainer's model in eval mode, vocabulary padded, with weights as named_parameters() names them."""
+    model = BertForPreTraining(BertConfig(**architecture))
+    use_varlen_attention(model)
     parameters = dict(model.named_parameters())
     assert parameters.keys() == weights.keys(), parameters.keys() ^ weights.keys()
     with torch.no_grad():
@@ -305,14 +309,14 @@ def _pad_vocabulary(model: BertForPreTraining, vocab_size: int) -> None:
     model.cls.predictions.bias[vocab_size:] = PADDING_BIAS
 
 
-def unpadded(name: str, tensor: Tensor, vocab_size: int) -> Tensor:
-    """A parameter as it is exported: without the rows that pad the vocabulary."""
+def strip_vocab_padding(name: str, tensor: Tensor, vocab_size: int) -> Tensor:
+    """Return a parameter as it is exported: without the rows that pad the vocabulary."""
     padded = {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"}
     return tensor[:vocab_size] if name in padded else tensor
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Groups for the optimizer: matrices and embeddings decay; biases and LayerNorm do not (Devlin et al. 2019).
+    """Return groups for the optimizer: matrices and embeddings decay; biases and LayerNorm do not (Devlin et al. 2019).
 
     A `layer_decay` below 1 makes two groups a layer, with lr_scale layer_decay ** (layers above, heads counted as one)
     as in BEiT (Bao et al. 2021): the nearer to the embeddings, the slower.

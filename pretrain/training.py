@@ -28,7 +28,7 @@ from pretrain.checkpoints.saver import Saver
 from pretrain.distributed import OtherRankError, all_ranks_or_none, broadcast_object, check_same_on_all_ranks
 from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
-from pretrain.model import build, compile_layers, identity_of
+from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr, what_came_out, what_runs
 from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
@@ -93,12 +93,19 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
     settings = engine_settings(phases)
     if not config.gpu:
         check_precision(settings)
-    needs_nsp, pad_id = config.objective != "mlm", stores[0].special_ids["pad"]
-    vocab_size, vocab = stores[0].vocab_size, stores[0].folder / "vocab"
-    model = build(config.model, config.init_from, vocab_size, config.dropout, config.seed, needs_nsp, pad_id, vocab)
+    model = build_model(
+        preset=config.model,
+        init_from=config.init_from,
+        vocab_size=stores[0].vocab_size,
+        dropout=config.dropout,
+        seed=config.seed,
+        needs_nsp=config.objective != "mlm",
+        pad_id=stores[0].special_ids["pad"],
+        vocab=stores[0].folder / "vocab",
+    )
     samples_of(phases[0], config, stores)  # refuses stores without text before anything is written
     record = run_record(config, phases, settings, stores, model.num_parameters())
-    identity = ModelIdentity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+    identity = ModelIdentity(architecture_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     if config.dry_run:
         if config.verify_store:

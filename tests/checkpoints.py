@@ -20,7 +20,7 @@ from pretrain.checkpoints.format import (
     staging_dir,
 )
 from pretrain.checkpoints.slices import write_slices
-from pretrain.model import identity_of
+from pretrain.model import architecture_of
 from pretrain.state import DataPosition, RunState
 
 SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
@@ -65,7 +65,7 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         recent_losses=(3.5, 3.25),
         skipped_spans=((0, 8),),
     )
-    identity = ModelIdentity(identity_of(model.config), vocab_sha256, model.config.vocab_size)
+    identity = ModelIdentity(architecture_of(model.config), vocab_sha256, model.config.vocab_size)
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     scaler = {"cur_scale": 65536.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
     manifest = Manifest(

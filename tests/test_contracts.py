@@ -35,7 +35,7 @@ from pretrain.export.__main__ import ExportConfig
 from pretrain.export.__main__ import main as export
 from pretrain.finetune.__main__ import FinetuneConfig
 from pretrain.finetune.__main__ import main as finetune
-from pretrain.model import build
+from pretrain.model import build_model
 from tests.corpora import run_script, tiny_vocab, write
 from tests.stores import entries_of, store_of
 from tests.tiny_hf import VOCABULARY, tiny_bert
@@ -254,7 +254,15 @@ def bert_folder(folder: Path, entries: list[str], cased: bool = False, rows: int
 
 
 def init_from(hf: Path, store: Store, needs_nsp: bool = True) -> BertForPreTraining:
-    return build(None, hf, store.vocab_size, 0.0, 0, needs_nsp, store.special_ids["pad"], store.folder / "vocab")
+    return build_model(
+        init_from=hf,
+        vocab_size=store.vocab_size,
+        dropout=0.0,
+        seed=0,
+        needs_nsp=needs_nsp,
+        pad_id=store.special_ids["pad"],
+        vocab=store.folder / "vocab",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +394,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any] | None, dict[s
 
 
 def by_init_from(hf: Path) -> None:
-    build(None, hf, len(VOCABULARY), 0.0, 0, True, 0, hf)
+    build_model(init_from=hf, vocab_size=len(VOCABULARY), dropout=0.0, seed=0, needs_nsp=True, vocab=hf)
 
 
 def by_predict(hf: Path) -> None:
@@ -447,7 +455,7 @@ def test_a_decoder_of_its_own_is_refused_where_it_would_be_lost(tmp_path):
         weights["cls.predictions.decoder.weight"] = weights["bert.embeddings.word_embeddings.weight"].clone()
 
     by_init_from(changed(hf, tied))
-    model = build(None, hf, len(VOCABULARY), 0.0, 0, True, 0, hf)
+    model = build_model(init_from=hf, vocab_size=len(VOCABULARY), dropout=0.0, seed=0, needs_nsp=True, vocab=hf)
     assert "cls.predictions.decoder.weight" not in dict(model.named_parameters())
 
 
@@ -468,7 +476,7 @@ def test_heads_of_other_tasks_are_named(tmp_path, capsys):
 
 def test_the_padding_is_the_tokenizers(tmp_path, capsys):
     hf = changed(tiny_bert(tmp_path / "hf", BertForPreTraining), None, pad_token_id=7, chunk_size_feed_forward=3)
-    model = build(None, hf, len(VOCABULARY), 0.0, 0, True, 0, hf)
+    model = build_model(init_from=hf, vocab_size=len(VOCABULARY), dropout=0.0, seed=0, needs_nsp=True, vocab=hf)
     assert (model.config.pad_token_id, model.bert.embeddings.word_embeddings.padding_idx) == (0, 0)
     assert "config.json says pad_token_id 7, its tokenizer pads with entry 0" in capsys.readouterr().err
     by_finetune(hf)  # entry 7 is learnt, and texts of five tokens are no multiple of the chunk
@@ -480,8 +488,8 @@ def test_one_segment_is_not_asked_for_two(tmp_path):
     first = lambda w: w.update({(n := "bert.embeddings.token_type_embeddings.weight"): w[n][:1].clone()})  # noqa: E731
     changed(hf, first, type_vocab_size=1)
     with pytest.raises(InputError, match="--objective mlm"):
-        build(None, hf, len(VOCABULARY), 0.0, 0, True, 0, hf)
-    build(None, hf, len(VOCABULARY), 0.0, 0, False, 0, hf)
+        build_model(init_from=hf, vocab_size=len(VOCABULARY), dropout=0.0, seed=0, needs_nsp=True, vocab=hf)
+    build_model(init_from=hf, vocab_size=len(VOCABULARY), dropout=0.0, seed=0, needs_nsp=False, vocab=hf)
     pairs = write(tmp_path / "pairs.tsv", "text_a\ttext_b\tlabel\none\ttwo\ta\nthree\tfour\tb\n")
     finetune(FinetuneConfig(hf, "pair", pairs, pairs, tmp_path / "tuned", epochs=1, seq_len=16))
     predict.main(predict.PredictConfig(tmp_path / "tuned", ("one\ttwo",)))

@@ -10,7 +10,7 @@ from data_prep.samples.assemble import split_by_length
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.data import MicroBatch, SampleStream, feed, prefetch
+from pretrain.data import SampleStream, Step, prefetch, train_steps
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition
 from tests.stores import random_documents, store_of
@@ -32,13 +32,13 @@ def mixture(store: Store, **changes) -> Mixture:
 
 def samples_of(batch: Batch) -> list[tuple]:
     """Each sample as it meets the model: ids, types, predicted positions with labels, pair label."""
-    rows = batch.kept_rows[batch.mlm_places]
-    bounds = batch.layout.cu_seqlens.tolist()
+    rows = batch.head_rows[batch.mlm_index]
+    bounds = batch.seqlens.cu_seqlens.tolist()
     found = []
     for number, (start, stop) in enumerate(pairwise(bounds)):
         inside = (rows >= start) & (rows < stop)
         assert batch.positions[start:stop].tolist() == list(range(stop - start))
-        assert batch.kept_rows[batch.cls_places[number]] == start
+        assert batch.head_rows[batch.cls_index[number]] == start
         found.append(
             (
                 tuple(batch.input_ids[start:stop].tolist()),
@@ -51,15 +51,24 @@ def samples_of(batch: Batch) -> list[tuple]:
     return found
 
 
+def first_steps(
+    store: Store, count: int, world: int, micro: int, rank: int = 0, start: DataPosition = BEGIN
+) -> list[Step]:
+    stream = SampleStream(mixture(store), start)
+    steps = train_steps(
+        stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=micro, rank=rank, world=world
+    )
+    return list(islice(steps, count))
+
+
 def step_samples(store: Store, steps: int, world: int, micro: int, start: DataPosition = BEGIN) -> list[list[tuple]]:
     """The samples of each step, over all ranks, sorted."""
     collected: list[list[tuple]] = [[] for _ in range(steps)]
     for rank in range(world):
-        items = feed(SampleStream(mixture(store), start), Masking(), lambda taken: GLOBAL, micro, rank, world)
-        a_step = GLOBAL // (micro * world)
-        for number, item in enumerate(islice(items, steps * a_step)):
-            collected[number // a_step] += samples_of(item.batch)
-    return [sorted(step) for step in collected]
+        for index, step in enumerate(first_steps(store, steps, world, micro, rank, start)):
+            assert len(step.micro_batches) == GLOBAL // (micro * world)
+            collected[index] += [sample for batch in step.micro_batches for sample in samples_of(batch)]
+    return [sorted(samples) for samples in collected]
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 4), (1, 1), (2, 6), (2, 3), (3, 2), (4, 3), (4, 1)])
@@ -85,12 +94,9 @@ def test_every_rank_has_as_much_to_do(tmp_path):
 
 
 def test_any_position_continues_the_stream(store):
-    items = list(
-        islice(feed(SampleStream(mixture(store), DataPosition()), Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), 9)
-    )
     whole = step_samples(store, 9, 1, GLOBAL)
-    for step, item in enumerate(items[:-1]):
-        assert step_samples(store, 1, 2, 3, item.step.end) == whole[step + 1 : step + 2]
+    for index, step in enumerate(first_steps(store, 8, 1, GLOBAL)):
+        assert step_samples(store, 1, 2, 3, step.counts.end) == whole[index + 1 : index + 2]
 
 
 def test_each_sample_is_seen_once_an_epoch(store):
@@ -104,26 +110,24 @@ def test_each_sample_is_seen_once_an_epoch(store):
 
 
 def test_counts_of_a_step_are_those_of_its_batches(store):
-    items: list[MicroBatch] = []
-    for rank in range(2):
-        items += islice(
-            feed(SampleStream(mixture(store), DataPosition()), Masking(), lambda taken: GLOBAL, 3, rank, 2), 2
-        )
-    counts = items[0].step
+    steps = [first_steps(store, 1, 2, 3, rank)[0] for rank in range(2)]
+    batches = [batch for step in steps for batch in step.micro_batches]
+    counts = steps[0].counts
+    assert counts == steps[1].counts
     assert counts.samples == GLOBAL
-    assert counts.masked == sum(len(item.batch.mlm_labels) for item in items)
-    assert counts.pairs == sum(int((item.batch.nsp_labels != IGNORED).sum()) for item in items)
-    assert counts.tokens == sum(len(item.batch.input_ids) for item in items)
+    assert counts.masked == sum(len(batch.mlm_labels) for batch in batches)
+    assert counts.pairs == sum(int((batch.nsp_labels != IGNORED).sum()) for batch in batches)
+    assert counts.tokens == sum(len(batch.input_ids) for batch in batches)
     assert counts.slots == GLOBAL * 32
-    assert counts.attended == sum(length**2 for item in items for length in item.batch.layout.lengths)
+    assert counts.attended == sum(length**2 for batch in batches for length in batch.seqlens.lengths)
 
 
 def test_without_pairs_nothing_has_a_pair_label(store):
     stream = SampleStream(mixture(store, objective="mlm"), DataPosition())
-    item = next(feed(stream, Masking(), lambda taken: 4, 4, 0, 1))
-    assert item.step.pairs == 0
-    assert (item.batch.nsp_labels == IGNORED).all()
-    assert not item.batch.token_types.any()
+    step = next(train_steps(stream, masking=Masking(), batch_after=lambda taken: 4, micro_batch=4, rank=0, world=1))
+    assert step.counts.pairs == 0
+    assert (step.micro_batches[0].nsp_labels == IGNORED).all()
+    assert not step.micro_batches[0].token_types.any()
 
 
 class TestPrefetch:
@@ -153,7 +157,7 @@ class TestPrefetch:
 
 
 def test_a_batch_moves_as_a_whole(store):
-    batch = next(feed(SampleStream(mixture(store), DataPosition()), Masking(), lambda taken: 4, 4, 0, 1)).batch
-    moved = batch.to(torch.device("meta"))
+    [step] = first_steps(store, 1, 1, GLOBAL)
+    moved = step.micro_batches[0].to(torch.device("meta"))
     assert {field.device.type for field in moved[:8]} == {"meta"}
-    assert moved.layout.cu_seqlens.device.type == "meta"
+    assert moved.seqlens.cu_seqlens.device.type == "meta"

@@ -9,7 +9,7 @@ import torch
 from data_prep.samples.mixture import Mixture
 from data_prep.store import HELD_OUT, Store
 from pretrain.evaluation import MAX_SOURCES, Evaluation, file_groups, sources_of, store_names
-from pretrain.model import Losses, Pretrainer, build
+from pretrain.model import Losses, PretrainingModule, build_model
 from tests.stores import random_documents, store_of
 
 FILES = ("en/wiki-00.txt", "en/wiki-01.txt", "en/laws.jsonl.gz")
@@ -103,9 +103,15 @@ def test_no_file_has_a_name_of_its_own_beside_its_group():
     assert file_groups(held_out[:1] + held_out[3:], held_out)[0] == "old/Lydia"  # the others are not held out
 
 
+def tiny_module() -> PretrainingModule:
+    return PretrainingModule(build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)).eval()
+
+
 @pytest.mark.parametrize("objective", ["nsp", "mlm"])
 def test_sums_by_sample_add_up_to_those_of_the_batch(store, objective):
-    model = Pretrainer(build("bert-tiny", None, 64, dropout=0.0, seed=0, needs_nsp=True)).eval()
+    model = PretrainingModule(
+        build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
+    ).eval()
     for _, batch, _ in Evaluation.of(held_out(store, objective=objective), 12, 5, 0, 1).batches:
         with torch.no_grad():
             whole, by_sample = model(batch), model(batch, by_sample=True)
@@ -115,7 +121,9 @@ def test_sums_by_sample_add_up_to_those_of_the_batch(store, objective):
 
 
 def test_a_samples_loss_is_that_of_the_sample_alone(store):
-    model = Pretrainer(build("bert-tiny", None, 64, dropout=0.0, seed=0, needs_nsp=True)).eval()
+    model = PretrainingModule(
+        build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
+    ).eval()
     together, alone = (Evaluation.of(held_out(store), 6, size, 0, 1) for size in (6, 1))
     singles = {}
     with torch.no_grad():
@@ -123,7 +131,7 @@ def test_a_samples_loss_is_that_of_the_sample_alone(store):
             singles[tuple(batch.input_ids.tolist())] = (model(batch).mlm.item(), source.item())
         (_, batch, sources), *_ = together.batches
         losses = model(batch, by_sample=True).mlm
-    for ids, loss, source in zip(batch.input_ids.split(batch.layout.lengths), losses, sources, strict=True):
+    for ids, loss, source in zip(batch.input_ids.split(batch.seqlens.lengths), losses, sources, strict=True):
         expected, expected_source = singles[tuple(ids.tolist())]
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert source == expected_source

@@ -26,7 +26,7 @@ from pretrain.checkpoints import run_lock
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.verify import latest_valid
-from pretrain.model import Pretrainer
+from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
 from pretrain.train import train
@@ -137,7 +137,7 @@ def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path)
     assert ranks[0][0].exitcode == 1
     stack = (tmp_path / "stderr-0").read_text()
     assert "Timeout" in stack
-    assert "one_step" in stack or "at_boundary" in stack
+    assert "train_step" in stack or "at_boundary" in stack
     os.kill(ranks[1][0].pid, signal.SIGCONT)
     ranks[1][0].join(PATIENCE)
     assert ranks[1][0].exitcode == 1
@@ -269,15 +269,15 @@ def hold_for_ever(folder: Path) -> None:
 
 def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
     """The loss of these micro-batches of rank 0 is not a number, or on the way back infinite."""
-    forward, calls = Pretrainer.forward, iter(range(10_000))
+    forward, calls = PretrainingModule.forward, iter(range(10_000))
 
-    def poisoned(self: Pretrainer, batch: Any, by_sample: bool = False) -> Any:
+    def poisoned(self: PretrainingModule, batch: Any, by_sample: bool = False) -> Any:
         losses = forward(self, batch, by_sample)
         if self.training and next(calls) in bad and os.environ["RANK"] == "0":
             return losses._replace(mlm=losses.mlm * float("nan"))
         return losses
 
-    Pretrainer.forward = poisoned  # type: ignore[method-assign]
+    PretrainingModule.forward = poisoned  # type: ignore[method-assign]
     return train(settings)
 
 

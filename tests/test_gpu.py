@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import ROOT
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
-from pretrain.attention import IMPLEMENTATION, Layout, attend
-from pretrain.data import make_batch
-from pretrain.model import Batch, Pretrainer, compile_layers, parameter_groups
+from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
+from pretrain.data import collate
+from pretrain.model import Batch, PretrainingModule, compile_layers, parameter_groups
 from pretrain.zero.lamb import Lamb
 from tests.partitions import partition_of
 from tests.stores import random_documents, store_of
@@ -29,7 +29,7 @@ LENGTHS = (100, 100, 37, 5, 1)
 def batch(tmp_path_factory) -> Batch:
     store = store_of(tmp_path_factory.mktemp("store"), random_documents(60, vocab_size=128), vocab_size=128)
     epoch = Mixture([store], [1.0], seq_len=64, objective="nsp", seed=2).epoch(0)
-    return make_batch((store,), epoch.samples_at(np.arange(24)), Masking())
+    return collate((store,), epoch.samples_at(np.arange(24)), Masking())
 
 
 def model(dtype: torch.dtype, device: str = "cuda", dropout: float = 0.0) -> BertForPreTraining:
@@ -39,12 +39,12 @@ def model(dtype: torch.dtype, device: str = "cuda", dropout: float = 0.0) -> Ber
     )  # fmt: skip
     torch.manual_seed(3)
     made = BertForPreTraining(config)
-    made.set_attn_implementation(IMPLEMENTATION)
+    use_varlen_attention(made)
     return made.to(device).to(dtype)  # type: ignore[arg-type]
 
 
 def losses_and_gradients(made: BertForPreTraining, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    losses = Pretrainer(made)(batch.to(made.device))
+    losses = PretrainingModule(made)(batch.to(made.device))
     (losses.mlm + losses.nsp).backward()
     gradients = {name: parameter.grad.double().cpu() for name, parameter in made.named_parameters()}  # type: ignore[union-attr]
     return torch.stack(losses).double().cpu(), gradients
@@ -64,8 +64,8 @@ def test_attention_follows_float64(dtype, bound):
 
     def run(device: str, kind: torch.dtype) -> list[torch.Tensor]:
         q, k, v = (x.to(device=device, dtype=kind).requires_grad_() for x in inputs)
-        layout = Layout.of(bounds).to(torch.device(device))
-        out = attend(q, k, v, layout, layout, 0.125)
+        seqlens = SeqLens.from_bounds(bounds).to(torch.device(device))
+        out = varlen_attention(q, k, v, seqlens, seqlens, 0.125)
         out.backward(weight.to(device=device, dtype=kind))
         return [out.detach(), q.grad, k.grad, v.grad]  # type: ignore[list-item]
 
@@ -104,7 +104,7 @@ def test_compiled_layers_follow_float32(batch):
 
 
 def test_the_host_never_waits_inside_a_step(batch):
-    module = Pretrainer(model(torch.bfloat16, dropout=0.1)).train()
+    module = PretrainingModule(model(torch.bfloat16, dropout=0.1)).train()
     optimizer = torch.optim.AdamW(parameter_groups(module, 0.01), lr=1e-4, fused=True)
 
     def step() -> None:

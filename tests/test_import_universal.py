@@ -20,9 +20,9 @@ from data_prep.store import Store
 from pretrain.checkpoints.format import KINDS, checkpoint_dir
 from pretrain.checkpoints.slices import index_slices, read_elements
 from pretrain.checkpoints.verify import latest_valid
-from pretrain.data import SampleStream, feed
+from pretrain.data import SampleStream, train_steps
 from pretrain.import_universal import ImportConfig, main
-from pretrain.model import Pretrainer, build, parameter_groups, unpadded
+from pretrain.model import PretrainingModule, build_model, parameter_groups, strip_vocab_padding
 from pretrain.settings.config import TrainConfig
 from pretrain.state import DataPosition
 from pretrain.train import train
@@ -50,7 +50,7 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     silence_libraries()
     init_distributed()
     opened = Store.open(store)
-    model = build("bert-tiny", None, opened.vocab_size, dropout=0.0, seed=5, needs_nsp=True)
+    model = build_model(preset="bert-tiny", vocab_size=opened.vocab_size, dropout=0.0, seed=5, needs_nsp=True)
     settings = {
         "train_micro_batch_size_per_gpu": BATCH // 2,
         "gradient_clipping": 1.0,
@@ -58,12 +58,20 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
     }
     settings["zero_allow_untested_optimizer"] = True
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=LR)
-    engine, *_ = deepspeed.initialize(model=Pretrainer(model), optimizer=optimizer, config=settings)
+    engine, *_ = deepspeed.initialize(model=PretrainingModule(model), optimizer=optimizer, config=settings)
     for seed in (1, 0):
         stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=seed), DataPosition())
-        for batch, counts, _ in islice(feed(stream, Masking(), lambda _: BATCH, BATCH // 2, dist.get_rank(), 2), HALF):
-            losses = engine(batch)
-            engine.backward(2 * (losses.mlm / counts.masked + losses.nsp / counts.pairs))
+        steps = train_steps(
+            stream,
+            masking=Masking(),
+            batch_after=lambda taken: BATCH,
+            micro_batch=BATCH // 2,
+            rank=dist.get_rank(),
+            world=2,
+        )
+        for step in islice(steps, HALF):
+            losses = engine(step.micro_batches[0])
+            engine.backward(2 * (losses.mlm / step.counts.masked + losses.nsp / step.counts.pairs))
             engine.step()
         if seed:
             engine.save_checkpoint(str(out))
@@ -126,11 +134,11 @@ def test_what_does_not_fit_is_refused(store, plain, tmp_path):
 def test_rows_that_pad_the_vocabulary_are_our_own(tmp_path):
     """Their vocabulary has 70 entries and no padding; ours is padded to 128, with entries that nothing predicts."""
     opened = store_of(tmp_path / "store", random_documents(40, vocab_size=70), vocab_size=70)
-    model = build("bert-tiny", None, 70, dropout=0.0, seed=3, needs_nsp=True)
+    model = build_model(preset="bert-tiny", vocab_size=70, dropout=0.0, seed=3, needs_nsp=True)
     for name, parameter in model.named_parameters():
         folder = tmp_path / "universal/zero" / f"module.{name}"
         folder.mkdir(parents=True)
-        theirs = unpadded(name, parameter.detach(), 70)
+        theirs = strip_vocab_padding(name, parameter.detach(), 70)
         for number, kind in enumerate(("fp32", "exp_avg", "exp_avg_sq")):
             torch.save({"param": theirs + number}, folder / f"{kind}.pt")
         torch.save(torch.tensor(9.0), folder / "step.pt")
@@ -141,5 +149,5 @@ def test_rows_that_pad_the_vocabulary_are_our_own(tmp_path):
             found = torch.empty(parameter.numel())
             read_elements(slices[name, kind], found, 0)
             expected = parameter.detach().clone() if kind == "master" else torch.zeros_like(parameter)
-            unpadded(name, expected, 70)[:] = unpadded(name, parameter.detach(), 70) + number
+            strip_vocab_padding(name, expected, 70)[:] = strip_vocab_padding(name, parameter.detach(), 70) + number
             assert torch.equal(found, expected.flatten()), (name, kind)

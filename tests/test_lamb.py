@@ -18,8 +18,8 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
-from pretrain.data import SampleStream, feed
-from pretrain.model import Pretrainer, build
+from pretrain.data import SampleStream, train_steps
+from pretrain.model import PretrainingModule, build_model
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.schedule import lr_multiplier
 from pretrain.state import DataPosition
@@ -54,24 +54,25 @@ def reference_weights(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Final and first weights of plain torch training with the float64 optimizer, of these settings."""
     opened = Store.open(store)
-    model = build("bert-tiny", None, opened.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
-    module, parameters = Pretrainer(model), dict(model.named_parameters())
+    model = build_model(preset="bert-tiny", vocab_size=opened.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
+    module, parameters = PretrainingModule(model), dict(model.named_parameters())
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     optimizers = {
         name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY, **settings)
         for name, parameter in parameters.items()
     }
     stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=0), DataPosition())
-    for step, (batch, counts, _) in enumerate(
-        islice(feed(stream, Masking(), lambda taken: GLOBAL, GLOBAL, 0, 1), STEPS)
-    ):
+    steps = train_steps(
+        stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=GLOBAL, rank=0, world=1
+    )
+    for index, (counts, [batch]) in enumerate(islice(steps, STEPS)):
         module.zero_grad()
         losses = module(batch)
         (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            lr = LR * lr_multiplier("linear", step, WARMUP, STEPS) * lr_scale(name)
+            lr = LR * lr_multiplier("linear", index, WARMUP, STEPS) * lr_scale(name)
             optimizers[name].update(parameter.grad.numpy(), lr)
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(optimizers[name].weight))

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.cli import InputError
 from pretrain.checkpoints.format import checkpoint_dir
-from pretrain.model import build, parameter_groups
+from pretrain.model import build_model, parameter_groups
 from pretrain.train import train
 from pretrain.zero.engine import make_optimizer
 from tests.ranks import run_ranks
@@ -50,7 +50,7 @@ def test_weights_equal_the_reference(store, tmp_path, optimizer, zero):
 
 
 def test_every_parameter_has_its_layer_s_rate():
-    model = build("bert-tiny", None, 64, dropout=0.0, seed=0, needs_nsp=True)
+    model = build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, 0.1, DECAY)
     assert len(groups) == 8
@@ -63,6 +63,6 @@ def test_every_parameter_has_its_layer_s_rate():
 
 @pytest.mark.parametrize("decay", [0.0, 1.5])
 def test_a_decay_that_is_none_is_refused(decay):
-    model = build("bert-tiny", None, 64, dropout=0.0, seed=0, needs_nsp=True)
+    model = build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
     with pytest.raises(InputError, match=r"layer_decay .* must lie in \(0, 1\]"):
         make_optimizer(model, {"type": "adamw", "params": {"lr": 1.0, "weight_decay": 0.0, "layer_decay": decay}})

@@ -27,8 +27,8 @@ def train(folder: str, steps: int, zero: int) -> dict[str, Any]:
     """The first block, with the weights that it leaves."""
     space = blocks()[0]
     kept: dict[str, Any] = {}
-    build = space["build"]
-    space["build"] = lambda *arguments, **options: kept.setdefault(
+    build = space["build_model"]
+    space["build_model"] = lambda *arguments, **options: kept.setdefault(
         "model", build(*arguments, **options | {"dropout": 0})
     )
     space |= {"SEQ_LEN": 32, "BATCH": 16, "MICRO_BATCH": 4}

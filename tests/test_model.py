@@ -12,9 +12,17 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
-from pretrain.attention import IMPLEMENTATION
-from pretrain.data import make_batch
-from pretrain.model import PADDING_BIAS, VOCAB_MULTIPLE, Batch, Pretrainer, build, compile_layers, parameter_groups
+from pretrain.attention import use_varlen_attention
+from pretrain.data import collate
+from pretrain.model import (
+    PADDING_BIAS,
+    VOCAB_MULTIPLE,
+    Batch,
+    PretrainingModule,
+    build_model,
+    compile_layers,
+    parameter_groups,
+)
 from tests.stores import random_documents, store_of
 
 VOCAB = 90  # no multiple of 64
@@ -24,7 +32,7 @@ VOCAB = 90  # no multiple of 64
 def batch(tmp_path: Path) -> Batch:
     store = store_of(tmp_path, random_documents(30, vocab_size=VOCAB), vocab_size=VOCAB)
     epoch = Mixture([store], [1.0], seq_len=48, objective="nsp", seed=2).epoch(0)
-    return make_batch((store,), epoch.samples_at(np.arange(10)), Masking())
+    return collate((store,), epoch.samples_at(np.arange(10)), Masking())
 
 
 def tiny_model(**changes) -> BertForPreTraining:
@@ -38,12 +46,12 @@ def tiny_model(**changes) -> BertForPreTraining:
 
 def padded_losses(model: BertForPreTraining, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The two sums as transformers computes them: padded, logits everywhere, labels -100 where nothing is masked."""
-    lengths = torch.tensor(batch.layout.lengths)
+    lengths = torch.tensor(batch.seqlens.lengths)
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     ids, types, labels = (torch.zeros(mask.shape, dtype=torch.long) for _ in range(3))
     ids[mask], types[mask] = batch.input_ids, batch.token_types
     flat = torch.full_like(batch.input_ids, -100)
-    flat[batch.kept_rows[batch.mlm_places]] = batch.mlm_labels
+    flat[batch.head_rows[batch.mlm_index]] = batch.mlm_labels
     labels.fill_(-100)
     labels[mask] = flat
     output = model(input_ids=ids, token_type_ids=types, attention_mask=mask.long())
@@ -61,7 +69,7 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_losses_and_gradients_equal_the_padded_forward(batch, implementation):
-    assert len(set(batch.layout.lengths)) > 2, "the batch must need padding"
+    assert len(set(batch.seqlens.lengths)) > 2, "the batch must need padding"
     theirs = tiny_model()
     theirs.set_attn_implementation(implementation)
     expected = padded_losses(theirs, batch)
@@ -69,8 +77,8 @@ def test_losses_and_gradients_equal_the_padded_forward(batch, implementation):
 
     ours = tiny_model()
     ours.load_state_dict(theirs.state_dict())
-    ours.set_attn_implementation(IMPLEMENTATION)
-    losses = Pretrainer(ours)(batch)
+    use_varlen_attention(ours)
+    losses = PretrainingModule(ours)(batch)
     torch.testing.assert_close(losses.mlm, expected[0], rtol=1e-5, atol=0)
     torch.testing.assert_close(losses.nsp, expected[1], rtol=1e-5, atol=0)
     found = gradients(ours, losses.mlm + losses.nsp)
@@ -90,7 +98,7 @@ def test_checkpointed_activations_change_nothing_but_what_is_kept(batch):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.1
-        model.set_attn_implementation(IMPLEMENTATION)
+        use_varlen_attention(model)
         torch.manual_seed(5)
         sizes: list[int] = []
 
@@ -99,7 +107,7 @@ def test_checkpointed_activations_change_nothing_but_what_is_kept(batch):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            losses = Pretrainer(model, checkpoint_activations=recompute).train()(batch)
+            losses = PretrainingModule(model, checkpoint_activations=recompute).train()(batch)
         kept[recompute] = sum(sizes)
         found[recompute] = (losses.mlm, losses.nsp, gradients(model, losses.mlm + losses.nsp))
     assert kept[True] < kept[False] / 2
@@ -110,22 +118,22 @@ def test_checkpointed_activations_change_nothing_but_what_is_kept(batch):
 
 def test_accuracy_counts(batch):
     model = tiny_model()
-    model.set_attn_implementation(IMPLEMENTATION)
-    losses = Pretrainer(model)(batch)
+    use_varlen_attention(model)
+    losses = PretrainingModule(model)(batch)
     assert 0 <= losses.mlm_correct <= len(batch.mlm_labels)
     assert 0 <= losses.nsp_correct <= len(batch.nsp_labels)
     with torch.no_grad():
         model.cls.seq_relationship.bias.copy_(torch.tensor([-1e4, 1e4]))
-    assert Pretrainer(model)(batch).nsp_correct == (batch.nsp_labels == 1).sum()
+    assert PretrainingModule(model)(batch).nsp_correct == (batch.nsp_labels == 1).sum()
 
 
 def test_vocabulary_padding_changes_neither_loss_nor_gradients(batch, tmp_path):
     tiny_model().save_pretrained(tmp_path / "hf")
-    padded = build(None, tmp_path / "hf", VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+    padded = build_model(init_from=tmp_path / "hf", vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=True)
     assert padded.config.vocab_size % VOCAB_MULTIPLE == 0 < padded.config.vocab_size - VOCAB
     plain = tiny_model()
     expected = padded_losses(plain, batch)
-    losses = Pretrainer(padded)(batch)
+    losses = PretrainingModule(padded)(batch)
     torch.testing.assert_close(losses.mlm, expected[0], rtol=1e-5, atol=0)
     found = gradients(padded, losses.mlm + losses.nsp)
     gradients(plain, expected[0] + expected[1])
@@ -140,7 +148,8 @@ def test_vocabulary_padding_changes_neither_loss_nor_gradients(batch, tmp_path):
 
 def test_weights_are_a_function_of_the_seed():
     first, again, other = (
-        build("bert-tiny", None, VOCAB, dropout=0.1, seed=seed, needs_nsp=True).state_dict() for seed in (1, 1, 2)
+        build_model(preset="bert-tiny", vocab_size=VOCAB, dropout=0.1, seed=seed, needs_nsp=True).state_dict()
+        for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
     name = "bert.encoder.layer.0.attention.self.query.weight"
@@ -166,12 +175,12 @@ class TestInitFrom:
         masked = BertForMaskedLM(full.config)
         masked.load_state_dict(full.state_dict(), strict=False)
         masked.save_pretrained(tmp_path)
-        model = build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+        model = build_model(init_from=tmp_path, vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=True)
         assert "no next-sentence head" in capsys.readouterr().err
         torch.testing.assert_close(
             model.cls.predictions.transform.dense.weight, full.cls.predictions.transform.dense.weight
         )
-        build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=False)
+        build_model(init_from=tmp_path, vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=False)
         assert "next-sentence" not in capsys.readouterr().err
 
     def test_an_encoder_with_a_hole_is_refused(self, tmp_path):
@@ -182,29 +191,29 @@ class TestInitFrom:
         del weights["bert.encoder.layer.1.output.dense.weight"]
         save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(InputError, match=r"layer\.1\.output\.dense\.weight"):
-            build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+            build_model(init_from=tmp_path, vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=True)
 
     def test_another_vocabulary_is_refused(self, tmp_path):
         tiny_model().save_pretrained(tmp_path)
         with pytest.raises(InputError, match="90 vocabulary entries, the store 100"):
-            build(None, tmp_path, 100, dropout=0.0, seed=0, needs_nsp=True)
+            build_model(init_from=tmp_path, vocab_size=100, dropout=0.0, seed=0, needs_nsp=True)
 
     def test_pickled_weights_are_not_read(self, tmp_path):
         tiny_model().save_pretrained(tmp_path)
         (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
         with pytest.raises(InputError, match="pickled"):
-            build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+            build_model(init_from=tmp_path, vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=True)
 
     def test_another_kind_of_model_is_refused(self, tmp_path):
         tiny_model().save_pretrained(tmp_path)
         config = (tmp_path / "config.json").read_text()
         (tmp_path / "config.json").write_text(config.replace('"model_type": "bert"', '"model_type": "roberta"'))
         with pytest.raises(InputError, match="roberta"):
-            build(None, tmp_path, VOCAB, dropout=0.0, seed=0, needs_nsp=True)
+            build_model(init_from=tmp_path, vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=True)
 
 
 def test_the_padding_entry_is_the_tokenizer_s():
-    model = build("bert-tiny", None, VOCAB, dropout=0.0, seed=0, needs_nsp=True, pad_id=7)
+    model = build_model(preset="bert-tiny", vocab_size=VOCAB, dropout=0.0, seed=0, needs_nsp=True, pad_id=7)
     weight = model.bert.embeddings.word_embeddings.weight
     assert not weight[7].any(), "the embedding of padding is 0"
     assert weight[0].any()
@@ -223,9 +232,9 @@ def test_compiled_layers_change_nothing(batch, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compiled, backend="aot_eager"))
     plain, fused = tiny_model(), tiny_model()
     for model in (plain, fused):
-        model.set_attn_implementation(IMPLEMENTATION)
+        use_varlen_attention(model)
     compile_layers(fused)
-    expected, found = Pretrainer(plain)(batch), Pretrainer(fused)(batch)
+    expected, found = PretrainingModule(plain)(batch), PretrainingModule(fused)(batch)
     assert any(hasattr(layer, "_compiled_call_impl") for layer in fused.bert.encoder.layer)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
     expected_gradients = gradients(plain, expected.mlm + expected.nsp)

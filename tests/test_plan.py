@@ -16,8 +16,8 @@ from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from pretrain import loop, train
-from pretrain.data import make_batch
-from pretrain.model import Batch, Pretrainer, build
+from pretrain.data import collate
+from pretrain.model import Batch, PretrainingModule, build_model
 from pretrain.monitor import plan
 from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
@@ -63,15 +63,15 @@ def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
     sent: Counter[str] = Counter()
     for name in COLLECTIVES:
         setattr(dist, name, _counting(getattr(dist, name), name, sent))
-    one_step, held = loop.one_step, []
+    train_step, held = loop.train_step, []
 
     def counted(run: Any, *arguments: Any) -> Any:
         sent.clear()
-        found = one_step(run, *arguments)
+        found = train_step(run, *arguments)
         held.append((dict(sent), sum(buffer.numel() for buffer in run.engine.partition.fp32_buffers)))
         return found
 
-    loop.one_step = counted  # type: ignore[assignment]
+    loop.train_step = counted  # type: ignore[assignment]
     train.train(config)
     counts, elements = held[-1]
     share = (dist.get_world_size() - 1) / dist.get_world_size()
@@ -98,7 +98,7 @@ def test_bytes_on_the_wire_are_those_that_deepspeed_sends(store, tmp_path, zero,
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": zero_settings}))
     settings = config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", global_batch=8 * accumulation)
     found = run_ranks(2, bytes_of_the_last_step, settings)
-    parameters = build("bert-tiny", None, 64, 0.0, 0, True).num_parameters()
+    parameters = build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True).num_parameters()
     expected = wire_bytes(zero, parameters, 2, "fp32", accumulation)
     assert found[0][0] == pytest.approx(expected, rel=0.02)
     assert sum(elements for _, elements in found) == pytest.approx(parameters * (1 if zero else 2), rel=1e-3)
@@ -110,7 +110,7 @@ def test_the_plan_has_the_numbers_of_the_run(store, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert {"settings", "parameters", "resume"} <= found.keys()
     (phase,) = found["phases"]
-    model = build("bert-tiny", None, 64, 0.0, 0, True)
+    model = build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
     assert found["parameters"] == model.num_parameters()
     assert found["checkpoint"]["bytes"] == 12 * found["parameters"]
     assert (phase["accumulation"], phase["samples"]) == (4, 48)
@@ -183,7 +183,7 @@ def test_a_resumed_run_has_less_to_do_and_another_model_is_refused(store, tmp_pa
 
 
 def test_the_room_that_checkpoints_need(store, tmp_path, capsys, monkeypatch):
-    size = 12 * build("bert-tiny", None, 64, 0.0, 0, True).num_parameters()
+    size = 12 * build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True).num_parameters()
 
     def with_free(free: int, **changes: Any) -> int:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
@@ -204,12 +204,12 @@ def batch(store) -> Batch:
     from data_prep.store import Store
 
     mixture = Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0)
-    return make_batch(mixture.stores, mixture.epoch(0).samples_at(np.arange(8)), Masking())
+    return collate(mixture.stores, mixture.epoch(0).samples_at(np.arange(8)), Masking())
 
 
 def test_kept_bytes_are_those_of_activations(batch):
-    model = build("bert-tiny", None, 64, 0.1, 0, True)
-    kept = kept_bytes(Pretrainer(model).train(), batch)
+    model = build_model(preset="bert-tiny", vocab_size=64, dropout=0.1, seed=0, needs_nsp=True)
+    kept = kept_bytes(PretrainingModule(model).train(), batch)
     tokens, hidden = len(batch.input_ids), model.config.hidden_size
     # One whole layer keeps q, k, v, mixed, two inputs of LayerNorm and their outputs, and two wide ones: 16 of hidden.
     assert 16 * tokens * hidden * 4 < kept < 60 * tokens * hidden * 4
@@ -220,7 +220,13 @@ def test_a_probe_says_what_checkpointing_saves(store):
 
     mixture = Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0)
     plain, saved = (
-        probe(build("bert-mini", None, 64, 0.1, 0, True), mixture, Masking(), 8, checkpointed)
+        probe(
+            build_model(preset="bert-mini", vocab_size=64, dropout=0.1, seed=0, needs_nsp=True),
+            mixture,
+            Masking(),
+            8,
+            checkpointed,
+        )
         for checkpointed in (False, True)
     )
     assert plain.tokens == saved.tokens

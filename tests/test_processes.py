@@ -357,7 +357,7 @@ class TestThreads:
 
 def train_with_slow_index(settings: TrainConfig, slow_rank: str, busy: bool) -> Any:
     """Before its first step one rank works, or does nothing, for much longer than a hang may last."""
-    samples_at = pretrain.loop.this_ranks_batches
+    samples_at = pretrain.loop.this_ranks_steps
 
     def slow(*arguments: Any) -> Iterator[Any]:
         until = time.monotonic() + (4 * settings.hang_timeout if busy else 1e6)
@@ -368,7 +368,7 @@ def train_with_slow_index(settings: TrainConfig, slow_rank: str, busy: bool) -> 
             time.sleep(0.05)
         return samples_at(*arguments)
 
-    pretrain.loop.this_ranks_batches = slow  # type: ignore[assignment]
+    pretrain.loop.this_ranks_steps = slow  # type: ignore[assignment]
     return train(settings)
 
 

@@ -16,7 +16,7 @@ from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
 from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
-from pretrain.model import Pretrainer
+from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import parse_span, phase_at, phases_of
@@ -44,15 +44,15 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
 
 def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunState:
     """The loss of these forward passes of rank 0 is thirty times as large; a step has one on each rank."""
-    forward, calls = Pretrainer.forward, iter(range(1, 10_000))
+    forward, calls = PretrainingModule.forward, iter(range(1, 10_000))
 
-    def spiked(self: Pretrainer, *arguments: Any, **named: Any) -> Any:
+    def spiked(self: PretrainingModule, *arguments: Any, **named: Any) -> Any:
         losses = forward(self, *arguments, **named)
         if self.training and next(calls) in spiking and os.environ["RANK"] == "0":
             return losses._replace(mlm=losses.mlm * 30)
         return losses
 
-    Pretrainer.forward = spiked  # type: ignore[method-assign]
+    PretrainingModule.forward = spiked  # type: ignore[method-assign]
     return train(settings)
 
 

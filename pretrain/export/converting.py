@@ -19,10 +19,10 @@ from data_prep.foreign import read_object
 from data_prep.store import TOKENIZER_FILES
 from data_prep.tokens import contract
 from pretrain import hf_folder
-from pretrain.attention import Layout
+from pretrain.attention import SeqLens
 from pretrain.export.origin import PROVENANCE
 from pretrain.export.sources import Source, find_source
-from pretrain.model import Batch, encode, from_weights, unpadded
+from pretrain.model import Batch, encode_head_rows, model_from_weights, strip_vocab_padding
 
 HEADS: dict[str, type[PreTrainedModel]] = {
     "pretraining": BertForPreTraining,
@@ -71,7 +71,7 @@ def write_model(folder: Path, source: Source, head: str) -> int:
     # A bare BertModel names its tensors without the prefix of the others.
     prefix = "" if head != "encoder" else "bert."
     state = {
-        name.removeprefix(prefix): unpadded(name, weight, identity.vocab_size)
+        name.removeprefix(prefix): strip_vocab_padding(name, weight, identity.vocab_size)
         for name, weight in source.weights.items()
         if name.startswith(prefix)
     }
@@ -113,7 +113,7 @@ def trained_model(source: Source) -> BertForPreTraining:
     with torch.device("meta"):
         parameters = dict(BertForPreTraining(BertConfig(**identity)).named_parameters())
     absent = {name: torch.zeros(weight.shape) for name, weight in parameters.items() if name not in source.weights}
-    return from_weights(identity, source.weights | absent)
+    return model_from_weights(identity, source.weights | absent)
 
 
 def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_size: int) -> float:
@@ -135,7 +135,7 @@ def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_
     mask = padded["attention_mask"].bool()
     with torch.no_grad():
         output = theirs(**padded)
-        hidden = encode(ours, _batch_of(sequences))
+        hidden = encode_head_rows(ours, _batch_of(sequences))
         pairs = [(output.last_hidden_state[mask], hidden)] if head == "encoder" else []
         if head == "mlm":
             pairs = [(output.logits[mask], ours.cls.predictions(hidden)[:, :vocab_size])]
@@ -154,15 +154,24 @@ def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_
 
 
 def _batch_of(sequences: list[list[int]]) -> Batch:
-    """Sequences end to end, all rows kept, nothing to predict."""
+    """Return sequences end to end, all of whose rows are head rows, with nothing to predict."""
     lengths = [len(ids) for ids in sequences]
     flat = torch.tensor([token for ids in sequences for token in ids])
     rows = torch.arange(len(flat))
-    layout = Layout.of(np.cumsum([0, *lengths]))
+    seqlens = SeqLens.from_bounds(np.cumsum([0, *lengths]))
     nothing = torch.zeros(0, dtype=torch.int64)
     positions = torch.cat([torch.arange(length) for length in lengths])
     return Batch(
-        flat, torch.zeros_like(flat), positions, rows, nothing, nothing, nothing, nothing, layout, kept_layout=layout
+        input_ids=flat,
+        token_types=torch.zeros_like(flat),
+        positions=positions,
+        head_rows=rows,
+        mlm_index=nothing,
+        cls_index=nothing,
+        mlm_labels=nothing,
+        nsp_labels=nothing,
+        seqlens=seqlens,
+        head_seqlens=seqlens,
     )
 
 

@@ -35,7 +35,7 @@ from pretrain.checkpoints.verify import latest_valid, verify
 from pretrain.export import deepspeed_format
 from pretrain.export.origin import check_origin, find_tag, need_vocab, read_meaning
 from pretrain.hf_folder import HEADS, check_architecture, check_types
-from pretrain.model import COPIES, identity_of
+from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
 
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
@@ -203,7 +203,7 @@ def _foreign(
     meaning = read_config(config)
     named = matched(origin, weights, meaning)
     rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
-    identity = ModelIdentity(identity_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size)
+    identity = ModelIdentity(architecture_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size)
     record |= {"config": str(config.resolve()), "vocab": str(vocab.resolve())}
     name = origin.resolve().name
     return Source(origin, step, named, identity, vocab, name, name, story, None, record)

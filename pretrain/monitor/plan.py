@@ -28,8 +28,8 @@ from data_prep.store import Store
 from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity, list_checkpoints
-from pretrain.data import counts_of
-from pretrain.model import identity_of
+from pretrain.data import count_step
+from pretrain.model import architecture_of
 from pretrain.monitor.console import grid, pairs
 from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
@@ -265,7 +265,7 @@ def make(
     disk = check_disk(config, phases, parameters)
     done = 0
     if resumed_from is not None:
-        identity = ModelIdentity(identity_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
+        identity = ModelIdentity(architecture_of(model.config), stores[0].vocab_sha256, stores[0].vocab_size)
         manifest = Manifest.read(resumed_from)
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         check_identity(resumed_from, manifest, identity, shapes)
@@ -374,7 +374,7 @@ def _looked_at(
     )
     epoch = mixture.epoch(0)
     some = epoch.samples_at(np.arange(min(LOOKED_AT, epoch.size)))
-    counts = counts_of(some, config.masking, seq_len, DataPosition())
+    counts = count_step(some, config.masking, seq_len, DataPosition())
     probed = probe(model, mixture, config.masking, phase.micro_batch, config.checkpoint_activations)
     return samples, counts.tokens / counts.samples, probed
 

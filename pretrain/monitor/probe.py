@@ -18,8 +18,8 @@ from transformers import BertForPreTraining
 
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
-from pretrain.data import make_batch
-from pretrain.model import Batch, Pretrainer
+from pretrain.data import collate
+from pretrain.model import Batch, PretrainingModule
 from pretrain.monitor.memory import peak, start_peak
 from pretrain.settings.ds_config import precision_of
 from pretrain.zero.engine import make_optimizer
@@ -60,12 +60,12 @@ def probe(
         samples = max(1, min(micro_batch, int(CPU_WORK / (6 * model.num_parameters() * mixture.seq_len))))
     epoch = mixture.epoch(0)
     chosen = epoch.samples_at(np.arange(min(samples, epoch.size)))
-    batch = make_batch(mixture.stores, chosen, masking).to(weight.device)
-    module = Pretrainer(model, checkpoint_activations).train()
+    batch = collate(mixture.stores, chosen, masking).to(weight.device)
+    module = PretrainingModule(model, checkpoint_activations).train()
     kept = kept_bytes(module, batch)
     if checkpoint_activations:  # and the inputs of all layers, and while one runs again what that one keeps
         config = model.config
-        plain = kept_bytes(Pretrainer(model).train(), batch)
+        plain = kept_bytes(PretrainingModule(model).train(), batch)
         inputs = config.num_hidden_layers * len(batch.input_ids) * config.hidden_size * weight.element_size()
         kept += inputs + (plain - kept) // config.num_hidden_layers
     model.zero_grad()
@@ -76,7 +76,7 @@ def probe(
     return Probe(len(batch.input_ids), seconds, kept, peak(weight.device) - before, weight.element_size())
 
 
-def kept_bytes(module: Pretrainer, batch: Batch) -> int:
+def kept_bytes(module: PretrainingModule, batch: Batch) -> int:
     """What a forward pass keeps for the backward pass, weights and the batch not counted."""
     given = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
     found: dict[int, int] = {}
@@ -94,7 +94,7 @@ def kept_bytes(module: Pretrainer, batch: Batch) -> int:
     return total
 
 
-def _timed(module: Pretrainer, batch: Batch) -> float:
+def _timed(module: PretrainingModule, batch: Batch) -> float:
     start = time.perf_counter()
     losses = module(batch)
     (losses.mlm + losses.nsp).backward()

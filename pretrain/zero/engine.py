@@ -24,7 +24,7 @@ from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
-from pretrain.model import Batch, Losses, Pretrainer, parameter_groups
+from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
 from pretrain.settings.ds_config import precision_of
 from pretrain.state import SCALER_FIELDS
 from pretrain.zero.lamb import VARIANTS, Lamb
@@ -206,7 +206,7 @@ def init_engine(
     optimizer = make_optimizer(model, settings["optimizer"])
     import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
-        model=Pretrainer(model, checkpoint_activations),
+        model=PretrainingModule(model, checkpoint_activations),
         optimizer=optimizer,
         config={key: value for key, value in settings.items() if key != "optimizer"},
     )
