@@ -30,10 +30,11 @@ from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr
+from pretrain.monitor.disk import check_disk
 from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
-from pretrain.monitor.plan import check_disk
-from pretrain.monitor.plan import make as make_plan
+from pretrain.monitor.plan import estimate_run
+from pretrain.monitor.plan_tables import plan_tables
 from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase, engine_settings, phases_of
@@ -202,10 +203,10 @@ def dry_run(
 ) -> None:
     """Print the plan: for people on stderr, for scripts on stdout."""
     settings = engine_settings(phases)
-    plan = make_plan(config, phases, stores, model, start.checkpoint)
+    plan = estimate_run(config, phases, stores, model, resumed_from=start.checkpoint)
     where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
     what = start_summary(config, phases, start.record, stores=stores, devices=where, resumed_from=start.checkpoint)
-    print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
+    print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
         "settings": settings,
         "parameters": model.num_parameters(),
