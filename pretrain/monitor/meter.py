@@ -34,7 +34,7 @@ from transformers import BertConfig
 
 from data_prep.outlets import Journal, can_redraw, failure_of
 from pretrain.advice.machine import sheet_of
-from pretrain.evaluation import Source
+from pretrain.evaluation import EvalSource
 from pretrain.model import Losses
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
@@ -82,7 +82,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def _scores(sums: Tensor, source: Source) -> dict[str, float]:
+def _scores(sums: Tensor, source: EvalSource) -> dict[str, float]:
     """Means and shares, from the sums [4] over the samples of a source."""
     mlm, nsp, mlm_correct, nsp_correct = sums.tolist()
     masked, pairs = max(source.masked, 1), max(source.pairs, 1)
@@ -271,13 +271,15 @@ class Meter:
         self._reset()
         return line
 
-    def write_evaluation(self, step: int, sums: Tensor, sources: list[Source], held_out: str = "") -> dict[str, Any]:
+    def write_evaluation(
+        self, step: int, sums: Tensor, sources: list[EvalSource], held_out: str = ""
+    ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
 
         `held_out` says which samples they are: losses on others do not compare.
         """
         self._measure_peak()
-        whole = Source("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
+        whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
         line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
         if held_out:
             line["held_out"] = held_out
