@@ -14,6 +14,7 @@ is the same without what a result may take over: with another base a result cann
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,16 +72,23 @@ class Record:
         path = folder / NAME
         if not path.exists():
             return None
-        remedy = f"choose another --out, or remove {path}'s folder and make it anew"
+        remedy = f"choose another --out, or remove {folder} and make all of it anew"
         found = read_fields(path, remedy)
         content = found.content
         if content.get("format") != FORMAT:
             raise found.error(f"has format {content.get('format')!r}, which this version does not read")
-        try:
-            stages = {name: StageRecord(**entry) for name, entry in content["stages"].items()}
-            return cls(content["sources"], content["given"], content["task"], content["advice"], stages)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise found.error(f"is not what make writes ({error})") from error
+        for source in found.rows("sources"):
+            source.text("path")
+        advice = found.of("advice")
+        if advice.content:  # there is none where the first make was stopped before it
+            advice.of("settings").whole("ranks", least=1)
+            advice.of("commands").list("train")
+        stages = {}
+        for name, entry in found.of("stages").each():
+            words, seconds = [entry.text(key) for key in ("command", "base", "key")], entry.number("seconds", least=0)
+            interruptions = entry.whole("interruptions", default=0)
+            stages[name] = StageRecord(*words, entry.get("is_done") is True, seconds, interruptions)
+        return cls(content["sources"], found.of("given").content, found.of("task").content, advice.content, stages)
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
@@ -127,6 +135,10 @@ def check_folder(out: Path, corpus: Sequence[str]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: choose a folder")
+    above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        what = "cannot be written to" if above.is_dir() else "is a file"
+        raise InputError(f"--out {out}: {above} {what}: choose another folder")
     for text in corpus:
         if Path(text).exists() and out.exists() and Path(text).resolve() == out.resolve():
             raise InputError(f"--out {out} is the folder of the texts: choose another, such as {out}/model")
@@ -135,4 +147,4 @@ def check_folder(out: Path, corpus: Sequence[str]) -> None:
     if not out.exists() or (out / NAME).exists():
         return
     if foreign := sorted(path.name for path in out.iterdir() if not path.name.startswith((f"{NAME}.partial", LOCK))):
-        raise InputError(f"--out {out} holds {foreign[0]}, which no earlier make has made: choose another folder")
+        raise InputError(f"--out {out} holds {foreign[0]}, and no {NAME} of an earlier make: choose another folder")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import ROOT, InputError
+from data_prep.fields import write_sealed
 from data_prep.store import Store
 from launch import labelled
 from launch.alone import Alone, alone_in
@@ -180,7 +181,7 @@ def test_phases_take_the_hours_that_are_asked_for():
 
 def test_folders_of_others_are_left_alone(tmp_path):
     texts = write(tmp_path / "texts/a.txt", "A text.").parent
-    for out, told in ((texts, "is the folder of the texts"), (tmp_path, "which no earlier make has made")):
+    for out, told in ((texts, "is the folder of the texts"), (tmp_path, "no make.json of an earlier make")):
         with pytest.raises(InputError, match=told):
             check_folder(out, [str(texts)])
     with pytest.raises(InputError, match="is a file"):
@@ -195,6 +196,17 @@ def test_a_damaged_record_is_named(tmp_path):
     path = tmp_path / "make.json"
     path.write_text(path.read_text().replace("9.0", "8.0"))
     with pytest.raises(InputError, match="damaged, or was edited"):
+        Record.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("stages", [1]), ("stages", {"vocab": {"seconds": "9"}}), ("sources", 5), ("given", "x"), ("advice", {"a": 1})],
+)
+def test_a_record_of_something_else_is_refused(tmp_path, name, wrong):
+    write_sealed(tmp_path / "make.json", {"format": 1, "sources": [], "given": {}, "task": {}, "advice": {}} | {
+        "stages": {}, name: wrong})  # fmt: skip
+    with pytest.raises(InputError, match=rf"make\.json.*; choose another --out, or remove {tmp_path} and make all"):
         Record.read(tmp_path)
 
 

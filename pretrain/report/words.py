@@ -99,14 +99,12 @@ def facts(history: History) -> dict[str, str]:
 
 
 def _data(history: History) -> list[str]:
-    sizes = [store.manifest["counts"] for store, _ in history.stores]
+    sizes = [store.manifest.counts for store, _ in history.stores]
     entries = history.config["train"]["data"]
     if not sizes:
         return entries
     return [
-        f"{entry} ({counted(size['tokens'])} tokens, {counted(size['documents'])} documents)"
-        if "tokens" in size
-        else entry
+        f"{entry} ({counted(size.tokens)} tokens, {counted(size.documents)} documents)"
         for entry, size in zip(entries, sizes, strict=True)
     ]
 
