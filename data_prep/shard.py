@@ -34,7 +34,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
 
 from data_prep.cli import InputError, printable, run, say
-from data_prep.files import sha256_of
+from data_prep.files import check_writable, sha256_of
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.samples.coverage import look_over, why_not_evaluated
@@ -185,6 +185,7 @@ def _make_store(config: ShardConfig, named: Path) -> None:
         identity["sources"] = [*base["sources"], *(identity["sources"][number] for number in new)]
     if manifest.is_finished(config.out, identity, base is not None):
         return
+    check_writable(config.out, within=True)
     first_unit = 1 + max((int(entry["name"].split("-")[1]) for entry in base["shards"]), default=-1) if base else 0
     plan = make_plan(sources, config.column, int(config.shard_mb * 1e6), first_unit)
     records, clean = Records(config.out), cleaner(config)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 
 from data_prep.cli import InputError, number_in
+from data_prep.files import check_writable
 from data_prep.store import Store
 from pretrain.advice.machine import elsewhere
 from pretrain.checkpoints.resume_policy import check_names, check_resume
@@ -57,6 +58,8 @@ def look(config: TrainConfig, ranks: int | None) -> list[Store]:
             raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
         check_lengths(phases, positions_of(config))
     check_resume(config)
+    if not config.dry_run and not config.out.exists():
+        check_writable(config.out)
     return stores
 
 
