@@ -91,7 +91,7 @@ def flips(run: Path) -> dict[str, dict[str, int]]:
         saved / MANIFEST: lambda: Manifest.read(saved),
         saved / STATE: lambda: verify(saved),
         run / "config.json": lambda: {name: read_fields(run / "config.json", "").content[name] for name in RECORD},
-        store / "manifest.json": lambda: {name: Store.open(store).manifest[name] for name in manifest},
+        store / "manifest.json": lambda: Store.open(store).manifest,
     }
     return {str(path.relative_to(run)): dict(sweep(path, read, masks=3)) for path, read in reads.items()}
 

@@ -160,7 +160,7 @@ def once(config: Config, corpus: tuple[Path, int], options: tuple[str, ...]) -> 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     store = Store.open(out)
-    stored = sum(entry["bytes"] for entry in store.manifest["shards"]) / store.manifest["counts"]["tokens"]
+    stored = sum(entry.bytes for entry in store.manifest.shards) / store.manifest.counts.tokens
     shutil.rmtree(out)
     row = {
         "cpu_mb_s": round(size / 1e6 / cpu, 2),

@@ -35,8 +35,9 @@ from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import check_writable, write_whole
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
-from data_prep.sharding.plan import Unit, make_plan, unit_documents, unit_name
-from data_prep.sharding.ranks import Place, local_workers, run_local
+from data_prep.sharding.plan import WorkUnit, plan_work, unit_documents, unit_name
+from data_prep.sharding.ranks import RankInfo, local_workers
+from data_prep.sharding.worker_pool import map_processes
 from data_prep.text.cleaning import hash_of, identity_of
 from data_prep.text.damage import check_damage_of_all
 from data_prep.text.discovery import check_unchanged, find_sources
@@ -109,13 +110,13 @@ def main(config: DedupConfig) -> None:
         max_damaged=config.max_damaged,
         out=config.out,
     )
-    plan = make_plan(sources, config.column, int(config.shard_mb * 1e6))
+    plan = plan_work(sources, config.column, int(config.shard_mb * 1e6))
     seen: dict[int, Seen] = {}
     with TextProgress(sum(unit.text_bytes for unit in plan.units)) as progress:
-        for number, found in run_local(
+        for number, found in map_processes(
             lambda unit, report: look_at(config, sources, unit, report),
             plan.units,
-            config.workers or local_workers(Place(0, 1)),
+            workers=config.workers or local_workers(RankInfo(0, 1)),
             name=lambda unit: unit_name(unit, sources),
             report=lambda size: progress.add(size, 0),
         ):
@@ -147,7 +148,9 @@ def main(config: DedupConfig) -> None:
     say("{}: of {documents:,} documents {exact:,} exact and {near:,} near copies".format(config.out, **report))
 
 
-def look_at(config: DedupConfig, sources: list[Source], unit: Unit, report: Callable[[int], None]) -> tuple[int, Seen]:
+def look_at(
+    config: DedupConfig, sources: list[Source], unit: WorkUnit, report: Callable[[int], None]
+) -> tuple[int, Seen]:
     """Hash the documents of a unit."""
     identities, texts, shingles, lines = [], [], [], []
     signatures = [np.zeros((0, config.permutations if config.similar < 1 else 0), np.uint32)]

@@ -18,10 +18,10 @@ import gc
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,23 +41,31 @@ from data_prep.samples.coverage import look_over, why_not_evaluated
 from data_prep.samples.pair_index import Objective
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
-from data_prep.sharding.plan import SLACK, Plan, Records, Unit, make_plan, shard_path, unit_documents, unit_name
-from data_prep.sharding.ranks import WorkFailed, local_workers, only_writer, part_of, rank_and_world, run_local
-from data_prep.store import Store, continuing_entries, tokenizer_sha256
+from data_prep.sharding.locks import writer_lock
+from data_prep.sharding.plan import SHARD_SLACK, WorkPlan, WorkUnit, plan_work, unit_documents, unit_name
+from data_prep.sharding.ranks import local_workers, rank_from_env, shard_for_rank
+from data_prep.sharding.records import Records, ShardRecord, shard_path
+from data_prep.sharding.worker_pool import WorkerError, map_processes
+from data_prep.store import Store
+from data_prep.store_manifest import ShardEntry, StoreManifest
 from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
+from data_prep.text.corpus import Document
 from data_prep.text.damage import check_damage_of_all
 from data_prep.text.discovery import check_unchanged, find_sources
 from data_prep.text.languages import defaults
 from data_prep.text.sentences import SplitBy, Splitter, splitter, version_of
 from data_prep.text.source import Source
 from data_prep.tokens import contract
+from data_prep.tokens.continuations import continuation_token_ids
 from data_prep.tokens.encode import Encoder, EncodeWith
+from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.tokens.words import WordBorders, WordsFrom, words_version
 
-REPORT = 1 << 20  # bytes of text between two reports of a worker
+REPORT_EVERY_BYTES = 1 << 20  # of text that a worker has read
 OBJECTIVE: Objective = "nsp"  # of a run that says nothing else
 SEQ_LEN = 128
-SAMPLE = 200  # sentences of the corpus in the self-check of the encoder
+SELF_CHECK_SENTENCES = 200  # of the corpus, by which the encoder is checked
+SELF_CHECK_CHARS = 20_000  # of a document that they are taken from
 
 
 @dataclass(frozen=True)
@@ -120,16 +128,16 @@ class ShardConfig:
         defaults(self.lang)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that a unit's shards depend on, and where they go."""
 
     config: ShardConfig
     sources: list[Source]  # those that are read now
-    first_source: int  # number of the first of them in the store
+    first_source: int  # index of the first of them in the store
     encoder: Encoder
     vocab_sha256: str
-    plan: Plan
+    plan: WorkPlan
     records: Records
     clean: Cleaner | None
     words: WordBorders | None
@@ -144,7 +152,7 @@ def main(config: ShardConfig) -> None:
     """Make the store, or the part of it that belongs to this rank."""
     try:
         make_store(config)
-    except WorkFailed as error:
+    except WorkerError as error:
         sys.exit(f"error: {printable(error)}")
     except OSError as error:
         sys.exit(f"error: {printable(error)}; what is written is kept, run the command again to continue")
@@ -156,7 +164,7 @@ def make_store(config: ShardConfig) -> None:
     Raises
     ------
     InputError: wrong input, or a store of something else at `config.out`.
-    WorkFailed: a worker died or failed. OSError: the disk.
+    WorkerError: a worker died or failed. OSError: the disk.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes do it; threads would not survive the fork
     config = replace(config, lang=defaults(config.lang).code)
@@ -177,38 +185,49 @@ def _make_store(config: ShardConfig, named: Path) -> None:
         max_damaged=config.max_damaged,
         out=config.out,
     )
-    identity = manifest.describe(encoder, vocab_sha256, settings(config), sources)
-    base = manifest.to_append_to(config.out, identity) if config.append else None
+    wanted = manifest.describe(encoder, vocab_sha256, settings(config), sources)
+    base = manifest.base_manifest(config.out, wanted) if config.append else None
     if base is not None:
-        new = manifest.new_sources(config.out, base["sources"], identity["sources"])
-        sources = [sources[number] for number in new]
-        identity["sources"] = [*base["sources"], *(identity["sources"][number] for number in new)]
-    if manifest.is_finished(config.out, identity, base is not None):
+        new = manifest.new_sources(config.out, base.sources, wanted.sources)
+        sources = [sources[index] for index in new]
+        wanted = replace(wanted, sources=(*base.sources, *(wanted.sources[index] for index in new)))
+    if manifest.is_finished(config.out, wanted, base is not None):
         return
     check_writable(config.out, within=True)
-    first_unit = 1 + max((int(entry["name"].split("-")[1]) for entry in base["shards"]), default=-1) if base else 0
-    plan = make_plan(sources, config.column, int(config.shard_mb * 1e6), first_unit)
-    records, clean = Records(config.out), cleaner(config)
-    first_source = len(base["sources"]) if base else 0
-    job = Job(config, sources, first_source, encoder, vocab_sha256, plan, records, clean, word_borders(config, encoder))
-    place = rank_and_world()
-    times = {"modified": [source.modified for source in sources]}
+    job = Job(
+        config=config,
+        sources=sources,
+        first_source=len(base.sources) if base else 0,
+        encoder=encoder,
+        vocab_sha256=vocab_sha256,
+        plan=plan_work(sources, config.column, int(config.shard_mb * 1e6), first_unit(base)),
+        records=Records(config.out),
+        clean=cleaner(config),
+        words=word_borders(config, encoder),
+    )
+    records, units, rank = job.records, job.plan.units, rank_from_env()
     sentences = sample_sentences(job)
     if base is None and not (records.folder / "plan.json").exists():  # else it was done when the store was begun
         contract.check(config.vocab, encoder, sentences, named)
-    continuing = records.begin(identity | times, base is not None)
-    with only_writer(records.folder, place):
-        done = sum(records.unit(unit) is not None for unit in plan.units)
-        if continuing and (done or place.world == 1):
-            say(f"{config.out}: continuing, {done} of {len(plan.units)} units are done")
+    times = {"modified": [source.modified for source in sources]}
+    continuing = records.begin(wanted.recipe() | times, base is not None)
+    with writer_lock(records.folder, rank):
+        done = sum(records.finished_unit(unit) is not None for unit in units)
+        if continuing and (done or rank.world_size == 1):
+            say(f"{config.out}: continuing, {done} of {len(units)} units are done")
         encoder.check(sentences)
         work_through(job)
         is_finished = manifest.finish(
-            records, plan.units, identity, config.vocab, base, lambda counts: check_sources(job, counts)
+            records, units, wanted, config.vocab, base, lambda counts: check_sources(job, counts)
         )
     if is_finished:
         for line in outlook(Store.open(config.out)):
             say(line)
+
+
+def first_unit(base: StoreManifest | None) -> int:
+    """Return the number of the first unit of work that is added to a store: one above the highest there."""
+    return 1 + max((int(shard.name.split("-")[1]) for shard in base.shards), default=-1) if base else 0
 
 
 def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
@@ -220,7 +239,7 @@ def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
     """
     for source in job.sources:
         check_unchanged(source)
-    counted = [(source, counts.get(number, Counter())) for number, source in enumerate(job.sources, job.first_source)]
+    counted = [(source, counts.get(index, Counter())) for index, source in enumerate(job.sources, job.first_source)]
     check_damage_of_all(counted, job.config.max_damaged, encoding_is_named=job.config.encoding is not None)
 
 
@@ -251,7 +270,9 @@ def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
     """What finds words, where it is not the vocabulary."""
     if config.words == "vocab":
         return None
-    return WordBorders(encoder.tokenizer, continuing_entries(config.vocab, encoder.size, encoder.special_ids.values()))
+    return WordBorders(
+        encoder.tokenizer, continuation_token_ids(config.vocab, encoder.size, encoder.special_ids.values())
+    )
 
 
 def cleaner(config: ShardConfig) -> Cleaner | None:
@@ -270,81 +291,113 @@ def sample_sentences(job: Job) -> list[str]:
     found: list[str] = []
     for unit in units:
         for _, document in islice(unit_documents(unit, job.sources, job.config.column, {}), 1):
-            found += job.split([document.text[:20_000]])[0][: SAMPLE // len(units)]
+            found += job.split([document.text[:SELF_CHECK_CHARS]])[0][: SELF_CHECK_SENTENCES // len(units)]
     return found
 
 
 def work_through(job: Job) -> None:
     """Make the shards of all units of this rank that are not done yet."""
-    place = rank_and_world()
-    mine = part_of(sorted(job.plan.units, key=lambda unit: -unit.text_bytes), *place)  # the longest first: less waiting
-    if place.world > 1:
-        say(f"rank {place.rank} of {place.world}: {len(mine)} of {len(job.plan.units)} units")
-    left = [unit for unit in mine if job.records.unit(unit) is None]
-    workers = job.config.workers or local_workers(place)
+    rank = rank_from_env()
+    longest_first = sorted(job.plan.units, key=lambda unit: -unit.text_bytes)  # less waiting at the end
+    mine = shard_for_rank(longest_first, *rank)
+    if rank.world_size > 1:
+        say(f"rank {rank.rank} of {rank.world_size}: {len(mine)} of {len(job.plan.units)} units")
+    left = [unit for unit in mine if job.records.finished_unit(unit) is None]
     with TextProgress(sum(unit.text_bytes for unit in left)) as progress:
-        for unit, text_bytes in run_local(
-            lambda unit, report: make_unit(job, unit, report),
+        for unit, text_bytes in map_processes(
+            lambda unit, report: build_unit(job, unit, report),
             left,
-            workers,
+            workers=job.config.workers or local_workers(rank),
             name=lambda unit: unit_name(unit, job.sources),
             report=lambda counts: progress.add(*counts),
         ):
             progress.correct(unit.text_bytes, text_bytes)
 
 
-def make_unit(job: Job, unit: Unit, report: Callable[[tuple[int, int]], None]) -> tuple[Unit, int]:
-    """Write the shards of a unit that are not there yet. Returns the unit and its true bytes of text."""
-    reading: dict[int, Counter[str]] = {}
-    documents = unit_documents(unit, job.sources, job.config.column, reading, job.clean)
-    limit = int(job.plan.shard_text * SLACK)
+def build_unit(job: Job, unit: WorkUnit, report: Callable[[tuple[int, int]], None]) -> tuple[WorkUnit, int]:
+    """Write the shards of a unit that are not there yet; return the unit and its true bytes of text.
+
+    `report` is told, now and then, how many bytes of text were read and how many tokens made since it was told last.
+    """
+    counts: dict[int, Counter[str]] = {}  # of the reader, by source
+    documents = unit_documents(unit, job.sources, job.config.column, counts, job.clean)
     shards = text_bytes = 0
-    pending = next(documents, None)
-    while pending is not None:
-        builder = None if job.records.shard(unit, shards) else new_builder(job)
-        size = reported = 0
-        while pending is not None and size < limit:
-            source, document = pending
-            raw = document.text.encode()
-            size += len(raw)
+    for shard in parted_by_shard(documents, int(job.plan.shard_text * SHARD_SLACK)):
+        # Of a shard that is whole already the documents are read only, so that the next one begins where it should.
+        is_whole = job.records.finished_shard(unit, shards) is not None
+        builder = None if is_whole else new_builder(job)
+        unreported = 0
+        for source, document, raw in shard:
             if builder is not None:
                 builder.add(job.first_source + source, document, raw)
-            if size - reported >= REPORT:
-                report((size - reported, builder.take_tokens() if builder else 0))
-                reported = size
-            pending = next(documents, None)
+            text_bytes += len(raw)
+            unreported += len(raw)
+            if unreported >= REPORT_EVERY_BYTES:
+                report((unreported, builder.new_tokens() if builder else 0))
+                unreported = 0
         if builder is not None:
-            for segment in unit.segments:
-                check_unchanged(job.sources[segment.source])  # before anything says that it is done
-            job.records.add_shard(unit, shards, write_built(shard_path(job.config.out, unit, shards), builder, job))
-        report((size - reported, builder.take_tokens() if builder else 0))
-        text_bytes += size
+            check_unit_unchanged(job, unit)  # before anything says that it is done
+            record = write_built(shard_path(job.config.out, unit, shards), builder, job)
+            job.records.add_shard(unit, shards, record)
+        report((unreported, builder.new_tokens() if builder else 0))
         shards += 1
-    for segment in unit.segments:
-        check_unchanged(job.sources[segment.source])
+    check_unit_unchanged(job, unit)
     if job.config.strict:
-        manifest.refuse_oddities(job.sources, reading)
-    job.records.add_unit(unit, shards, {job.first_source + source: found for source, found in reading.items()})
+        manifest.refuse_irregular(job.sources, counts)
+    job.records.add_unit(unit, shards, {job.first_source + source: found for source, found in counts.items()})
     return unit, text_bytes
 
 
+def parted_by_shard(
+    documents: Iterator[tuple[int, Document]], most_bytes: int
+) -> Iterator[Iterator[tuple[int, Document, bytes]]]:
+    """Yield the documents of each shard, with their text in UTF-8: a shard is full with the document by which it has
+    `most_bytes`. Each is to be read to its end before the next one."""
+    for first in documents:
+        yield _until_full(chain([first], documents), most_bytes)
+
+
+def _until_full(documents: Iterable[tuple[int, Document]], most_bytes: int) -> Iterator[tuple[int, Document, bytes]]:
+    size = 0
+    for source, document in documents:
+        raw = document.text.encode()
+        size += len(raw)
+        yield source, document, raw
+        if size >= most_bytes:
+            return
+
+
+def check_unit_unchanged(job: Job, unit: WorkUnit) -> None:
+    """Refuse what was made of files that are no longer as they were planned.
+
+    Raises
+    ------
+    InputError: naming the file.
+    """
+    for segment in unit.segments:
+        check_unchanged(job.sources[segment.source])
+
+
 def new_builder(job: Job) -> ShardBuilder:
-    """What collects the documents of the next shard."""
-    return ShardBuilder(job.records.folder, job.split, job.encoder, job.config.holdout, job.words)
+    """Return what collects the documents of the next shard."""
+    config = job.config
+    return ShardBuilder(
+        job.records.folder, split=job.split, encoder=job.encoder, holdout=config.holdout, words=job.words
+    )
 
 
-def write_built(path: Path, builder: ShardBuilder, job: Job) -> dict[str, Any]:
-    """Write a shard; returns its record."""
+def write_built(path: Path, builder: ShardBuilder, job: Job) -> ShardRecord:
+    """Write a shard; return its record."""
     sections = builder.write(path, job.vocab_sha256)
-    entry = {
-        "name": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        "tokens": len(sections.tokens),
-        "sentences": len(sections.sentence_lengths),
-        "documents": len(sections.document_sentences),
-    }
-    return {"shard": entry, "counts": dict(builder.counts), "lowest": builder.lowest.record()}
+    entry = ShardEntry(
+        name=path.name,
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        tokens=len(sections.tokens),
+        sentences=len(sections.sentence_lengths),
+        documents=len(sections.document_sentences),
+    )
+    return ShardRecord(entry, dict(builder.counts), builder.lowest.record())
 
 
 if __name__ == "__main__":

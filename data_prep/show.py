@@ -13,7 +13,7 @@ masks are coloured; elsewhere brackets say so: [MASK:was], [shown:was] for a ran
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,8 +37,8 @@ from data_prep.samples.masking import Masking, MaskUnit, mask_tokens
 from data_prep.samples.mixture import Epoch, Mixture
 from data_prep.samples.pair_index import Objective, Sentences, usage_counts
 from data_prep.samples.rendering import SampleRenderer
-from data_prep.sharding.manifest import ODDITIES, TOTALS
 from data_prep.store import HELD_OUT, Store
+from data_prep.store_manifest import Counts
 from data_prep.tokens.unknown import advice
 
 RANKS, STEP_SAMPLES, STEPS = 8, 256, 50  # of the run for which imbalance is told
@@ -124,15 +124,15 @@ def try_samples(store: Store, config: ShowConfig) -> None:
 
 def statistics(store: Store) -> dict[str, Any]:
     """Return what a store holds, as JSON would say it. Lengths in tokens unless named otherwise."""
-    counts, shards = dict.fromkeys(TOTALS, 0) | store.manifest["counts"], store.manifest["shards"]
-    tokens = max(counts["tokens"], 1)
+    counts, shards = store.manifest.counts, store.manifest.shards
+    tokens = max(counts.tokens, 1)
     uses = store.token_uses()
     share = uses[uses > 0] / tokens
     return {
-        **counts,
-        "bytes_per_token": round(sum(shard["bytes"] for shard in shards) / tokens, 4),
-        "unknown_rate": counts["unknown"] / tokens,
-        "unknown_char_rate": _unknown_char_rate(store.manifest["counts"]),
+        **{name: count or 0 for name, count in asdict(counts).items()},
+        "bytes_per_token": round(sum(shard.bytes for shard in shards) / tokens, 4),
+        "unknown_rate": counts.unknown / tokens,
+        "unknown_char_rate": _unknown_char_rate(counts),
         "shards": len(shards),
         "vocab_size": store.vocab_size,
         "vocab_used": int(np.count_nonzero(uses)),
@@ -140,13 +140,15 @@ def statistics(store: Store) -> dict[str, Any]:
         "sentence_length": _spread(sentence_lengths(store)),
         "document_length": _spread(document_lengths(store)),
         "sources": _sources(store),
-        "settings": store.manifest.get("settings", {}),
+        "settings": store.manifest.settings,
     }
 
 
-def _unknown_char_rate(counts: dict[str, int]) -> float | None:
+def _unknown_char_rate(counts: Counts) -> float | None:
     """Return the share of the characters that are behind unknown tokens; None where the store does not say."""
-    return counts["unknown_characters"] / max(counts["characters"], 1) if "characters" in counts else None
+    if counts.characters is None or counts.unknown_characters is None:
+        return None
+    return counts.unknown_characters / max(counts.characters, 1)
 
 
 def seen(store: Store, config: ShowConfig) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _spread(lengths: np.ndarray) -> dict[str, float]:
 def _sources(store: Store) -> list[dict[str, Any]]:
     owners = np.concatenate([shard.document_sources for shard in store.shards])
     flags = np.concatenate([shard.document_flags for shard in store.shards])
-    names = [source["path"] for source in store.manifest["sources"]]
+    names = [source.path for source in store.manifest.sources]
     documents = np.bincount(owners, minlength=len(names))
     held_out = np.bincount(owners, flags & HELD_OUT > 0, minlength=len(names))
     tokens = np.bincount(owners, document_lengths(store), minlength=len(names))
@@ -200,10 +202,9 @@ def print_statistics(store: Store, found: dict[str, Any]) -> None:
             print(f"  {warning}")
     print(f"  {'unigram entropy':24}{found['unigram_entropy_nats']:>11.3f} nats")
     print(f"  {'entries used':24}{found['vocab_used']:>16,}  of {found['vocab_size']:,}")
-    for name in ODDITIES:
-        if found.get(name):
-            print(f"  {name.replace('_', ' '):24}{found[name]:>16,}")
-    for path, odd in list(store.manifest.get("oddities", {}).items())[:SOURCES_SHOWN]:
+    for name, count in store.manifest.counts.irregularities.items():
+        print(f"  {name.replace('_', ' '):24}{count:>16,}")
+    for path, odd in list(store.manifest.oddities.items())[:SOURCES_SHOWN]:
         print(f"    in {path}: " + ", ".join(f"{name} {count:,}" for name, count in odd.items()))
     print("  settings: " + ", ".join(f"{name} {value}" for name, value in found["settings"].items()))
     print("\nsources                                               documents   held out         tokens")

@@ -9,42 +9,40 @@
 Inside a store every token has one number: its place in the shards laid end to end. Documents never cross a shard.
 """
 
-import hashlib
-import json
-import re
 import struct
-import tomllib
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from data_prep import mapped
 from data_prep.calls import call
-from data_prep.cli import ROOT, InputError
-from data_prep.fields import Fields, parse, read_fields
+from data_prep.cli import InputError
 from data_prep.files import sha256_of, write_whole
+from data_prep.rounding import ceil_div
+from data_prep.store_manifest import (
+    FORMAT,
+    FORMAT_WITH_WORDS,
+    StoreManifest,
+    check_format,
+    mend,
+    read_manifest,
+    token_dtype,
+)
+from data_prep.tokens.continuations import continuation_token_ids
+from data_prep.tokens.tokenizer_folder import entry_count, tokenizer_sha256
 
-FORMAT = 1
-FORMAT_WITH_WORDS = 2  # the same and one array more in each shard
 MAGIC = b"ZBSTORE\0"
 HEADER = struct.Struct("<8sII32sQQQ56x")  # magic, format, bytes a token, tokenizer sha256, tokens, sentences, documents
 ALIGNMENT = 8  # bytes; every section starts at a multiple of it
-COPIED = 1 << 20  # bytes at a time
+COPY_CHUNK_BYTES = 1 << 20
 HELD_OUT = 1  # bit of document_flags
 MAX_SENTENCE = 65_535  # tokens; lengths are uint16
-# Pieces of SentencePiece that go on with a word: with letters, without the mark of a space; but in scripts that put no
-# spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese) every piece is a word.
-_INSIDE = re.compile(
-    r"^(?!▁)(?!.*[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff]).*\w"
-)
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
-SPECIALS = ("pad", "unk", "cls", "sep", "mask")
-LARGEST_VOCABULARY = 1 << 26  # entries; the largest published ones have 2 ** 18
 
 
 class Sections(NamedTuple):
@@ -53,29 +51,9 @@ class Sections(NamedTuple):
     tokens: np.ndarray  # [T] uint16, or uint32 for vocabularies above 65,536 entries
     sentence_lengths: np.ndarray  # [S] uint16, tokens
     document_sentences: np.ndarray  # [D] uint32, sentences
-    document_sources: np.ndarray  # [D] uint32, index into manifest["sources"]
+    document_sources: np.ndarray  # [D] uint32, index into the sources of the manifest
     document_flags: np.ndarray  # [D] uint8, HELD_OUT
     continues: np.ndarray | None = None  # [ceil(T / 8)] uint8: bit i % 8 of byte i // 8: token i goes on with a word
-
-
-def mend() -> str:
-    """The remedy for what is damaged."""
-    return f"make the store again with {call('shard')}"
-
-
-def project_version() -> str:
-    """Version of zerobert, installed or not."""
-    project = ROOT / "pyproject.toml"
-    if project.is_file():
-        return tomllib.loads(project.read_text("utf-8"))["project"]["version"]
-    import importlib.metadata
-
-    return importlib.metadata.version("zerobert")
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The little-endian type that holds every id of a vocabulary."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def _section_dtypes(token_bytes: int) -> tuple[np.dtype, ...]:
@@ -85,22 +63,6 @@ def _section_dtypes(token_bytes: int) -> tuple[np.dtype, ...]:
 def shard_name(unit: int, piece: int = 0) -> str:
     """File name of a shard: the unit of work it comes from and its place among the shards of that unit."""
     return f"shard-{unit:05d}-{piece:03d}.bin"
-
-
-def tokenizer_sha256(folder: Path) -> str:
-    """Identity of a tokenizer folder: a hash of the files that decide which ids a text becomes.
-
-    Raises
-    ------
-    InputError: where the folder holds no tokenizer.json.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with {call('vocab')}")
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            digest.update(f"{name} {sha256_of(folder / name)}\n".encode())
-    return digest.hexdigest()
 
 
 def write_shard(path: Path, sections: Sections, vocab_sha256: str, tokens_in: BinaryIO | None = None) -> None:
@@ -119,7 +81,7 @@ def write_shard(path: Path, sections: Sections, vocab_sha256: str, tokens_in: Bi
         for array, dtype in zip(arrays, _section_dtypes(token_bytes), strict=False):
             if tokens_in is not None and array is sections.tokens:
                 tokens_in.seek(0)
-                yield from iter(partial(tokens_in.read, COPIED), b"")
+                yield from iter(partial(tokens_in.read, COPY_CHUNK_BYTES), b"")
             else:
                 yield np.ascontiguousarray(array, dtype).view(np.uint8).data
             yield bytes(-len(array) * dtype.itemsize % ALIGNMENT)
@@ -150,7 +112,7 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
         raise InputError(f"{path} has a damaged header; run {call('shard')} again to mend the store")
     dtypes = _section_dtypes(token_bytes)
     sizes = [n * d.itemsize for n, d in zip((tokens, sentences, documents, documents, documents), dtypes, strict=False)]
-    sizes += [-(-tokens // 8)] if version == FORMAT_WITH_WORDS else []
+    sizes += [ceil_div(tokens, 8)] if version == FORMAT_WITH_WORDS else []
     starts = list(accumulate((size + -size % ALIGNMENT for size in sizes), initial=HEADER.size))
     if starts[-1] != len(raw):
         raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run {call('shard')} again")
@@ -183,35 +145,12 @@ def check_sums(path: Path, shard: Sections, sources: int) -> None:
         raise InputError(f"{path} is damaged: its {', '.join(wrong)} cannot be; {mend()}")
 
 
-def check_format(path: Path, version: int) -> None:
-    """Raise InputError where `path` has a format that this version does not read."""
-    if version not in (FORMAT, FORMAT_WITH_WORDS):
-        known = f"{FORMAT} and {FORMAT_WITH_WORDS}"
-        raise InputError(f"{path} has format {version}, this version reads {known}; make the store again")
-
-
-def continuing_entries(tokenizer_folder: Path, size: int, special_ids: Collection[int]) -> np.ndarray:
-    """[V] bool: entries of a vocabulary that go on with the word before them; punctuation never does."""
-    model = json.loads((tokenizer_folder / "tokenizer.json").read_text("utf-8"))["model"]
-    entries = model["vocab"]
-    if isinstance(entries, list):  # of SentencePiece: [entry, score] by id
-        entries = {entry: number for number, (entry, _) in enumerate(entries)}
-    going_on = np.zeros(size, bool)
-    for entry, number in entries.items():
-        if model["type"] == "WordPiece":
-            going_on[number] = entry.startswith(model["continuing_subword_prefix"])
-        else:
-            going_on[number] = _INSIDE.search(entry) is not None
-    going_on[list(special_ids)] = False
-    return going_on
-
-
 @dataclass(frozen=True)
 class Store:
     """A finished store, memory-mapped."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: StoreManifest
     identity: str  # sha256 of manifest.json, which holds the checksum of everything else
     shards: tuple[Sections, ...]
 
@@ -230,13 +169,13 @@ class Store:
         if not manifest_path.is_file():
             raise InputError(f"{folder} has no manifest.json: not a token store, or {call('shard')} has not finished")
         manifest = read_manifest(folder)
-        made_with = manifest["vocab"]["sha256"]
+        made_with = manifest.vocab.sha256
         if vocab_sha256 is not None and made_with != vocab_sha256:
             raise InputError(
                 f"{folder} was made with tokenizer {made_with[:12]}, this run uses {vocab_sha256[:12]}; "
                 "make the store again with this tokenizer, or train with the store's own"
             )
-        shards = tuple(read_shard(folder / entry["name"], made_with) for entry in manifest["shards"])
+        shards = tuple(read_shard(folder / entry.name, made_with) for entry in manifest.shards)
         store = cls(folder, manifest, sha256_of(manifest_path), shards)
         store._check()
         _ = store.files  # watched from here on
@@ -244,40 +183,42 @@ class Store:
 
     def _check(self) -> None:
         """Compare the manifest with the shards and the tokenizer, in a time that grows with sentences, not tokens."""
-        found = {"documents": 0, "sentences": 0, "tokens": 0, "held_out_documents": 0}
-        version, dtype = self.manifest["format"], token_dtype(self.vocab_size)
-        for entry, shard in zip(self.manifest["shards"], self.shards, strict=True):
-            path = self.folder / entry["name"]
+        total = Counter(documents=0, sentences=0, tokens=0, held_out_documents=0)
+        version, dtype = self.manifest.format, token_dtype(self.vocab_size)
+        for entry, shard in zip(self.manifest.shards, self.shards, strict=True):
+            path = self.folder / entry.name
             if (shard.continues is not None) != (version == FORMAT_WITH_WORDS) or shard.tokens.dtype != dtype:
                 raise InputError(f"{path} is of another format or vocabulary size than manifest.json says; {mend()}")
-            check_sums(path, shard, len(self.manifest["sources"]))
-            sizes = (shard.document_sentences, shard.sentence_lengths, shard.tokens)
-            counts = dict(zip(found, map(len, sizes), strict=False)) | {"bytes": path.stat().st_size}
-            if wrong := [name for name, count in counts.items() if entry.get(name, count) != count]:
-                raise InputError(f"{path} has {counts[wrong[0]]:,} {wrong[0]}, manifest.json says {entry[wrong[0]]:,}")
-            counts["held_out_documents"] = int((shard.document_flags & HELD_OUT).sum(dtype=np.int64))
-            found = {name: count + counts[name] for name, count in found.items()}
-        told = self.manifest["counts"]
-        if wrong := [name for name, count in found.items() if told.get(name, count) != count]:
-            raise InputError(
-                f"{self.folder / 'manifest.json'} counts {told[wrong[0]]:,} {wrong[0]}, the shards hold "
-                f"{found[wrong[0]]:,}; {mend()}"
+            check_sums(path, shard, len(self.manifest.sources))
+            sizes = Counter(
+                documents=len(shard.document_sentences),
+                sentences=len(shard.sentence_lengths),
+                tokens=len(shard.tokens),
             )
+            for name, size in {**sizes, "bytes": path.stat().st_size}.items():
+                if size != (said := getattr(entry, name)):
+                    raise InputError(f"{path} has {size:,} {name}, manifest.json says {said:,}")
+            total.update(sizes, held_out_documents=int((shard.document_flags & HELD_OUT).sum(dtype=np.int64)))
+        for name, count in total.items():
+            if count != (said := getattr(self.manifest.counts, name)):
+                raise InputError(
+                    f"{self.folder / 'manifest.json'} counts {said:,} {name}, the shards hold {count:,}; {mend()}"
+                )
         vocab = self.folder / "vocab"
         if tokenizer_sha256(vocab) != self.vocab_sha256:
             raise InputError(f"{vocab} is not the tokenizer that the store was made with; put it back, or {mend()}")
-        if (size := _entries(vocab, self.vocab_sha256)) != self.vocab_size:
+        if (size := entry_count(vocab, self.vocab_sha256)) != self.vocab_size:
             raise InputError(f"{self.folder / 'manifest.json'} says {self.vocab_size:,} entries, {vocab} has {size:,}")
 
     @property
     def vocab_sha256(self) -> str:
         """Identity of the tokenizer that made the ids."""
-        return self.manifest["vocab"]["sha256"]
+        return self.manifest.vocab.sha256
 
     @property
     def vocab_size(self) -> int:
         """Entries of the vocabulary; every id is below it."""
-        return self.manifest["vocab"]["size"]
+        return self.manifest.vocab.size
 
     @property
     def tokens(self) -> int:
@@ -285,19 +226,24 @@ class Store:
         return int(self.token_starts[-1])
 
     @property
+    def documents(self) -> int:
+        """Documents of all shards."""
+        return sum(len(shard.document_sentences) for shard in self.shards)
+
+    @property
     def special_ids(self) -> dict[str, int]:
         """Ids by name: pad, unk, cls, sep, mask."""
-        return self.manifest["vocab"]["special_ids"]
+        return self.manifest.vocab.special_ids
 
     @cached_property
     def files(self) -> mapped.Files:
         """The shards' files, to notice when one is cut short."""
-        return mapped.Files(self.folder / entry["name"] for entry in self.manifest["shards"])
+        return mapped.Files(self.folder / entry.name for entry in self.manifest.shards)
 
     @cached_property
     def continues(self) -> np.ndarray:
         """[V] bool: entries of the vocabulary that go on with the word before them; punctuation never does."""
-        return continuing_entries(self.folder / "vocab", self.vocab_size, self.special_ids.values())
+        return continuation_token_ids(self.folder / "vocab", self.vocab_size, self.special_ids.values())
 
     @cached_property
     def token_starts(self) -> np.ndarray:
@@ -314,11 +260,11 @@ class Store:
         tokens = np.concatenate(found) if found else np.zeros(0, self.shards[0].tokens.dtype)
         if tokens.max(initial=0) >= self.vocab_size:
             bad = int(np.searchsorted(np.cumsum(lengths), tokens.argmax(), side="right"))
-            raise self._beyond(self.manifest["shards"][shards[bad]]["name"], int(tokens.max()))
+            raise self._beyond(self.manifest.shards[shards[bad]].name, int(tokens.max()))
         return tokens
 
     def sources_at(self, tokens: np.ndarray) -> np.ndarray:
-        """The source [N] int64, as an index into manifest["sources"], of the documents with these tokens [N] int64."""
+        """Return the sources [N] int64, by index in the manifest, of the documents with these tokens [N] int64."""
         shards = np.searchsorted(self.token_starts, tokens, side="right") - 1
         found = np.empty(len(tokens), np.int64)
         for number in np.unique(shards):
@@ -352,10 +298,10 @@ class Store:
         FileChangedError: an id that the vocabulary has not.
         """
         uses = np.zeros(self.vocab_size, np.int64)
-        for entry, shard in zip(self.manifest["shards"], self.shards, strict=True):
+        for entry, shard in zip(self.manifest.shards, self.shards, strict=True):
             counts = np.bincount(shard.tokens, minlength=self.vocab_size)
             if len(counts) > self.vocab_size:
-                raise self._beyond(entry["name"], len(counts) - 1)
+                raise self._beyond(entry.name, len(counts) - 1)
             uses += counts
         return uses
 
@@ -371,72 +317,16 @@ class Store:
         `report` is told how far it is; of several `parts` of the shards, only one is read.
         """
         damaged, done = [], 0
-        chosen = self.manifest["shards"][part::parts]
-        whole = sum((self.folder / entry["name"]).stat().st_size for entry in chosen)
+        chosen = self.manifest.shards[part::parts]
+        whole = sum((self.folder / entry.name).stat().st_size for entry in chosen)
         for entry in chosen:
-            path = self.folder / entry["name"]
+            path = self.folder / entry.name
             found = sha256_of(path)
-            if found != entry["sha256"]:
-                damaged.append(f"{path}: sha256 {found[:12]}, manifest says {entry['sha256'][:12]}")
+            if found != entry.sha256:
+                damaged.append(f"{path}: sha256 {found[:12]}, manifest says {entry.sha256[:12]}")
             done += path.stat().st_size
             report(f"verified {path}: {done / 1e6:,.0f} of {whole / 1e6:,.0f} MB")
         found = tokenizer_sha256(self.folder / "vocab")
         if found != self.vocab_sha256:
             damaged.append(f"{self.folder / 'vocab'}: tokenizer {found[:12]}, manifest says {self.vocab_sha256[:12]}")
         return damaged
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store, its fields of the types and in the ranges that they must have.
-
-    Raises
-    ------
-    InputError: damaged, or of another format.
-    """
-    fields = read_fields(folder / "manifest.json", mend())
-    version = fields.whole("format")
-    check_format(folder, version)
-    vocab = fields.of("vocab")
-    vocab.digest("sha256")
-    size = vocab.whole("size", least=len(SPECIALS), most=LARGEST_VOCABULARY)
-    special = vocab.of("special_ids")
-    ids = [special.whole(name, most=size - 1) for name in (*SPECIALS, *(special.content.keys() - set(SPECIALS)))]
-    if len(set(ids)) < len(ids):
-        raise special.error("has one id under two names")
-    fields.text("token_dtype", (token_dtype(size).str,), default=token_dtype(size).str)
-    fields.of("settings", default={})
-    for source in fields.rows("sources"):
-        source.text("path")
-    names = [_shard_fields(entry) for entry in fields.rows("shards")]
-    if not names or len(set(names)) < len(names):
-        raise fields.error("names no shards, or one twice")
-    counts = fields.of("counts")
-    for name in counts.content:
-        counts.whole(name)
-    for _, odd in fields.of("oddities", default={}).each():
-        for count in odd.content:
-            odd.whole(count)
-    return fields.content
-
-
-def _shard_fields(entry: Fields) -> str:
-    """Look at what the manifest says of a shard; its name, which leads nowhere else."""
-    name = entry.text("name")
-    if not re.fullmatch(r"shard-[0-9]{5,}-[0-9]{3,}\.bin", name, re.ASCII):
-        raise entry.error(f"says name {name!r:.60}, which is not one of a shard")
-    entry.digest("sha256")
-    for count in ("bytes", "tokens", "sentences", "documents"):
-        entry.whole(count, default=0)
-    return name
-
-
-@lru_cache
-def _entries(vocab: Path, sha256: str) -> int:
-    """Entries of a tokenizer folder whose files have this hash: those of the model, and added tokens beside them."""
-    try:
-        content = parse((vocab / "tokenizer.json").read_bytes())
-        known = content["model"]["vocab"]
-        added = {token["content"] for token in content["added_tokens"]}
-        return len(known) + len(added - (known.keys() if isinstance(known, dict) else {entry for entry, _ in known}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{vocab / 'tokenizer.json'} cannot be loaded ({error!r}); {mend()}") from error

@@ -37,7 +37,8 @@ if __name__ == "__main__":
 from data_prep.calls import call, hand_on, own
 from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
-from data_prep.store import Store, read_manifest
+from data_prep.store import Store
+from data_prep.store_manifest import read_manifest
 from data_prep.text.discovery import find_sources
 from launch import labelled
 from launch.alone import Alone, alone_in
@@ -203,7 +204,7 @@ def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Sta
 
 def holds_nothing_out(store: Path) -> bool:
     """Whether a store is there and has no document to evaluate on."""
-    return (store / "manifest.json").exists() and not read_manifest(store)["counts"]["held_out_documents"]
+    return (store / "manifest.json").exists() and not read_manifest(store).counts.held_out_documents
 
 
 def texts_with_gaps(store: Path) -> list[str]:

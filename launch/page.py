@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from data_prep.calls import call
 from data_prep.files import write_whole
 from data_prep.store import Store
+from data_prep.store_manifest import StoreManifest
 from launch.gaps import Gap, gaps_of
 from launch.record import Json, Record, StageRecord
 from launch.stages import KINDS, SETTINGS, read_settings
@@ -25,8 +26,7 @@ from pretrain.advice.__main__ import SHOWN, in_words
 from pretrain.report.charts import charts_of
 from pretrain.report.history import History
 from pretrain.report.page import page_of
-from pretrain.report.words import duration
-from pretrain.wording import filled_in
+from pretrain.wording import duration, filled_in
 
 TEMPLATE = Path(__file__).with_name("made.html.jinja")
 FILES = 500  # in the table
@@ -176,39 +176,36 @@ def what_was_told(logs: Path) -> list[str]:
 
 def what_was_read(store: Store) -> dict[str, Any]:
     """The store in figures, and its files."""
-    manifest, counts = store.manifest, store.manifest["counts"]
-    sources = manifest["sources"]
-    encodings = Counter(source.get("encoding") or "UTF-8" for source in sources)
+    manifest, counts = store.manifest, store.manifest.counts
+    sources = manifest.sources
+    encodings = Counter(source.encoding or "UTF-8" for source in sources)
     read = [
         ("Files", f"{len(sources):,}"),
-        ("Size", f"{sum(source['bytes'] for source in sources) / 1e6:,.1f} MB"),
+        ("Size", f"{sum(source.bytes for source in sources) / 1e6:,.1f} MB"),
         ("Encodings", ", ".join(f"{name} ({count:,})" for name, count in encodings.most_common())),
         (
             "Documents",
-            f"{counts['documents']:,}, of which {counts['held_out_documents']:,} are held out for evaluation",
+            f"{counts.documents:,}, of which {counts.held_out_documents:,} are held out for evaluation",
         ),
-        ("Sentences", f"{counts['sentences']:,}"),
-        ("Tokens", f"{counts['tokens']:,}"),
+        ("Sentences", f"{counts.sentences:,}"),
+        ("Tokens", f"{counts.tokens:,}"),
         ("Vocabulary", f"{store.vocab_size:,} entries"),
-        ("Unknown", f"{counts['unknown'] / max(counts['tokens'], 1):.4%} of the tokens"),
+        ("Unknown", f"{counts.unknown / max(counts.tokens, 1):.4%} of the tokens"),
     ]
     read += [(name.replace("_", " ").capitalize(), f"{count:,}") for name, count in _odd(manifest) if count]
     files = [
-        {"path": source["path"], "bytes": source["bytes"],
-         "what": ", ".join(filter(None, (source.get("encoding", ""), source.get("layout", ""))))}
+        {"path": source.path, "bytes": source.bytes,
+         "what": ", ".join(filter(None, (source.encoding, source.layout)))}
         for source in sources[:FILES]
     ]  # fmt: skip
     return {"read": read, "files": files, "file_count": len(sources)}
 
 
-def _odd(manifest: Json) -> list[tuple[str, int]]:
+def _odd(manifest: StoreManifest) -> list[tuple[str, int]]:
     """What was mended or left out within files, and counted."""
     total: Counter[str] = Counter()
-    for entry in manifest.get("oddities", {}).values() if isinstance(manifest.get("oddities"), dict) else []:
-        if isinstance(entry, dict):
-            total.update({name: count for name, count in entry.items() if isinstance(count, int)})
-        elif isinstance(entry, int):
-            total["oddities"] += entry
+    for found in manifest.oddities.values():
+        total.update(found)
     return total.most_common()
 
 

@@ -28,12 +28,12 @@ from pretrain.data import PREFETCH_MICRO_BATCHES, SampleStream, Step, prefetch, 
 from pretrain.evaluation import Evaluation
 from pretrain.guard import Guard
 from pretrain.model import Losses
-from pretrain.monitor.console import what_came_out
 from pretrain.monitor.meter import Meter
-from pretrain.report.history import OUT_OF_PATIENCE, OUT_OF_TIME
+from pretrain.monitor.summary import end_summary
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.state import RunState, StepCounts
+from pretrain.wording import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.zero.engine import Engine, StepResult
 
 TRUST_EVERY = 10  # intervals of metrics between two lines of trust ratios
@@ -71,7 +71,7 @@ def loop(run: Run, state: RunState) -> RunState:
     with run.guard.working("the checkpoint is written"):
         run.saver.wait()
     seconds = time.perf_counter() - started
-    run.meter.print_tables(what_came_out(run.config, state, first, seconds, is_finished(run.config, state)))
+    run.meter.print_tables(end_summary(run.config, state, first, seconds, is_finished(run.config, state)))
     return state
 
 

@@ -29,11 +29,12 @@ from pretrain.distributed import OtherRankError, all_ranks_or_none, broadcast_ob
 from pretrain.guard import DivergedError, Guard
 from pretrain.loop import Run, is_finished, loop, samples_of
 from pretrain.model import architecture_of, build_model, compile_layers
-from pretrain.monitor.console import for_stderr, what_came_out, what_runs
+from pretrain.monitor.console import for_stderr
 from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
+from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase, engine_settings, phases_of
 from pretrain.state import RunState
@@ -156,10 +157,16 @@ def train(config: TrainConfig, stores: list[Store], watch: Watch | None = None) 
             if dist.get_rank() == 0:
                 write_run_folder(config.out, start, stores)
         meter = Meter(
-            config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
-        )
+            config.out, model.config, steps=config.total_steps, first_step=state.step, device=engine.device,
+            limit=3600 * config.hours, spent=state.seconds,
+        )  # fmt: skip
         ending.callback(meter.close)
-        meter.print_tables(what_runs(config, phases, record, devices(engine.device), start.checkpoint, lost))
+        meter.print_tables(
+            start_summary(
+                config, phases, record, stores=stores, devices=devices(engine.device), resumed_from=start.checkpoint,
+                lost=lost,
+            )
+        )  # fmt: skip
         if start.checkpoint is not None:
             meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
         elif lost:
@@ -187,7 +194,7 @@ def leave(config: TrainConfig, start: Start, stores: list[Store]) -> None:
         say(f"{wrong}; both are written anew")
         with RunLock(config.out):
             write_run_folder(config.out, start, stores)
-    print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
+    print(for_stderr(end_summary(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
 
 
 def dry_run(
@@ -197,7 +204,7 @@ def dry_run(
     settings = engine_settings(phases)
     plan = make_plan(config, phases, stores, model, start.checkpoint)
     where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
-    what = what_runs(config, phases, start.record, where, start.checkpoint)
+    what = start_summary(config, phases, start.record, stores=stores, devices=where, resumed_from=start.checkpoint)
     print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
     first = {
         "settings": settings,

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.files import sha256_of, write_json
-from data_prep.store import HELD_OUT, Sections, Store, shard_name, token_dtype, tokenizer_sha256, write_shard
+from data_prep.store import HELD_OUT, Sections, Store, shard_name, write_shard
+from data_prep.store_manifest import token_dtype
+from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.vocab import SPECIAL, write_tokenizer
 
 Documents = list[list[list[int]]]  # documents of sentences of ids
@@ -42,14 +44,16 @@ def store_of(
         )
         path = folder / shard_name(number)
         write_shard(path, sections, sha256)
-        entries.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)})
+        sizes = {"tokens": len(sections.tokens), "sentences": len(sentences), "documents": len(chosen)}
+        entries.append({"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} | sizes)
     special_ids = {name.strip("[]").lower(): row for row, name in enumerate(SPECIAL)}
     manifest = {
         "format": 1,
         "vocab": {"sha256": sha256, "size": vocab_size, "special_ids": special_ids},
         "sources": [{"path": path} for path in sources],
         "shards": entries,
-        "counts": {"documents": len(documents), "held_out_documents": len(held_out)},
+        "counts": {name: sum(entry[name] for entry in entries) for name in ("documents", "sentences", "tokens")}
+        | {"held_out_documents": len(held_out)},
     }
     write_json(folder / "manifest.json", manifest)
     return Store.open(folder)

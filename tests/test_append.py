@@ -27,7 +27,7 @@ def append(vocab, out, *files):
 
 
 def paths(store):
-    return [source["path"] for source in Store.open(store).manifest["sources"]]
+    return [source.path for source in Store.open(store).manifest.sources]
 
 
 def test_new_sources_are_added_once_in_any_order(files, vocab, tmp_path, capsys):
@@ -37,7 +37,7 @@ def test_new_sources_are_added_once_in_any_order(files, vocab, tmp_path, capsys)
         given = [files[name] for name in order]
         assert append(vocab, out, *given).returncode == 0
         assert paths(out) == ["b.jsonl", *(f"{name}.jsonl" for name in order if name != "b")]
-        assert Store.open(out).manifest["counts"]["documents"] == 60
+        assert Store.open(out).manifest.counts.documents == 60
         sources = [int(row) for part in Store.open(out).shards for row in part.document_sources]
         assert sources == [0] * 20 + [1] * 20 + [2] * 20
         before = files_of(out)
@@ -65,7 +65,7 @@ def test_a_known_source_under_another_name_is_left_out_and_named(files, vocab, t
     assert append(vocab, out, copy, files["b"]).returncode == 0
     assert "copy.jsonl is a.jsonl under another name" in capsys.readouterr().err
     assert paths(out) == ["a.jsonl", "b.jsonl"]
-    assert Store.open(out).manifest["counts"]["documents"] == 40
+    assert Store.open(out).manifest.counts.documents == 40
 
 
 def test_another_addition_does_not_take_the_place_of_one_that_was_begun(files, vocab, tmp_path, monkeypatch):

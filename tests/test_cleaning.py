@@ -94,12 +94,12 @@ def test_all_of_it_is_counted_in_the_manifest_and_does_not_depend_on_workers(tmp
         assert done.returncode == 0, done.stderr
     one, two = (Store.open(tmp_path / workers) for workers in ("1", "2"))
     assert one.identity == two.identity
-    counts = one.manifest["counts"]
-    assert (counts["excluded_documents"], counts["control_characters"]) == (1, 1)
-    assert counts["short_documents"] >= 1
-    assert counts["documents"] == 200 - 1 - counts["short_documents"]
-    assert one.manifest["oddities"]["c/a.jsonl"]["excluded_documents"] == 1
-    assert len(one.manifest["settings"]["exclude"]) == 1
+    counts = one.manifest.counts
+    assert (counts.excluded_documents, counts.control_characters) == (1, 1)
+    assert counts.short_documents >= 1
+    assert counts.documents == 200 - 1 - counts.short_documents
+    assert one.manifest.oddities["c/a.jsonl"]["excluded_documents"] == 1
+    assert len(one.manifest.settings["exclude"]) == 1
 
 
 def test_documents_of_other_languages_are_left_out():
@@ -132,8 +132,8 @@ def test_the_option_reaches_the_store_and_its_package_is_named(tmp_path, monkeyp
     )  # fmt: skip
     make_store(config)
     manifest = Store.open(tmp_path / "s").manifest
-    assert (manifest["counts"]["documents"], manifest["counts"]["other_languages"]) == (1, 1)
-    assert set(manifest["settings"]) >= {"only_lang", "py3langid"}
+    assert (manifest.counts.documents, manifest.counts.other_languages) == (1, 1)
+    assert set(manifest.settings) >= {"only_lang", "py3langid"}
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)

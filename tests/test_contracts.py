@@ -26,9 +26,10 @@ from transformers import (
 
 from data_prep import shard
 from data_prep.cli import InputError
-from data_prep.store import Store, tokenizer_sha256
+from data_prep.store import Store
 from data_prep.tokens import contract
 from data_prep.tokens.encode import HARD, Encoder
+from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.vocab import SPECIAL, write_tokenizer
 from pretrain import answering, hf_folder, predict
 from pretrain.export.__main__ import ExportConfig

@@ -20,7 +20,7 @@ import pytest
 import zstandard
 
 from data_prep.cli import InputError
-from data_prep.sharding.plan import make_plan, unit_documents
+from data_prep.sharding.plan import plan_work, unit_documents
 from data_prep.text import corpus
 from data_prep.text import source as text_source
 from data_prep.text.corpus import read_documents
@@ -82,7 +82,7 @@ def test_every_document_belongs_to_one_range(tmp_path, monkeypatch, kind, aim):
     else:
         path = write(tmp_path / "a.txt", (as_lines if kind == "lines" else as_prose)(DOCUMENTS))
     sources = find_sources([str(path)])
-    plan = make_plan(sources, "text", aim)
+    plan = plan_work(sources, "text", aim)
     assert len(plan.units) > 2
     found = [document for unit in plan.units for _, document in unit_documents(unit, sources, "text", {})]
     if kind == "prose":  # a long document may be parted between paragraphs
@@ -152,7 +152,7 @@ def test_long_lines_and_documents_are_cut_and_counted(tmp_path, monkeypatch):
 def test_wrong_input_is_named(tmp_path, name, content, message):
     write(tmp_path / name, content)
     with pytest.raises(InputError, match=message):
-        make_plan(find_sources([str(tmp_path / name.split("/")[0])], column="text"), "text", 1000)
+        plan_work(find_sources([str(tmp_path / name.split("/")[0])], column="text"), "text", 1000)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])

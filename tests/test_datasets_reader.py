@@ -52,7 +52,7 @@ def test_a_saved_dataset_gives_what_files_give(saved, vocab, tmp_path):
     shard(tmp_path / "files", vocab, "--corpus", tmp_path / "a.jsonl")
     assert arrays_of(tmp_path / "1") == arrays_of(tmp_path / "files")
     shard(tmp_path / "test", vocab, "--dataset", f"{saved}:test")
-    assert Store.open(tmp_path / "test").manifest["counts"]["documents"] == 5
+    assert Store.open(tmp_path / "test").manifest.counts.documents == 5
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])

@@ -50,8 +50,8 @@ def test_copies_are_found_and_left_out(corpus, tmp_path):
     options = ("--vocab", tiny_vocab(tmp_path / "v"), "--out", tmp_path / "store", "--shard_mb", "0.03")
     done = run_script("shard", "--corpus", corpus, *options, "--drop", tmp_path / "drops.npz")
     assert done.returncode == 0, done.stderr
-    counts = Store.open(tmp_path / "store").manifest["counts"]
-    assert (counts["documents"], counts["dropped_documents"], counts["dropped_lines"]) == (100, 14, 100)
+    counts = Store.open(tmp_path / "store").manifest.counts
+    assert (counts.documents, counts.dropped_documents, counts.dropped_lines) == (100, 14, 100)
 
 
 def test_exact_copies_only(corpus, tmp_path):

@@ -192,7 +192,7 @@ class TestNaming:
         assert "a.txt, read as cp1252: 0.02 % of its characters are damaged" in done.stderr
         assert not (tmp_path / "store/manifest.json").exists()
         assert shard(*arguments, "--max_damaged", "0.001").returncode == 0
-        assert Store.open(tmp_path / "store").manifest["counts"]["invalid_utf8"] == 1
+        assert Store.open(tmp_path / "store").manifest.counts.invalid_utf8 == 1
 
     @pytest.mark.parametrize("share", ["nan", "-0.1", "1.5", "inf"])
     def test_a_limit_that_is_no_share_is_refused(self, vocab_folder, tmp_path, share):
@@ -232,16 +232,16 @@ class TestStores:
         text = text.replace("中文", "Zürich")  # which cp1252 has
         write(tmp_path / "utf8/a.jsonl", text)
         _, wanted = stores_of(tmp_path / "utf8", vocab_folder, tmp_path)
-        assert "encoding" not in wanted.manifest["sources"][0]
+        assert not wanted.manifest.sources[0].encoding
         for encoding, suffix in (("utf-16", ""), ("cp1252", ""), ("cp1252", ".gz"), ("utf-16-be", ".zst")):
             folder = tmp_path / f"{encoding}{suffix}"
             write(folder / f"a.jsonl{suffix}", text.encode(encoding))
             _, store = stores_of(folder, vocab_folder, tmp_path)
             assert tokens_of(store) == tokens_of(wanted)
             read_as = {"utf-16": "utf-16-le"}.get(encoding, encoding)
-            assert store.manifest["sources"][0]["encoding"] == read_as
+            assert store.manifest.sources[0].encoding == read_as
             assert f"read as {read_as}: " in capfd.readouterr().err
-            assert store.manifest["oddities"] == {}
+            assert store.manifest.oddities == {}
 
     def test_members_of_archives_have_encodings_of_their_own(self, vocab_folder, tmp_path, capfd):
         (tmp_path / "c").mkdir()
@@ -257,7 +257,7 @@ class TestStores:
         assert shard(tmp_path / "c", vocab_folder, tmp_path / "store").returncode == 0
         said = capfd.readouterr().err
         assert "read as cp1252: a guess: c/a.tar/de.txt (--encoding NAME to say otherwise)" in said
-        assert Store.open(tmp_path / "store").manifest["oddities"] == {
+        assert Store.open(tmp_path / "store").manifest.oddities == {
             "c/a.tar": {"members_in_cp1250": 1, "members_in_cp1252": 1, "members_in_utf-16-le": 1}
         }
 
@@ -315,7 +315,7 @@ class TestDamage:
         assert f"a.txt{suffix}, read as utf-8: " in done.stderr
         assert not (tmp_path / "store/manifest.json").exists()
         assert shard(*arguments, "--max_damaged", "0.2").returncode == 0
-        assert Store.open(tmp_path / "store").manifest["counts"]["damaged_characters"] == 800
+        assert Store.open(tmp_path / "store").manifest.counts.damaged_characters == 800
         config = ["--corpus", str(tmp_path / "c"), "--out", str(tmp_path / "v"), "--size", "256"]
         with pytest.raises(InputError, match="of its characters are damaged"):
             vocab.main(parse(vocab.VocabConfig, None, config))

@@ -339,19 +339,19 @@ def test_a_store_of_all_kinds_does_not_depend_on_who_makes_it(folder, tmp_path, 
     store = store_of(folder, tmp_path / "one", "--workers", "1", "--shard_mb", "0.01")
     store_of(folder, tmp_path / "two", "--workers", "2", "--shard_mb", "0.01")
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert store.manifest["counts"]["documents"] == 70
-    sources = {source["path"]: source for source in store.manifest["sources"]}
-    assert (sources["c/a.csv"]["layout"], sources["c/a.csv"]["column"]) == ("commas", "content")
-    assert (sources["c/b.tsv.gz"]["encoding"], "column" in sources["c/b.tsv.gz"]) == ("utf-16-le", False)
+    assert store.manifest.counts.documents == 70
+    sources = {source.path: source for source in store.manifest.sources}
+    assert (sources["c/a.csv"].layout, sources["c/a.csv"].column) == ("commas", "content")
+    assert (sources["c/b.tsv.gz"].encoding, sources["c/b.tsv.gz"].column) == ("utf-16-le", "")
     assert {sources[name]["layout"] for name in ("c/AA/wiki_00", "c/f.txt")} == {"wikiextractor", "wikitext"}
-    assert store.manifest["oddities"]["c/g.tar"]["other_members"] == 1
+    assert store.manifest.oddities["c/g.tar"]["other_members"] == 1
     # A second run finds nothing to do, a new file is appended.
     capsys.readouterr()
     store_of(folder, tmp_path / "one", "--workers", "1", "--shard_mb", "0.01")
     assert "nothing to do" in capsys.readouterr().err
     more = write(tmp_path / "more.json", json.dumps([{"body": "Another one."}, {"body": "And one more."}]))
     appended = store_of(folder, tmp_path / "one", str(more), "--workers", "1", "--shard_mb", "0.01", "--append")
-    assert appended.manifest["counts"]["documents"] == 72
+    assert appended.manifest.counts.documents == 72
 
 
 def test_strict_refuses_what_is_left_out_of_them(tmp_path):

@@ -61,7 +61,7 @@ def test_a_small_corpus_holds_out_the_same_documents_whoever_makes_the_store(sha
         made[name] = Store.open(tmp_path / name)
         assert not made[name].verify()
         flags = np.concatenate([part.document_flags for part in made[name].shards])
-        assert np.count_nonzero(flags & HELD_OUT) == made[name].manifest["counts"]["held_out_documents"] == 8
+        assert np.count_nonzero(flags & HELD_OUT) == made[name].manifest.counts.held_out_documents == 8
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert held_out(made["one"]) == held_out(made["cut"])
 
@@ -74,7 +74,7 @@ def test_a_finish_that_was_cut_short_comes_to_the_same(shard, tmp_path, monkeypa
         raise OSError("the disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr(manifest, "total_counts", dies)  # after the shards were rewritten
+        patched.setattr(manifest, "completed_manifest", dies)  # after the shards were rewritten
         with pytest.raises(OSError, match="full"):
             shard(corpus, tmp_path / "again")
     shard(corpus, tmp_path / "again")

@@ -69,8 +69,8 @@ def test_what_can_be_mended_is_counted_by_source_or_refused(good, vocab, tmp_pat
     done = shard(good, vocab, tmp_path / "store", "--txt", "lines")
     assert done.returncode == 0, done.stderr
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest["oddities"] == {f"c/{name}": oddity}
-    assert manifest["counts"]["documents"] == 40 + documents
+    assert manifest.oddities == {f"c/{name}": oddity}
+    assert manifest.counts.documents == 40 + documents
     strict = shard(good, vocab, tmp_path / "strict", "--txt", "lines", "--strict")
     assert strict.returncode == 2
     assert f"{name}: {next(iter(oddity))} " in strict.stderr
@@ -83,9 +83,9 @@ def test_a_byte_order_mark_and_an_empty_file_change_nothing(good, vocab, tmp_pat
     write(good / "none.txt", "")
     assert shard(good, vocab, tmp_path / "store").returncode == 0
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest["oddities"] == {}
-    assert [source["bytes"] for source in manifest["sources"] if source["path"] == "c/none.txt"] == [0]
-    assert manifest["counts"]["unknown"] == Store.open(tmp_path / "store").manifest["counts"]["unknown"]
+    assert manifest.oddities == {}
+    assert [source.bytes for source in manifest.sources if source.path == "c/none.txt"] == [0]
+    assert manifest.counts.unknown == Store.open(tmp_path / "store").manifest.counts.unknown
     strict = shard(good, vocab, tmp_path / "strict", "--strict")
     assert (strict.returncode, "empty files, which --strict refuses: c/none.txt" in strict.stderr) == (2, True)
 
@@ -117,9 +117,9 @@ def test_of_a_file_cut_short_what_is_whole_is_kept_the_same_way_by_any_workers(g
     assert f"z.jsonl{suffix} is damaged or cut short" in capfd.readouterr().err
     assert files_of(tmp_path / "store1") == files_of(tmp_path / "store2")
     manifest = Store.open(tmp_path / "store1").manifest
-    assert manifest["oddities"] == {f"c/z.jsonl{suffix}": {"damaged_parts": 1}}
-    assert manifest["counts"]["documents"] >= 40 + 1500  # all of the first part; of .bz2 and .zst, blocks are lost
-    assert manifest["counts"]["documents"] < 40 + 3000
+    assert manifest.oddities == {f"c/z.jsonl{suffix}": {"damaged_parts": 1}}
+    assert manifest.counts.documents >= 40 + 1500  # all of the first part; of .bz2 and .zst, blocks are lost
+    assert manifest.counts.documents < 40 + 3000
     strict = shard(good, vocab, tmp_path / "strict", *options, "--strict")
     assert (strict.returncode, f"z.jsonl{suffix}: damaged_parts 1, which --strict refuses" in strict.stderr) == (
         2,
@@ -131,7 +131,7 @@ def test_a_file_is_added_once_it_is_fetched_again(good, vocab, tmp_path):
     assert shard(good, vocab, tmp_path / "store").returncode == 0
     write(good / "z.jsonl.gz", as_jsonl(texts(3000, seed=5)))
     assert shard(good, vocab, tmp_path / "store", "--append").returncode == 0
-    assert Store.open(tmp_path / "store").manifest["counts"]["documents"] == 3040
+    assert Store.open(tmp_path / "store").manifest.counts.documents == 3040
 
 
 def test_a_damaged_file_of_tests_is_refused(good, vocab, tmp_path):
@@ -153,7 +153,7 @@ def test_links_in_circles_and_to_nowhere_are_passed_over(good, vocab, tmp_path):
     (good / "gone.txt").symlink_to(tmp_path / "nothing")
     done = shard(good, vocab, tmp_path / "store")
     assert done.returncode == 0, done.stderr
-    assert Store.open(tmp_path / "store").manifest["counts"]["documents"] == 40
+    assert Store.open(tmp_path / "store").manifest.counts.documents == 40
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up the rights of root")
@@ -260,9 +260,9 @@ def test_a_line_of_400_mb_and_bombs_take_little_memory(good, vocab, tmp_path, ki
     bomb(kind, good / name, 400)
     assert peak_mb(good, vocab, tmp_path / "store") < 300
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest["oddities"][f"c/{name}"]["long_lines"] >= 1
+    assert manifest.oddities[f"c/{name}"]["long_lines"] >= 1
     if kind != "txt":  # what stood after the bomb is there
-        assert manifest["counts"]["documents"] == 41
+        assert manifest.counts.documents == 41
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from data_prep.cli import ROOT, InputError
 from data_prep.samples import mixture as mixtures
 from data_prep.samples.mixture import BuildAbandonedError, Mixture
 from data_prep.samples.pair_index import Sentences, build_index
-from data_prep.sharding.ranks import rank_and_world
+from data_prep.sharding.ranks import rank_from_env
 from pretrain.data import prefetch
 from pretrain.preflight import check_launch
 from pretrain.settings.config import TrainConfig
@@ -447,16 +447,16 @@ class TestEnvironment:
     )
     def test_the_share_of_a_rank_that_cannot_be_is_refused(self, names, rank, world):
         with pytest.raises(InputError, match=f"{names[0]}=|{names[1]}="):
-            rank_and_world(dict(zip(names, (rank, world), strict=True)))
+            rank_from_env(dict(zip(names, (rank, world), strict=True)))
 
     def test_an_array_with_gaps_is_refused(self):
         # --array=1,5,7: three tasks, of which nobody would do the parts of the second and third rank.
         variables = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
-        assert rank_and_world(variables | {"SLURM_ARRAY_TASK_ID": "1"}) == (0, 3)
+        assert rank_from_env(variables | {"SLURM_ARRAY_TASK_ID": "1"}) == (0, 3)
         with pytest.raises(InputError, match="one range"):
-            rank_and_world(variables | {"SLURM_ARRAY_TASK_ID": "5"})
+            rank_from_env(variables | {"SLURM_ARRAY_TASK_ID": "5"})
         with pytest.raises(InputError, match="SLURM_ARRAY_TASK_COUNT"):
-            rank_and_world({"SLURM_ARRAY_TASK_ID": "5"})
+            rank_from_env({"SLURM_ARRAY_TASK_ID": "5"})
 
     @pytest.mark.parametrize("value", ["nan", "-1", "soon", "1" * 23])
     def test_the_end_of_a_job_is_a_number(self, monkeypatch, tmp_path, value):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.sharding.ranks import WorkFailed, part_of, rank_and_world, run_local
+from data_prep.sharding.ranks import rank_from_env, shard_for_rank
+from data_prep.sharding.worker_pool import WorkerError, map_processes
 from data_prep.store import HELD_OUT, Store
 from data_prep.text.sentences import splitter
 from tests.corpora import (
@@ -85,7 +86,7 @@ def test_the_store_holds_the_corpus(made, vocab):
     assert lengths.tolist() == [len(ids) for ids in wanted]
     assert tokens.tolist() == [number for ids in wanted for number in ids]
     sources = np.concatenate([part.document_sources for part in store.shards])
-    names = [source["path"].split("/", 1)[1] for source in store.manifest["sources"]]
+    names = [source.path.split("/", 1)[1] for source in store.manifest.sources]
     assert [names[source] for source in np.unique(sources)] == [name for name in names if name != "small/empty.txt"]
     assert np.bincount(sources)[:4].tolist() == [300, 300, 100, 100]
 
@@ -94,19 +95,19 @@ def test_the_manifest_counts_what_is_there(made):
     store = Store.open(made)
     assert store.verify() == []
     manifest = store.manifest
-    counts = manifest["counts"]
+    counts = manifest.counts
     for name in ("documents", "sentences", "tokens"):
-        assert counts[name] == sum(entry[name] for entry in manifest["shards"])
-    assert counts["documents"] == 830
+        assert getattr(counts, name) == sum(getattr(entry, name) for entry in manifest.shards)
+    assert counts.documents == 830
     flags = np.concatenate([part.document_flags for part in store.shards])
-    assert counts["held_out_documents"] == np.count_nonzero(flags & HELD_OUT) > 0
+    assert counts.held_out_documents == np.count_nonzero(flags & HELD_OUT) > 0
     unknown = sum(np.count_nonzero(part.tokens == store.special_ids["unk"]) for part in store.shards)
-    assert counts["unknown"] == unknown
-    assert len(manifest["shards"]) > 10
+    assert counts.unknown == unknown
+    assert len(manifest.shards) > 10
     assert {path.name for path in made.iterdir()} == {
         "manifest.json",
         "vocab",
-        *(s["name"] for s in manifest["shards"]),
+        *(entry.name for entry in manifest.shards),
     }
 
 
@@ -228,9 +229,9 @@ def test_oddities_are_counted_and_sentences_cut(vocab, tmp_path):
     done = shard(tmp_path / "a.jsonl", vocab, tmp_path / "store")
     assert done.returncode == 0, done.stderr
     store = Store.open(tmp_path / "store")
-    counts = store.manifest["counts"]
+    counts = store.manifest.counts
     names = ("documents", "empty_documents", "cut_sentences", "invalid_utf8")
-    assert [counts[name] for name in names] == [2, 2, 1, 1]
+    assert [getattr(counts, name) for name in names] == [2, 2, 1, 1]
     assert np.concatenate([part.sentence_lengths for part in store.shards]).tolist()[:2] == [65_535, 70_000 - 65_535]
     assert "oddities: empty_documents 2, cut_sentences 1, invalid_utf8 1" in done.stderr
 
@@ -289,8 +290,8 @@ def test_a_worker_that_dies_fails_the_whole_and_is_named():
             os.kill(os.getpid(), signal.SIGKILL)
         return item * item
 
-    with pytest.raises(WorkFailed, match=r"item 3: its worker process died \(SIGKILL\); run the command again"):
-        list(run_local(work, range(50), 2, name="item {}".format, report=lambda _: None))
+    with pytest.raises(WorkerError, match=r"item 3: its worker process died \(SIGKILL\); run the command again"):
+        list(map_processes(work, range(50), workers=2, name="item {}".format, report=lambda _: None))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -298,10 +299,10 @@ def test_errors_of_workers_reach_the_caller(workers):
     def work(item, report):
         raise {0: InputError("no such file"), 1: OSError(28, "No space left on device")}[item % 2]
 
-    run = lambda items: list(run_local(work, items, workers, name="item {}".format, report=print))  # noqa: E731
+    run = lambda items: list(map_processes(work, items, workers=workers, name="item {}".format, report=print))  # noqa: E731
     with pytest.raises(InputError, match="no such file"):
         run([0, 2])
-    with pytest.raises(WorkFailed, match=r"item [13]: .*No space left on device"):
+    with pytest.raises(WorkerError, match=r"item [13]: .*No space left on device"):
         run([1, 3])
 
 
@@ -312,20 +313,20 @@ def test_every_item_is_done_once_and_reported():
         report(item)
         return item * item
 
-    found = list(run_local(work, range(40), 3, name=str, report=reports.append))
+    found = list(map_processes(work, range(40), workers=3, name=str, report=reports.append))
     assert sorted(found) == [n * n for n in range(40)]
     assert sorted(reports) == list(range(40))
 
 
 def test_ranks_come_from_whatever_started_them():
-    assert rank_and_world({}) == (0, 1)
-    assert rank_and_world({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}) == (3, 4)
-    assert rank_and_world({"PMI_RANK": "1", "PMI_SIZE": "2"}) == (1, 2)
-    assert rank_and_world({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}) == (5, 8)
-    assert rank_and_world({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 1)  # a batch script, outside srun
+    assert rank_from_env({}) == (0, 1)
+    assert rank_from_env({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}) == (3, 4)
+    assert rank_from_env({"PMI_RANK": "1", "PMI_SIZE": "2"}) == (1, 2)
+    assert rank_from_env({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}) == (5, 8)
+    assert rank_from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == (0, 1)  # a batch script, outside srun
     array = {"SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_STEP": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
-    assert rank_and_world({**array, "SLURM_ARRAY_TASK_ID": "20"}) == (2, 4)
-    parts = [part_of(range(11), rank, 3) for rank in range(3)]
+    assert rank_from_env({**array, "SLURM_ARRAY_TASK_ID": "20"}) == (2, 4)
+    parts = [shard_for_rank(range(11), rank, 3) for rank in range(3)]
     assert sorted(number for part in parts for number in part) == list(range(11))
 
 
@@ -344,4 +345,4 @@ def test_it_runs_from_elsewhere_and_with_dash_m(corpus, vocab, tmp_path, how):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert Store.open(tmp_path / "store").manifest["counts"]["documents"] == 30
+    assert Store.open(tmp_path / "store").manifest.counts.documents == 30

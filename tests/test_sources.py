@@ -14,7 +14,7 @@ import zstandard
 
 from data_prep import dedup, vocab
 from data_prep.cli import InputError, parse, printable, say
-from data_prep.shard import make_unit as real_make_unit
+from data_prep.shard import build_unit as real_build_unit
 from data_prep.store import Store
 from data_prep.text import corpus
 from data_prep.text.corpus import read_documents
@@ -66,12 +66,12 @@ class TestFilesThatChange:
     ):
         path = write(tmp_path / "c/a.jsonl", as_jsonl(texts(3000)))
 
-        def make_unit(job, unit, report):
+        def build_unit(job, unit, report):
             if unit.number == 1 and path.exists() and path.stat().st_mtime_ns != 1:
                 how(path)
-            return real_make_unit(job, unit, report)
+            return real_build_unit(job, unit, report)
 
-        monkeypatch.setattr("data_prep.shard.make_unit", make_unit)
+        monkeypatch.setattr("data_prep.shard.build_unit", build_unit)
         monkeypatch.setattr("data_prep.sharding.plan.LEAST_BYTES", 50_000)
         done = shard(tmp_path / "c", vocab_folder, tmp_path / "store", workers=workers)
         assert done.returncode == 2
@@ -227,8 +227,8 @@ class TestNames:
         done = run_script("shard", *arguments)
         assert done.returncode == 0, done.stderr
         assert not set(done.stderr) & set("\x1b\x07\u202e")
-        assert "c/caf\\xe9.jsonl" in {source["path"] for source in Store.open(tmp_path / "store").manifest["sources"]}
-        assert len(Store.open(tmp_path / "store").manifest["oddities"]) == 4
+        assert "c/caf\\xe9.jsonl" in {source.path for source in Store.open(tmp_path / "store").manifest.sources}
+        assert len(Store.open(tmp_path / "store").manifest.oddities) == 4
         strict = run_script("shard", *arguments[:-1], tmp_path / "strict", "--strict")
         assert strict.returncode == 2
         assert len([line for line in strict.stderr.splitlines() if "which --strict refuses" in line]) == 1

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.store import Sections, Store, read_shard, shard_name, token_dtype, tokenizer_sha256, write_shard
+from data_prep.store import Sections, Store, read_shard, shard_name, write_shard
+from data_prep.store_manifest import token_dtype
+from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from tests.stores import store_of
 
 SHA = "ab" * 32

@@ -132,8 +132,8 @@ def test_the_extractor_stands_in_the_manifest_and_without_it_the_extra_is_named(
     path = write(tmp_path / "w.xml.bz2", HEAD + "".join(page(n, text=f"The river {n}.") for n in range(9)))
     assert shard(path, tiny_vocab(tmp_path / "v"), tmp_path / "store").returncode == 0
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest["sources"][0]["layout"].startswith("mwparserfromhell 0.")
-    assert manifest["counts"]["documents"] == 9
+    assert manifest.sources[0].layout.startswith("mwparserfromhell 0.")
+    assert manifest.counts.documents == 9
 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)

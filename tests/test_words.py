@@ -12,7 +12,8 @@ from data_prep.samples.assemble import gather_tokens, word_continuations
 from data_prep.samples.masking import Masking, mask_tokens
 from data_prep.samples.mixture import Mixture
 from data_prep.shard import ShardConfig, main
-from data_prep.store import Sections, Store, continuing_entries, write_shard
+from data_prep.store import Sections, Store, write_shard
+from data_prep.tokens.continuations import continuation_token_ids
 from data_prep.tokens.encode import Encoder
 from data_prep.tokens.words import WordBorders
 from data_prep.vocab import SPECIAL, VocabConfig, write_tokenizer
@@ -70,7 +71,7 @@ def naive_borders(encoder: Encoder, sentence: str, by_vocabulary: np.ndarray) ->
 
 def test_borders_equal_the_naive_reference(encoder):
     folder, encoder = encoder
-    by_vocabulary = continuing_entries(folder, encoder.size, encoder.special_ids.values())
+    by_vocabulary = continuation_token_ids(folder, encoder.size, encoder.special_ids.values())
     sentences = list(TEXT)
     borders = WordBorders(encoder.tokenizer, by_vocabulary)
     found = borders.continuing(sentences, encoder.encode(sentences))
@@ -104,8 +105,8 @@ def test_a_store_keeps_them_whatever_the_number_of_workers(encoder, tmp_path):
         shard(tmp_path / "c", folder, tmp_path / f"store{workers}", workers=workers)
     assert files_of(tmp_path / "store1") == files_of(tmp_path / "store2")
     store = Store.open(tmp_path / "store1")
-    assert store.manifest["format"] == 2
-    assert {"words", "rjieba"} <= set(store.manifest["settings"])
+    assert store.manifest.format == 2
+    assert {"words", "rjieba"} <= set(store.manifest.settings)
     size = np.array([int(store.token_starts[-1])])
     ids = store.read_spans(np.zeros(1, np.int64), size)
     expected = [
@@ -117,8 +118,8 @@ def test_a_store_keeps_them_whatever_the_number_of_workers(encoder, tmp_path):
     assert store.read_continues(ids, np.zeros(1, np.int64), size).tolist() == expected
     shard(tmp_path / "c", folder, tmp_path / "plain", words="vocab")
     plain = Store.open(tmp_path / "plain")
-    assert plain.manifest["format"] == 1
-    assert set(plain.manifest["settings"]) == set(store.manifest["settings"]) - {"words", "rjieba"}
+    assert plain.manifest.format == 1
+    assert set(plain.manifest.settings) == set(store.manifest.settings) - {"words", "rjieba"}
     assert plain.read_continues(ids, np.zeros(1, np.int64), size).tolist() == plain.continues[ids].tolist()
     with pytest.raises(InputError, match="was made from something else: format 1, now 2"):
         shard(tmp_path / "c", folder, tmp_path / "plain")

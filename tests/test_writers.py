@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.sharding.ranks import Place, only_writer
+from data_prep.sharding.locks import writer_lock
+from data_prep.sharding.ranks import RankInfo
 from data_prep.store import Store
 from tests.corpora import ROOT, as_jsonl, as_lines, files_of, run_script, texts, tiny_vocab, write, write_parquet
 
@@ -68,7 +69,7 @@ def test_a_slurm_array_makes_the_same_bytes(made, corpus, vocab, tmp_path):
 
 
 def _hold(folder, place, ready, done):
-    with only_writer(folder, place):
+    with writer_lock(folder, place):
         ready.set()
         done.wait(30)
 
@@ -84,23 +85,23 @@ def test_one_job_writes_a_store(tmp_path, theirs, ours, allowed):
     ready, done = context.Event(), context.Event()
     folder = tmp_path / "store/parts"
     folder.mkdir(parents=True)
-    process = context.Process(target=_hold, args=(folder, Place(*theirs), ready, done))
+    process = context.Process(target=_hold, args=(folder, RankInfo(*theirs), ready, done))
     process.start()
     assert ready.wait(10)
     try:
         if allowed:
-            with only_writer(folder, Place(*ours)):
+            with writer_lock(folder, RankInfo(*ours)):
                 pass
         else:
             with (
                 pytest.raises(InputError, match="store is being written by another process"),
-                only_writer(folder, Place(*ours)),
+                writer_lock(folder, RankInfo(*ours)),
             ):
                 pass
     finally:
         done.set()
         process.join()
-    with only_writer(folder, Place(*ours)):  # whoever died or ended holds nothing
+    with writer_lock(folder, RankInfo(*ours)):  # whoever died or ended holds nothing
         pass
 
 
@@ -130,13 +131,13 @@ def test_sources_are_added_without_touching_what_is_there(made, corpus, vocab, t
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == old for path, old in before.items())
     old, new = Store.open(made), Store.open(out)
     assert new.verify() == []
-    assert new.manifest["shards"][: len(old.shards)] == old.manifest["shards"]
-    assert [source["path"] for source in new.manifest["sources"]][-1] == "more/d.jsonl"
-    assert new.manifest["counts"]["documents"] == 500 + 150
-    assert new.shards[-1].document_sources.tolist() == [len(old.manifest["sources"])] * len(
+    assert new.manifest.shards[: len(old.shards)] == old.manifest.shards
+    assert [source.path for source in new.manifest.sources][-1] == "more/d.jsonl"
+    assert new.manifest.counts.documents == 500 + 150
+    assert new.shards[-1].document_sources.tolist() == [len(old.manifest.sources)] * len(
         new.shards[-1].document_sources
     )
-    assert new.manifest["counts"]["tokens"] == int(np.sum([len(shard.tokens) for shard in new.shards]))
+    assert new.manifest.counts.tokens == int(np.sum([len(shard.tokens) for shard in new.shards]))
     for again in ((more,), (more, corpus)):
         done = run_script("shard", "--corpus", *again, *options(more, vocab, out, "--append")[2:])
         assert (done.returncode, "nothing to do" in done.stderr) == (0, True), done.stderr

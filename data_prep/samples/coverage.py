@@ -91,15 +91,15 @@ def some_sentences(store: Store) -> tuple[Sentences, float]:
 def evaluated(stores: Sequence[Store], objective: Objective) -> list[Store]:
     """The stores that hold out enough documents to be evaluated on; a random B needs a second one."""
     least = 2 if objective == "nsp" else 1
-    return [store for store in stores if store.manifest["counts"]["held_out_documents"] >= least]
+    return [store for store in stores if store.manifest.counts.held_out_documents >= least]
 
 
 def why_not_evaluated(stores: Sequence[Store], objective: Objective) -> str:
     """Which stores no evaluation looks at, why, and the remedy; empty where there is none such."""
     can = {store.folder for store in evaluated(stores, objective)}
     told = [
-        f"{store.folder} holds out {counts['held_out_documents'] or 'none'} of {counts['documents']:,} documents"
-        for store, counts in ((store, store.manifest["counts"]) for store in stores if store.folder not in can)
+        f"{store.folder} holds out {counts.held_out_documents or 'none'} of {counts.documents:,} documents"
+        for store, counts in ((store, store.manifest.counts) for store in stores if store.folder not in can)
     ]
     needs = f" ({objective} needs 2)" if objective == "nsp" else ""
     remedy = "make the store again with a larger --holdout, or of more documents (whole books can be cut into chapters)"

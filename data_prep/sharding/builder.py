@@ -1,6 +1,6 @@
 """One shard in the making: documents go in, arrays of a shard come out.
 
-    builder = ShardBuilder(folder, splitter("en"), encoder, holdout=0.01, words=None)
+    builder = ShardBuilder(folder, split=splitter("en"), encoder=encoder, holdout=0.01, words=None)
     builder.add(source, document, raw)          # for each document
     builder.write(path, vocab_sha256)           # -> what the shard holds
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.rounding import ceil_div
 from data_prep.sharding.held_out import Lowest, digest_of, threshold
 from data_prep.store import HELD_OUT, MAX_SENTENCE, Sections, write_shard
 from data_prep.text.corpus import Document
@@ -25,14 +26,14 @@ from data_prep.tokens.encode import Encoder
 from data_prep.tokens.unknown import characters_of
 from data_prep.tokens.words import WordBorders
 
-BATCH = 1 << 20  # bytes of text split and encoded at once
+BATCH_BYTES = 1 << 20  # of text that are split and encoded at once
 
 
 class ShardBuilder:
     """Collects the documents of one shard."""
 
     def __init__(
-        self, folder: Path, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
+        self, folder: Path, *, split: Splitter, encoder: Encoder, holdout: float, words: WordBorders | None = None
     ):
         self.split, self.encoder, self.words = split, encoder, words
         self.threshold, self.lowest = threshold(holdout), Lowest()
@@ -42,18 +43,20 @@ class ShardBuilder:
         self._continues: list[np.ndarray] = [np.zeros(0, bool)]
         self._sentence_lengths = array("H")
         self._documents = array("I")  # sentences, source, flags of each
-        self._waiting: list[tuple[int, int, int, Document]] = []  # source, bytes, hash
-        self._waiting_bytes = self._reported = 0
+        self._pending: list[tuple[int, int, int, Document]] = []  # source, bytes, hash
+        self._pending_bytes = self._reported = 0
 
     def add(self, source: int, document: Document, raw: bytes) -> None:
-        """Add a document: its source's number, itself, its text in UTF-8."""
-        self._waiting.append((source, len(raw), digest_of(raw), document))
-        self._waiting_bytes += len(raw)
-        if self._waiting_bytes >= BATCH:
+        """Add a document: the index of its source in the store, itself, its text in UTF-8."""
+        self._pending.append((source, len(raw), digest_of(raw), document))
+        self._pending_bytes += len(raw)
+        if self._pending_bytes >= BATCH_BYTES:
             self._encode()
 
     def _encode(self) -> None:
-        documents = [document for *_, document in self._waiting]
+        """Split and encode what is pending, and note what becomes of it."""
+        documents = [document for *_, document in self._pending]
+        # All texts are split by one call, those of lines by their lines; the sentences of all are encoded by one call.
         split = iter(self.split([document.text for document in documents if not document.lines]))
         parts = [document.text.split("\n") if document.lines else next(split) for document in documents]
         sentences = list(chain.from_iterable(parts))
@@ -67,7 +70,7 @@ class ShardBuilder:
             self._continues.append(self.words.continuing(sentences, encoded))
         lengths, counts = self._cut(encoded.lengths, np.array([len(part) for part in parts]))
         self._sentence_lengths.frombytes(lengths.astype(np.uint16).tobytes())
-        for (source, size, digest, _), count in zip(self._waiting, counts.tolist(), strict=True):
+        for (source, size, digest, _), count in zip(self._pending, counts.tolist(), strict=True):
             if not count:
                 self.counts["empty_documents"] += 1
                 continue
@@ -76,12 +79,13 @@ class ShardBuilder:
             self._documents.extend((count, source, HELD_OUT if held_out else 0))
             self.counts["held_out_documents"] += held_out
             self.counts["text_bytes"] += size
-        self._waiting, self._waiting_bytes = [], 0
+        self._pending, self._pending_bytes = [], 0
 
     def _cut(self, lengths: np.ndarray, sentences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Leave out sentences without tokens and cut those too long for the store. lengths [S], sentences [D] of each
         document; returns both anew."""
-        parts = -(-lengths // MAX_SENTENCE)
+        # Two documents of 2 and 1 sentences of 5, 0 and 70,000 tokens: parts 1, 0, 2; of each document 1 and 2.
+        parts = ceil_div(lengths, MAX_SENTENCE)
         before = np.concatenate([[0], np.cumsum(parts)])
         ends = np.cumsum(sentences)
         documents = before[ends] - before[ends - sentences]
@@ -92,15 +96,15 @@ class ShardBuilder:
             return np.minimum(lengths[owner] - place * MAX_SENTENCE, MAX_SENTENCE), documents
         return lengths[lengths > 0], documents
 
-    def take_tokens(self) -> int:
-        """Tokens encoded since the last call."""
+    def new_tokens(self) -> int:
+        """Return how many tokens were encoded since the last call."""
         new = self._token_count - self._reported
         self._reported = self._token_count
         return new
 
     def write(self, path: Path, vocab_sha256: str) -> Sections:
         """Write all that was added as a shard; returns what it holds."""
-        if self._waiting:
+        if self._pending:
             self._encode()
         self._tokens.flush()
         dtype = self.encoder.dtype

@@ -11,31 +11,34 @@ which worker met which document, and how often the work was stopped, makes no di
 
 import hashlib
 from bisect import bisect
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from data_prep.files import sha256_of
+from data_prep.sharding.records import ShardRecord
 from data_prep.store import HELD_OUT, read_shard, write_shard
+from data_prep.store_manifest import Counts
 
 LEAST = 8  # documents kept for evaluation, where that is a tenth of the corpus at most
 FEWEST = 10  # documents of a corpus of which two are kept
 
 
 def digest_of(raw: bytes) -> int:
-    """A document's hash, 64 bits: of its text, so that copies of it are on the same side in every store."""
+    """Return a document's hash, 64 bits: of its text, so that copies of it are on the same side in every store."""
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest())
 
 
 def threshold(holdout: float) -> int:
-    """Documents of a lower hash are held out."""
+    """Return the hash below which documents are held out."""
     return int(holdout * 2**64)
 
 
 def least_of(documents: int) -> int:
-    """How many documents of so many are to be held out at least."""
+    """Return how many documents of so many are to be held out at least."""
     return 0 if documents < FEWEST else min(max(documents // 10, 2), LEAST)
 
 
@@ -58,25 +61,31 @@ class Lowest:
         self._rows[digest].append(row)
 
     def record(self) -> list[list[int]]:
-        """[hash, number of the document], as JSON values."""
+        """Return [hash, index of the document], as JSON values."""
         return [[digest, row] for digest in self._digests for row in self._rows[digest]]
 
 
+class HeldOutMore(NamedTuple):
+    """Shards after more of their documents are held out."""
+
+    records: list[ShardRecord]
+    more: int  # documents
+
+
 def hold_out_enough(
-    store: Path, records: list[dict[str, Any]], base: dict[str, Any] | None, holdout: float, vocab_sha256: str
-) -> int:
-    """Hold out more of the documents of new shards where too few of all are, rewriting those shards; `records` get the
-    new checksums. Returns how many more. To do it again, after a crash half-way, comes to the same.
+    store: Path, records: list[ShardRecord], base: Counts, *, holdout: float, vocab_sha256: str
+) -> HeldOutMore:
+    """Hold out more of the documents of new shards where too few of all are, rewriting those shards: their records get
+    the new checksums. `base` counts what the store had before. To do it again, after a crash half-way, comes to the
+    same.
     """
-    made = [record for record in records if "shard" in record]
-    documents = sum(record["shard"]["documents"] for record in made) + (base["counts"]["documents"] if base else 0)
-    held_out = sum(record["counts"].get("held_out_documents", 0) for record in made)
-    held_out += base["counts"]["held_out_documents"] if base else 0
+    documents = base.documents + sum(record.shard.documents for record in records)
+    held_out = before = base.held_out_documents + sum(record.counts.get("held_out_documents", 0) for record in records)
     if not holdout or held_out >= least_of(documents):
-        return 0
-    before = held_out
-    rows: dict[str, list[int]] = {}
-    lowest = sorted((digest, record["shard"]["name"], row) for record in made for digest, row in record["lowest"])
+        return HeldOutMore(records, 0)
+    # Up the hashes above the threshold, all copies of a text at once, until there are enough.
+    rows: dict[str, list[int]] = {}  # documents to be held out, by shard
+    lowest = sorted((digest, record.shard.name, row) for record in records for digest, row in record.lowest)
     above = (entry for entry in lowest if entry[0] >= threshold(holdout))
     for _, copies in groupby(above, key=lambda entry: entry[0]):
         alike = list(copies)
@@ -85,12 +94,17 @@ def hold_out_enough(
         held_out += len(alike)
         for _, name, row in alike:
             rows.setdefault(name, []).append(row)
-    for record in made:
-        if chosen := rows.get(record["shard"]["name"]):
-            path = store / record["shard"]["name"]
-            sections = read_shard(path, vocab_sha256)
-            flags = np.array(sections.document_flags)
-            flags[chosen] |= HELD_OUT
-            write_shard(path, sections._replace(document_flags=flags), vocab_sha256)
-            record["shard"]["sha256"] = sha256_of(path)
-    return held_out - before
+    rewritten = [
+        _with_held_out(store, record, chosen, vocab_sha256) if (chosen := rows.get(record.shard.name)) else record
+        for record in records
+    ]
+    return HeldOutMore(rewritten, held_out - before)
+
+
+def _with_held_out(store: Path, record: ShardRecord, rows: list[int], vocab_sha256: str) -> ShardRecord:
+    path = store / record.shard.name
+    sections = read_shard(path, vocab_sha256)
+    flags = np.array(sections.document_flags)
+    flags[rows] |= HELD_OUT
+    write_shard(path, sections._replace(document_flags=flags), vocab_sha256)
+    return record._replace(shard=replace(record.shard, sha256=sha256_of(path)))

@@ -32,8 +32,8 @@ from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, read_fields, write_sealed
 from data_prep.files import cache_folder, write_json
 from data_prep.foreign import read_object, refuse_code
-from data_prep.store import TOKENIZER_FILES, tokenizer_sha256
 from data_prep.tokens.encode import HARD, ROLES, Encoder, special_names
+from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES, tokenizer_sha256
 
 CONFIG = "tokenizer_config.json"
 INPUTS = ["input_ids", "token_type_ids", "attention_mask"]

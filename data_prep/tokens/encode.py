@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.foreign import read_object
-from data_prep.store import token_dtype
+from data_prep.store_manifest import token_dtype
 from data_prep.tokens.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
 from data_prep.tokens.unknown import UnknownCharacters
 

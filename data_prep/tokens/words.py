@@ -1,6 +1,6 @@
 """Which tokens go on with the word before them, where the vocabulary cannot tell: Chinese writes words without spaces.
 
-    borders = WordBorders(tokenizer, continuing_entries(...))
+    borders = WordBorders(tokenizer, continuation_token_ids(...))
     borders.continuing(sentences, encoded)      # [T] bool; shard.py keeps a bit a token
 
 A segmenter says where words begin: rjieba, the maintained edition of jieba in Rust, chosen with `--words jieba` (extra

@@ -22,7 +22,9 @@ from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.files import sha256_of, write_folder
 from data_prep.samples.pair_index import VERSION
-from data_prep.store import Store, project_version, tokenizer_sha256
+from data_prep.store import Store
+from data_prep.tokens.tokenizer_folder import tokenizer_sha256
+from data_prep.version import project_version
 from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
 from pretrain.outlook import look_ahead

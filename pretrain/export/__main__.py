@@ -28,7 +28,7 @@ import tyro
 
 from data_prep.cli import run
 from data_prep.files import check_out
-from data_prep.store import TOKENIZER_FILES
+from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from pretrain.export.origin import PROVENANCE, Head, check_origin
 
 # Files of an export before it listed them in PROVENANCE.

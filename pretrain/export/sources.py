@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import InputError, say
 from data_prep.fields import is_number
 from data_prep.foreign import read_object, weight_files
-from data_prep.store import tokenizer_sha256
+from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
 from pretrain.checkpoints.run_folder import disagreement
 from pretrain.checkpoints.slices import read_weights
