@@ -22,14 +22,14 @@ from pretrain.data import Step, load_steps
 from pretrain.divergence import Divergence
 from pretrain.due import Timetable
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
-from pretrain.monitor.console import what_came_out
 from pretrain.monitor.meter import Meter
-from pretrain.report.history import OUT_OF_PATIENCE, OUT_OF_TIME
+from pretrain.monitor.summary import end_summary
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import StopRequests
 from pretrain.watchdog import Watchdog
+from pretrain.wording import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.zero.engine import Engine, StepResult
 
 
@@ -74,7 +74,7 @@ def train_loop(run: Run, state: RunState) -> RunState:
     with run.stop.answering("the checkpoint is written"), run.watchdog.working():
         run.saver.wait()
     seconds, is_finished = time.perf_counter() - started, run.setup.is_finished(state)
-    run.meter.print_tables(what_came_out(run.setup.config, state, first, seconds, is_finished))
+    run.meter.print_tables(end_summary(run.setup.config, state, first, seconds, is_finished))
     return state
 
 

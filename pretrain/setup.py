@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, number_in
+from data_prep.files import check_writable
 from data_prep.store import HELD_OUT, Store
 from pretrain.advice.machine import elsewhere
 from pretrain.checkpoints.resume_policy import check_names, check_resume
@@ -93,6 +94,8 @@ def open_named(config: TrainConfig) -> list[Store]:
     opened = [Store.open(first)]
     stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
     check_resume(config)
+    if not config.dry_run and not config.out.exists():
+        check_writable(config.out)
     return stores
 
 

@@ -30,11 +30,12 @@ from pretrain.divergence import DivergedError, Divergence
 from pretrain.due import Timetable
 from pretrain.loop import Run, train_loop
 from pretrain.model import architecture_of, build_model, compile_layers
-from pretrain.monitor.console import for_stderr, what_came_out, what_runs
+from pretrain.monitor.console import for_stderr
 from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import check_disk
 from pretrain.monitor.plan import make as make_plan
+from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.run_folder import disagreement, run_record, write_run_folder
 from pretrain.setup import Setup
 from pretrain.state import RunState
@@ -145,7 +146,13 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
                 write_run_folder(config.out, start, setup.stores)
         state = start.state
         meter = Meter(
-            config.out, model.config, config.total_steps, state.step, engine.device, 3600 * config.hours, state.seconds
+            config.out,
+            model.config,
+            steps=config.total_steps,
+            first_step=state.step,
+            device=engine.device,
+            limit=3600 * config.hours,
+            spent=state.seconds,
         )
         ending.callback(meter.close)
         say_start(meter, setup, start, engine.device, lost)
@@ -199,7 +206,17 @@ def shapes_of(model: BertForPreTraining) -> dict[str, torch.Size]:
 def say_start(meter: Meter, setup: Setup, start: Start, device: torch.device, lost: str) -> None:
     """Write what will run, and what is not as it was; `lost` by a process that was killed."""
     state = start.state
-    meter.print_tables(what_runs(setup.config, setup.phases, start.record, devices(device), start.checkpoint, lost))
+    meter.print_tables(
+        start_summary(
+            setup.config,
+            setup.phases,
+            start.record,
+            stores=setup.stores,
+            devices=devices(device),
+            resumed_from=start.checkpoint,
+            lost=lost,
+        )
+    )
     if start.checkpoint is not None:
         meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
     elif lost:
@@ -219,14 +236,21 @@ def leave(setup: Setup, start: Start) -> None:
         say(f"{wrong}; both are written anew")
         with RunLock(config.out):
             write_run_folder(config.out, start, setup.stores)
-    print(for_stderr(what_came_out(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
+    print(for_stderr(end_summary(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
 
 
 def print_plan(setup: Setup, model: BertForPreTraining, start: Start) -> None:
     """Print what the run would be: for people on stderr, for scripts on stdout."""
     plan = make_plan(setup.config, setup.phases, setup.stores, model, start.checkpoint)
     where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
-    what = what_runs(setup.config, setup.phases, start.record, where, start.checkpoint)
+    what = start_summary(
+        setup.config,
+        setup.phases,
+        start.record,
+        stores=setup.stores,
+        devices=where,
+        resumed_from=start.checkpoint,
+    )
     print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
     first = {
         "settings": setup.deepspeed,

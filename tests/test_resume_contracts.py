@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pretrain.checkpoints.run_folder import write_run_folder
 
 import pretrain.settings.config
 import tests.stores
@@ -32,6 +31,7 @@ from pretrain.checkpoints.resume import Start, move_position, resolve_resume
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
 from pretrain.checkpoints.verify import verify
 from pretrain.export.sources import find_source
+from pretrain.run_folder import write_run_folder
 from pretrain.settings.config import TrainConfig
 from pretrain.setup import prepare
 from pretrain.state import DataPosition, RunState
