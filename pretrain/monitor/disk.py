@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from data_prep.cli import InputError
 from pretrain.checkpoints.format import list_checkpoints
-from pretrain.settings.config import TrainConfig
-from pretrain.settings.phases import Phase
+from pretrain.setup import Setup
 from pretrain.sizes import STATE
 from pretrain.wording import bytes_in_words
 
@@ -21,13 +20,14 @@ class DiskNeed(NamedTuple):
     free_bytes: int
 
 
-def check_disk(config: TrainConfig, phases: list[Phase], parameters: int) -> DiskNeed:
+def check_disk(setup: Setup, parameters: int) -> DiskNeed:
     """Return the room for the checkpoints that will be kept, and for the one being written.
 
     Raises
     ------
     InputError: there is less.
     """
+    config, phases = setup.config, setup.phases
     size = STATE * parameters
     saves = len(phases) + (phases[-1].end // config.save_every if config.save_every else 0)
     most = min(saves, config.keep + 1 + bool(config.eval_samples)) if config.keep else saves  # the best is kept too

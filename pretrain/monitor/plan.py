@@ -1,6 +1,6 @@
 """What a run will be, before it runs: what --dry_run prints.
 
-    estimate_run(config, phases, stores, model, ...) -> Plan    .record() for scripts; for people plan_tables.py
+    estimate_run(setup, model, ...) -> Plan      .record() for scripts; for people plan_tables.py
 
 Numbers of three kinds. Known: steps, tokens, bytes of a checkpoint. By formula: memory of the state at each ZeRO stage
 and bytes on the wire, as DeepSpeed 0.19.8 sends them (tests/test_plan.py counts its collectives). Measured in seconds
@@ -8,7 +8,6 @@ by a probe of a few samples on this machine (probe.py): activations and time; wi
 (pretrain/advice/machine.py). Communication is not in the time: it depends on a network that nothing here knows.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from pretrain.outlook import Outlook, look_ahead
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import precision_of
 from pretrain.settings.phases import Phase
+from pretrain.setup import Setup
 from pretrain.sizes import Shape, state_bytes
 from pretrain.state import DataPosition
 
@@ -177,9 +177,7 @@ class Plan:
 
 
 def estimate_run(
-    config: TrainConfig,
-    phases: list[Phase],
-    stores: list[Store],
+    setup: Setup,
     model: BertForPreTraining,
     *,
     resumed_from: Path | None,
@@ -190,11 +188,11 @@ def estimate_run(
     ------
     InputError: no room on the disk, a checkpoint of another model or tokenizer.
     """
+    config, stores, ranks, phases = setup
     parameters, settings = model.num_parameters(), phases[0].settings
-    disk = check_disk(config, phases, parameters)
+    disk = check_disk(setup, parameters)
     done = _steps_done(resumed_from, stores[0], model)
-    ranks, precision = int(os.environ.get("WORLD_SIZE", "1")), precision_of(settings)
-    stage = settings["zero_optimization"]["stage"]
+    precision, stage = precision_of(settings), settings["zero_optimization"]["stage"]
     device = device_of(model, settings)
     machine = elsewhere(config.gpu, ranks) if config.gpu else None
     outlook = look_ahead(config, stores)
