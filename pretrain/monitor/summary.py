@@ -38,7 +38,7 @@ def start_summary(
         told.pop(name, None)
     if several:
         told |= {"Learning rate": f"{config.schedule}, by phase"}
-        told |= {f"Phase {phase.number + 1}": _phase_in_words(phase) for phase in phases}
+        told |= {f"Phase {phase.index + 1}": _phase_in_words(phase) for phase in phases}
     if config.hours:
         told["Steps"] = f"as many as {config.hours:g} hours hold, {config.total_steps:,} at most"
     outlook = record["outlook"]
