@@ -46,7 +46,7 @@ from launch.choices import advise_for, commands_of, settle_advice, settle_change
 from launch.gaps import gaps_of
 from launch.overlap import overlap_in_words
 from launch.record import Json, Record, StageRecord, check_folder, described
-from launch.running import STOPPED, Plan, Screen, Stage, rounded
+from launch.running import STOPPED, Screen, Stage, StageTimes, rounded
 from launch.settings import MakeConfig
 from launch.stages import KINDS, Words, check, keys_of, result_of, without
 from pretrain.report.history import History
@@ -146,9 +146,9 @@ def work_through(
     for name in commands:
         if name in done and any(source in commands and source not in done for source in KINDS[name].reads):
             del done[name]
-    plan = Plan([stage_of(name, words, config, record) for name, words in commands.items()], done)
-    say(f"in all about {rounded(plan.total)}" + (f", {rounded(plan.left(None, 0))} of it left" if done else ""))
-    with Screen(plan, config.out / "logs", [alone.of_folder], alone.note_ending) as screen:
+    times = StageTimes([stage_of(name, words, config, record) for name, words in commands.items()], done)
+    say(f"in all about {rounded(times.total)}" + (f", {rounded(times.left(None, 0))} of it left" if done else ""))
+    with Screen(times, config.out / "logs", [alone.of_folder], alone.note_ending) as screen:
         for name, words in commands.items():
             if name in done:
                 screen.say(f"{KINDS[name].title}: done before")
