@@ -62,23 +62,23 @@ class StageTimes:
         self.done = dict(done)  # seconds by name
 
     def place_of(self, stage: Stage) -> int:
-        """The number of a stage, from 1."""
+        """Return the number of a stage, from 1."""
         return [each.name for each in self.stages].index(stage.name) + 1
 
     @property
     def total(self) -> float:
-        """Seconds of all stages."""
+        """Return the seconds of all stages."""
         return sum(self.done.get(stage.name, stage.seconds) for stage in self.stages) or 1.0
 
     def spent(self, now: Stage | None, share: float) -> float:
-        """Seconds of `total` that are done, with so much of the stage under way."""
+        """Return the seconds of `total` that are done, with so much of the stage under way."""
         return sum(
             self.done.get(stage.name, stage.seconds * share if now and stage.name == now.name else 0.0)
             for stage in self.stages
         )
 
     def left(self, now: Stage | None, share: float) -> float:
-        """Seconds that are left."""
+        """Return the seconds that are left."""
         return self.total - self.spent(now, share)
 
 
@@ -214,7 +214,7 @@ class Screen:
             os.killpg(self._child.pid, signal.SIGTERM)
 
     def _share(self) -> tuple[float, float]:
-        """(share of the stage under way that is done, seconds it still takes)"""
+        """Return (share of the stage under way that is done, seconds it still takes)"""
         stage = self._now
         if stage is None:
             return 0.0, 0.0
@@ -245,12 +245,13 @@ class Screen:
 
 
 def _is_heard(number: int) -> bool:
-    """What a shell that started us has switched off (nohup: SIGHUP) stays so."""
+    """Return whether a signal is heard: what a shell that started us has switched off (nohup: SIGHUP) stays so."""
     return signal.getsignal(number) != signal.SIG_IGN
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal. Python has one for SIGINT from its start, for others never."""
+    """Return whether a process has a handler for a signal. Python has one for SIGINT from its start, for others
+    never."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # it has just ended
@@ -260,7 +261,7 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _ended(child: subprocess.Popen[str], seconds: float) -> int | None:
-    """The code of a process that ends within so many seconds."""
+    """Return the code of a process that ends within so many seconds."""
     with suppress(subprocess.TimeoutExpired):
         return child.wait(seconds)
     return None
@@ -271,7 +272,7 @@ def _aside(path: Path) -> Path:
 
 
 def rounded(seconds: float) -> str:
-    """A time to come, as exactly as it is known."""
+    """Return a time to come, as exactly as it is known."""
     if seconds < 90:
         return f"{max(5, 5 * round(seconds / 5))} s"
     minutes = round(seconds / 60)
