@@ -22,6 +22,7 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
 from data_prep.cli import InputError, parse, say
 from data_prep.outlets import survive_console
+from pretrain.hf_files import forbid_network
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.settings_file import with_settings
 from pretrain.setup import check_launch, open_named, prepare, ranks_in
@@ -63,6 +64,7 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
             say(f"error: rank {os.environ['RANK']} on {socket.gethostname()}: {error}")
         return 2
     settle_on_cpu()
+    forbid_network()
     from pretrain.training import exit_code
 
     return exit_code(setup, stop)
