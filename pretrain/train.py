@@ -13,7 +13,6 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
@@ -25,10 +24,8 @@ from data_prep.outlets import survive_console
 from pretrain.preflight import check_launch, look, ranks_in
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.settings_file import with_settings
+from pretrain.state import RunState
 from pretrain.watch import STOPPED, Watch
-
-if TYPE_CHECKING:
-    from pretrain.state import RunState
 
 
 def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:
@@ -89,7 +86,7 @@ def refusal(argv: list[str]) -> int:
     return 0
 
 
-def train(config: TrainConfig, watch: Watch | None = None) -> "RunState":
+def train(config: TrainConfig, watch: Watch | None = None) -> RunState:
     """Run, or continue, one pretraining, as a function. Collective over the ranks that the launcher started.
 
     Raises
