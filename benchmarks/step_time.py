@@ -39,7 +39,7 @@ from data_prep.store import Store
 from pretrain.attention import SeqLens, use_varlen_attention
 from pretrain.data import collate
 from pretrain.model import Batch, PretrainingModule, compile_layers, parameter_groups
-from pretrain.monitor.meter import gemm_peak, peak_flops, step_flops
+from pretrain.monitor.flops import gemm_peak, peak_flops, step_flops
 from pretrain.state import DataPosition, StepCounts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -32,7 +32,7 @@ import io
 import numpy as np
 
 from data_prep.cli import InputError, print_json, run, say
-from data_prep.files import write_whole
+from data_prep.files import check_writable, write_whole
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.sharding.plan import WorkUnit, plan_work, unit_documents, unit_name
@@ -100,6 +100,7 @@ def main(config: DedupConfig) -> None:
     """Write the list."""
     if config.out.is_dir():
         raise InputError(f"--out {config.out} is a folder; name a file in it, such as {config.out / 'drops.npz'}")
+    check_writable(config.out)
     sources = find_sources(
         config.corpus,
         config.txt,

@@ -69,6 +69,21 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_writable(out: Path, within: bool = False) -> None:
+    """Refuse a place where nothing can be written, before hours are spent on what is to go there: the nearest folder
+    that exists, since results are made beside `out` and renamed. within: in `out` itself, where it is there.
+
+    Raises
+    ------
+    InputError: naming that folder.
+    """
+    above = next(path for path in ([out.absolute()] * within + [*out.absolute().parents]) if path.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {above} is a file: choose a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
+
+
 def check_out(out: Path, inputs: Iterable[Path], record: str, always: Iterable[str] = ()) -> None:
     """Refuse an output folder that holds anything but an earlier result, for it will be replaced as a whole.
 
@@ -82,13 +97,9 @@ def check_out(out: Path, inputs: Iterable[Path], record: str, always: Iterable[s
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"--out {out} would replace {path}, which is read: choose another folder")
-    # The result is made beside `out` and renamed, in the nearest folder that exists, once hours have been spent on it.
-    above = next(path for path in out.absolute().parents if path.exists())
-    for path in (out, above):
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out {out}: {path} is a file: choose a folder")
-    if not os.access(above, os.W_OK):
-        raise InputError(f"--out {out}: {above} cannot be written to: choose another folder")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: {out} is a file: choose a folder")
+    check_writable(out)
     present = {path.name for path in out.iterdir()} if out.exists() else set()
     try:
         written = {*json.loads((out / record).read_text())["files"]}

@@ -36,7 +36,7 @@ if __name__ == "__main__":
 from tyro.conf import OmitArgPrefixes
 
 from data_prep.cli import InputError, printable, run, say
-from data_prep.files import sha256_of
+from data_prep.files import check_writable, sha256_of
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.samples.coverage import look_over, why_not_evaluated
@@ -184,6 +184,7 @@ def _make_store(config: ShardConfig, named: Path) -> None:
         wanted = replace(wanted, sources=(*base.sources, *(wanted.sources[index] for index in new)))
     if manifest.is_finished(config.out, wanted, base is not None):
         return
+    check_writable(config.out, within=True)
     job = Job(
         config=config,
         sources=sources,

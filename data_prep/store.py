@@ -226,6 +226,11 @@ class Store:
         return int(self.token_starts[-1])
 
     @property
+    def documents(self) -> int:
+        """Documents of all shards."""
+        return sum(len(shard.document_sentences) for shard in self.shards)
+
+    @property
     def special_ids(self) -> dict[str, int]:
         """Ids by name: pad, unk, cls, sep, mask."""
         return self.manifest.vocab.special_ids

@@ -40,7 +40,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_prep.cli import InputError, run, say
-from data_prep.files import write_folder, write_json
+from data_prep.files import check_writable, write_folder, write_json
 from data_prep.progress import Progress, still
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import read_counted_documents, read_documents
@@ -120,6 +120,7 @@ def main(config: VocabConfig) -> None:
     ------
     InputError: nothing to read, or a vocabulary that lacks special tokens.
     """
+    check_writable(config.out)
     if config.from_vocab is not None:
         entries = read_vocab(config.from_vocab)
         _warn_of_case(config, entries)

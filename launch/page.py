@@ -26,8 +26,7 @@ from pretrain.advice.__main__ import SHOWN, in_words
 from pretrain.report.charts import charts_of
 from pretrain.report.history import History
 from pretrain.report.page import page_of
-from pretrain.report.words import duration
-from pretrain.wording import filled_in
+from pretrain.wording import duration, filled_in
 
 TEMPLATE = Path(__file__).with_name("made.html.jinja")
 FILES = 500  # in the table

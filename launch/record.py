@@ -14,7 +14,6 @@ is the same without what a result may take over: with another base a result cann
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
+from data_prep.files import check_writable
 from data_prep.sharding.manifest import ends_sha256
 from data_prep.text.source import Source
 
@@ -135,10 +135,7 @@ def check_folder(out: Path, corpus: Sequence[str]) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file: choose a folder")
-    above = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        what = "cannot be written to" if above.is_dir() else "is a file"
-        raise InputError(f"--out {out}: {above} {what}: choose another folder")
+    check_writable(out, within=True)
     for text in corpus:
         if Path(text).exists() and out.exists() and Path(text).resolve() == out.resolve():
             raise InputError(f"--out {out} is the folder of the texts: choose another, such as {out}/model")

@@ -87,6 +87,17 @@ def main(config: ImportConfig) -> None:
         vocab=vocab,
     )
     step = read_step(config.universal)
+    target = write_checkpoint(config, store, model, step)
+    say(f"{target}: {model.num_parameters():,} parameters with their moments, after step {step}")
+
+
+def write_checkpoint(config: ImportConfig, store: Store, model: BertForPreTraining, step: int) -> Path:
+    """Write what a run on one rank at stage 0 would have saved, and return its folder.
+
+    Raises
+    ------
+    InputError: as read_values() does.
+    """
     tensors = {
         slice_key(name, kind, 0): tensor.flatten()
         for kind in KINDS
@@ -108,7 +119,7 @@ def main(config: ImportConfig) -> None:
         files={},
     )
     finalize(staged, target, state=RunState(step=step), scaler={}, manifest=manifest)
-    say(f"{target}: {model.num_parameters():,} parameters with their moments, after step {step}")
+    return target
 
 
 def list_files(universal: Path, name: str) -> dict[str, Path]:

@@ -1,4 +1,124 @@
-"""Figures and words of a model, as people read them. Standard library only: pages, tables and consoles share it."""
+"""A run in words: its figures, settings and end, as consoles, logs and pages say them. Standard library only.
+
+counted(12345) -> "12.3k"               duration(3900) -> "1 h 05 min"
+run_facts(record, ...)                  what a run was asked to be, from the content of its config.json
+filled_in("They spring", "##en")        a piece of a word as one reads it
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
+OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
+TIMES = " \N{MULTIPLICATION SIGN} "
+
+
+class StoreSize(NamedTuple):
+    """What of a store is told beside its name."""
+
+    tokens: int
+    documents: int
+
+
+def counted(value: float) -> str:
+    """Return 12345 as 12.3k: for axes and headlines, three digits are enough."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size * 0.9995:
+            return f"{float(f'{value / size:.3g}'):g}{letter}"
+    return f"{float(f'{value:.3g}'):g}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in at most two units: 2 d 3 h, 1 h 05 min, 3 min 20 s, 12 s."""
+    whole = round(seconds)
+    if whole >= 86400:
+        return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"
+
+
+def run_facts(
+    record: dict[str, Any], *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
+) -> dict[str, str]:
+    """Return a run in words, the most telling first; what is not known is left out.
+
+    record: the content of its config.json
+    layers: the shape of its model in words; sizes: of its stores, in the order of --data
+    """
+    train, deepspeed = record["train"], record.get("deepspeed", {})
+    optimizer = deepspeed.get("optimizer", {})
+    settings = {name: value for name, value in optimizer.get("params", {}).items() if value is not None}
+    versions = record.get("versions", {}) | {"python": record.get("python")}
+    git = record.get("git", {})
+    in_phases = bool(train.get("phase"))
+    told = {
+        "Model": train.get("model") or (f"continues {train['init_from']}" if train.get("init_from") else None),
+        "Shape": layers,
+        "Parameters": parameters and f"{parameters:,}",
+        "Vocabulary": record.get("vocab_size") and f"{record['vocab_size']:,} entries",
+        "Data": "; ".join(_data(train["data"], sizes)),
+        "Objective": {"nsp": "masked words, next sentence", "sop": "masked words, sentence order"}.get(
+            train.get("objective", "nsp"), "masked words"
+        ),
+        "Steps": _steps(train),
+        "Phases": "; ".join(train.get("phase", ())),
+        "Sample": not in_phases and train.get("seq_len") and f"{train['seq_len']} tokens",
+        "Batch": None if in_phases else _batch(deepspeed),
+        "Optimizer": optimizer.get("type", "").replace("adamw", "AdamW").replace("lamb", "LAMB"),
+        "Learning rate": None if in_phases else _schedule(train, settings),
+        "Hyper-parameters": ", ".join(
+            f"{name.replace('_', ' ')} {_setting(value)}" for name, value in settings.items() if name != "lr"
+        ),
+        "Clipping": deepspeed.get("gradient_clipping") and f"gradient norm {deepspeed['gradient_clipping']:g}",
+        "Dropout": None if train.get("dropout") is None else f"{train['dropout']:g}",
+        "Precision": next((name for name in ("bf16", "fp16") if deepspeed.get(name, {}).get("enabled")), "fp32"),
+        "ZeRO": f"stage {deepspeed.get('zero_optimization', {}).get('stage', 0)}",
+        "Seed": f"{train.get('seed', 0)}",
+        "Software": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "Code": git.get("commit") and git["commit"][:10] + ("" if git.get("clean") else ", with changes"),
+    }
+    return {name: str(value) for name, value in told.items() if value}
+
+
+def _steps(train: dict[str, Any]) -> str | None:
+    if train.get("hours"):
+        return f"as many as {train['hours']:g} hours hold"
+    return f"{train['steps']:,}" if train.get("steps") else None
+
+
+def _data(entries: list[str], sizes: Sequence[StoreSize]) -> list[str]:
+    if not sizes:
+        return entries
+    return [
+        f"{entry} ({counted(size.tokens)} tokens, {counted(size.documents)} documents)"
+        for entry, size in zip(entries, sizes, strict=True)
+    ]
+
+
+def _batch(deepspeed: dict[str, Any]) -> str | None:
+    samples, micro = deepspeed.get("train_batch_size"), deepspeed.get("train_micro_batch_size_per_gpu")
+    accumulation = deepspeed.get("gradient_accumulation_steps", 1)
+    if not samples or not micro:
+        return None
+    ranks = samples // (micro * accumulation)
+    parts = [f"{ranks} rank{'s' * (ranks > 1)}", f"{micro}", *([f"{accumulation} micro-batches"] * (accumulation > 1))]
+    return f"{samples:,} samples = {TIMES.join(parts)}"
+
+
+def _schedule(train: dict[str, Any], settings: dict[str, Any]) -> str | None:
+    if "lr" not in settings:
+        return None
+    warmup = train.get("warmup", 0)
+    of = "time" if train.get("hours") else "steps"
+    rise = f"{100 * warmup:g}% of the {of}" if warmup < 1 else f"{warmup:g} steps"
+    return f"{settings['lr']:g}, {train.get('schedule', 'constant')}, warm-up {rise}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return "/".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def filled_in(before: str, token: str) -> str:

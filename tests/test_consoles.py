@@ -15,8 +15,8 @@ from data_prep.outlets import KEPT, Journal
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.verify import latest_valid
+from pretrain.stop import STOPPED
 from pretrain.train import train
-from pretrain.watch import STOPPED
 from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks
 from tests.runs import tiny_run

@@ -29,8 +29,8 @@ from pretrain.checkpoints.verify import latest_valid
 from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
+from pretrain.stop import STOPPED
 from pretrain.train import train
-from pretrain.watch import STOPPED
 from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks, start_ranks
 from tests.runs import tiny_run

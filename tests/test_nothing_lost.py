@@ -10,7 +10,8 @@ from data_prep.samples.pair_index import Objective, Pieces, Sentences, build_ind
 from data_prep.shard import outlook
 from data_prep.show import ShowConfig, seen
 from data_prep.store import Store
-from pretrain.monitor.console import rendered, what_runs
+from pretrain.monitor.console import rendered
+from pretrain.monitor.summary import start_summary
 from pretrain.outlook import look_ahead
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -180,7 +181,8 @@ def test_plan_and_start_say_the_share(tmp_path):
     found = look_ahead(config, [store])
     assert (found.tokens_seen, found.tokens_seen_10) == (1, 1)
     record = {"train": config.record(), "outlook": found._asdict(), "deepspeed": {}}
-    assert "Tokens seen  100 % in a pass" in rendered(what_runs(config, [], record, "CPU", None)).replace("   ", " ")
+    told = rendered(start_summary(config, [], record, stores=[store], devices="CPU", resumed_from=None))
+    assert "Tokens seen  100 % in a pass" in told.replace("   ", " ")
 
 
 def test_an_epoch_does_not_depend_on_what_was_looked_at(tmp_path):

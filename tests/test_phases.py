@@ -64,7 +64,7 @@ def test_a_phase_goes_before_the_json(tmp_path):
     assert (own.global_batch, own.micro_batch, own.settings["gradient_accumulation_steps"]) == (96, 8, 6)
     assert (other.global_batch, other.micro_batch, other.settings["gradient_accumulation_steps"]) == (64, 8, 4)
     assert [phase.settings["optimizer"]["params"]["lr"] for phase in (own, other)] == [0.5, 1]
-    assert (other.number, other.first, other.end) == (1, 1000, 2000)
+    assert (other.index, other.first, other.end) == (1, 1000, 2000)
 
 
 def test_by_the_clock_the_schedule_follows_the_time():

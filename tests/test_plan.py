@@ -21,8 +21,8 @@ from pretrain.model import Batch, PretrainingModule, build_model
 from pretrain.monitor import plan
 from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
-from pretrain.preflight import look
 from pretrain.settings.config import TrainConfig
+from pretrain.setup import prepare
 from pretrain.sizes import state_bytes
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
@@ -251,4 +251,4 @@ def test_a_plan_for_a_gpu_that_is_elsewhere_takes_nothing_from_the_machine_that_
     with pytest.raises(InputError, match=r"--gpu a100 goes with --dry_run"):
         config(store, tmp_path / "run", gpu="a100")
     with pytest.raises(InputError, match=r"--gpu b52 is not known; known are .*h100"):
-        look(config(store, tmp_path / "run", dry_run=True, gpu="b52"), 1)
+        prepare(config(store, tmp_path / "run", dry_run=True, gpu="b52"), 1)

@@ -15,7 +15,8 @@ from data_prep.cli import InputError
 from pretrain.report.__main__ import ReportConfig, main
 from pretrain.report.drawing import running_mean
 from pretrain.report.history import History, read_all
-from pretrain.report.words import as_text, counted, duration
+from pretrain.report.words import as_text
+from pretrain.wording import counted, duration
 from tests.stores import random_documents, store_of
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -30,7 +30,7 @@ from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
 from pretrain.advice.advice import Advice, advise, pasteable
 from pretrain.advice.rules import bytes_in_words
-from pretrain.report.words import counted, duration
+from pretrain.wording import counted, duration
 
 WIDTH = 118  # columns where there is no terminal to ask
 SHOWN = (

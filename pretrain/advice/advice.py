@@ -20,8 +20,8 @@ from pretrain.advice import cautions, rules
 from pretrain.advice import machine as machines
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, survey
-from pretrain.report.words import counted, duration
 from pretrain.sizes import PRESETS, activation_bytes, parameters, state_bytes
+from pretrain.wording import counted, duration
 
 UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
 ONE_MACHINE = 8  # ranks at most that need no list of hosts

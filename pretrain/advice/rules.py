@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from data_prep.text.languages import defaults
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import UNSPACED, Survey
-from pretrain.report.words import counted, duration
 from pretrain.sizes import PRESETS as SHAPES
 from pretrain.sizes import Shape, activation_bytes, parameters, state_bytes
+from pretrain.wording import counted, duration
 
 
 class Preset(NamedTuple):

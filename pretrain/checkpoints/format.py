@@ -96,7 +96,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             "step": self.step,
             "world_size": self.world_size,

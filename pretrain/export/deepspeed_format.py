@@ -86,7 +86,7 @@ def read(folder: Path) -> DeepSpeedCheckpoint:
         raise InputError(f"{folder} has no *_optim_states.pt, which hold the fp32 weights: it is not whole")
     try:
         optimizers = {rank: _load(path)["optimizer_state_dict"] for rank, path in optimizer_files.items()}
-        stage, ranks = _layout(folder, optimizers)
+        stage, ranks = _stage_and_ranks(folder, optimizers)
         if stage == 3:
             models = {0: model} | {rank: _load(path) for rank, path in model_files.items() if rank}
             _check_ranks(folder, "model_states", models, ranks)
@@ -168,8 +168,8 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _layout(folder: Path, optimizers: dict[int, Any]) -> tuple[int, int]:
-    """The ZeRO stage and the number of ranks, all of which have left their file."""
+def _stage_and_ranks(folder: Path, optimizers: dict[int, Any]) -> tuple[int, int]:
+    """Return the ZeRO stage and the number of ranks, all of which have left their file."""
     if not optimizers:
         return 0, 1
     first = next(iter(optimizers.values()))

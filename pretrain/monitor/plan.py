@@ -30,15 +30,15 @@ from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
 from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity, list_checkpoints
 from pretrain.data import count_step
 from pretrain.model import architecture_of
-from pretrain.monitor.console import grid, pairs
+from pretrain.monitor.console import grid, name_values
 from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
-from pretrain.report.words import counted, duration
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import precision_of
 from pretrain.settings.phases import Phase
 from pretrain.sizes import STATE, Shape, state_bytes
 from pretrain.state import DataPosition
+from pretrain.wording import counted, duration
 
 INDEXED = 20_000_000  # tokens of a store of which samples are looked at; the rest is taken to be like them
 LOOKED_AT = 1 << 14  # samples whose lengths are averaged
@@ -212,7 +212,7 @@ class Plan(NamedTuple):
             ],
         )
         yield "State and bytes sent are predictions by formula; activations are counted in a probe of one micro-batch."
-        yield pairs("", self._rest())
+        yield name_values("", self._rest())
         for warning in self.warnings:
             yield Text.assemble(("warning: ", "yellow"), warning)
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from pretrain.report.history import History
-from pretrain.report.words import Unit
+from pretrain.report.words import Style
 
 # Roles of colours; the page has each as a CSS variable, light and dark. s0, s1, ... are for series.
 LIGHT = {
@@ -46,7 +46,7 @@ class Chart(NamedTuple):
     name: str  # of the PNG
     title: str
     lines: list[Line]
-    unit: Unit = "plain"
+    style: Style = "plain"
     is_log: bool = False
     marks: tuple[tuple[float, str], ...] = ()  # horizontal lines: value, what it is
     about: str = ""

@@ -19,7 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from pretrain.report.charts import LIGHT, SERIES, Chart, Line
 from pretrain.report.history import Axis, Event, History
-from pretrain.report.words import counted, ticked
+from pretrain.report.words import ticked
+from pretrain.wording import counted
 
 EVENTS = {"resume": ("warn", (4, 2.5)), "restart": ("warn", (4, 2.5)), "rollback": ("bad", (4, 2.5)),
           "stop": ("bad", (1, 1.5)), "skip": ("bad", (1, 3)), "phase": ("muted", None)}  # fmt: skip
@@ -118,7 +119,7 @@ def _set_up(axes: Axes, chart: Chart, axis: Axis) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: ticked(value, chart.unit)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: ticked(value, chart.style)))
 
 
 def _draw_line(axes: Axes, line: Line, places: np.ndarray, several: bool) -> None:
@@ -148,7 +149,7 @@ def _set_limits(axes: Axes, chart: Chart, end: float) -> None:
     if chart.is_log:
         subs = (1.0,) if high / low > 300 else (1.0, 2.0, 5.0)
         axes.yaxis.set_major_locator(LogLocator(10, subs, numticks=8))
-    elif chart.unit == "count" or chart.name in ("lr", "mfu", "padding_saved", "memory", "mlm_acc"):
+    elif chart.style == "count" or chart.name in ("lr", "mfu", "padding_saved", "memory", "mlm_acc"):
         axes.set_ylim(0, high)
 
 

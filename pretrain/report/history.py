@@ -26,10 +26,9 @@ from data_prep.samples.mixture import temperature_weights
 from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
 from pretrain.monitor.lines import read_lines
+from pretrain.wording import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
 
 Axis = Literal["step", "tokens", "hours"]
-RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
-OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
 ALIVE = 120.0  # seconds since the last heartbeat of lock.json after which a run is no longer believed to train
 GOES_BACK = ("resume", "restart", "rollback")  # events that take back what was done after their step

@@ -14,7 +14,8 @@ from data_prep.files import write_whole
 from pretrain.report.charts import DARK, LIGHT, SERIES, Chart, charts_of
 from pretrain.report.drawing import as_png, as_svg
 from pretrain.report.history import Axis, History
-from pretrain.report.words import NONE, Unit, as_text, counted, duration, event_text, facts
+from pretrain.report.words import NONE, Style, as_text, event_text, facts
+from pretrain.wording import counted, duration
 
 TEMPLATE = "page.html.jinja"
 SMALL, LARGE = (400, 244), (820, 556)  # pixels of a chart in the page; the first one is also drawn large
@@ -90,7 +91,7 @@ def data_of(histories: list[History], charts: list[Chart], axis: Axis) -> dict[s
     """The numbers behind the charts, for the pointer, and for whoever wants them: name -> series."""
     return {
         chart.name: {
-            "unit": chart.unit,
+            "unit": chart.style,
             "series": [
                 {
                     "label": line.label,
@@ -166,8 +167,8 @@ def _is_finite(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-# What a comparison shows: name, key of the summary, unit, and whether more (+1) or less (-1) is better.
-RESULTS: tuple[tuple[str, str, Unit, int], ...] = (
+# What a comparison shows: name, key of the summary, how it is written, and whether more (+1) or less (-1) is better.
+RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Masked-word loss", "mlm_loss", "nats", -1),
     ("Perplexity", "perplexity", "plain", -1),
     ("Masked-word accuracy", "mlm_acc", "share", 1),
@@ -186,12 +187,12 @@ def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
     is_one_set = len({(run["held_out"], run["held_out_set"]) for run in numbers}) == 1
     rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
     rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
-    for name, key, unit, sign in RESULTS:
+    for name, key, style, sign in RESULTS:
         values = [run[key] for run in numbers]
         known = [value for value in values if value is not None]
         if known:
-            cells = [as_text(value, unit) for value in values]
-            best = as_text(max(known, key=lambda value: sign * value), unit)
+            cells = [as_text(value, style) for value in values]
+            best = as_text(max(known, key=lambda value: sign * value), style)
             compares = sign and (is_one_set or key not in SCORES)
             rows.append(Row(name, cells, best if compares and len(set(cells)) > 1 else ""))
     rows.append(Row("Time", [duration(run["seconds"]) for run in numbers]))

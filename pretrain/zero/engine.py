@@ -98,9 +98,9 @@ class Engine:
         if isinstance(self.partition.optimizer, Lamb):
             self.partition.optimizer.set_partition(self.partition)
 
-    def __call__(self, batch: Batch, *, by_sample: bool = False) -> Losses:
-        """Return the losses of a micro-batch."""
-        return self.deepspeed_engine(batch, by_sample=by_sample)
+    def __call__(self, batch: Batch, **options: Any) -> Losses:
+        """Return the losses of a micro-batch; options are those of the module's forward()."""
+        return self.deepspeed_engine(batch, **options)
 
     @property
     def module(self) -> nn.Module:
