@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +339,7 @@ class TestThreads:
             from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
-            def endless(*settings):
+            def endless(sentences, *, go_on, **settings):
                 while True:
                     go_on()
                     time.sleep(0.01)
