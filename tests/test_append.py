@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 from data_prep.store import Store
-from tests.corpora import as_jsonl, files_of, texts, tiny_vocab, write
-from tests.test_hostile import shard
+from tests.corpora import as_jsonl, files_of, shard, texts, tiny_vocab, write
 
 
 @pytest.fixture(scope="module")
