@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -40,7 +40,7 @@ from benchmarks.machine import machine
 from data_prep.cli import parse, print_json, say
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain import loop, train
+from pretrain import data, loop, train
 from pretrain.data import SampleStream, Step, train_steps
 from pretrain.model import PretrainingModule, build_model, parameter_groups
 from pretrain.settings.config import TrainConfig
@@ -193,12 +193,12 @@ def train_config(config: BenchmarkConfig) -> TrainConfig:
 def trainer(config: BenchmarkConfig) -> Times:
     """pretrain.train, with a clock around its parts."""
     times = Times()
-    train_step, evaluate, save, prefetch = loop.train_step, loop.evaluate, loop.save, loop.prefetch
+    train_step, evaluate, save, prefetch = loop.train_step, loop.evaluate_held_out, loop.save, data.prefetch
 
-    def timed_step(run: Any, state: Any, step: Step) -> Any:
+    def timed_step(run: Any, step: Step, state: Any) -> Any:
         if not times.steps:
             times.__init__()  # type: ignore[misc]  # the first step begins
-        found = train_step(run, state, step)
+        found = train_step(run, step, state)
         times.add_step(step.counts.tokens)
         return found
 
@@ -211,7 +211,7 @@ def trainer(config: BenchmarkConfig) -> Times:
             save(run, *arguments)
             run.saver.wait()  # on one core what the thread does is not for free
 
-    def fetched(items: Iterator[Step], **options: Any) -> Iterator[Step]:
+    def fetched(items: Iterator[Step], **options: Any) -> Generator[Step]:
         ready = prefetch(made(items), **options)
         while True:
             with times.measuring("loader_wait"):
@@ -225,8 +225,8 @@ def trainer(config: BenchmarkConfig) -> Times:
             times.sums["loader_cpu"] += time.thread_time() - start
             yield item
 
-    loop.train_step, loop.evaluate = timed_step, evaluated
-    loop.save, loop.prefetch = saved, fetched  # type: ignore[assignment]
+    loop.train_step, loop.evaluate_held_out = timed_step, evaluated
+    loop.save, data.prefetch = saved, fetched  # type: ignore[assignment]
     train.train(train_config(config))
     return times
 

@@ -118,17 +118,17 @@ def main() -> None:
 
     continue_in_venv()
     from data_prep.outlets import survive_console
-    from pretrain.watch import Watch
+    from pretrain.stop import StopRequests
 
     survive_console()
     if arguments[0] == "--check":  # before ranks are started
         from pretrain.train import refusal
 
         sys.exit(refusal(arguments[1:]))
-    watch = Watch()
+    stop = StopRequests()
     from pretrain.train import main as train
 
-    train(arguments, watch)
+    train(arguments, stop)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The steps of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> Step, Step, ... (made ahead by a thread)
+    load_steps(setup, position, device) -> Step, Step, ...     made ahead by a thread, for ever
+
+    stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> collate(...) -> prefetch(...)
 
 A step takes the next samples of the stream; epochs follow one another without a gap. They are split over the
 micro-batches of all ranks by length, so that every rank has as much to do; the union over ranks and micro-batches, and
@@ -10,19 +12,22 @@ rank counts the whole step from the index alone. A DataPosition is all that a re
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from data_prep.rounding import ceil_div
 from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
 from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
+from pretrain.setup import Setup
 from pretrain.state import DataPosition, StepCounts
 
 Item = TypeVar("Item")
@@ -79,6 +84,34 @@ class SampleStream:
         taken += part.count
         self.position = self.position._replace(epoch=epoch, sample=sample + part.count, samples_in_phase=taken)
         return part
+
+
+def train_mixture(setup: Setup, seq_len: int) -> Mixture:
+    """Return what a phase of this sequence length trains on."""
+    config = setup.config
+    return Mixture(setup.stores, setup.passes, seq_len=seq_len, objective=config.objective, seed=config.seed)
+
+
+def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
+    """Return the samples from a position on, of the phase that it lies in."""
+    return SampleStream(train_mixture(setup, setup.phases[position.phase].span.seq_len), position)
+
+
+def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[Step]:
+    """Yield this rank's steps from a position on, made ahead, for ever. Closing the generator ends its thread."""
+    phase, stream = setup.phases[position.phase], sample_stream(setup, position)
+    steps = train_steps(
+        stream,
+        masking=setup.config.masking,
+        batch_after=phase.batch_after,
+        micro_batch=phase.micro_batch,
+        rank=dist.get_rank(),
+        world=dist.get_world_size(),
+    )
+    if device.type == "cuda":
+        steps = map(Step.pin_memory, steps)
+    ahead = ceil_div(PREFETCH_MICRO_BATCHES, phase.accumulation)
+    return prefetch(steps, ahead=ahead, at_end=stream.mixture.abandon)
 
 
 def train_steps(
@@ -170,7 +203,7 @@ def collate(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Ba
     )
 
 
-def prefetch(items: Iterator[Item], *, ahead: int = 1, at_end: Callable[[], None] = lambda: None) -> Iterator[Item]:
+def prefetch(items: Iterator[Item], *, ahead: int = 1, at_end: Callable[[], None] = lambda: None) -> Generator[Item]:
     """Yield the same items, made by a thread up to `ahead` in advance. An error in the thread is raised here.
 
     Closing the result, or dropping it, calls `at_end`, which may hurry an item that is being made, and waits for the

@@ -13,6 +13,8 @@ from data_prep.fields import Fields, is_number
 # Of DeepSpeed's fp16 loss scaler, by its own names. They stand in state.json, beside the fields of RunState.
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
+LOSS_WINDOW = 32  # steps whose losses are remembered, for --rollback
+
 
 class DataPosition(NamedTuple):
     """Where the stream of samples goes on: the next one is number `sample` of epoch `epoch`."""
@@ -132,6 +134,15 @@ class RunState(NamedTuple):
             position=counts.end,
             seconds=seconds,
         )
+
+    def after_loss(self, loss: float) -> "RunState":
+        """Return the state that remembers the loss of its step."""
+        return self._replace(recent_losses=(*self.recent_losses, loss)[-LOSS_WINDOW:])
+
+    def entering(self, phase: int, seq_len: int) -> "RunState":
+        """Return the state at its place in the data of a phase; what it was best at in another phase does not count."""
+        state = self if self.position.phase == phase else self._replace(best_loss=None, evals_since_best=0)
+        return state._replace(position=self.position.entering(phase, seq_len))
 
     def after_evaluation(self, loss: float, held_out: str) -> "RunState":
         """Return the state after an evaluation; losses of another held-out set are no measure for this one."""

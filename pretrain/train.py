@@ -21,30 +21,30 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
 from data_prep.cli import InputError, parse, say
 from data_prep.outlets import survive_console
-from pretrain.preflight import check_launch, look, ranks_in
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.settings_file import with_settings
+from pretrain.setup import check_launch, open_named, prepare, ranks_in
 from pretrain.state import RunState
-from pretrain.watch import STOPPED, Watch
+from pretrain.stop import STOPPED, StopRequests
 
 
-def main(argv: list[str] | None = None, watch: Watch | None = None) -> None:
+def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> None:
     """Entry of every rank; only the first to meet an error speaks, and before ranks have joined one on each node.
 
     Exit codes as in data_prep/cli.py, and STOPPED where the run was asked to stop, saved, and can be continued.
     """
     survive_console()
-    watch = watch or Watch()
+    stop = stop or StopRequests()
     try:
-        code = exit_code_of(argv, watch)
+        code = exit_code_of(argv, stop)
     finally:
-        watch.end()
+        stop.end()
     if code in (0, STOPPED):
         tell_outcome(code)
     sys.exit(code)
 
 
-def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
+def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
     """Train as the command line says; an error becomes one line and a code."""
     try:
         check_launch()
@@ -52,8 +52,7 @@ def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
         say(f"error: {error}")
         return 2
     try:
-        config = asked(argv)
-        stores = look(config, ranks_in(os.environ))
+        setup = prepare(parse_command(argv), ranks_in(os.environ) or 1)
     except InputError as error:
         if os.environ.get("RANK", "0") == "0":
             say(f"error: {error}")
@@ -63,11 +62,11 @@ def exit_code_of(argv: list[str] | None, watch: Watch) -> int:
     settle_on_cpu()
     from pretrain.training import exit_code
 
-    return exit_code(config, stores, watch)
+    return exit_code(setup, stop)
 
 
-def asked(argv: list[str] | None) -> TrainConfig:
-    """What the command line, and a file that it names, ask for.
+def parse_command(argv: list[str] | None) -> TrainConfig:
+    """Return what the command line, and a file that it names, ask for.
 
     Raises
     ------
@@ -77,16 +76,20 @@ def asked(argv: list[str] | None) -> TrainConfig:
 
 
 def refusal(argv: list[str]) -> int:
-    """What is wrong with a command line, before ranks are started for it: 2 and a line on stderr, or 0."""
+    """Say what is wrong with a command line, before ranks are started for it: 2 and a line on stderr, or 0."""
     try:
-        look(asked(argv), ranks_in(os.environ, None))
+        config, ranks = parse_command(argv), ranks_in(os.environ)
+        if ranks is None:
+            open_named(config)
+        else:
+            prepare(config, ranks)
     except InputError as error:
         say(f"error: {error}")
         return 2
     return 0
 
 
-def train(config: TrainConfig, watch: Watch | None = None) -> RunState:
+def train(config: TrainConfig, stop: StopRequests | None = None) -> RunState:
     """Run, or continue, one pretraining, as a function. Collective over the ranks that the launcher started.
 
     Raises
@@ -94,10 +97,10 @@ def train(config: TrainConfig, watch: Watch | None = None) -> RunState:
     InputError: anything wrong with the stores, settings or the run folder, which is then as it was.
     DivergedError: too many steps in a row did not happen.
     """
-    stores = look(config, ranks_in(os.environ))
+    setup = prepare(config, ranks_in(os.environ) or 1)
     from pretrain import training
 
-    return training.train(config, stores, watch)
+    return training.train(setup, stop)
 
 
 def settle_on_cpu() -> None:

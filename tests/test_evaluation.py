@@ -8,7 +8,7 @@ import torch
 
 from data_prep.samples.mixture import Mixture
 from data_prep.store import HELD_OUT, Store
-from pretrain.evaluation import MAX_SOURCES, Evaluation, file_groups, sources_of, store_names
+from pretrain.evaluation import MAX_SOURCES, HeldOutSet, file_groups, sources_of, store_names
 from pretrain.model import Losses, PretrainingModule, build_model
 from tests.stores import random_documents, store_of
 
@@ -25,9 +25,13 @@ def held_out(*stores: Store, objective: str = "nsp") -> Mixture:
     return Mixture(stores, [1.0] * len(stores), seq_len=32, objective=objective, seed=4, held_out=True)  # type: ignore[arg-type]
 
 
+def chosen(mixture: Mixture, samples: int, batch_size: int, rank: int = 0, world: int = 1) -> HeldOutSet:
+    return HeldOutSet.choose(mixture, samples=samples, batch_size=batch_size, rank=rank, world=world)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_each_sample_is_there_once_at_any_world_size(store, world):
-    sets = [Evaluation.of(held_out(store), 10, 4, rank, world) for rank in range(world)]
+    sets = [chosen(held_out(store), 10, 4, rank, world) for rank in range(world)]
     assert len({len(evaluation.batches) for evaluation in sets}) == 1, "ranks must run as many batches under ZeRO-3"
     found = {
         number: (batch.input_ids.tolist(), batch.mlm_labels.tolist(), source.tolist())
@@ -35,7 +39,7 @@ def test_each_sample_is_there_once_at_any_world_size(store, world):
         for number, batch, source in evaluation.batches
         if number < evaluation.batch_count
     }
-    alone = Evaluation.of(held_out(store), 10, 4, 0, 1)
+    alone = chosen(held_out(store), 10, 4)
     assert found == {
         number: (batch.input_ids.tolist(), batch.mlm_labels.tolist(), source.tolist())
         for number, batch, source in alone.batches
@@ -62,7 +66,7 @@ def test_a_samples_source_is_that_of_the_document_it_begins_in(store):
 
 def test_several_stores_are_the_sources(store, tmp_path):
     other = store_of(tmp_path / "other", random_documents(20, seed=9), held_out={1, 4}, sources=FILES)
-    found = Evaluation.of(held_out(store, other), 1000, 4, 0, 1).sources
+    found = chosen(held_out(store, other), 1000, 4).sources
     assert [source.name for source in found] == sorted([store.folder.name, "other"])
     assert all(source.samples for source in found)
 
@@ -112,7 +116,7 @@ def test_sums_by_sample_add_up_to_those_of_the_batch(store, objective):
     model = PretrainingModule(
         build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
     ).eval()
-    for _, batch, _ in Evaluation.of(held_out(store, objective=objective), 12, 5, 0, 1).batches:
+    for _, batch, _ in chosen(held_out(store, objective=objective), 12, 5).batches:
         with torch.no_grad():
             whole, by_sample = model(batch), model(batch, by_sample=True)
         assert all(values.shape == batch.nsp_labels.shape for values in by_sample)
@@ -124,7 +128,7 @@ def test_a_samples_loss_is_that_of_the_sample_alone(store):
     model = PretrainingModule(
         build_model(preset="bert-tiny", vocab_size=64, dropout=0.0, seed=0, needs_nsp=True)
     ).eval()
-    together, alone = (Evaluation.of(held_out(store), 6, size, 0, 1) for size in (6, 1))
+    together, alone = (chosen(held_out(store), 6, size) for size in (6, 1))
     singles = {}
     with torch.no_grad():
         for _, batch, source in alone.batches:
@@ -139,4 +143,4 @@ def test_a_samples_loss_is_that_of_the_sample_alone(store):
 
 def test_a_store_without_sources_is_one(tmp_path: Path):
     bare = store_of(tmp_path / "bare", random_documents(20), held_out={1, 4})
-    assert [source.name for source in Evaluation.of(held_out(bare), 10, 4, 0, 1).sources] == ["bare"]
+    assert [source.name for source in chosen(held_out(bare), 10, 4).sources] == ["bare"]

@@ -9,8 +9,9 @@ from data_prep.sharding import manifest
 from data_prep.sharding.held_out import LEAST, Lowest, least_of
 from data_prep.show import ShowConfig, seen
 from data_prep.store import HELD_OUT, Store
-from pretrain.loop import held_out_samples
+from pretrain.evaluation import held_out_set
 from pretrain.outlook import look_ahead
+from pretrain.setup import Setup
 from tests.corpora import as_jsonl, files_of, texts, tiny_vocab, write
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -150,7 +151,8 @@ def test_an_evaluation_that_cannot_be_is_said_and_patience_refused(tmp_path, kep
     assert "larger --holdout" in found.no_evaluation
     assert found.no_evaluation in found.warnings
     patient = tiny_run(store.folder, tmp_path / "run", **settings, patience=3)
-    assert held_out_samples(None, patient, [store]) is None  # type: ignore[arg-type]
+    setup = Setup(patient, [store], ranks=1, phases=[])
+    assert held_out_set(setup, phase=None) is None  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--patience 3 waits for evaluations that cannot be"):
         look_ahead(patient, [store])
 

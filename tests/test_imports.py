@@ -222,6 +222,12 @@ def test_folders_import_in_no_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_what_tests_share_lies_in_no_test():
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    of_tests = {path: {name for name in modules_in(path) if name.startswith("tests.test_")} for path in files}
+    assert not {str(path): found for path, found in of_tests.items() if found}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "pretrain/monitor").glob("*.py")), ids=module_of)
 def test_a_run_knows_nothing_of_its_report(path):
     assert not {module for module in modules_in(path) if folder_of(module) == "pretrain.report"}

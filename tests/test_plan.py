@@ -21,8 +21,8 @@ from pretrain.model import Batch, PretrainingModule, build_model
 from pretrain.monitor import plan
 from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
-from pretrain.preflight import look
 from pretrain.settings.config import TrainConfig
+from pretrain.setup import prepare
 from pretrain.sizes import state_bytes
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
@@ -126,7 +126,7 @@ def test_the_plan_has_the_numbers_of_the_run(store, tmp_path, capsys):
 def test_the_plan_for_people_is_on_stderr(store, tmp_path, capsys):
     train.train(config(store, tmp_path / "run", dry_run=True, zero=2))
     told = capsys.readouterr().err
-    for part in ("What will run", "bert-tiny", "2 (this run)", "prediction", "Checkpoint", "tokens/s a rank", "Time"):
+    for part in ("What will run", "bert-tiny", "2 (this run)", "prediction", "Checkpoint", "tokens/s per rank", "Time"):
         assert part in told
 
 
@@ -165,7 +165,7 @@ def test_hours_decide_the_steps(store, tmp_path, capsys):
 
 def test_large_stores_are_planned_from_their_first_shards(store, tmp_path, capsys, monkeypatch):
     whole = planned(config(store, tmp_path / "run", dry_run=True), capsys)["phases"][0]
-    monkeypatch.setattr(plan, "INDEXED", 500)
+    monkeypatch.setattr(plan, "SAMPLED_TOKENS", 500)
     part = planned(config(store, tmp_path / "run", dry_run=True), capsys)["phases"][0]
     assert part["epochs"] != whole["epochs"]
     assert part["epochs"] == pytest.approx(whole["epochs"], rel=0.3)
@@ -251,4 +251,4 @@ def test_a_plan_for_a_gpu_that_is_elsewhere_takes_nothing_from_the_machine_that_
     with pytest.raises(InputError, match=r"--gpu a100 goes with --dry_run"):
         config(store, tmp_path / "run", gpu="a100")
     with pytest.raises(InputError, match=r"--gpu b52 is not known; known are .*h100"):
-        look(config(store, tmp_path / "run", dry_run=True, gpu="b52"), 1)
+        prepare(config(store, tmp_path / "run", dry_run=True, gpu="b52"), 1)

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from data_prep.samples.mixture import BuildAbandonedError, Mixture
 from data_prep.samples.pair_index import Sentences, build_index
 from data_prep.sharding.ranks import rank_from_env
 from pretrain.data import prefetch
-from pretrain.preflight import check_launch
 from pretrain.settings.config import TrainConfig
+from pretrain.setup import check_launch
+from pretrain.stop import STOPPED
 from pretrain.train import exit_code_of, train
-from pretrain.watch import STOPPED
 from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks, start_ranks
 from tests.runs import tiny_run
@@ -40,8 +40,8 @@ pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(18
 RANK = """
     import ctypes, os, pathlib, sys, time
     sys.path[0] = ROOT
-    from pretrain.watch import Watch
-    watch = Watch()
+    from pretrain.stop import StopRequests
+    stop = StopRequests()
     here, outcome = pathlib.Path(__file__).parent, pathlib.Path(os.environ.get("ZEROBERT_OUTCOME", "."))
 
     def stands(name):
@@ -261,9 +261,9 @@ class TestStuck:
     """A rank that has not begun to train and makes no progress."""
 
     WORK = """
-        import pretrain.watch
-        pretrain.watch.STARTING = 0
-        watch.expect(2.0)
+        import pretrain.watchdog
+        pretrain.watchdog.STARTING_SECONDS = 0
+        watchdog = pretrain.watchdog.Watchdog(2.0)
         stands("it")
         until = time.monotonic() + 8
         while time.monotonic() < until:
@@ -287,7 +287,9 @@ class TestThreads:
     """None is left when the interpreter ends."""
 
     def names(self) -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name in ("prefetch", "index", "watch")]
+        return [
+            thread.name for thread in threading.enumerate() if thread.name in ("prefetch", "index", "stop", "watchdog")
+        ]
 
     def test_prefetch_is_joined_when_it_is_closed(self):
         items = prefetch(iter(range(10**9)))
@@ -313,10 +315,10 @@ class TestThreads:
         mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], seq_len=32, objective="nsp", seed=0)
         begun = threading.Event()
 
-        def endless(sentences: Any, *settings: Any) -> Any:
+        def endless(sentences: Any, *, go_on: Callable[[], None], **settings: Any) -> Any:
             begun.set()
             while True:
-                settings[-1]()
+                go_on()
                 time.sleep(0.01)
 
         monkeypatch.setattr(mixtures, "build_index", endless)
@@ -337,9 +339,9 @@ class TestThreads:
             from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
-            def endless(*settings):
+            def endless(sentences, *, go_on, **settings):
                 while True:
-                    settings[-1]()
+                    go_on()
                     time.sleep(0.01)
 
             mixture = mixtures.Mixture([Store.open(Path(sys.argv[1]))], [1.0], seq_len=32, objective="nsp", seed=0)
@@ -357,7 +359,7 @@ class TestThreads:
 
 def train_with_slow_index(settings: TrainConfig, slow_rank: str, busy: bool) -> Any:
     """Before its first step one rank works, or does nothing, for much longer than a hang may last."""
-    samples_at = pretrain.loop.this_ranks_steps
+    samples_at = pretrain.loop.load_steps
 
     def slow(*arguments: Any) -> Iterator[Any]:
         until = time.monotonic() + (4 * settings.hang_timeout if busy else 1e6)
@@ -368,7 +370,7 @@ def train_with_slow_index(settings: TrainConfig, slow_rank: str, busy: bool) -> 
             time.sleep(0.05)
         return samples_at(*arguments)
 
-    pretrain.loop.this_ranks_steps = slow  # type: ignore[assignment]
+    pretrain.loop.load_steps = slow  # type: ignore[assignment]
     return train(settings)
 
 
@@ -468,6 +470,6 @@ class TestEnvironment:
 def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     store = store_of(tmp_path, random_documents(30))
     sentences, calls = Sentences.of(store, False), []
-    watched = build_index(sentences, 32, "nsp", 0, 0, lambda: calls.append(1))
+    watched = build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, go_on=lambda: calls.append(1))
     assert calls
-    assert (watched == build_index(sentences, 32, "nsp", 0, 0)).all()
+    assert (watched == build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0)).all()

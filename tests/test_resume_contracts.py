@@ -29,11 +29,11 @@ from pretrain.checkpoints.format import (
 )
 from pretrain.checkpoints.resume import Start, move_position, resolve_resume
 from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
-from pretrain.checkpoints.run_folder import write_run_folder
 from pretrain.checkpoints.verify import verify
 from pretrain.export.sources import find_source
-from pretrain.preflight import look
+from pretrain.run_folder import write_run_folder
 from pretrain.settings.config import TrainConfig
+from pretrain.setup import prepare
 from pretrain.state import DataPosition, RunState
 from pretrain.train import train
 from tests.ranks import run_ranks
@@ -330,7 +330,7 @@ def test_what_is_allowed_is_allowed_by_name(store, tmp_path):
     with pytest.raises(InputError, match=r"seed 0 -> 1 .*or say --allow_change seed$"):
         refuse(tmp_path, changes, ("optimizer",))
     with pytest.raises(InputError, match=f"--allow_change lr, model: .*{', '.join(REFUSED)}".replace("lr, ", "lr ")):
-        look(config(store, tmp_path, allow_change=("lr", "model")), 1)
+        prepare(config(store, tmp_path, allow_change=("lr", "model")), 1)
     help_text = Path(pretrain.settings.config.__file__).read_text()
     assert all(name in help_text.partition("allow_change:")[2].partition("hang_timeout")[0] for name in REFUSED)
 

@@ -13,22 +13,19 @@ from data_prep.cli import ROOT, InputError
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
-from pretrain.checkpoints.rollback import BEYOND, LEAST, is_spike
 from pretrain.checkpoints.saver import Saver
 from pretrain.data import SampleStream
+from pretrain.divergence import MIN_LOSSES, SKIP_STEPS_AFTER_SPIKE, is_spike
 from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
-from pretrain.settings.phases import parse_span, phase_at, phases_of
+from pretrain.settings.phases import Span, phase_at, phases_of
 from pretrain.state import DataPosition, RunState
 from pretrain.train import train
 from tests.checkpoints import rewrite_state
 from tests.ranks import run_ranks
-from tests.runs import tiny_run
+from tests.runs import contents, events, tiny_run
 from tests.stores import random_documents, store_of
-from tests.test_checkpoint import contents
-from tests.test_faults import events
-from tests.test_phases import WHOLE
 
 STEPS, BATCH, SPIKE = 20, 8, 14
 
@@ -80,24 +77,27 @@ def place_at(folder: Path, position: DataPosition, passed_over: list[list[int]])
 
 
 def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
-    """As a run that is resumed at the checkpoint before the spike with the data of BEYOND steps after it."""
+    """As a run that is resumed at the checkpoint before the spike, with later data."""
     stream = SampleStream(Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0), DataPosition())
-    stream.take((SPIKE + BEYOND) * BATCH)
+    stream.take((SPIKE + SKIP_STEPS_AFTER_SPIKE) * BATCH)
     reference = cut_after(spiked, 12, tmp_path / "reference")
     place_at(
         checkpoint_dir(reference, 12),
         stream.position._replace(samples_in_phase=12 * BATCH),
-        [[12 * BATCH, (SPIKE + BEYOND) * BATCH]],
+        [[12 * BATCH, (SPIKE + SKIP_STEPS_AFTER_SPIKE) * BATCH]],
     )
     run_ranks(2, train, config(store, reference, rollback=0.0))
     ours, theirs = (contents(checkpoint_dir(run, STEPS)) for run in (spiked, reference))
     states = [json.loads(found.pop("state.json")) for found in (ours, theirs)]
     assert ours == theirs
     assert states[0]["position"] == states[1]["position"]
-    assert (states[0]["samples"], states[0]["passed_over"]) == (STEPS * BATCH, [[12 * BATCH, (SPIKE + BEYOND) * BATCH]])
+    assert (states[0]["samples"], states[0]["passed_over"]) == (
+        STEPS * BATCH,
+        [[12 * BATCH, (SPIKE + SKIP_STEPS_AFTER_SPIKE) * BATCH]],
+    )
     (event,) = events(spiked, "rollback")
     assert (event["step"], event["spike"], event["checkpoint"]) == (12, SPIKE, "step-0000012")
-    assert event["samples_passed_over"] == (SPIKE - 12 + BEYOND) * BATCH
+    assert event["samples_passed_over"] == (SPIKE - 12 + SKIP_STEPS_AFTER_SPIKE) * BATCH
     assert event["loss"] > 3 * event["median"] > 0
 
 
@@ -115,7 +115,7 @@ def test_spikes_without_end_end_the_run(store, tmp_path):
     with pytest.raises(RuntimeError, match=r"spiked again after 3 rollbacks to step 12.*Try a lower --lr"):
         run_ranks(1, train_with_spikes, config(store, tmp_path / "run"), range(SPIKE, 1000))
     assert [event["samples_passed_over"] for event in events(tmp_path / "run", "rollback")] == [
-        (2 + BEYOND) * BATCH + tries * (1 + BEYOND) * BATCH for tries in range(4)
+        (2 + SKIP_STEPS_AFTER_SPIKE) * BATCH + tries * (1 + SKIP_STEPS_AFTER_SPIKE) * BATCH for tries in range(4)
     ]
 
 
@@ -163,7 +163,7 @@ def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp
     assert (event["step"], event["spike"]) == (4, 10)
     assert [event["step"] for event in events(tmp_path / "run", "phase")] == [8, 8]
     # 4 steps of phase 1 and 2 of phase 2 since the checkpoint, and as many beyond as the spike's step is large.
-    drawn = 4 * 8 + 2 * 16 + BEYOND * 16
+    drawn = 4 * 8 + 2 * 16 + SKIP_STEPS_AFTER_SPIKE * 16
     assert event["samples_passed_over"] == drawn
     assert (state.samples, state.skipped_spans) == (8 * 8 + 4 * 16, ((4 * 8, 4 * 8 + drawn),))
     assert (state.position.phase, state.position.samples_in_phase, state.position.seq_len) == (1, 4 * 16, seq_len)
@@ -172,19 +172,23 @@ def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp
 
 def test_a_rate_outside_of_a_phase_is_no_rate():
     phases = phases_of(
-        [parse_span("steps=8", WHOLE), parse_span("steps=4", WHOLE)], ROOT / "ds_configs/auto.json", Flags(), 1, "fp32"
+        [Span(128, 8, 0.1, "linear", 0), Span(128, 4, 0.1, "linear", 0)],
+        ROOT / "ds_configs/auto.json",
+        Flags(),
+        1,
+        "fp32",
     )
-    assert [phase_at(phases, step).number for step in (0, 7, 8, 11, 12)] == [0, 0, 1, 1, 1]
+    assert [phase_at(phases, step).index for step in (0, 7, 8, 11, 12)] == [0, 0, 1, 1, 1]
     for phase, step in ((phases[1], 7), (phases[1], 12), (phases[0], 8)):
         with pytest.raises(AssertionError, match=f"step {step} is not"):
             phase.lr_at(step)
 
 
 def test_a_spike_is_measured_by_the_median():
-    recent = [9.0, 1.0] * (LEAST // 2) + [1.0]
+    recent = [9.0, 1.0] * (MIN_LOSSES // 2) + [1.0]
     assert is_spike(2.01, recent, 2.0)
     assert not is_spike(1.99, recent, 2.0)
-    assert not is_spike(1e9, recent[: LEAST - 1], 2.0)
+    assert not is_spike(1e9, recent[: MIN_LOSSES - 1], 2.0)
 
 
 def test_a_factor_that_every_step_exceeds_is_refused(store, tmp_path):

@@ -11,7 +11,7 @@ from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import engine_settings, phases_of
-from pretrain.train import asked, train
+from pretrain.train import parse_command, train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import store_of
@@ -35,8 +35,8 @@ def test_a_record_stands_for_all_settings_and_what_is_given_goes_before_it(tmp_p
     path = record_of(config, tmp_path / "run")
     resolved: dict[str, Any] = {"weight_decay": 0.01, "clip": 1.0, "precision": "fp32", "zero": 1, "optimizer": "adamw"}
     again = dataclasses.replace(config, **resolved, resume="auto", config=path)  # how to go on is of a command
-    assert asked(["--config", str(path)]) == again
-    changed = asked([f"--config={path.parent}", "--init_from", "hf", "--lr", "0.5", "--mask_split", "1", "0"])
+    assert parse_command(["--config", str(path)]) == again
+    changed = parse_command([f"--config={path.parent}", "--init_from", "hf", "--lr", "0.5", "--mask_split", "1", "0"])
     other: dict[str, Any] = {
         "model": None,
         "init_from": Path("hf"),
@@ -50,9 +50,9 @@ def test_a_record_stands_for_all_settings_and_what_is_given_goes_before_it(tmp_p
 def test_phases_keep_their_own_settings_and_replace_each_other(tmp_path):
     phases = ("seq_len=16,steps=3,lr=1e-4", "steps=2,lr=1e-3")
     path = record_of(tiny_run(tmp_path / "store", tmp_path / "run", phase=phases, lr=None), tmp_path / "run")
-    again = asked(["--config", str(path)])
+    again = parse_command(["--config", str(path)])
     assert (again.phase, again.lr, again.global_batch) == (phases, None, 256)
-    assert asked(["--config", str(path), "--phase", "steps=9"]).phase == ("steps=9",)
+    assert parse_command(["--config", str(path), "--phase", "steps=9"]).phase == ("steps=9",)
 
 
 def test_a_deepspeed_json_that_has_changed_since_is_said(tmp_path, capsys):
@@ -60,9 +60,9 @@ def test_a_deepspeed_json_that_has_changed_since_is_said(tmp_path, capsys):
     ds_config.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.98]}}}))
     path = record_of(tiny_run(tmp_path / "store", tmp_path / "run", ds_config=ds_config), tmp_path / "run")
     ds_config.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.95]}}}))
-    asked(["--config", str(path)])
+    parse_command(["--config", str(path)])
     assert "optimizer.params.betas was [0.9, 0.98], and is [0.9, 0.95]" in capsys.readouterr().err
-    asked(["--config", str(path), "--deepspeed_config", str(ds_config)])
+    parse_command(["--config", str(path), "--deepspeed_config", str(ds_config)])
     assert capsys.readouterr().err == ""
 
 
@@ -80,9 +80,9 @@ def test_options_by_name_may_be_yaml_toml_or_json(tmp_path, name, text):
     path.write_text(text)
     if name == "a.JSON":  # null is no path
         with pytest.raises(InputError, match="ds_config None is not a path"):
-            asked(["--config", str(path)])
+            parse_command(["--config", str(path)])
         path.write_text(text.replace(', "deepspeed_config": null', ""))
-    assert asked(["--config", str(path)]) == TrainConfig(
+    assert parse_command(["--config", str(path)]) == TrainConfig(
         ("store",), Path("run"), "bert-tiny", lr=1e-3, phase=("steps=5",), mask_split=(1.0, 0.0), config=path
     )
 
@@ -115,18 +115,18 @@ def test_options_by_name_may_be_yaml_toml_or_json(tmp_path, name, text):
 def test_what_is_no_setting_is_refused_by_name(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=f"--config {tmp_path / name}.*{message}"):
-        asked(["--config", str(tmp_path / name)])
+        parse_command(["--config", str(tmp_path / name)])
 
 
 def test_a_record_that_is_damaged_is_refused_and_one_that_was_edited_on_purpose_is_not(tmp_path):
     path = record_of(tiny_run(tmp_path / "store", tmp_path / "run"), tmp_path / "run")
     path.write_text(path.read_text().replace('"lr": 0.001', '"lr": 0.002'))
     with pytest.raises(InputError, match=r"its own sha256 does not fit; .*remove 'sha256'"):
-        asked(["--config", str(path)])
+        parse_command(["--config", str(path)])
     content = json.loads(path.read_text())
     del content["sha256"]
     path.write_text(json.dumps(content))
-    assert asked(["--config", str(path)]).lr == 0.002
+    assert parse_command(["--config", str(path)]).lr == 0.002
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_a_run_repeated_from_its_record_has_the_same_metrics(tmp_path):
         store.folder, tmp_path / "run", steps=6, eval_samples=16, eval_every=3, global_batch=8, dropout=0.1
     )
     run_ranks(1, train, first)
-    again = asked(["--config", str(tmp_path / "run"), "--out", str(tmp_path / "again")])
+    again = parse_command(["--config", str(tmp_path / "run"), "--out", str(tmp_path / "again")])
     run_ranks(1, train, again)
     lines = [
         [

@@ -16,11 +16,11 @@ from pretrain.monitor.lines import what_was_lost
 from pretrain.report.history import History
 from pretrain.state import RunState
 from pretrain.train import train
+from tests.metrics import event, run_folder
+from tests.metrics import train as logged
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
-from tests.test_report import event, run_folder
-from tests.test_report import train as logged
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,9 +63,9 @@ def test_work_of_an_unknown_size_says_how_long_it_takes_once_it_has_begun(monkey
 def test_a_request_to_stop_is_answered_while_the_main_thread_hears_nothing():
     script = (
         "import ctypes, sys; sys.path[0] = sys.argv[1]\n"
-        "from pretrain.watch import Watch; watch = Watch(); watch.hold()\n"
+        "from pretrain.stop import StopRequests; stop = StopRequests(); stop.hold()\n"
         "mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None); libc.pthread_mutex_lock(mutex)\n"
-        "with watch.naming('this evaluation'): print('deep', flush=True); libc.pthread_mutex_lock(mutex)"
+        "with stop.answering('this evaluation'): print('deep', flush=True); libc.pthread_mutex_lock(mutex)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

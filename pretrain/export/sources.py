@@ -29,7 +29,6 @@ from data_prep.fields import is_number
 from data_prep.foreign import read_object, weight_files
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
-from pretrain.checkpoints.run_folder import disagreement
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import latest_valid, verify
 from pretrain.export import deepspeed_format
@@ -37,6 +36,7 @@ from pretrain.export.origin import check_origin, find_tag, need_vocab, read_mean
 from pretrain.hf_folder import HEADS, check_architecture, check_types
 from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
+from pretrain.run_folder import disagreement
 
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
 EMBEDDING = "embeddings.word_embeddings.weight"

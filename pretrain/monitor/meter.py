@@ -33,7 +33,7 @@ from transformers import BertConfig
 
 from data_prep.outlets import can_redraw
 from data_prep.progress import clock_time
-from pretrain.evaluation import Source
+from pretrain.evaluation import EvalSource
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
@@ -210,14 +210,16 @@ class Meter:
             f"ETA {clock_time(max(eta, 0))}"
         )
 
-    def write_evaluation(self, step: int, sums: Tensor, sources: list[Source], held_out: str = "") -> dict[str, Any]:
+    def write_evaluation(
+        self, step: int, sums: Tensor, sources: list[EvalSource], held_out: str = ""
+    ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
         `held_out` says which samples they are: losses on others do not compare.
         """
         self._measure_peak()
-        whole = Source("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
+        whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
         line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
         if held_out:
             line["held_out"] = held_out
@@ -273,7 +275,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def _scores(sums: Tensor, source: Source) -> dict[str, float]:
+def _scores(sums: Tensor, source: EvalSource) -> dict[str, float]:
     """Return means and shares, from the sums [4] over the samples of a source."""
     mlm, nsp, mlm_correct, nsp_correct = sums.tolist()
     masked, pairs = max(source.masked, 1), max(source.pairs, 1)

@@ -39,7 +39,7 @@ class Span(NamedTuple):
 class Phase(NamedTuple):
     """A phase as it is run."""
 
-    number: int
+    index: int
     first: int  # steps of the run before it
     span: Span
     settings: dict[str, Any]  # the resolved DeepSpeed JSON
@@ -59,23 +59,32 @@ class Phase(NamedTuple):
         """Samples that a rank takes through the model at once."""
         return self.settings["train_micro_batch_size_per_gpu"]
 
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on each rank."""
+        return self.settings["gradient_accumulation_steps"]
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.settings["optimizer"]["params"]["lr"]
+
     def described(self) -> dict[str, Any]:
         """All that a person wants to know of it."""
         own = {"global_batch": self.global_batch, "micro_batch": self.micro_batch}
-        rate = {"lr": self.settings["optimizer"]["params"]["lr"]}
-        return {name: value for name, value in self.span._asdict().items() if name != "flags"} | own | rate
+        return {name: value for name, value in self.span._asdict().items() if name != "flags"} | own | {"lr": self.lr}
 
     def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
         """Learning rate of the step after `step` of the run; by the clock, where a share of its hours is given."""
         assert self.first <= step < self.end, (
-            f"step {step} is not one of phase {self.number}: {self.first} to {self.end}"
+            f"step {step} is not one of phase {self.index}: {self.first} to {self.end}"
         )
         span = self.span
         if share_of_hours is None:
             place = (step - self.first, span.warmup_steps, span.steps)
         else:
             place = (int(share_of_hours * CLOCK_STEPS), round(span.warmup * CLOCK_STEPS), CLOCK_STEPS)
-        return self.settings["optimizer"]["params"]["lr"] * lr_multiplier(span.schedule, *place)
+        return self.lr * lr_multiplier(span.schedule, *place)
 
     def batch_after(self, taken: int) -> int:
         """Samples of the step that begins after `taken` samples of this phase."""

@@ -28,24 +28,21 @@ from data_prep.version import project_version
 from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
 from pretrain.outlook import look_ahead
-from pretrain.settings.config import TrainConfig
-from pretrain.settings.phases import Phase
+from pretrain.setup import Setup
 
 
-def run_record(
-    config: TrainConfig, phases: list[Phase], settings: dict[str, Any], stores: list[Store], parameters: int
-) -> dict[str, Any]:
+def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
     """Return what is needed to repeat the run: the content of config.json, but for what came before."""
-    passes = config.passes([store.tokens for store in stores])
+    config, stores = setup.config, setup.stores
     return {
         "train": config.record(),
-        "phases": [phase.described() for phase in phases],
+        "phases": [phase.described() for phase in setup.phases],
         "parameters": parameters,
-        "deepspeed": settings,
+        "deepspeed": setup.deepspeed,
         "outlook": look_ahead(config, stores)._asdict(),
         "stores": [
             {"folder": str(store.folder), "identity": store.identity, "passes": store_passes}
-            for store, store_passes in zip(stores, passes, strict=True)
+            for store, store_passes in zip(stores, setup.passes, strict=True)
         ],
         "samples_version": VERSION,
         "vocab_sha256": stores[0].vocab_sha256,

@@ -1,0 +1,148 @@
+"""A run as it is asked for: settings, stores and phases, compared with each other before torch is imported.
+
+    check_launch()                      the launcher's variables
+    prepare(config, ranks) -> Setup     refuses everything that names, sizes and headers of files tell
+    setup.with_precision("bf16")        once torch has told what the device can do
+
+What needs the model (its weights, a checkpoint's shapes) or a GPU is refused later, in training.py.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError, number_in
+from data_prep.files import check_writable
+from data_prep.store import HELD_OUT, Store
+from pretrain.advice.machine import elsewhere
+from pretrain.checkpoints.resume_policy import check_names, check_resume
+from pretrain.hf_files import read_init
+from pretrain.settings.config import TrainConfig
+from pretrain.settings.limits import MAX_POSITIONS
+from pretrain.settings.phases import Phase, engine_settings, phases_of
+from pretrain.state import RunState
+
+
+class Setup(NamedTuple):
+    """What a run is made of, the same on all ranks; nothing in it changes while it trains."""
+
+    config: TrainConfig
+    stores: list[Store]
+    ranks: int
+    phases: list[Phase]
+
+    @property
+    def deepspeed(self) -> dict[str, Any]:
+        """The resolved DeepSpeed JSON that the engine is started with."""
+        return engine_settings(self.phases)
+
+    @property
+    def vocab(self) -> Path:
+        """The stores' tokenizer folder."""
+        return self.stores[0].folder / "vocab"
+
+    @property
+    def passes(self) -> list[float]:
+        """Passes per epoch over each store."""
+        return self.config.passes([store.tokens for store in self.stores])
+
+    def with_precision(self, default_precision: str) -> "Setup":
+        """Return the same, with a precision in place of every "auto".
+
+        Raises
+        ------
+        InputError: as prepare() does.
+        """
+        return self._replace(phases=_phases(self.config, self.ranks, default_precision))
+
+    def is_finished(self, state: RunState) -> bool:
+        """Return whether the run has come to its end: its steps, its hours, or its patience."""
+        config = self.config
+        out_of_time = 0 < 3600 * config.hours <= state.seconds
+        out_of_patience = 0 < config.patience <= state.evals_since_best
+        return state.step >= config.total_steps or out_of_time or out_of_patience
+
+
+def prepare(config: TrainConfig, ranks: int) -> Setup:
+    """Open --data, and compare it and all settings with each other.
+
+    Raises
+    ------
+    InputError: the first thing that is wrong.
+    """
+    stores = open_named(config)
+    # The precision without a GPU: nothing is refused that a GPU would not refuse.
+    setup = Setup(config, stores, ranks, _phases(config, ranks, "fp32"))
+    check_compile(setup)
+    check_lengths(setup)
+    check_text(stores)
+    return setup
+
+
+def open_named(config: TrainConfig) -> list[Store]:
+    """Open --data, whose stores must share one tokenizer, and look for what other options name; ranks are not needed.
+
+    Raises
+    ------
+    InputError: the first thing that is not there, or not what it should be.
+    """
+    check_names(config.allow_change)
+    if config.gpu:
+        elsewhere(config.gpu)
+    first, *others = [folder for folder, _ in config.weighted_stores]
+    opened = [Store.open(first)]
+    stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
+    check_resume(config)
+    if not config.dry_run and not config.out.exists():
+        check_writable(config.out)
+    return stores
+
+
+def check_launch(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse what a launcher of ranks that train together cannot have meant.
+
+    Raises
+    ------
+    InputError: naming the variable.
+    """
+    world = number_in(environment, "WORLD_SIZE", 1, least=1)
+    number_in(environment, "RANK", 0, most=world - 1)
+    number_in(environment, "LOCAL_RANK", 0, most=world - 1)
+    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):  # DeepSpeed's name, and torchrun's
+        number_in(environment, name, 1, least=1)
+    number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
+
+
+def ranks_in(environment: Mapping[str, str]) -> int | None:
+    """Return the number of ranks, where the launcher says it."""
+    return number_in(environment, "WORLD_SIZE", 1, least=1) if "WORLD_SIZE" in environment else None
+
+
+def check_compile(setup: Setup) -> None:
+    """Refuse --compile at stage 3."""
+    if setup.config.compile and setup.deepspeed["zero_optimization"]["stage"] == 3:
+        raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
+
+
+def check_lengths(setup: Setup) -> None:
+    """Refuse samples that are longer than the model's positions."""
+    positions, init_from = MAX_POSITIONS, setup.config.init_from
+    if init_from is not None:
+        positions = int(read_init(init_from).get("max_position_embeddings", MAX_POSITIONS))
+    longest = max(phase.span.seq_len for phase in setup.phases)
+    if longest > positions:
+        raise InputError(
+            f"--seq_len {longest} is beyond the model's {positions} positions; "
+            f"give at most {positions} (presets: {MAX_POSITIONS})"
+        )
+
+
+def check_text(stores: list[Store]) -> None:
+    """Refuse stores all of whose documents are held out."""
+    if not any((shard.document_flags & HELD_OUT == 0).any() for store in stores for shard in store.shards):
+        raise InputError(f"{', '.join(str(store.folder) for store in stores)}: no training text")
+
+
+def _phases(config: TrainConfig, ranks: int, default_precision: str) -> list[Phase]:
+    return phases_of(config.spans, config.ds_config, config.flags, ranks, default_precision)
