@@ -37,7 +37,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u
 
 
 def printable(text: object) -> str:
-    """A text on one line that no terminal acts on: names of files may hold line ends, escapes, bytes of no encoding."""
+    """Return a text on one line that no terminal acts on: names of files may hold line ends, escapes, bytes of no
+    encoding."""
     return _UNPRINTABLE.sub(_spelled, str(text))
 
 
@@ -62,7 +63,7 @@ def print_json(result: dict[str, Any]) -> None:
 def number_in(
     environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0, most: int = 1_000_000
 ) -> int:
-    """The whole number that a variable holds; `default` where it is not set.
+    """Return the whole number that a variable holds; `default` where it is not set.
 
     Raises
     ------

@@ -19,8 +19,8 @@ from pretrain.export import sources
 from pretrain.export.command import ExportConfig
 from pretrain.export.command import main as export
 from pretrain.monitor.lines import read_lines
-from pretrain.report.__main__ import ReportConfig
-from pretrain.report.__main__ import main as report
+from pretrain.report.command import ReportConfig
+from pretrain.report.command import main as report
 from pretrain.report.history import History
 from tests.checkpoints import RECORD, checkpoint_of
 from tests.damage import MANIFESTS, MASKS, sweep

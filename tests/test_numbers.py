@@ -22,7 +22,7 @@ from pretrain.export.command import ExportConfig
 from pretrain.finetune.command import FinetuneConfig
 from pretrain.import_universal import ImportConfig
 from pretrain.predict import PredictConfig
-from pretrain.report.__main__ import ReportConfig
+from pretrain.report.command import ReportConfig
 from pretrain.settings import ds_config, ds_values
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags, resolve

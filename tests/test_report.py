@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from pretrain.report.__main__ import ReportConfig, main
+from pretrain.report.command import ReportConfig, main
 from pretrain.report.drawing import running_mean
 from pretrain.report.history import History, read_all
 from pretrain.report.words import as_text
@@ -274,7 +274,6 @@ def test_a_run_named_twice_is_refused(tmp_path):
 @pytest.mark.parametrize(("name", "code", "said"), [("resumed", 0, "out/index.html\n"), ("nowhere", 2, "")])
 def test_the_command(resumed, tmp_path, monkeypatch, capsys, name, code, said):
     monkeypatch.setattr(sys, "argv", ["report", str(resumed.with_name(name)), "--out", str(tmp_path / "out")])
-    monkeypatch.delitem(sys.modules, "pretrain.report.__main__")
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("pretrain.report", run_name="__main__")
     assert ended.value.code == code
