@@ -32,13 +32,11 @@ from data_prep.store import Store
 from pretrain.checkpoints.format import MANIFEST, STATE, Manifest, checkpoint_dir, list_checkpoints
 from pretrain.checkpoints.verify import verify
 from pretrain.train import train
-from tests.checkpoints import checkpoint_of
+from tests.checkpoints import RECORD, checkpoint_of
+from tests.damage import sweep
 from tests.ranks import run_ranks, start_ranks
+from tests.runs import SAVING_STEPS, contents, saving_run, steps_done
 from tests.stores import random_documents, store_of
-from tests.test_checkpoint import contents
-from tests.test_damage import sweep
-from tests.test_damaged_run import RECORD
-from tests.test_faults import STEPS, config, steps_done
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,12 @@ def main(settings: FaultsConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = store_of(folder / "store", random_documents(40), held_out={3, 17}).folder
-        run_ranks(2, train, config(store, folder / "undisturbed", save_every=2))
-        expected = contents(checkpoint_dir(folder / "undisturbed", STEPS))
+        run_ranks(2, train, saving_run(store, folder / "undisturbed", save_every=2))
+        expected = contents(checkpoint_dir(folder / "undisturbed", SAVING_STEPS))
         outcomes = [strike(store, folder / f"run-{point}", draw) for point in range(settings.points)]
-        equal = [contents(checkpoint_dir(folder / f"run-{p}", STEPS)) == expected for p in range(settings.points)]
+        equal = [
+            contents(checkpoint_dir(folder / f"run-{p}", SAVING_STEPS)) == expected for p in range(settings.points)
+        ]
         with redirect_stdout(sys.stderr):  # what the sweeps of the tests say on their way
             flipped = flips(folder / "flips") if settings.flips else {}
     result = {
@@ -98,8 +98,8 @@ def flips(run: Path) -> dict[str, dict[str, int]]:
 
 def strike(store: Path, run: Path, draw: random.Random) -> dict[str, int]:
     """Train, kill, train again; what was there at the kill."""
-    ranks = start_ranks(2, train, config(store, run, save_every=2))
-    step = draw.randrange(STEPS)
+    ranks = start_ranks(2, train, saving_run(store, run, save_every=2))
+    step = draw.randrange(SAVING_STEPS)
     while steps_done(run) < step:
         time.sleep(0.005)
     time.sleep(draw.uniform(0, 0.1))  # anywhere in a step, or in the save after it
@@ -116,7 +116,7 @@ def strike(store: Path, run: Path, draw: random.Random) -> dict[str, int]:
         "staged": len(list((run / "checkpoints").glob("*.partial*"))),
     }
     say(f"{run.name}: killed {victims} after step {found['steps']}, {found['checkpoints']} checkpoints")
-    run_ranks(2, train, config(store, run, save_every=2))
+    run_ranks(2, train, saving_run(store, run, save_every=2))
     return found
 
 

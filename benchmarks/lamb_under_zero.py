@@ -20,10 +20,10 @@ if __name__ == "__main__":
 from benchmarks.machine import machine
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.train import train
+from tests.lamb_runs import STEPS, lamb_run, reference_weights, train_naively
 from tests.ranks import run_ranks
+from tests.runs import distance, weights
 from tests.stores import random_documents, store_of
-from tests.test_invariance import distance, weights
-from tests.test_lamb import STEPS, config, reference_weights, train_naively
 
 CUTS = [(zero, world) for world in (1, 2, 3, 4) for zero in (0, 1, 2, 3)]
 
@@ -36,7 +36,7 @@ def main() -> None:
         for zero, world in CUTS:
             for kind, function in (("ours", train), ("usual", train_naively)):
                 out = Path(folder) / f"{kind}-{zero}-{world}"
-                run_ranks(world, function, config(store, out, zero=zero))
+                run_ranks(world, function, lamb_run(store, out, zero=zero))
                 errors[kind][f"zero {zero}, {world} ranks"] = distance(
                     weights(checkpoint_dir(out, STEPS)), final, start
                 )

@@ -86,7 +86,9 @@ def index_rate(config: Config, store: Store) -> float:
     def measure() -> float:
         start, made = time.process_time(), 0
         for pass_number in range(3):
-            made += len(build_index(sentences, config.seq_len, "nsp", 0, pass_number))
+            made += len(
+                build_index(sentences, seq_len=config.seq_len, objective="nsp", seed=0, pass_number=pass_number)
+            )
         return made / (time.process_time() - start)
 
     return best(config, "index", measure)

@@ -33,11 +33,11 @@ from launch.stages import (
     placed,
     wanted_settings,
 )
-from pretrain.advice.__main__ import WIDTH, shown
 from pretrain.advice.advice import Advice, advised
 from pretrain.advice.machine import here
 from pretrain.advice.rules import why_warmup
 from pretrain.advice.survey import survey
+from pretrain.advice.tables import WIDTH, shown
 
 
 def advise_for(config: MakeConfig) -> Json:

@@ -22,7 +22,7 @@ from data_prep.store_manifest import StoreManifest
 from launch.gaps import Gap, gaps_of
 from launch.record import Json, Record, StageRecord
 from launch.stages import KINDS, SETTINGS, read_settings
-from pretrain.advice.__main__ import SHOWN, in_words
+from pretrain.advice.tables import SHOWN, in_words
 from pretrain.report.charts import charts_of
 from pretrain.report.history import History
 from pretrain.report.page import page_of

@@ -3,15 +3,14 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from data_prep.cli import InputError
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
 from launch.record import Json
 from launch.stages import read_settings
-
-Preset = Literal["bert-tiny", "bert-mini", "bert-small", "bert-medium", "bert-base", "bert-large"]
+from pretrain.settings.limits import Preset
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,11 @@ from pretrain.due import Timetable
 from pretrain.loop import Run, train_loop
 from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr
+from pretrain.monitor.disk import check_disk
 from pretrain.monitor.lines import what_was_lost
 from pretrain.monitor.meter import Meter
-from pretrain.monitor.plan import check_disk
-from pretrain.monitor.plan import make as make_plan
+from pretrain.monitor.plan import estimate_run
+from pretrain.monitor.plan_tables import plan_tables
 from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.run_folder import disagreement, run_record, write_run_folder
 from pretrain.setup import Setup
@@ -103,7 +104,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             if os.environ.get("RANK", "0") == "0":
                 print_plan(setup, model, find_start(config, record, identity, shapes_of(model)))
             return RunState()
-        check_disk(config, setup.phases, model.num_parameters())
+        check_disk(setup, model.num_parameters())
         if config.compile:
             compile_layers(model)
 
@@ -207,15 +208,7 @@ def say_start(meter: Meter, setup: Setup, start: Start, device: torch.device, lo
     """Write what will run, and what is not as it was; `lost` by a process that was killed."""
     state = start.state
     meter.print_tables(
-        start_summary(
-            setup.config,
-            setup.phases,
-            start.record,
-            stores=setup.stores,
-            devices=devices(device),
-            resumed_from=start.checkpoint,
-            lost=lost,
-        )
+        start_summary(setup, start.record, devices=devices(device), resumed_from=start.checkpoint, lost=lost)
     )
     if start.checkpoint is not None:
         meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
@@ -241,17 +234,10 @@ def leave(setup: Setup, start: Start) -> None:
 
 def print_plan(setup: Setup, model: BertForPreTraining, start: Start) -> None:
     """Print what the run would be: for people on stderr, for scripts on stdout."""
-    plan = make_plan(setup.config, setup.phases, setup.stores, model, start.checkpoint)
+    plan = estimate_run(setup, model, resumed_from=start.checkpoint)
     where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
-    what = start_summary(
-        setup.config,
-        setup.phases,
-        start.record,
-        stores=setup.stores,
-        devices=where,
-        resumed_from=start.checkpoint,
-    )
-    print(for_stderr(what, "", *plan.tables()), file=sys.stderr)
+    what = start_summary(setup, start.record, devices=where, resumed_from=start.checkpoint)
+    print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
         "settings": setup.deepspeed,
         "parameters": model.num_parameters(),

@@ -28,6 +28,14 @@ def counted(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
+def bytes_in_words(size: float) -> str:
+    """Return bytes in three digits: 90.2 MB."""
+    for step, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= step:
+            return f"{size / step:.3g} {unit}"
+    return f"{size:.0f} bytes"
+
+
 def duration(seconds: float) -> str:
     """Return seconds in at most two units: 2 d 3 h, 1 h 05 min, 3 min 20 s, 12 s."""
     whole = round(seconds)

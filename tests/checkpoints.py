@@ -23,6 +23,18 @@ from pretrain.checkpoints.slices import write_slices
 from pretrain.model import architecture_of
 from pretrain.state import DataPosition, RunState
 
+RECORD = {
+    "train": {
+        "data": ["stores/en:2"], "model": "bert-tiny", "init_from": None, "objective": "nsp", "steps": 6, "seq_len": 8,
+        "phase": [], "warmup": 0.1, "schedule": "linear", "dropout": 0.1, "seed": 0,
+    },
+    "deepspeed": {"train_batch_size": 8, "optimizer": {"type": "lamb", "params": {"lr": 1e-3}}},
+    "stores": [{"folder": "stores/en", "identity": "ab" * 32}],
+    "versions": {"torch": "2"}, "git": {"commit": "0123456789abcdef", "clean": True}, "python": "3.11",
+    "vocab_size": 8,
+}  # fmt: skip
+
+
 SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
 
 

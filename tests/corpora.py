@@ -6,13 +6,20 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from data_prep.cli import InputError, parse
+from data_prep.shard import ShardConfig, main
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
+from data_prep.text.sentences import splitter
 from data_prep.vocab import SPECIAL, write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,3 +104,31 @@ def run_script(name: str, *arguments: object, cwd: Path = ROOT, **more) -> subpr
 def files_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Done(NamedTuple):
+    returncode: int
+    stderr: str
+
+
+def shard(folder, vocab, out, *more, workers=1) -> Done:
+    """What the command says and how it ends; in this process, which is quicker."""
+    arguments = ("--corpus", folder, "--vocab", vocab, "--out", out, "--workers", workers, *more)
+    try:
+        main(parse(ShardConfig, None, [str(argument) for argument in arguments]))
+    except InputError as error:
+        return Done(2, f"error: {error}")
+    except SystemExit as end:
+        return Done(1, str(end.code))
+    return Done(0, "")
+
+
+def read(*arguments, txt="auto", column="text", counts=None):
+    """Sentences of all documents."""
+    counts = Counter() if counts is None else counts
+    split = splitter("en")
+    return [
+        document.text.split("\n") if document.lines else split([document.text])[0]
+        for source in find_sources([str(argument) for argument in arguments], txt)
+        for document in read_documents(source, column, counts)
+    ]

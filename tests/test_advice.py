@@ -12,8 +12,7 @@ import pytest
 
 from data_prep.cli import InputError
 from data_prep.text.corpus import Document
-from pretrain.advice import __main__ as command
-from pretrain.advice import cautions, machine, rules
+from pretrain.advice import cautions, command, machine, rules
 from pretrain.advice import survey as surveys
 from pretrain.advice.advice import ENGLISH, Advice, advise, advised
 from pretrain.advice.machine import Machine
@@ -341,7 +340,7 @@ def test_the_command_prints_what_scripts_rely_on(folder, capsys, monkeypatch):
 
 def test_advice_needs_no_torch():
     code = (
-        "import sys, pretrain.advice.__main__; sys.exit(bool({'torch', 'transformers', 'deepspeed'} & {*sys.modules}))"
+        "import sys, pretrain.advice.command; sys.exit(bool({'torch', 'transformers', 'deepspeed'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 

@@ -12,9 +12,7 @@ from data_prep.cli import InputError
 from data_prep.store import Store
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import find_sources
-from tests.corpora import PACKERS, as_jsonl, as_lines, as_prose, files_of, texts, tiny_vocab
-from tests.test_corpus import read
-from tests.test_hostile import shard
+from tests.corpora import PACKERS, as_jsonl, as_lines, as_prose, files_of, read, shard, texts, tiny_vocab
 
 DOCUMENTS = texts(90)
 MEMBERS = (

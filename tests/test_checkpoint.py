@@ -18,9 +18,8 @@ from pretrain.checkpoints.verify import latest_valid, verify
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
-from tests.runs import tiny_run
+from tests.runs import contents, distance, tiny_run, weights
 from tests.stores import random_documents, store_of
-from tests.test_invariance import distance, weights
 
 STEPS = 6
 
@@ -47,10 +46,6 @@ def cut_after_three(whole: Path, out: Path) -> Path:
     shutil.copytree(whole, out)
     shutil.rmtree(checkpoint_dir(out, STEPS))
     return out
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in [*sorted(folder.glob("rank-*")), folder / "state.json"]}
 
 
 @pytest.mark.slow

@@ -25,21 +25,9 @@ from data_prep.text import corpus
 from data_prep.text import source as text_source
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import find_sources
-from data_prep.text.sentences import splitter
-from tests.corpora import as_jsonl, as_lines, as_prose, texts, write, write_parquet
+from tests.corpora import as_jsonl, as_lines, as_prose, read, texts, write, write_parquet
 
 DOCUMENTS = texts(60)
-
-
-def read(*arguments, txt="auto", column="text", counts=None):
-    """Sentences of all documents."""
-    counts = Counter() if counts is None else counts
-    split = splitter("en")
-    return [
-        document.text.split("\n") if document.lines else split([document.text])[0]
-        for source in find_sources([str(argument) for argument in arguments], txt)
-        for document in read_documents(source, column, counts)
-    ]
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".zst"])

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from pretrain.checkpoints.format import (
 from pretrain.checkpoints.slices import index_slices, read_weights
 from pretrain.checkpoints.verify import check_file, latest_valid, verify
 from tests.checkpoints import checkpoint_of, rewrite, rewrite_state
-
-MASKS = (0x01, 0x20, 0xFF)
+from tests.damage import MANIFESTS, MASKS, sweep
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +42,6 @@ def made(tmp_path_factory) -> Path:
 def run(made, tmp_path) -> Path:
     shutil.copytree(made, tmp_path / "run")
     return tmp_path / "run"
-
-
-def sweep(path: Path, read: Callable[[], Any], masks: int = 1) -> Counter[str]:
-    """Flip each byte by so many of the masks, in turn: what is read is refused by an InputError that names the file, or
-    is what it was. Counts of both."""
-    whole, expected, counts = path.read_bytes(), read(), Counter[str]()
-    for place in range(len(whole)):
-        for mask in (MASKS[(place + turn) % len(MASKS)] for turn in range(masks)):
-            path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
-            try:
-                found = read()
-            except InputError as error:
-                counts["refused" if str(path) in str(error) else "refused without a name"] += 1
-            else:
-                assert found == expected, (place, mask, whole[max(place - 20, 0) : place + 20])
-                counts["the same"] += 1
-    path.write_bytes(whole)
-    assert not counts["refused without a name"]
-    print(f"{path.name}: {len(whole)} bytes, {dict(counts)}")
-    return counts
 
 
 def test_a_flipped_byte_of_a_manifest_is_never_taken_for_another_content(run):
@@ -130,13 +108,6 @@ def test_choosing_passes_over_flipped_bytes_by_name(run, capsys, name):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
         assert latest_valid(run) == checkpoint_dir(run, 3)
         assert f"passing over {checkpoint_dir(run, 6)}: " in capsys.readouterr().err
-
-
-MANIFESTS = [
-    b"", b"[]", b"null", b"1", b'"x"', b"{}", b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{}", b'{"format": 2}',
-    b'{"format": 1' + b"0" * 5000 + b"}", b'{"format": 1, "format": 1}', b'{"format": NaN}', b'{"format": true}',
-    b'{"format": 1.0}', b'{"format": [1]}', b'{"format": {"1": 1}}', "\N{ZERO WIDTH NO-BREAK SPACE}{}".encode(),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("content", MANIFESTS, ids=range(len(MANIFESTS)))

@@ -16,27 +16,17 @@ from data_prep.vocab import write_tokenizer
 from pretrain.checkpoints.format import record_under
 from pretrain.checkpoints.verify import verify
 from pretrain.export import sources
-from pretrain.export.__main__ import ExportConfig
-from pretrain.export.__main__ import main as export
+from pretrain.export.command import ExportConfig
+from pretrain.export.command import main as export
 from pretrain.monitor.lines import read_lines
-from pretrain.report.__main__ import ReportConfig
-from pretrain.report.__main__ import main as report
+from pretrain.report.command import ReportConfig
+from pretrain.report.command import main as report
 from pretrain.report.history import History
-from tests.checkpoints import checkpoint_of
+from tests.checkpoints import RECORD, checkpoint_of
+from tests.damage import MANIFESTS, MASKS, sweep
+from tests.metrics import event, held_out, train
 from tests.stores import entries_of
-from tests.test_damage import MANIFESTS, MASKS, sweep
-from tests.test_report import event, held_out, train
 
-RECORD = {
-    "train": {
-        "data": ["stores/en:2"], "model": "bert-tiny", "init_from": None, "objective": "nsp", "steps": 6, "seq_len": 8,
-        "phase": [], "warmup": 0.1, "schedule": "linear", "dropout": 0.1, "seed": 0,
-    },
-    "deepspeed": {"train_batch_size": 8, "optimizer": {"type": "lamb", "params": {"lr": 1e-3}}},
-    "stores": [{"folder": "stores/en", "identity": "ab" * 32}],
-    "versions": {"torch": "2"}, "git": {"commit": "0123456789abcdef", "clean": True}, "python": "3.11",
-    "vocab_size": 8,
-}  # fmt: skip
 LINES = [
     train(1), train(2), train(3), held_out(3, 4.5, perplexity=90.0), train(4), train(5), train(6),
     held_out(6, 3.25, perplexity=25.8, mlm_acc=0.375), event(6, "save", checkpoint="step-0000006"),

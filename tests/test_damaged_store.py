@@ -20,8 +20,8 @@ from data_prep.samples.mixture import Mixture
 from data_prep.store import HEADER, Store, shard_name
 from data_prep.store_manifest import read_manifest
 from pretrain import training
+from tests.damage import sweep
 from tests.stores import random_documents, store_of
-from tests.test_damage import sweep
 
 DOCUMENTS = random_documents(12)
 

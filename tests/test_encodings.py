@@ -16,9 +16,8 @@ from data_prep.text.cleaning import excluded_grams
 from data_prep.text.corpus import read_documents
 from data_prep.text.decoding import damaged_characters, find_encoding, named_encoding
 from data_prep.text.discovery import find_sources
-from tests.corpora import as_jsonl, files_of, texts, tiny_vocab, write
-from tests.test_hostile import shard
-from tests.test_wikipedia import HEAD, page
+from tests.corpora import as_jsonl, files_of, shard, texts, tiny_vocab, write
+from tests.dumps import HEAD, page
 
 # A few sentences of a fairy tale, the same in many languages: what a detector has to go by.
 TALES = {

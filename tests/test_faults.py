@@ -33,11 +33,9 @@ from pretrain.stop import STOPPED
 from pretrain.train import train
 from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks, start_ranks
-from tests.runs import tiny_run
+from tests.runs import SAVING_STEPS, contents, events, saving_run, steps_done
 from tests.stores import random_documents, store_of
-from tests.test_checkpoint import contents
 
-STEPS = 24
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
 
 
@@ -46,39 +44,24 @@ def store(tmp_path_factory) -> Path:
     return store_of(tmp_path_factory.mktemp("store"), random_documents(40), held_out={3, 17}).folder
 
 
-def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings = dict(steps=STEPS, global_batch=8, save_every=4, eval_samples=8, eval_every=8)
-    return tiny_run(store, out, **settings | changes)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(store, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_ranks(2, train, config(store, out))
+    run_ranks(2, train, saving_run(store, out))
     return out
 
 
-def events(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line.get("event") == kind]
-
-
-def steps_done(run: Path) -> int:
-    path = run / "metrics.jsonl"
-    return path.read_text().count('"kind": "train"') if path.exists() else 0
-
-
 def finish_and_compare(store: Path, run: Path, undisturbed: Path) -> None:
-    run_ranks(2, train, config(store, run))
-    assert contents(checkpoint_dir(run, STEPS)) == contents(checkpoint_dir(undisturbed, STEPS))
+    run_ranks(2, train, saving_run(store, run))
+    assert contents(checkpoint_dir(run, SAVING_STEPS)) == contents(checkpoint_dir(undisturbed, SAVING_STEPS))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victims", [[1], [0], [0, 1]])
 def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
     run = tmp_path / "run"
-    ranks = start_ranks(2, train, config(store, run))
-    step = random.Random(str(victims)).randrange(2, STEPS - 6)
+    ranks = start_ranks(2, train, saving_run(store, run))
+    step = random.Random(str(victims)).randrange(2, SAVING_STEPS - 6)
     wait_for(lambda: steps_done(run) >= step)
     time.sleep(random.random() * 0.05)
     for victim in victims:
@@ -86,7 +69,7 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
     for process, _ in ranks:  # the launcher ends the others; here the test does
         process.kill()
         process.join()
-    assert steps_done(run) < STEPS
+    assert steps_done(run) < SAVING_STEPS
     finish_and_compare(store, run, undisturbed)
 
 
@@ -94,13 +77,13 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
     run = tmp_path / "run"
-    ranks = start_ranks(2, train, config(store, run, save_every=0))
+    ranks = start_ranks(2, train, saving_run(store, run, save_every=0))
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, number)
     states = [pipe.recv()[1] for _, pipe in ranks]
     for process, _ in ranks:
         process.kill()
-    assert 3 <= states[0].step == states[1].step < STEPS
+    assert 3 <= states[0].step == states[1].step < SAVING_STEPS
     assert latest_valid(run) == checkpoint_dir(run, states[0].step)
     assert events(run, "stop")[0]["reason"] == signal.Signals(number).name
     finish_and_compare(store, run, undisturbed)
@@ -109,7 +92,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, 
 @pytest.mark.slow
 def test_a_time_limit_stops_and_saves(store, tmp_path):
     state = run_ranks(
-        2, train, config(store, tmp_path / "run", steps=100_000, keep=2, time_limit=61.5, stop_before=60.0)
+        2, train, saving_run(store, tmp_path / "run", steps=100_000, keep=2, time_limit=61.5, stop_before=60.0)
     )[0]
     assert events(tmp_path / "run", "stop")[0]["reason"] == "time is up"
     assert latest_valid(tmp_path / "run") == checkpoint_dir(tmp_path / "run", state.step)
@@ -117,7 +100,7 @@ def test_a_time_limit_stops_and_saves(store, tmp_path):
 
 def test_slurm_s_time_limit_is_known(monkeypatch, store, tmp_path):
     monkeypatch.setenv("SLURM_JOB_END_TIME", "5000")
-    assert config(store, tmp_path).stop_at(0.0) == 5000 - 120
+    assert saving_run(store, tmp_path).stop_at(0.0) == 5000 - 120
 
 
 def train_with_stderr(settings: TrainConfig, path: Path) -> None:
@@ -130,7 +113,7 @@ def train_with_stderr(settings: TrainConfig, path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path):
     run = tmp_path / "run"
-    ranks = start_ranks(2, train_with_stderr, config(store, run, hang_timeout=10.0), run)
+    ranks = start_ranks(2, train_with_stderr, saving_run(store, run, hang_timeout=10.0), run)
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, signal.SIGSTOP)  # rank 1 is silent; rank 0 waits for it in a collective
     ranks[0][0].join(PATIENCE)
@@ -166,7 +149,7 @@ def train_on_a_disk_that_fills(settings: TrainConfig) -> RunState:
 def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
     run = small_disk / "run"
     with pytest.raises(RuntimeError, match=r"No space left|failed; its message says why"):
-        run_ranks(2, train_on_a_disk_that_fills, config(store, run))
+        run_ranks(2, train_on_a_disk_that_fills, saving_run(store, run))
     whole = latest_valid(run)
     assert whole is not None
     assert not list((run / "checkpoints").glob("*.partial"))
@@ -176,14 +159,14 @@ def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
 
 def test_a_disk_that_is_too_small_is_refused_at_the_start(store, small_disk):
     with pytest.raises(InputError, match=r"more checkpoints of .* each need .*make room.*--keep"):
-        train(config(store, small_disk / "run"))
+        train(saving_run(store, small_disk / "run"))
     assert not (small_disk / "run").exists()
 
 
 def test_a_folder_that_cannot_be_written(store, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match=r"Not a directory|File exists"):
-        run_ranks(1, train, config(store, tmp_path / "file" / "run"))
+        run_ranks(1, train, saving_run(store, tmp_path / "file" / "run"))
 
 
 class TestRunLock:
@@ -290,7 +273,7 @@ def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
     ],
 )
 def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero):
-    settings = config(store, tmp_path / "run", steps=5, precision=precision, zero=zero, save_every=0)
+    settings = saving_run(store, tmp_path / "run", steps=5, precision=precision, zero=zero, save_every=0)
     state = run_ranks(2, train_with_bad_batches, settings, [2])[0]
     assert (state.step, state.skipped, state.samples) == (5, 1, 6 * 8)
     assert [event["step"] for event in events(tmp_path / "run", "skip")] == [2]
@@ -301,7 +284,7 @@ def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero)
 
 
 def test_too_many_skips_end_the_run_with_advice(store, tmp_path):
-    settings = config(store, tmp_path / "run", max_skips=3)
+    settings = saving_run(store, tmp_path / "run", max_skips=3)
     with pytest.raises(RuntimeError, match=r"3 steps in a row were skipped.*Try a lower --lr"):
         run_ranks(2, train_with_bad_batches, settings, list(range(5, 1000)))
     assert latest_valid(tmp_path / "run") == checkpoint_dir(tmp_path / "run", 4)
@@ -323,7 +306,7 @@ def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_pat
         "zero_optimization": {"stage": zero},
     }
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    settings = config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
+    settings = saving_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
     state = run_ranks(2, train_in_fp16, settings)[0]
     skips = events(tmp_path / "run", "skip")
     assert state.skipped == len(skips) > 3
@@ -331,7 +314,9 @@ def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_pat
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "run", cut)
     shutil.rmtree(checkpoint_dir(cut, 6))
-    run_ranks(2, train_in_fp16, config(store, cut, ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30))
+    run_ranks(
+        2, train_in_fp16, saving_run(store, cut, ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
+    )
     assert contents(checkpoint_dir(cut, 6)) == contents(checkpoint_dir(tmp_path / "run", 6))
 
 

@@ -7,15 +7,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import zstandard
 
-from data_prep.cli import InputError, parse
-from data_prep.shard import ShardConfig, main
 from data_prep.store import Store
-from tests.corpora import ROOT, as_jsonl, files_of, texts, tiny_vocab, write, write_parquet
+from tests.corpora import ROOT, as_jsonl, files_of, shard, texts, tiny_vocab, write, write_parquet
 
 GOOD = texts(40, seed=1)
 MB = 1 << 20
@@ -24,23 +21,6 @@ MB = 1 << 20
 @pytest.fixture(scope="module")
 def vocab(tmp_path_factory):
     return tiny_vocab(tmp_path_factory.mktemp("vocab") / "v")
-
-
-class Done(NamedTuple):
-    returncode: int
-    stderr: str
-
-
-def shard(folder, vocab, out, *more, workers=1) -> Done:
-    """What the command says and how it ends; in this process, which is quicker."""
-    arguments = ("--corpus", folder, "--vocab", vocab, "--out", out, "--workers", workers, *more)
-    try:
-        main(parse(ShardConfig, None, [str(argument) for argument in arguments]))
-    except InputError as error:
-        return Done(2, f"error: {error}")
-    except SystemExit as end:
-        return Done(1, str(end.code))
-    return Done(0, "")
 
 
 @pytest.fixture

@@ -28,9 +28,8 @@ from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero.engine import init_distributed, silence_libraries
 from tests.ranks import run_ranks
-from tests.runs import tiny_run
+from tests.runs import NOISE, distance, tiny_run, weights
 from tests.stores import random_documents, store_of
-from tests.test_invariance import NOISE, distance, weights
 
 HALF, STEPS, LR, BATCH, SEQ_LEN = 3, 6, 1e-3, 12, 32
 

@@ -12,15 +12,13 @@ import torch
 from transformers.models.bert.modeling_bert import BertLayer
 
 from pretrain.checkpoints.format import checkpoint_dir
-from pretrain.checkpoints.slices import index_slices, read_elements
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
+from tests.runs import distance, weights
 from tests.stores import random_documents, store_of
 
 STEPS = 6
-# The gradient of a key's bias is 0 (softmax ignores it); optimizers that divide by its size amplify rounding noise.
-NOISE = "attention.self.key.bias"
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +35,6 @@ def run(store: Path, out: Path, world: int, zero: int, micro_batch: int, **chang
     calls = changes.pop("calls", [])
     calls += run_ranks(world, train_counting_layers, TrainConfig(**settings | changes))
     return weights(checkpoint_dir(out, STEPS))
-
-
-def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for (name, kind), slices in index_slices(checkpoint).items():
-        if kind == "master" and not name.endswith(NOISE):
-            found[name] = torch.zeros(slices[-1].offset + slices[-1].length)
-            read_elements(slices, found[name], 0)
-    return found
-
-
-def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> float:
-    """Distance of two sets of weights, relative to how far the second has moved from its start."""
-    assert a.keys() == b.keys() == start.keys()
-    a, b, start = ({name: tensor.flatten() for name, tensor in found.items()} for found in (a, b, start))
-    difference = torch.cat([a[name] - b[name] for name in a]).double().norm()
-    update = torch.cat([b[name] - start[name] for name in a]).double().norm()
-    return float(difference / update)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +12,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data_prep.samples.masking import Masking
-from data_prep.samples.mixture import Mixture
-from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
-from pretrain.data import SampleStream, train_steps
-from pretrain.model import PretrainingModule, build_model
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.schedule import lr_multiplier
-from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, unsharded_partition
+from tests.lamb_runs import DECAY, STEPS, lamb_run, reference_weights, train_naively, undecayed
 from tests.partitions import partition_of
 from tests.ranks import run_ranks
 from tests.reference.lamb import ReferenceLamb
+from tests.runs import distance, weights
 from tests.stores import random_documents, store_of
-from tests.test_invariance import NOISE, distance, weights
-
-STEPS, WARMUP, LR, GLOBAL, SEQ_LEN, DECAY = 12, 3, 4e-3, 12, 32, 0.01
 
 
 @pytest.fixture(scope="module")
@@ -40,52 +30,9 @@ def store(tmp_path_factory) -> Path:
     return store_of(tmp_path_factory.mktemp("store"), random_documents(40)).folder
 
 
-def undecayed(name: str) -> bool:
-    return name.endswith(".bias") or "LayerNorm" in name
-
-
 @pytest.fixture(scope="module")
 def reference(store) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return reference_weights(store)
-
-
-def reference_weights(
-    store: Path, lr_scale: Callable[[str], float] = lambda name: 1.0, **settings: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Final and first weights of plain torch training with the float64 optimizer, of these settings."""
-    opened = Store.open(store)
-    model = build_model(preset="bert-tiny", vocab_size=opened.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
-    module, parameters = PretrainingModule(model), dict(model.named_parameters())
-    start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    optimizers = {
-        name: ReferenceLamb(parameter.detach().numpy(), 0.0 if undecayed(name) else DECAY, **settings)
-        for name, parameter in parameters.items()
-    }
-    stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=0), DataPosition())
-    steps = train_steps(
-        stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=GLOBAL, rank=0, world=1
-    )
-    for index, (counts, [batch]) in enumerate(islice(steps, STEPS)):
-        module.zero_grad()
-        losses = module(batch)
-        (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        for name, parameter in parameters.items():
-            assert parameter.grad is not None
-            lr = LR * lr_multiplier("linear", index, WARMUP, STEPS) * lr_scale(name)
-            optimizers[name].update(parameter.grad.numpy(), lr)
-            with torch.no_grad():
-                parameter.copy_(torch.from_numpy(optimizers[name].weight))
-    final = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    return tuple({n: t for n, t in found.items() if not n.endswith(NOISE)} for found in (final, start))  # type: ignore[return-value]
-
-
-def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=SEQ_LEN, steps=STEPS, warmup=WARMUP, lr=LR, dropout=0.0,
-        global_batch=GLOBAL, optimizer="lamb", weight_decay=DECAY, eval_samples=0, log_every=4, keep=0,
-    )  # fmt: skip
-    return TrainConfig(**settings | changes)
 
 
 CUTS = [(2, 1, 3)]
@@ -106,41 +53,8 @@ MORE_CUTS = [
 )
 def test_weights_equal_the_reference(reference, store, tmp_path, world, zero, micro):
     final, start = reference
-    run_ranks(world, train, config(store, tmp_path / "run", zero=zero, micro_batch=micro))
+    run_ranks(world, train, lamb_run(store, tmp_path / "run", zero=zero, micro_batch=micro))
     assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
-
-
-class NaiveLamb(torch.optim.Optimizer):
-    """LAMB as it is usually written: the norms are those of the tensors that it is given."""
-
-    def __init__(self, params, lr, **_):
-        super().__init__(params, dict(lr=lr, weight_decay=0.0))
-
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for tensor in group["params"]:
-                if tensor.grad is None:
-                    continue
-                state = self.state[tensor]
-                reference = state.setdefault("reference", ReferenceLamb(tensor.detach().numpy(), group["weight_decay"]))
-                reference.update(tensor.grad.numpy(), group["lr"])
-                tensor.data.copy_(torch.from_numpy(reference.weight))
-                state["exp_avg"], state["exp_avg_sq"] = (
-                    torch.from_numpy(x).float() for x in (reference.m, reference.v)
-                )
-
-    def set_partition(self, partition: Partition) -> None:
-        pass
-
-    def trust_ratios(self) -> dict[str, float]:
-        return {}
-
-
-def train_naively(settings: TrainConfig) -> None:
-    import pretrain.zero.engine
-
-    pretrain.zero.engine.Lamb = NaiveLamb  # type: ignore[misc,assignment]
-    train(settings)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +64,7 @@ def train_naively(settings: TrainConfig) -> None:
 def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_path, zero, wrong):
     """The test above can fail, and does for the LAMB that everybody writes, even on one rank."""
     final, start = reference
-    run_ranks(1, train_naively, config(store, tmp_path / "run", zero=zero, micro_batch=12))
+    run_ranks(1, train_naively, lamb_run(store, tmp_path / "run", zero=zero, micro_batch=12))
     error = distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start)
     assert (error > 1e-2) if wrong else (error < 1e-5)
 
@@ -160,7 +74,7 @@ def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_
 def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
     final, start = reference
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": sub_group_size}}))
-    run_ranks(2, train, config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
+    run_ranks(2, train, lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
     assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
@@ -170,18 +84,18 @@ def test_offloaded_to_the_host(reference, store, tmp_path, zero):
     final, start = reference
     ds_config = {"zero_optimization": {"stage": zero, "offload_optimizer": {"device": "cpu"}}}
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    run_ranks(2, train, config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
+    run_ranks(2, train, lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
     assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
 @pytest.mark.slow
 def test_save_and_resume(reference, store, tmp_path):
     final, start = reference
-    run_ranks(2, train, config(store, tmp_path / "run", zero=3, save_every=5, schedule="linear"))
+    run_ranks(2, train, lamb_run(store, tmp_path / "run", zero=3, save_every=5, schedule="linear"))
     for folder in list_checkpoints(tmp_path / "run"):
         if folder != checkpoint_dir(tmp_path / "run", 5):
             shutil.rmtree(folder)
-    run_ranks(3, train, config(store, tmp_path / "run", zero=1))
+    run_ranks(3, train, lamb_run(store, tmp_path / "run", zero=1))
     assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
 
@@ -238,7 +152,7 @@ def test_in_16_bit_master_weights_follow_the_reference_on_the_same_gradients(sto
         precision: {"enabled": True} | ({"initial_scale_power": 32, "hysteresis": 1} if precision == "fp16" else {}),
     }
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    settings = config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, max_skips=40)
+    settings = lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, max_skips=40)
     ranks = run_ranks(2, train_and_watch, settings)
     assert (ranks[0].pop()["skipped"] > 3) == (ranks[1].pop()["skipped"] > 3) == (precision == "fp16")
     optimizers: dict[str, ReferenceLamb] = {}

@@ -10,10 +10,10 @@ from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.model import build_model, parameter_groups
 from pretrain.train import train
 from pretrain.zero.engine import make_optimizer
+from tests.lamb_runs import STEPS, lamb_run, reference_weights
 from tests.ranks import run_ranks
+from tests.runs import distance, weights
 from tests.stores import random_documents, store_of
-from tests.test_invariance import distance, weights
-from tests.test_lamb import STEPS, config, reference_weights
 
 DECAY = 0.5
 # A trust ratio that is always 1 makes LAMB AdamW.
@@ -44,7 +44,7 @@ def test_weights_equal_the_reference(store, tmp_path, optimizer, zero):
         "zero_optimization": {"stage": zero},
     }
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    settings = config(store, tmp_path / "run", ds_config=tmp_path / "ds.json", optimizer=optimizer, micro_batch=3)
+    settings = lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", optimizer=optimizer, micro_batch=3)
     run_ranks(2, train, settings)
     assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 

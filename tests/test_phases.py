@@ -14,10 +14,8 @@ from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of
 from pretrain.train import train
 from tests.ranks import run_ranks
+from tests.runs import contents, distance, lines_of, weights
 from tests.stores import random_documents, store_of
-from tests.test_checkpoint import contents
-from tests.test_invariance import distance, weights
-from tests.test_train import lines_of
 
 WHOLE = Span(128, 1000, 0.1, "linear", 0)
 TWO = ("seq_len=24,steps=4,global_batch=8,lr=2e-3", "seq_len=48,steps=3,global_batch=16,micro_batch=4,warmup=1")

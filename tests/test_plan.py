@@ -126,7 +126,7 @@ def test_the_plan_has_the_numbers_of_the_run(store, tmp_path, capsys):
 def test_the_plan_for_people_is_on_stderr(store, tmp_path, capsys):
     train.train(config(store, tmp_path / "run", dry_run=True, zero=2))
     told = capsys.readouterr().err
-    for part in ("What will run", "bert-tiny", "2 (this run)", "prediction", "Checkpoint", "tokens/s a rank", "Time"):
+    for part in ("What will run", "bert-tiny", "2 (this run)", "prediction", "Checkpoint", "tokens/s per rank", "Time"):
         assert part in told
 
 
@@ -165,7 +165,7 @@ def test_hours_decide_the_steps(store, tmp_path, capsys):
 
 def test_large_stores_are_planned_from_their_first_shards(store, tmp_path, capsys, monkeypatch):
     whole = planned(config(store, tmp_path / "run", dry_run=True), capsys)["phases"][0]
-    monkeypatch.setattr(plan, "INDEXED", 500)
+    monkeypatch.setattr(plan, "SAMPLED_TOKENS", 500)
     part = planned(config(store, tmp_path / "run", dry_run=True), capsys)["phases"][0]
     assert part["epochs"] != whole["epochs"]
     assert part["epochs"] == pytest.approx(whole["epochs"], rel=0.3)

@@ -19,16 +19,13 @@ from pretrain.divergence import MIN_LOSSES, SKIP_STEPS_AFTER_SPIKE, is_spike
 from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
-from pretrain.settings.phases import parse_span, phase_at, phases_of
+from pretrain.settings.phases import Span, phase_at, phases_of
 from pretrain.state import DataPosition, RunState
 from pretrain.train import train
 from tests.checkpoints import rewrite_state
 from tests.ranks import run_ranks
-from tests.runs import tiny_run
+from tests.runs import contents, events, tiny_run
 from tests.stores import random_documents, store_of
-from tests.test_checkpoint import contents
-from tests.test_faults import events
-from tests.test_phases import WHOLE
 
 STEPS, BATCH, SPIKE = 20, 8, 14
 
@@ -175,7 +172,11 @@ def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp
 
 def test_a_rate_outside_of_a_phase_is_no_rate():
     phases = phases_of(
-        [parse_span("steps=8", WHOLE), parse_span("steps=4", WHOLE)], ROOT / "ds_configs/auto.json", Flags(), 1, "fp32"
+        [Span(128, 8, 0.1, "linear", 0), Span(128, 4, 0.1, "linear", 0)],
+        ROOT / "ds_configs/auto.json",
+        Flags(),
+        1,
+        "fp32",
     )
     assert [phase_at(phases, step).index for step in (0, 7, 8, 11, 12)] == [0, 0, 1, 1, 1]
     for phase, step in ((phases[1], 7), (phases[1], 12), (phases[0], 8)):

@@ -16,11 +16,11 @@ from pretrain.monitor.lines import what_was_lost
 from pretrain.report.history import History
 from pretrain.state import RunState
 from pretrain.train import train
+from tests.metrics import event, run_folder
+from tests.metrics import train as logged
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
-from tests.test_report import event, run_folder
-from tests.test_report import train as logged
 
 ROOT = Path(__file__).resolve().parent.parent
 

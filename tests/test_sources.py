@@ -19,8 +19,7 @@ from data_prep.store import Store
 from data_prep.text import corpus
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import check_unchanged, find_sources
-from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, tiny_vocab, write, write_parquet
-from tests.test_hostile import shard
+from tests.corpora import as_jsonl, as_lines, files_of, run_script, shard, texts, tiny_vocab, write, write_parquet
 
 DOCUMENTS = texts(40)
 

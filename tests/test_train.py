@@ -18,6 +18,7 @@ from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from pretrain.zero import partition
 from tests.ranks import run_ranks
+from tests.runs import lines_of
 from tests.stores import random_documents, store_of
 
 TRAIN_KEYS = (
@@ -38,10 +39,6 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
         eval_every=3, eval_samples=16, log_every=2,
     )  # fmt: skip
     return TrainConfig(**settings | changes)
-
-
-def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == kind]
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,9 @@ from data_prep.store import Store
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import find_sources
 from data_prep.text.readers import wikipedia
-from tests.corpora import PACKERS, tiny_vocab, write
-from tests.test_hostile import shard
+from tests.corpora import PACKERS, shard, tiny_vocab, write
+from tests.dumps import HEAD, page
 
-HEAD = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de">
-  <siteinfo><sitename>Wikipedia</sitename><namespaces>
-    <namespace key="-2" case="first-letter">Medium</namespace>
-    <namespace key="0" case="first-letter" />
-    <namespace key="6" case="first-letter">Datei</namespace>
-    <namespace key="14" case="first-letter">Kategorie</namespace>
-  </namespaces></siteinfo>
-"""
 PARIS = """{{Infobox Ort|Name=Paris|Bild={{x|y}}}}
 '''Paris''' ({{IPA|x}}; {{lang|fr|y}}) ist die [[Hauptstadt|''Hauptstadt'']] von Rom.&lt;ref&gt;Quelle&lt;/ref&gt;
 [[Frankreich]] hat&lt;!-- nein --&gt; 2&amp;nbsp;Millionen Menschen ({{x}}, [[Stand]]).
@@ -47,13 +39,6 @@ TEXT = (
     "Seite 7\n\nParis ist die Hauptstadt von Rom.\n\nFrankreich hat 2 Millionen Menschen (Stand).\n\n"
     "Geschichte\n\nPunkt eins\n\nPunkt zwei\n\ngeht weiter"
 )
-
-
-def page(number: int, text: str = "Text.", ns: int = 0, more: str = "", model: str = "wikitext") -> str:
-    return (
-        f"<page><title>Seite {number}</title><ns>{ns}</ns><id>{number}</id>{more}<revision><id>{number + 1000}</id>"
-        f"<model>{model}</model><text bytes='5' xml:space='preserve'>{text}</text></revision></page>\n"
-    )
 
 
 def read(path, counts=None):

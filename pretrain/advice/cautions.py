@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from data_prep.sharding.held_out import FEWEST
 from pretrain.advice import rules
 from pretrain.advice.survey import Survey
-from pretrain.wording import counted, duration
+from pretrain.wording import bytes_in_words, counted, duration
 
 MIXED = 0.1  # share of the text in a second language that is worth a word
 BUSY = 0.5  # of the cores, by other programs
@@ -19,7 +19,7 @@ def of_text(text: Survey, language: str, asked: str) -> Iterator[str]:
     """Of a corpus by itself; `asked` is the language that the user named, if any."""
     if text.text_bytes < rules.LITTLE_TEXT:
         yield (
-            f"{rules.bytes_in_words(text.text_bytes)} of text is too little to learn a language from: give 10 MB or "
+            f"{bytes_in_words(text.text_bytes)} of text is too little to learn a language from: give 10 MB or "
             "more, or let a trained model go on with it (train --init_from HF_FOLDER)"
         )
     if text.documents < FEWEST:

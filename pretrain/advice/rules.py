@@ -13,7 +13,7 @@ from pretrain.advice.machine import Machine
 from pretrain.advice.survey import UNSPACED, Survey
 from pretrain.sizes import PRESETS as SHAPES
 from pretrain.sizes import Shape, activation_bytes, parameters, state_bytes
-from pretrain.wording import counted, duration
+from pretrain.wording import bytes_in_words, counted, duration
 
 
 class Preset(NamedTuple):
@@ -322,14 +322,6 @@ def phases(
         f"seq_len={LONGEST},steps={long_steps},global_batch={batch // shorter},micro_batch={max(1, micro // shorter)},"
         f"lr={lr / 2:g}",
     ]
-
-
-def bytes_in_words(size: float) -> str:
-    """90.2 MB."""
-    for step, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= step:
-            return f"{size / step:.3g} {unit}"
-    return f"{size:.0f} bytes"
 
 
 def _hours(hours: float) -> str:

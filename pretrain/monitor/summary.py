@@ -6,21 +6,19 @@ from typing import Any
 from rich.text import Text
 
 from data_prep.calls import call
-from data_prep.store import Store
 from pretrain.checkpoints.format import best_checkpoint, list_checkpoints
 from pretrain.monitor.console import name_values
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
+from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.wording import FINISHED, STOPPED, StoreSize, counted, duration, run_facts
 
 
 def start_summary(
-    config: TrainConfig,
-    phases: list[Phase],
+    setup: Setup,
     record: dict[str, Any],
     *,
-    stores: list[Store],
     devices: str,
     resumed_from: Path | None,
     lost: str = "",
@@ -31,14 +29,15 @@ def start_summary(
     devices: what the ranks compute on
     lost: what a process that was killed did beyond `resumed_from`
     """
-    sizes = [StoreSize(store.tokens, store.documents) for store in stores]
+    config = setup.config
+    sizes = [StoreSize(store.tokens, store.documents) for store in setup.stores]
     told = run_facts(record, parameters=record.get("parameters"), sizes=sizes)
     several = bool(config.phase)
     for name in ("Hyper-parameters", "Software", "Code", "Phases", *(("Sample", "Batch") if several else ())):
         told.pop(name, None)
     if several:
         told |= {"Learning rate": f"{config.schedule}, by phase"}
-        told |= {f"Phase {phase.index + 1}": _phase_in_words(phase) for phase in phases}
+        told |= {f"Phase {phase.index + 1}": _phase_in_words(phase) for phase in setup.phases}
     if config.hours:
         told["Steps"] = f"as many as {config.hours:g} hours hold, {config.total_steps:,} at most"
     outlook = record["outlook"]

@@ -1,0 +1,47 @@
+"""The look at the disk with which every run begins: whether its checkpoints will have room."""
+
+import shutil
+from typing import NamedTuple
+
+from data_prep.cli import InputError
+from pretrain.checkpoints.format import list_checkpoints
+from pretrain.setup import Setup
+from pretrain.sizes import STATE
+from pretrain.wording import bytes_in_words
+
+
+class DiskNeed(NamedTuple):
+    """What the checkpoints of a run need; the names are those of a plan's JSON."""
+
+    bytes: int  # of one checkpoint
+    at_once: int  # checkpoints that lie there together, at most
+    there: int  # that lie there already
+    needed_bytes: int  # for those that are to come
+    free_bytes: int
+
+
+def check_disk(setup: Setup, parameters: int) -> DiskNeed:
+    """Return the room for the checkpoints that will be kept, and for the one being written.
+
+    Raises
+    ------
+    InputError: there is less.
+    """
+    config, phases = setup.config, setup.phases
+    size = STATE * parameters
+    saves = len(phases) + (phases[-1].end // config.save_every if config.save_every else 0)
+    most = min(saves, config.keep + 1 + bool(config.eval_samples)) if config.keep else saves  # the best is kept too
+    if config.hours and not config.keep:
+        most = 1  # nobody knows how many steps the hours will hold
+    there = len(list_checkpoints(config.out))
+    needed = max(most - there, 0) * size
+    folder = next(parent for parent in (config.out, *config.out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        each, all_of_them, has = map(bytes_in_words, (size, needed, free))
+        raise InputError(
+            f"--out {config.out}: {most - there} more checkpoints of {each} each need {all_of_them}, and the disk has "
+            f"{has} free; make room, choose another --out, or keep fewer (--keep {config.keep}, "
+            f"--save_every {config.save_every})"
+        )
+    return DiskNeed(bytes=size, at_once=most, there=there, needed_bytes=needed, free_bytes=free)
