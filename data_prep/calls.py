@@ -54,12 +54,12 @@ _LITERAL = re.compile(
 
 
 def call(name: str, *arguments: object) -> str:
-    """The words that run a command with `arguments`, quoted for a shell, in the style of this process."""
+    """Return the words that run a command with `arguments`, quoted for a shell, in the style of this process."""
     return shlex.join([*_words(name), *map(str, arguments)])
 
 
 def own() -> str:
-    """The words by which this process was called, without its arguments."""
+    """Return the words by which this process was called, without its arguments."""
     style, name, words = _style(), _name(), typed()
     if _is_console(style):
         return shlex.join([*style, name] if name else style)
@@ -80,7 +80,7 @@ def in_style(text: str) -> str:
 
 
 def typed() -> list[str]:
-    """The words of this process before its arguments, as short as they can be pasted here."""
+    """Return the words of this process before its arguments, as short as they can be pasted here."""
     head = sys.orig_argv[: max(1, len(sys.orig_argv) - len(sys.argv) + 1)]
     if Path(head[-1]).name == "zerobert":  # the interpreter before it is the script's own first line
         return [_short(head[-1])]
@@ -123,12 +123,12 @@ def _words(name: str) -> list[str]:
 
 
 def _from_here(path: Path) -> str:
-    """A path as one would type it in the working directory."""
+    """Return a path as one would type it in the working directory."""
     return min(os.path.relpath(path), str(path), key=len)
 
 
 def _short(program: str) -> str:
-    """A program as one would type it: by its name where the shell finds it."""
+    """Return a program as one would type it: by its name where the shell finds it."""
     if "/" not in program:
         return program
     found = shutil.which(Path(program).name)

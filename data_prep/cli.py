@@ -26,6 +26,7 @@ import tyro
 from data_prep.calls import ROOT as ROOT
 from data_prep.calls import hand_on, in_style, own
 from data_prep.errors import InputError as InputError
+from data_prep.errors import one_line as one_line
 from data_prep.outlets import failure_of, survive_console
 from data_prep.ranges import check_arguments
 from data_prep.usage import in_one_line
@@ -36,7 +37,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u
 
 
 def printable(text: object) -> str:
-    """A text on one line that no terminal acts on: names of files may hold line ends, escapes, bytes of no encoding."""
+    """Return a text on one line that no terminal acts on: names of files may hold line ends, escapes, bytes of no
+    encoding."""
     return _UNPRINTABLE.sub(_spelled, str(text))
 
 
@@ -61,7 +63,7 @@ def print_json(result: dict[str, Any]) -> None:
 def number_in(
     environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0, most: int = 1_000_000
 ) -> int:
-    """The whole number that a variable holds; `default` where it is not set.
+    """Return the whole number that a variable holds; `default` where it is not set.
 
     Raises
     ------

@@ -43,7 +43,7 @@ from data_prep.text.damage import check_damage_of_all
 from data_prep.text.discovery import check_unchanged, find_sources
 from data_prep.text.source import Source
 
-SHINGLE = 5  # words
+SHINGLE_WORDS = 5  # in a row
 SEED = 1
 _WORD = re.compile(r"\w+")
 
@@ -86,7 +86,7 @@ class DedupConfig:
 
 
 @dataclass(frozen=True)
-class Seen:
+class UnitHashes:
     """What is kept of the documents of a unit, in their order. D documents."""
 
     identities: np.ndarray  # [D] uint64
@@ -111,10 +111,10 @@ def main(config: DedupConfig) -> None:
         out=config.out,
     )
     plan = plan_work(sources, config.column, int(config.shard_mb * 1e6))
-    seen: dict[int, Seen] = {}
+    seen: dict[int, UnitHashes] = {}
     with TextProgress(sum(unit.text_bytes for unit in plan.units)) as progress:
         for number, found in map_processes(
-            lambda unit, report: look_at(config, sources, unit, report),
+            lambda unit, report: hash_unit(config, sources, unit, report),
             plan.units,
             workers=config.workers or local_workers(RankInfo(0, 1)),
             name=lambda unit: unit_name(unit, sources),
@@ -148,9 +148,9 @@ def main(config: DedupConfig) -> None:
     say("{}: of {documents:,} documents {exact:,} exact and {near:,} near copies".format(config.out, **report))
 
 
-def look_at(
+def hash_unit(
     config: DedupConfig, sources: list[Source], unit: WorkUnit, report: Callable[[int], None]
-) -> tuple[int, Seen]:
+) -> tuple[int, UnitHashes]:
     """Hash the documents of a unit."""
     identities, texts, shingles, lines = [], [], [], []
     signatures = [np.zeros((0, config.permutations if config.similar < 1 else 0), np.uint32)]
@@ -162,18 +162,20 @@ def look_at(
         if config.line_copies:
             lines += [hash_of(line) for line in {raw.strip() for raw in document.text.split("\n")} if line]
         if config.similar < 1:
-            shingles.append([" ".join(words[at : at + SHINGLE]) for at in range(max(1, len(words) - SHINGLE + 1))])
+            shingles.append(
+                [" ".join(words[at : at + SHINGLE_WORDS]) for at in range(max(1, len(words) - SHINGLE_WORDS + 1))]
+            )
             if len(shingles) == 64:
-                signatures.append(_sign(shingles, config.permutations))
+                signatures.append(_signatures(shingles, config.permutations))
                 shingles = []
         report(len(document.text))
     if shingles:
-        signatures.append(_sign(shingles, config.permutations))
+        signatures.append(_signatures(shingles, config.permutations))
     hashes = [np.array(column, np.uint64) for column in (identities, texts, lines)]
-    return unit.number, Seen(hashes[0], hashes[1], np.concatenate(signatures), hashes[2], counts)
+    return unit.number, UnitHashes(hashes[0], hashes[1], np.concatenate(signatures), hashes[2], counts)
 
 
-def _sign(shingles: list[list[str]], permutations: int) -> np.ndarray:
+def _signatures(shingles: list[list[str]], permutations: int) -> np.ndarray:
     try:
         from rensa import RMinHash
     except ImportError as error:
@@ -183,14 +185,14 @@ def _sign(shingles: list[list[str]], permutations: int) -> np.ndarray:
 
 
 def exact_copies(texts: np.ndarray) -> np.ndarray:
-    """[D] bool: has the text of an earlier document."""
+    """Return [D] bool: has the text of an earlier document."""
     copies = np.ones(len(texts), bool)
     copies[np.unique(texts, return_index=True)[1]] = False
     return copies
 
 
 def near_copies(signatures: np.ndarray, similar: float) -> np.ndarray:
-    """[D] bool: resembles an earlier document that stays, or one that resembles it.
+    """Return [D] bool: resembles an earlier document that stays, or one that resembles it.
 
     Documents that agree in all of a band of their signatures are compared with the first of them, in full: what comes
     out does not depend on luck with the bands beyond what they fail to bring together.
@@ -223,7 +225,7 @@ def _root(root: np.ndarray, row: int) -> int:
 
 
 def frequent(lines: np.ndarray, least: int) -> np.ndarray:
-    """Hashes that occur `least` times or more, sorted; none where `least` is 0."""
+    """Return hashes that occur `least` times or more, sorted; none where `least` is 0."""
     if not least:
         return np.zeros(0, np.uint64)
     found, counts = np.unique(lines, return_counts=True)

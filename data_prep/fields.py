@@ -23,7 +23,7 @@ _REQUIRED: Any = object()
 
 
 def parse(content: bytes | str) -> Any:
-    """What a JSON text says.
+    """Return what a JSON text says.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def seal_of(content: dict[str, Any]) -> str:
-    """The checksum of an object, without the seal that it may have."""
+    """Return the checksum of an object, without the seal that it may have."""
     rest = {name: value for name, value in content.items() if name != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -57,7 +57,7 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_fields(path: Path, remedy: str) -> "Fields":
-    """The object in a file; a seal that it has must be right.
+    """Return the object in a file; a seal that it has must be right.
 
     Raises
     ------
@@ -94,11 +94,11 @@ class Fields:
         self.content: dict[str, Any] = content
 
     def error(self, what: str) -> InputError:
-        """That something about the object is wrong."""
+        """Return the error that something about the object is wrong."""
         return InputError(f"{self.where} {what}; {self.remedy}")
 
     def get(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A field of any type."""
+        """Return a field of any type."""
         if name in self.content:
             return self.content[name]
         if default is _REQUIRED:
@@ -109,50 +109,50 @@ class Fields:
         return self.error(f"says {name} {_shown(value)}, which is not {wanted}")
 
     def whole(self, name: str, least: int = 0, most: int = LARGEST, default: Any = _REQUIRED) -> int:
-        """A whole number in least .. most."""
+        """Return a whole number in least .. most."""
         value = self.get(name, default)
         if type(value) is not int or not least <= value <= most:
             raise self._wrong(name, value, f"a whole number from {least:,} to {most:,}")
         return value
 
     def number(self, name: str, least: float = -math.inf, most: float = math.inf, default: Any = _REQUIRED) -> float:
-        """A finite number in least .. most."""
+        """Return a finite number in least .. most."""
         value = self.get(name, default)
         if not is_number(value) or not math.isfinite(value) or not least <= value <= most:
             raise self._wrong(name, value, "a number" + (f" from {least:g} on" if least > -math.inf else ""))
         return value
 
     def text(self, name: str, allowed: Collection[str] = (), default: Any = _REQUIRED) -> str:
-        """A string; one of `allowed`, where these are given."""
+        """Return a string; one of `allowed`, where these are given."""
         value = self.get(name, default)
         if not isinstance(value, str) or (allowed and value not in allowed):
             raise self._wrong(name, value, "one of " + ", ".join(allowed) if allowed else "a text")
         return value
 
     def digest(self, name: str) -> str:
-        """A sha256 in hexadecimal."""
+        """Return a sha256 in hexadecimal."""
         value = self.text(name)
         if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
             raise self._wrong(name, value, "a sha256")
         return value
 
     def list(self, name: str, default: Any = _REQUIRED) -> list[Any]:
-        """A list."""
+        """Return a list."""
         value = self.get(name, default)
         if not isinstance(value, list):
             raise self._wrong(name, value, "a list")
         return value
 
     def of(self, name: str, default: Any = _REQUIRED) -> "Fields":
-        """An object within."""
+        """Return an object within."""
         return Fields(self.get(name, default), f"{self.where}: {name}", self.remedy)
 
     def each(self) -> Iterator[tuple[str, "Fields"]]:
-        """The objects of which this one consists, by name."""
+        """Yield the objects of which this one consists, by name."""
         return ((name, self.of(name)) for name in self.content)
 
     def rows(self, name: str) -> Iterator["Fields"]:
-        """The objects of a list."""
+        """Yield the objects of a list."""
         listed = self.list(name)
         return (Fields(row, f"{self.where}: {name}[{index}]", self.remedy) for index, row in enumerate(listed))
 
@@ -163,6 +163,6 @@ def is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: of a long one the beginning."""
+    """Return a value in a message: of a long one the beginning."""
     text = repr(value) if type(value) is not int or abs(value) < 1 << 64 else "with more than 19 digits"
     return text if len(text) <= 40 else f"{text[:40]}..."

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep.errors import InputError
 
-_BLOCK = 1 << 22
+_HASH_CHUNK_BYTES = 1 << 22
 
 
 def write_whole(path: Path, chunks: Iterable[bytes | memoryview], sync: bool = True) -> None:
@@ -124,13 +124,13 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    """A name of our own beside `path`: process numbers repeat across the hosts of a shared file system."""
+    """Return a name of our own beside `path`: process numbers repeat across the hosts of a shared file system."""
     return path.with_name(f"{path.name}.partial{secrets.token_hex(4)}")
 
 
 def cache_folder() -> Path | None:
-    """Where files go that can be made again: $ZEROBERT_CACHE, or a folder of this user among the temporary files, which
-    nobody else may write to. None where there is none."""
+    """Return where files go that can be made again: $ZEROBERT_CACHE, or a folder of this user among the temporary
+    files, which nobody else may write to. None where there is none."""
     given = os.environ.get("ZEROBERT_CACHE")
     folder = Path(given) if given else Path(tempfile.gettempdir()) / f"zerobert-{os.getuid()}"
     try:
@@ -172,6 +172,6 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_HASH_CHUNK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -36,13 +36,13 @@ COUNTS = {
     "type_vocab_size": (1, 1 << 10),
     "num_labels": (1, 1 << 20),  # transformers makes a name for each
 }
-PARAMETERS = 1 << 36  # of a model; beyond it a number is wrong, and memory would end before a message comes
+MAX_PARAMETERS = 1 << 36  # of a model; beyond it a number is wrong, and memory would end before a message comes
 FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 POSITIVE = ("layer_norm_eps", "initializer_range")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds one object.
+    """Return a JSON file that holds one object.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def refuse_code(folder: Path, configs: tuple[str, ...] = CONFIGS) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The .safetensors files that hold a folder's weights; an index may name only such, and only in the folder.
+    """Return the .safetensors files that hold a folder's weights; an index may name only such, and only in the folder.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def check_model_config(path: Path, content: dict[str, Any]) -> None:
         )
     hidden = sizes["hidden_size"]
     layers = sizes["num_hidden_layers"] * hidden * (4 * hidden + 2 * sizes["intermediate_size"])
-    if (total := layers + (sizes["vocab_size"] + sizes["max_position_embeddings"]) * hidden) > PARAMETERS:
+    if (total := layers + (sizes["vocab_size"] + sizes["max_position_embeddings"]) * hidden) > MAX_PARAMETERS:
         raise InputError(f"{path}: these sizes make a model of {total:,} parameters; one of the numbers is wrong")
 
 

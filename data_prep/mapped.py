@@ -20,7 +20,7 @@ from weakref import WeakSet
 
 from data_prep.calls import call
 
-INTERVAL = 1.0  # seconds between two looks at the files
+CHECK_EVERY_SECONDS = 1.0  # the sizes of the files
 _all: "WeakSet[Files]" = WeakSet()
 _keep: list[object] = []  # the handler that was installed, which must stay
 
@@ -51,21 +51,21 @@ class Files:
             _install()
 
     def check(self) -> None:
-        """Look at the sizes, at most once in INTERVAL.
+        """Look at the sizes, at most once in CHECK_EVERY_SECONDS.
 
         Raises
         ------
         FileChangedError: naming the file that is shorter.
         """
         now = time.monotonic()
-        if now - self._looked < INTERVAL:
+        if now - self._looked < CHECK_EVERY_SECONDS:
             return
         self._looked = now
         if (path := self.cut()) is not None:
             raise FileChangedError(_message(path))
 
     def cut(self) -> Path | None:
-        """The first file that is shorter than it was. One that was removed or replaced stays as it is mapped."""
+        """Return the first file that is shorter than it was. One that was removed or replaced stays as it is mapped."""
         for path, was in self._were.items():
             try:
                 status = path.stat()

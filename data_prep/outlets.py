@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-KEPT = 10_000  # lines that wait for a disk
+KEPT_LINES = 10_000  # that wait for a disk
 
 
 class _Lasting(io.FileIO):
@@ -70,7 +70,7 @@ def can_redraw(stream: TextIO | None) -> bool:
 
 
 def failure_of(stream: TextIO | None) -> OSError | None:
-    """The first error that a lasting stream has hidden."""
+    """Return the first error that a lasting stream has hidden."""
     return getattr(getattr(getattr(stream, "buffer", None), "raw", None), "failure", None)
 
 
@@ -84,7 +84,7 @@ class Journal:
         self.path = path
         self.lost = 0  # lines that were too many to keep
         self.failure: OSError | None = None  # why lines are waiting now
-        self._waiting: deque[bytes] = deque(maxlen=KEPT)
+        self._waiting: deque[bytes] = deque(maxlen=KEPT_LINES)
 
     @property
     def waiting(self) -> int:
@@ -93,7 +93,7 @@ class Journal:
 
     def write(self, line: str) -> None:
         """Append a line and all that wait; never raises."""
-        self.lost += len(self._waiting) == KEPT
+        self.lost += len(self._waiting) == KEPT_LINES
         self._waiting.append(line.encode(errors="replace") + b"\n")
         try:
             _append(self.path, b"".join(self._waiting))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 
 from data_prep.errors import InputError
 
-SHOWN = 40  # characters of a value in a message
+SHOWN_CHARS = 40  # characters of a value in a message
 
 
 class Range(NamedTuple):
@@ -67,7 +67,7 @@ def check_ranges(settings: Any, option: str = "--") -> None:
 
 
 def classes_of(config_class: type) -> Iterator[type]:
-    """The class of a command's options, and those of groups within it."""
+    """Yield the class of a command's options, and those of groups within it."""
     yield config_class
     for hint in get_type_hints(config_class).values():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -75,7 +75,7 @@ def classes_of(config_class: type) -> Iterator[type]:
 
 
 def hints_of(config_class: type) -> dict[str, Any]:
-    """The options of a command by name, with their types and marks; those of a group stand among the others."""
+    """Return the options of a command by name, with their types and marks; those of a group stand among the others."""
     hints: dict[str, Any] = {}
     for part in classes_of(config_class):
         hints |= get_type_hints(part, include_extras=True)
@@ -83,7 +83,7 @@ def hints_of(config_class: type) -> dict[str, Any]:
 
 
 def kind_of(hint: Any) -> Any:
-    """A type without its marks."""
+    """Return a type without its marks."""
     return _kind_and_ranges(hint)[0]
 
 
@@ -143,6 +143,6 @@ def _check_number(option: str, value: str, whole: bool, allowed: Range) -> None:
 
 
 def shortened(value: object) -> str:
-    """A value as a message shows it."""
+    """Return a value as a message shows it."""
     text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

@@ -19,7 +19,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -32,6 +32,8 @@ if __name__ == "__main__":
 
     continue_in_venv()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: threads would start, with nothing to do
+
+from tyro.conf import OmitArgPrefixes
 
 from data_prep.cli import InputError, printable, run, say
 from data_prep.files import check_writable, sha256_of
@@ -48,7 +50,7 @@ from data_prep.sharding.records import Records, ShardRecord, shard_path
 from data_prep.sharding.worker_pool import WorkerError, map_processes
 from data_prep.store import Store
 from data_prep.store_manifest import ShardEntry, StoreManifest
-from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, read_drop_list, settings_of
+from data_prep.text.cleaning import Cleaner, CleaningConfig, cleaner_of, settings_of
 from data_prep.text.corpus import Document
 from data_prep.text.damage import check_damage_of_all
 from data_prep.text.discovery import check_unchanged, find_sources
@@ -59,7 +61,7 @@ from data_prep.tokens import contract
 from data_prep.tokens.continuations import continuation_token_ids
 from data_prep.tokens.encode import Encoder, EncodeWith
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
-from data_prep.tokens.words import WordBorders, WordsFrom, words_version
+from data_prep.tokens.word_borders import WordBorders, WordsFrom, words_version
 
 REPORT_EVERY_BYTES = 1 << 20  # of text that a worker has read
 OBJECTIVE: Objective = "nsp"  # of a run that says nothing else
@@ -108,18 +110,7 @@ class ShardConfig:
     """what ends a sentence: our rules; Punkt (extra [text]; en, de, ru and 16 more); or every line is one"""
     words: WordsFrom = "vocab"
     """what a word is when whole words are masked: what the vocabulary says, or in Chinese jieba (extra [zh])"""
-    ftfy: bool = False
-    """mend mojibake and the like (extra [text])"""
-    control: bool = False
-    """take control characters out"""
-    min_chars: Annotated[int, Range(0, 1e12)] = 0
-    """leave out documents of fewer characters"""
-    only_lang: tuple[str, ...] = ()
-    """leave out documents of other languages than these, by two-letter codes (extra [text])"""
-    exclude: tuple[Path, ...] = ()
-    """files of tests: documents that share 8 words in a row with them are left out"""
-    drop: Path | None = None
-    """list of copies, from data_prep/dedup.py: they are left out"""
+    cleaning: OmitArgPrefixes[CleaningConfig] = field(default_factory=CleaningConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -202,7 +193,7 @@ def _make_store(config: ShardConfig, named: Path) -> None:
         vocab_sha256=vocab_sha256,
         plan=plan_work(sources, config.column, int(config.shard_mb * 1e6), first_unit(base)),
         records=Records(config.out),
-        clean=cleaner(config),
+        clean=cleaner_of(config.cleaning),
         words=word_borders(config, encoder),
     )
     records, units, rank = job.records, job.plan.units, rank_from_env()
@@ -218,7 +209,7 @@ def _make_store(config: ShardConfig, named: Path) -> None:
         encoder.check(sentences)
         work_through(job)
         is_finished = manifest.finish(
-            records, units, wanted, config.vocab, base, lambda counts: check_sources(job, counts)
+            records, units, wanted, vocab=config.vocab, base=base, check=lambda counts: check_sources(job, counts)
         )
     if is_finished:
         for line in outlook(Store.open(config.out)):
@@ -244,7 +235,8 @@ def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
 
 
 def outlook(store: Store) -> list[str]:
-    """What a run with the usual samples will make of a store: the share of the text that they show, what is amiss."""
+    """Return what a run with the usual samples will make of a store: the share of the text that they show, what is
+    amiss."""
     lines = []
     coverage = look_over([store], OBJECTIVE, SEQ_LEN)
     if coverage is None:
@@ -258,16 +250,14 @@ def outlook(store: Store) -> list[str]:
 
 
 def settings(config: ShardConfig) -> dict[str, Any]:
-    """What decides the bytes beside corpus and vocabulary, as the manifest says it."""
+    """Return what decides the bytes beside corpus and vocabulary, as the manifest says it."""
     named = {name: getattr(config, name) for name in ("shard_mb", "holdout", "txt", "column", "lang")}
     named |= version_of(config.sentences) | words_version(config.words)
-    return named | settings_of(
-        config.ftfy, config.control, config.min_chars, config.exclude, config.drop, config.only_lang
-    )
+    return named | settings_of(config.cleaning)
 
 
 def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
-    """What finds words, where it is not the vocabulary."""
+    """Return what finds words, where it is not the vocabulary."""
     if config.words == "vocab":
         return None
     return WordBorders(
@@ -275,18 +265,8 @@ def word_borders(config: ShardConfig, encoder: Encoder) -> WordBorders | None:
     )
 
 
-def cleaner(config: ShardConfig) -> Cleaner | None:
-    """What is done to documents, if anything."""
-    documents, lines = read_drop_list(config.drop) if config.drop else (frozenset(), frozenset())
-    languages = frozenset(config.only_lang)
-    wanted = Cleaning(
-        config.ftfy, config.control, config.min_chars, excluded_grams(config.exclude), documents, lines, languages
-    )
-    return None if wanted == Cleaning() else Cleaner(wanted)
-
-
 def sample_sentences(job: Job) -> list[str]:
-    """Some sentences of the corpus for the encoder's self-check: from the beginning of some of its units."""
+    """Return some sentences of the corpus for the encoder's self-check: from the beginning of some of its units."""
     units = job.plan.units[:: max(1, len(job.plan.units) // 4)][:4]
     found: list[str] = []
     for unit in units:

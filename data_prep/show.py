@@ -266,7 +266,9 @@ def usage(store: Store, config: ShowConfig) -> dict[str, float]:
     """Return the share of the sentences that the first pass takes once: all, or something is wrong."""
     if config.objective == "mlm":
         return {}
-    times = usage_counts(Sentences.of(store), config.seq_len, config.objective, config.seed, 0)
+    times = usage_counts(
+        Sentences.of(store), seq_len=config.seq_len, objective=config.objective, seed=config.seed, pass_number=0
+    )
     return {"sentences taken into a sample, each once": float((times == 1).mean())}
 
 

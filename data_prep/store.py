@@ -61,7 +61,7 @@ def _section_dtypes(token_bytes: int) -> tuple[np.dtype, ...]:
 
 
 def shard_name(unit: int, piece: int = 0) -> str:
-    """File name of a shard: the unit of work it comes from and its place among the shards of that unit."""
+    """Return the file name of a shard: the unit of work it comes from and its place among the shards of that unit."""
     return f"shard-{unit:05d}-{piece:03d}.bin"
 
 
@@ -251,7 +251,8 @@ class Store:
         return np.cumsum([0, *(len(shard.tokens) for shard in self.shards)], dtype=np.int64)
 
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one document."""
+        """Return tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one
+        document."""
         self.files.check()
         shards = np.searchsorted(self.token_starts, starts, side="right") - 1
         begins = starts - self.token_starts[shards]
@@ -276,8 +277,8 @@ class Store:
         return found
 
     def read_continues(self, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """[T] bool: which tokens of many spans, whose ids `read_spans` gives, go on with the word before them: as the
-        shards say where a segmenter was at work, otherwise as the vocabulary says."""
+        """Return [T] bool: which tokens of many spans, whose ids `read_spans` gives, go on with the word before them:
+        as the shards say where a segmenter was at work, otherwise as the vocabulary says."""
         if self.shards[0].continues is None:
             return self.continues[ids]
         places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(ids))
@@ -291,7 +292,7 @@ class Store:
         return found
 
     def token_uses(self) -> np.ndarray:
-        """How often each entry of the vocabulary occurs [V] int64; reads all tokens.
+        """Return how often each entry of the vocabulary occurs [V] int64; reads all tokens.
 
         Raises
         ------
@@ -312,7 +313,7 @@ class Store:
         )
 
     def verify(self, report: Callable[[str], None] = lambda line: None, part: int = 0, parts: int = 1) -> list[str]:
-        """Read every byte and compare with the manifest's checksums. Returns one line for each damaged file.
+        """Read every byte and compare with the manifest's checksums. Return one line for each damaged file.
 
         `report` is told how far it is; of several `parts` of the shards, only one is read.
         """

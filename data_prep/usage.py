@@ -42,7 +42,7 @@ def in_one_line(config_class: type, args: Sequence[str]) -> Iterator[None]:
 
 
 def _given(output: Mapping[str, Any]) -> dict[str, str]:
-    """The options that were given with one value each."""
+    """Return the options that were given with one value each."""
     return {name: value[0] for name, value in output.items() if isinstance(value, list) and len(value) == 1}
 
 
@@ -70,7 +70,7 @@ def _told(event: _errors.ParseErrorEvent, config_class: type, args: Sequence[str
 
 
 def _name(argument: Any) -> str:
-    """An argument as one writes it; one without a name as it stands in the line of usage."""
+    """Return an argument as one writes it; one without a name as it stands in the line of usage."""
     return argument.field.intern_name.upper() if argument.is_positional() else argument.lowered.name_or_flags[0]
 
 
@@ -80,7 +80,7 @@ def _what(argument: Any, config_class: type) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The words of a Literal, or of one among other types, in their order."""
+    """Return the words of a Literal, or of one among other types, in their order."""
     kind = kind_of(hint)
     literals = [each for each in (kind, *get_args(kind)) if get_origin(each) is Literal]
     return [str(word) for literal in literals for word in get_args(literal)]
@@ -94,14 +94,15 @@ def _missing(arguments: list[Any], config_class: type) -> str:
 
 
 def _first_strange(args: Sequence[str], config_class: type) -> str:
-    """The first option of a command line that there is not: where it stands first, tyro misses what stands behind."""
+    """Return the first option of a command line that there is not: where it stands first, tyro misses what stands
+    behind."""
     known = hints_of(config_class)
     named = (arg for arg in args if arg.startswith("--"))
     return next((arg for arg in named if arg[2:].partition("=")[0].replace("-", "_") not in known), "")
 
 
 def _unknown(token: str, config_class: type, args: Sequence[str]) -> str:
-    """What to say of a word that tyro has no place for: a misspelt option, or a value too many."""
+    """Return what to say of a word that tyro has no place for: a misspelt option, or a value too many."""
     options = options_of(config_class)
     written = token.partition("=")[0]
     name = written.lstrip("-").replace("-", "_")
@@ -122,7 +123,7 @@ def _unknown(token: str, config_class: type, args: Sequence[str]) -> str:
 
 
 def options_of(config_class: type) -> dict[str, str]:
-    """The names of a command's options, and what --help says of each."""
+    """Return the names of a command's options, and what --help says of each."""
     docs = _docs(config_class)
     return {name: docs.get(name, "") for name, hint in hints_of(config_class).items() if not _is_positional(hint)}
 
@@ -132,7 +133,7 @@ def _is_positional(hint: Any) -> bool:
 
 
 def _docs(config_class: type) -> dict[str, str]:
-    """What stands below each field, in one line."""
+    """Return what stands below each field, in one line."""
     from docstring_parser import parse_from_object  # inside: it reads the source, of which only a refusal has need
 
     found = {}
@@ -143,8 +144,8 @@ def _docs(config_class: type) -> dict[str, str]:
 
 
 def nearest(name: str, options: Mapping[str, str]) -> list[str]:
-    """The options that may be meant by a name that is none: misspelt; written out (learning_rate -> lr); else by words
-    in common with their names and what --help says of them (learning -> lr, "peak learning rate")."""
+    """Return the options that may be meant by a name that is none: misspelt; written out (learning_rate -> lr); else by
+    words in common with their names and what --help says of them (learning -> lr, "peak learning rate")."""
     if close := difflib.get_close_matches(name, options, n=1, cutoff=NEAR):
         return close
     initials = "".join(word[0] for word in name.split("_") if word)

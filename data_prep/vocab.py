@@ -55,9 +55,9 @@ from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
 
-MULTIPLE = 64
-BEGINNINGS, BEGINNING = 100, 20_000  # sources, and characters of each, in which the unknown is counted
-WARN_OF_MARKS = 0.003  # share of characters with marks; in English it is a tenth of that
+SIZE_MULTIPLE = 64
+SAMPLED_SOURCES, SAMPLED_CHARS = 100, 20_000  # sources, and characters of each, in which the unknown is counted
+WARN_MARKS_SHARE = 0.003  # of characters with marks; in English it is a tenth of that
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def main(config: VocabConfig) -> None:
         origin = config.from_vocab.name
     else:
         config, asked = settled(config), config
-        size = -(-config.size // MULTIPLE) * MULTIPLE
+        size = -(-config.size // SIZE_MULTIPLE) * SIZE_MULTIPLE
         if size != config.size:
-            say(f"size {config.size:,} rounded up to {size:,}, a multiple of {MULTIPLE}")
+            say(f"size {config.size:,} rounded up to {size:,}, a multiple of {SIZE_MULTIPLE}")
         sources = find_sources(
             config.corpus,
             config.txt,
@@ -154,7 +154,7 @@ def main(config: VocabConfig) -> None:
 
 
 def settled(config: VocabConfig) -> VocabConfig:
-    """The options with what --lang decides where they leave it open."""
+    """Return the options with what --lang decides where they leave it open."""
     language = defaults(config.lang or "en")
     return replace(
         config,
@@ -229,10 +229,10 @@ def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabC
 
 
 def _beginnings(sources: list[Source], config: VocabConfig) -> list[str]:
-    """Lines from the beginnings of some sources."""
+    """Return lines from the beginnings of some sources."""
     lines: list[str] = []
-    for source in sources[:BEGINNINGS]:
-        left = BEGINNING
+    for source in sources[:SAMPLED_SOURCES]:
+        left = SAMPLED_CHARS
         for document in read_documents(source, config.column, Counter()):
             lines += document.text[:left].split("\n")
             left -= len(document.text)
@@ -242,12 +242,12 @@ def _beginnings(sources: list[Source], config: VocabConfig) -> list[str]:
 
 
 def _compatible(cased: bool, text: str) -> str:
-    """A text as SentencePiece's normalizer leaves it, nearly."""
+    """Return a text as SentencePiece's normalizer leaves it, nearly."""
     return unicodedata.normalize("NFKC", text if cased else text.casefold())
 
 
 def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> list[str]:
-    """Entries of a WordPiece vocabulary trained on `sources`, the special tokens first.
+    """Return the entries of a WordPiece vocabulary trained on `sources`, the special tokens first.
 
     Raises
     ------
@@ -258,7 +258,7 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     counts = count_characters(_batches(sources, config, "characters"), tokenizer.normalizer.normalize_str)
     characters = counts.at_least(config.min_frequency)
     alphabet, rare = sorted(characters[: size // 4]), characters[size // 4 :]
-    if not (config.cased or config.uncased) and counts.marks > WARN_OF_MARKS:
+    if not (config.cased or config.uncased) and counts.marks > WARN_MARKS_SHARE:
         lost = what_uncased_loses(_beginnings(sources, config)).words
         examples = ", ".join(f"{word} -> {bare}" for word, bare in lost) or counts.example
         say(
@@ -299,7 +299,7 @@ class Characters(NamedTuple):
     example: str  # the most frequent of these
 
     def at_least(self, times: int) -> list[str]:
-        """Those that occur so often, the most frequent first."""
+        """Return those that occur so often, the most frequent first."""
         frequent = sorted((-count, character) for character, count in self.seen.items() if count >= times)
         return [character for _, character in frequent]
 
@@ -331,7 +331,7 @@ def _joins(tokenizer: Tokenizer, character: str) -> bool:
 def _batches(
     sources: list[Source], config: VocabConfig, what: str, at_end: Callable[[], None] = lambda: None
 ) -> Iterator[list[str]]:
-    """Paragraphs of the whole corpus in batches of about 1 MB; the work shows itself."""
+    """Yield paragraphs of the whole corpus in batches of about 1 MB; the work shows itself."""
     counts: Counter[str] = Counter()
     counted: list[tuple[Source, Counter[str]]] = []
     batch: list[str] = []
@@ -361,7 +361,7 @@ def _batches(
 
 
 def read_vocab(path: Path) -> list[str]:
-    """The entries of a published vocab.txt, whatever its line ends and its byte order mark.
+    """Return the entries of a published vocab.txt, whatever its line ends and its byte order mark.
 
     Raises
     ------
@@ -389,7 +389,7 @@ def read_vocab(path: Path) -> list[str]:
 
 
 def _decoded(raw: bytes) -> str:
-    """UTF-8, or what a byte order mark says; the mark is no part of the first entry."""
+    """Return text of UTF-8, or of what a byte order mark says; the mark is no part of the first entry."""
     if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark is the first half
         return raw.decode("utf-32")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -418,7 +418,8 @@ def _warn_of_case(config: VocabConfig, entries: list[str]) -> None:
 
 
 def bert_tokenizer(ids: dict[str, int], cased: bool) -> Tokenizer:
-    """BERT's tokenizer over a vocabulary, exactly as transformers' BertTokenizer builds it from `do_lower_case`."""
+    """Return BERT's tokenizer over a vocabulary, exactly as transformers' BertTokenizer builds it from
+    `do_lower_case`."""
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=not cased

@@ -71,7 +71,7 @@ def test_another_addition_does_not_take_the_place_of_one_that_was_begun(files, v
     out = tmp_path / "store"
     assert append(vocab, out, files["a"]).returncode == 0
     before = files_of(out)
-    monkeypatch.setattr("data_prep.sharding.manifest.finish", lambda *_: None)  # as if it were stopped before
+    monkeypatch.setattr("data_prep.sharding.manifest.finish", lambda *_, **__: None)  # as if it were stopped before
     assert append(vocab, out, files["b"]).returncode == 0
     monkeypatch.undo()
     done = append(vocab, out, files["c"])

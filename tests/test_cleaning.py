@@ -11,7 +11,16 @@ from data_prep.cli import InputError
 from data_prep.shard import ShardConfig, make_store
 from data_prep.store import Store
 from data_prep.text import cleaning
-from data_prep.text.cleaning import Cleaner, Cleaning, excluded_grams, grams_of, hash_of, identity_of, settings_of
+from data_prep.text.cleaning import (
+    Cleaner,
+    Cleaning,
+    CleaningConfig,
+    excluded_grams,
+    grams_of,
+    hash_of,
+    identity_of,
+    settings_of,
+)
 from data_prep.text.corpus import Document
 from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
 
@@ -62,7 +71,7 @@ def test_eight_words_in_common_are_contamination():
 
 def test_runs_of_words_equal_a_naive_search():
     words = "a b c d e f g h a b c d e f g h i".split()
-    naive = {tuple(words[at : at + cleaning.GRAM]) for at in range(len(words) - cleaning.GRAM + 1)}
+    naive = {tuple(words[at : at + cleaning.GRAM_WORDS]) for at in range(len(words) - cleaning.GRAM_WORDS + 1)}
     assert len(set(grams_of(" ".join(words)))) == len(naive)
 
 
@@ -115,7 +124,7 @@ def test_documents_of_other_languages_are_left_out():
     assert (kept, counts) == (["de", "zh"], {"other_languages": 2})
     titled = Document("x", "Licence and title. " + texts["de"] * 9)
     assert clean(titled, counts) == titled
-    assert settings_of(False, False, 0, (), None, ["zh", "de"])["only_lang"] == ["de", "zh"]
+    assert settings_of(CleaningConfig(only_lang=("zh", "de")))["only_lang"] == ["de", "zh"]
     with pytest.raises(InputError, match="--only_lang xx: py3langid knows ace af am"):
         Cleaner(Cleaning(languages=frozenset(["xx"])))
 
@@ -127,8 +136,8 @@ def test_the_option_reaches_the_store_and_its_package_is_named(tmp_path, monkeyp
     }
     write(tmp_path / "a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in documents.values()))
     config = ShardConfig(
-        vocab=tiny_vocab(tmp_path / "v"), out=tmp_path / "s", corpus=(str(tmp_path / "a.jsonl"),), only_lang=("en",),
-        workers=1, holdout=0,
+        vocab=tiny_vocab(tmp_path / "v"), out=tmp_path / "s", corpus=(str(tmp_path / "a.jsonl"),),
+        cleaning=CleaningConfig(only_lang=("en",)), workers=1, holdout=0,
     )  # fmt: skip
     make_store(config)
     manifest = Store.open(tmp_path / "s").manifest
@@ -141,7 +150,7 @@ def test_the_option_reaches_the_store_and_its_package_is_named(tmp_path, monkeyp
     monkeypatch.setattr("importlib.metadata.version", missing)
     for wanted in ((True, ()), (False, ("en",))):
         with pytest.raises(InputError, match=r"is needed: pip install 'zerobert\[text\]'"):
-            settings_of(wanted[0], False, 0, (), None, wanted[1])
+            settings_of(CleaningConfig(ftfy=wanted[0], only_lang=wanted[1]))
     monkeypatch.setitem(sys.modules, "py3langid", None)
     with pytest.raises(InputError, match=r"pip install 'zerobert\[text\]'"):
         Cleaner(Cleaning(languages=frozenset(["en"])))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import ROOT
-from data_prep.outlets import KEPT, Journal
+from data_prep.outlets import KEPT_LINES, Journal
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.verify import latest_valid
@@ -76,9 +76,9 @@ class TestJournal:
         (tmp_path / "log").symlink_to(FULL)
         journal = Journal(tmp_path / "log")
         journal.write("x")
-        journal._waiting.extend([b"x\n"] * (KEPT - 1))
+        journal._waiting.extend([b"x\n"] * (KEPT_LINES - 1))
         journal.write("y")
-        assert (journal.waiting, journal.lost) == (KEPT, 1)
+        assert (journal.waiting, journal.lost) == (KEPT_LINES, 1)
 
 
 COMMAND = """

@@ -4,7 +4,6 @@ with the store's, a folder's weights with the model that is made of them."""
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -28,14 +27,14 @@ from data_prep import shard
 from data_prep.cli import InputError
 from data_prep.store import Store
 from data_prep.tokens import contract
-from data_prep.tokens.encode import HARD, Encoder
+from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.vocab import SPECIAL, write_tokenizer
 from pretrain import answering, hf_folder, predict
-from pretrain.export.__main__ import ExportConfig
-from pretrain.export.__main__ import main as export
-from pretrain.finetune.__main__ import FinetuneConfig
-from pretrain.finetune.__main__ import main as finetune
+from pretrain.export.command import ExportConfig
+from pretrain.export.command import main as export
+from pretrain.finetune.command import FinetuneConfig
+from pretrain.finetune.command import main as finetune
 from pretrain.model import build_model
 from tests.corpora import run_script, tiny_vocab, write
 from tests.stores import entries_of, store_of
@@ -135,9 +134,9 @@ def test_every_tokenizer_folder_is_refused_or_read_alike(tmp_path, kind, names):
                 encoder = Encoder.load(vocab)
                 contract.check(vocab, encoder, LINES, named=folder)
                 write(vocab / "config.json", '{"model_type": "bert"}')  # as in an exported folder
-                assert agrees(vocab, encoder, [*HARD, *LINES]), (name, said, framed)
+                assert agrees(vocab, encoder, [*ADVERSARIAL_STRINGS, *LINES]), (name, said, framed)
                 (vocab / "config.json").unlink()
-                assert agrees(vocab, encoder, [*HARD, *LINES]), (name, said, framed)
+                assert agrees(vocab, encoder, [*ADVERSARIAL_STRINGS, *LINES]), (name, said, framed)
         except InputError as error:
             refusals.append((folder, str(error)))
     for folder, message in refusals:
@@ -151,7 +150,7 @@ def test_a_contradiction_names_the_text_both_ids_and_the_setting(tmp_path):
     vocab = tiny_vocab(tmp_path / "v")
     config = (vocab / "tokenizer_config.json").read_text()
     write(vocab / "tokenizer_config.json", config.replace('"do_lower_case": true', '"do_lower_case": false'))
-    text, wrong = HARD[0], Encoder.load(tiny_vocab(tmp_path / "cased", cased=True)).tokenizer
+    text, wrong = ADVERSARIAL_STRINGS[0], Encoder.load(tiny_vocab(tmp_path / "cased", cased=True)).tokenizer
     assert text.startswith("H")
     assert wrong.encode(text).ids
     write(tmp_path / "corpus.txt", "Some text. And more of it.")
@@ -161,7 +160,7 @@ def test_a_contradiction_names_the_text_both_ids_and_the_setting(tmp_path):
 
 
 def test_a_line_of_the_corpus_alone_can_tell(tmp_path):
-    """The hard strings do not hold every character; the corpus is what is trained on."""
+    """The adversarial strings do not hold every character; the corpus is what is trained on."""
     tokenizer = tokenizer_of("wordpiece", N.Sequence([N.Replace("ξ", "x"), N.BertNormalizer()]), True)
     vocab = folder_of(tmp_path / "v", tokenizer, {"tokenizer_class": "BertTokenizer"})
     contract.check(vocab)
@@ -203,7 +202,7 @@ def test_a_store_keeps_the_settled_folder_and_its_hash(tmp_path):
     store = Store.open(tmp_path / "store")
     assert store.vocab_sha256 == tokenizer_sha256(store.folder / "vocab")
     assert store.verify() == []
-    assert agrees(store.folder / "vocab", Encoder.load(given), [*HARD, *LINES])
+    assert agrees(store.folder / "vocab", Encoder.load(given), [*ADVERSARIAL_STRINGS, *LINES])
     again = run_script("shard", "--corpus", tmp_path / "corpus.txt", "--vocab", given, "--out", tmp_path / "store")
     assert "nothing to do" in again.stderr, again.stderr
 
@@ -233,7 +232,7 @@ def test_export_compares_the_tokenizer_that_it_wrote(tmp_path):
     cased.normalizer = NORMALIZERS["cased"]()
     cased.save(str(hf / "tokenizer.json"))
     export(ExportConfig(hf, tmp_path / "cased"))
-    assert agrees(tmp_path / "cased", Encoder.load(hf), [*HARD, "One two", "TWO"])
+    assert agrees(tmp_path / "cased", Encoder.load(hf), [*ADVERSARIAL_STRINGS, "One two", "TWO"])
     assert json.loads((tmp_path / "cased/tokenizer_config.json").read_text())["model_max_length"] == 64
     (hf / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
     with pytest.raises(InputError, match='set "do_lower_case": false'):
@@ -546,7 +545,6 @@ def test_numbers_of_others_are_checked(tmp_path):
         with pytest.raises(InputError, match=r"config\.json"):
             command(hf)
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "data.tsv"}
-    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_what_transformers_makes_of_a_folder_is_asked_once(tmp_path, monkeypatch):

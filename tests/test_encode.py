@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep.cli import InputError
 from data_prep.tokens import fast_paths, sentencepieces
-from data_prep.tokens.encode import HARD, Encoder
+from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.vocab import SPECIAL, finish_tokenizer
 from tests.corpora import texts, tiny_vocab, write
 
 VERY_HARD = (
-    *HARD,
+    *ADVERSARIAL_STRINGS,
     *(
         "İ",
         "ı",
@@ -80,7 +80,7 @@ def ids_of(encoder, texts):
 
 
 def reference(encoder, texts):
-    return one_by_one(encoder.encode_slowly(texts))
+    return one_by_one(encoder.encode_by_reference(texts))
 
 
 def random_texts(count, seed=0):
@@ -107,7 +107,7 @@ def path(request):
 @pytest.mark.parametrize("count", [4000, pytest.param(60_000, marks=pytest.mark.slow)])
 def test_ids_are_those_of_transformers(folder, theirs, count, path):
     encoder = Encoder.load(folder, path)
-    assert encoder.path == {"nanotoken": "nanotoken", "pieces": "the cache of pieces"}[path]
+    assert encoder.backend == {"nanotoken": "nanotoken", "pieces": "the cache of pieces"}[path]
     texts = [*VERY_HARD, *random_texts(count)]
     expected = theirs(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     for text, ours, wanted in zip(texts, ids_of(encoder, texts), expected, strict=True):
@@ -140,11 +140,11 @@ def test_the_cache_may_overflow(folder, monkeypatch):
 def test_a_fast_path_that_errs_is_left_and_said(folder, monkeypatch, capsys):
     assert Encoder.load(folder, "pieces").check(["the river"])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(fast_paths, "PIECES", fast_paths.re.compile("."))  # parts words into letters
+    monkeypatch.setattr(fast_paths, "PIECE", fast_paths.re.compile("."))  # parts words into letters
     encoder = Encoder.load(folder, "pieces")
     assert not encoder.check(["the river"])
     assert "the cache of pieces errs on" in capsys.readouterr().err
-    assert encoder.path == "tokenizers"
+    assert encoder.backend == "tokenizers"
     assert ids_of(encoder, ["the river"]) == reference(encoder, ["the river"])
 
 
@@ -160,10 +160,10 @@ def test_the_next_path_takes_over_where_nanotoken_errs(folder, monkeypatch, caps
 
 def test_without_nanotoken_the_cache_encodes(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "nanotoken.nanotoken_rs", None)  # as if it were not installed
-    assert Encoder.load(folder).path == "the cache of pieces"
+    assert Encoder.load(folder).backend == "the cache of pieces"
     with pytest.raises(InputError, match=r"--encode_with nanotoken: not installed \(pip install 'zerobert\[fast\]'"):
         Encoder.load(folder, "nanotoken")
-    assert Encoder.load(folder, "tokenizers").path == "tokenizers"
+    assert Encoder.load(folder, "tokenizers").backend == "tokenizers"
 
 
 def test_another_kind_of_tokenizer_goes_the_slow_way(tmp_path, capsys):
@@ -205,6 +205,6 @@ def test_sentencepiece_by_chunks_equals_the_reference(tmp_path, kind):
     finish_tokenizer(tokenizer)
     sentencepieces.write(tmp_path, tokenizer)
     encoder = Encoder.load(tmp_path)
-    assert encoder.path == "the cache of chunks"
+    assert encoder.backend == "the cache of chunks"
     hard = [*VERY_HARD, *random_texts(4000), *words]
     assert ids_of(encoder, hard) == reference(encoder, hard)

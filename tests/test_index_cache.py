@@ -16,7 +16,7 @@ from tests.stores import random_documents, store_of
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ZEROBERT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(index_cache, "WORTH", 0)
+    monkeypatch.setattr(index_cache, "MIN_CACHED_BYTES", 0)
     return tmp_path / "cache"
 
 
@@ -47,7 +47,7 @@ def test_old_passes_are_removed(folder):
 
 
 def test_small_arrays_and_foreign_folders_need_no_file(folder, monkeypatch, capsys):
-    monkeypatch.setattr(index_cache, "WORTH", 1000)
+    monkeypatch.setattr(index_cache, "MIN_CACHED_BYTES", 1000)
     assert cached(("s",), 0, lambda: np.arange(5)).tolist() == [0, 1, 2, 3, 4]
     assert not list(folder.glob("*.npy"))
     monkeypatch.setenv("ZEROBERT_CACHE", "/proc/none")
@@ -93,7 +93,7 @@ def test_a_mixture_gives_the_same_with_and_without(tmp_path, monkeypatch):
     mixture.epoch(0)
     mixture.prefetch_epoch(1)
     mixture.epoch(1)
-    monkeypatch.setattr(mixtures, "build_index", lambda *_: never())
+    monkeypatch.setattr(mixtures, "build_index", lambda *_, **__: never())
     again = Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)
     assert all((again._spans(0, number) == plain[number]).all() for number in range(3))
     with pytest.raises(AssertionError, match="made again"):

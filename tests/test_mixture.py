@@ -48,7 +48,11 @@ def test_a_mixture_is_shuffled_through_and_through(tmp_path):
 
 def test_assemble_puts_special_tokens_around_the_segments(tmp_path):
     store = store_of(tmp_path, [[[10, 11], [12]], [[20], [21, 22]]])
-    samples = Samples(np.zeros(2, int), np.zeros(2, np.uint64), build_index(Sentences.of(store), 16, "sop", 0, 0))
+    samples = Samples(
+        np.zeros(2, int),
+        np.zeros(2, np.uint64),
+        build_index(Sentences.of(store), seq_len=16, objective="sop", seed=0, pass_number=0),
+    )
     samples.spans["a_start"], samples.spans["a_length"] = [0, 3], [2, 1]
     samples.spans["b_start"], samples.spans["b_length"] = [4, 0], [2, 0]
     ids, types, special, lengths = gather_tokens((store,), samples)

@@ -25,7 +25,7 @@ def seen_in(store: Store, objective: str, seq_len: int, passes: int) -> float:
     seen: set[int] = set()
     sentences = Sentences.of(store)
     for number in range(passes):
-        for sample in build_index(sentences, seq_len, objective, 0, number):  # type: ignore[arg-type]
+        for sample in build_index(sentences, seq_len=seq_len, objective=objective, seed=0, pass_number=number):  # type: ignore[arg-type]
             for segment in "ab":
                 start = int(sample[f"{segment}_start"])
                 seen |= set(range(start, start + int(sample[f"{segment}_length"])))
@@ -52,7 +52,7 @@ SHAPES = [
 def test_without_pairs_every_token_is_in_one_sample_of_every_pass(tmp_path, lengths):
     store = of_lengths(tmp_path, *lengths)
     for seq_len in SEQ_LENS:
-        samples = build_index(Sentences.of(store), seq_len, "mlm", 0, 1)
+        samples = build_index(Sentences.of(store), seq_len=seq_len, objective="mlm", seed=0, pass_number=1)
         spans = sorted(zip(samples["a_start"].tolist(), samples["a_length"].tolist(), strict=True))
         assert np.concatenate([np.arange(start, start + size) for start, size in spans]).tolist() == list(
             range(store.tokens)
@@ -62,7 +62,7 @@ def test_without_pairs_every_token_is_in_one_sample_of_every_pass(tmp_path, leng
 
 def test_without_pairs_sentences_that_fit_stay_whole_and_long_ones_fill_their_samples(tmp_path):
     store = of_lengths(tmp_path, 5, 30, 6, 7, documents=1)
-    samples = build_index(Sentences.of(store), 16, "mlm", 0, 0)  # 14 tokens each
+    samples = build_index(Sentences.of(store), seq_len=16, objective="mlm", seed=0, pass_number=0)  # 14 tokens each
     # 5 and 9 of the 30, 14, the last 7 and the 6, then the 7 that did not fit.
     assert samples["a_length"].tolist() == [14, 14, 13, 7]
     assert samples["a_start"].tolist() == [0, 14, 28, 41]
@@ -80,7 +80,7 @@ def test_ten_passes_of_pairs_show_nearly_all_tokens(tmp_path, objective, lengths
 def test_a_sentence_as_long_as_a_sample_has_true_pairs_too(tmp_path, objective):
     """Its rest is what follows: else every B would be random, and no order could be told."""
     store = of_lengths(tmp_path, 900, documents=20)
-    samples = build_index(Sentences.of(store), 64, objective, 0, 0)
+    samples = build_index(Sentences.of(store), seq_len=64, objective=objective, seed=0, pass_number=0)
     pairs = samples[samples["b_length"] > 0]
     assert len(pairs) > 0.9 * len(samples)
     assert 0.4 < pairs["label"].mean() < 0.6
@@ -107,7 +107,7 @@ def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
     sentences = Sentences.of(store)
     begins = set(sentences.token_starts.tolist())
     clean: dict[int, list[bool]] = {0: [], 1: []}
-    for sample in build_index(sentences, 64, "nsp", 0, 0):
+    for sample in build_index(sentences, seq_len=64, objective="nsp", seed=0, pass_number=0):
         if int(sample["a_length"]) + int(sample["b_length"]) < 61:  # nothing was cut off
             clean[int(sample["label"])].append(int(sample["b_start"]) in begins)
     shares = {label: np.mean(values) for label, values in clean.items()}
@@ -115,7 +115,7 @@ def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
     assert 0 < shares[0] < 1
     # What decides it is A's end, which is chosen before the label.
     after_a = {0: [], 1: []}  # type: ignore[var-annotated]
-    samples = build_index(sentences, 64, "nsp", 0, 0)
+    samples = build_index(sentences, seq_len=64, objective="nsp", seed=0, pass_number=0)
     for sample in samples[(samples["a_length"] + samples["b_length"]) < 61]:
         ends_clean = int(sample["a_start"]) + int(sample["a_length"]) in begins
         after_a[int(sample["label"])].append(ends_clean == (int(sample["b_start"]) in begins))
@@ -126,7 +126,7 @@ def test_a_random_b_begins_within_a_sentence_where_the_true_one_would(tmp_path):
 def test_the_label_cannot_be_read_off_the_lengths(tmp_path):
     """A logistic regression on lengths does no better than always saying the more frequent label."""
     store = store_of(tmp_path, random_documents(300, longest=150))
-    samples = build_index(Sentences.of(store), 64, "nsp", 0, 0)
+    samples = build_index(Sentences.of(store), seq_len=64, objective="nsp", seed=0, pass_number=0)
     a, b = samples["a_length"].astype(float), samples["b_length"].astype(float)
     features = np.stack([np.ones_like(a), a, b, a + b, a * b, a**2, b**2, (a + b) == 61], 1)
     features[:, 1:] = (features[:, 1:] - features[:, 1:].mean(0)) / (features[:, 1:].std(0) + 1e-9)
@@ -151,7 +151,7 @@ def test_the_share_is_what_one_counts_by_hand(tmp_path, objective, lengths):
 def test_a_large_store_is_judged_by_documents_from_all_over_it(tmp_path, monkeypatch):
     store = store_of(tmp_path, random_documents(400, longest=60), shards=20)
     whole = look_over([store], "nsp", 64)
-    monkeypatch.setattr(coverage, "LOOKED_AT", store.tokens // 10)
+    monkeypatch.setattr(coverage, "SAMPLED_TOKENS", store.tokens // 10)
     part = look_over([store], "nsp", 64)
     assert whole is not None
     assert part is not None

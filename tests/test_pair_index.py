@@ -38,7 +38,9 @@ def test_samples_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shard
         "mlm": mlm_samples(documents, seq_len, chain),
     }
     for objective, expected in by_objective.items():
-        found = as_tokens(store, build_index(Sentences.of(store), seq_len, objective, seed=5, pass_number=2))
+        found = as_tokens(
+            store, build_index(Sentences.of(store), seq_len=seq_len, objective=objective, seed=5, pass_number=2)
+        )
         assert sorted(found) == sorted(expected), objective
 
 
@@ -46,7 +48,7 @@ def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):
     # Every token names its document, so a pair says itself where it comes from.
     documents = [[[10 + number] * 6 for _ in range(40)] for number in range(40)]
     store = store_of(tmp_path, documents)
-    found = as_tokens(store, build_index(Sentences.of(store), 32, "nsp", 0, 0))
+    found = as_tokens(store, build_index(Sentences.of(store), seq_len=32, objective="nsp", seed=0, pass_number=0))
     for a, b, is_random in found:
         assert len(set(a)) == len(set(b)) == 1
         assert (set(a) != set(b)) == is_random
@@ -56,7 +58,7 @@ def test_half_of_the_pairs_are_random_and_come_from_other_documents(tmp_path):
 
 def test_one_sample_in_ten_is_short(tmp_path):
     store = store_of(tmp_path, [[[7]] * 2000 for _ in range(4)])
-    samples = build_index(Sentences.of(store), 64, "nsp", 0, 0)
+    samples = build_index(Sentences.of(store), seq_len=64, objective="nsp", seed=0, pass_number=0)
     lengths = samples["a_length"].astype(int) + samples["b_length"]
     assert lengths.max() == 61
     assert 0.06 < (lengths < 61).mean() < 0.15
@@ -65,7 +67,9 @@ def test_one_sample_in_ten_is_short(tmp_path):
 def test_every_sentence_of_a_pass_is_used_as_a_or_true_b(tmp_path):
     documents = random_documents(20, longest=3)
     store = store_of(tmp_path, documents)
-    samples = build_index(Sentences.of(store), 128, "nsp", 0, 0)  # long enough that hardly anything is cut off
+    samples = build_index(
+        Sentences.of(store), seq_len=128, objective="nsp", seed=0, pass_number=0
+    )  # long enough that hardly anything is cut off
     used = np.zeros(int(store.token_starts[-1]), bool)
     for sample in samples:
         used[sample["a_start"] : sample["a_start"] + sample["a_length"]] = True
@@ -76,7 +80,7 @@ def test_every_sentence_of_a_pass_is_used_as_a_or_true_b(tmp_path):
 
 def test_sop_swaps_half_of_the_true_pairs(tmp_path):
     store = store_of(tmp_path, [[[10 + row] * 3 for row in range(50)] for _ in range(60)])
-    found = as_tokens(store, build_index(Sentences.of(store), 32, "sop", 0, 0))
+    found = as_tokens(store, build_index(Sentences.of(store), seq_len=32, objective="sop", seed=0, pass_number=0))
     swapped = [a[0] > b[0] for a, b, _ in found if b]
     assert swapped == [label for _, b, label in found if b]
     assert 0.4 < np.mean(swapped) < 0.6
@@ -85,7 +89,7 @@ def test_sop_swaps_half_of_the_true_pairs(tmp_path):
 def test_mlm_samples_are_whole_sentences_of_one_document_and_use_all_tokens(tmp_path):
     documents = random_documents(20)
     store = store_of(tmp_path, documents)
-    samples = build_index(Sentences.of(store), 32, "mlm", 0, 0)
+    samples = build_index(Sentences.of(store), seq_len=32, objective="mlm", seed=0, pass_number=0)
     assert not samples["b_length"].any()
     spans = sorted((int(s["a_start"]), int(s["a_length"])) for s in samples)
     assert spans[0][0] == 0
@@ -97,7 +101,9 @@ def test_held_out_documents_are_never_trained_on(tmp_path):
     documents = [[[10 + number] * 4 for _ in range(10)] for number in range(20)]
     store = store_of(tmp_path, documents, held_out={4, 9})
     for held_out, expected in ((False, set(range(20)) - {4, 9}), (True, {4, 9})):
-        found = as_tokens(store, build_index(Sentences.of(store, held_out), 32, "nsp", 0, 0))
+        found = as_tokens(
+            store, build_index(Sentences.of(store, held_out), seq_len=32, objective="nsp", seed=0, pass_number=0)
+        )
         assert {a[0] - 10 for a, _, _ in found} == expected
         assert {b[0] - 10 for _, b, _ in found} <= expected
 
@@ -108,8 +114,8 @@ def test_numbers_beyond_32_bits_hold(tmp_path):
     near, far = Sentences.of(store), 1 << 33
     there = near._replace(token_starts=near.token_starts + far)
     for objective in ("nsp", "sop", "mlm"):
-        expected = build_index(near, 32, objective, 0, 0)
-        found = build_index(there, 32, objective, 0, 0)
+        expected = build_index(near, seq_len=32, objective=objective, seed=0, pass_number=0)
+        found = build_index(there, seq_len=32, objective=objective, seed=0, pass_number=0)
         assert (found["a_start"] == expected["a_start"] + far).all()
         assert (found["a_length"] == expected["a_length"]).all()
     shards = (store.shards[0]._replace(tokens=np.broadcast_to(np.uint16(7), far)), store.shards[0])
@@ -124,8 +130,8 @@ def test_numbers_beyond_32_bits_hold(tmp_path):
 def test_one_document_is_no_corpus_for_nsp(tmp_path):
     store = store_of(tmp_path, [[[10], [11]]])
     with pytest.raises(InputError, match="two documents"):
-        build_index(Sentences.of(store), 16, "nsp", 0, 0)
-    assert len(build_index(Sentences.of(store), 16, "sop", 0, 0)) == 1
+        build_index(Sentences.of(store), seq_len=16, objective="nsp", seed=0, pass_number=0)
+    assert len(build_index(Sentences.of(store), seq_len=16, objective="sop", seed=0, pass_number=0)) == 1
 
 
 @pytest.mark.parametrize("objective", ["nsp", "sop"])
@@ -135,10 +141,10 @@ def test_every_sentence_is_taken_once_and_what_samples_show_agrees(tmp_path, obj
     store = store_of(tmp_path, random_documents(300, seed=4))
     sentences = Sentences.of(store)
     for number in (0, 1):
-        times = usage_counts(sentences, seq_len, objective, 5, number)
+        times = usage_counts(sentences, seq_len=seq_len, objective=objective, seed=5, pass_number=number)
         assert (times == 1).all()
         assert len(times) == len(sentences.token_starts)
-    samples = build_index(sentences, seq_len, objective, 5, 0)
+    samples = build_index(sentences, seq_len=seq_len, objective=objective, seed=5, pass_number=0)
     true_b = samples["label"] == 0 if objective == "nsp" else np.ones(len(samples), bool)
     tokens = samples["a_length"].astype(np.int64).sum() + samples["b_length"][true_b].astype(np.int64).sum()
     assert 0.5 * sentences.ends[-1] < tokens <= sentences.ends[-1]

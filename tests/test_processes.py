@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,9 @@ class TestKilledFromOutside:
 
 SAVES = """
     rank = os.environ["LOCAL_RANK"]
-    watch.hold()
+    stop.hold()
     stands(rank)
-    while not watch.requested:
+    while not stop.signal:
         time.sleep(0.01)
     time.sleep(0.3)
     (outcome / rank).write_text("75 2")
@@ -295,7 +295,7 @@ class TestThreads:
         items = prefetch(iter(range(10**9)))
         assert next(items) == 0
         assert self.names() == ["prefetch"]
-        items.close()  # type: ignore[attr-defined]
+        items.close()
         assert self.names() == []
 
     def test_what_is_being_made_is_hurried_when_it_is_closed(self):
@@ -308,17 +308,17 @@ class TestThreads:
 
         items = prefetch(source(), at_end=hurry.set)
         assert next(items) == 0
-        items.close()  # type: ignore[attr-defined]
+        items.close()
         assert self.names() == []
 
     def test_an_index_that_nobody_waits_for_is_given_up(self, tmp_path, monkeypatch):
         mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], seq_len=32, objective="nsp", seed=0)
         begun = threading.Event()
 
-        def endless(sentences: Any, *settings: Any) -> Any:
+        def endless(sentences: Any, *, go_on: Callable[[], None], **settings: Any) -> Any:
             begun.set()
             while True:
-                settings[-1]()
+                go_on()
                 time.sleep(0.01)
 
         monkeypatch.setattr(mixtures, "build_index", endless)
@@ -339,9 +339,9 @@ class TestThreads:
             from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
-            def endless(*settings):
+            def endless(sentences, *, go_on, **settings):
                 while True:
-                    settings[-1]()
+                    go_on()
                     time.sleep(0.01)
 
             mixture = mixtures.Mixture([Store.open(Path(sys.argv[1]))], [1.0], seq_len=32, objective="nsp", seed=0)
@@ -470,6 +470,6 @@ class TestEnvironment:
 def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     store = store_of(tmp_path, random_documents(30))
     sentences, calls = Sentences.of(store, False), []
-    watched = build_index(sentences, 32, "nsp", 0, 0, lambda: calls.append(1))
+    watched = build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, go_on=lambda: calls.append(1))
     assert calls
-    assert (watched == build_index(sentences, 32, "nsp", 0, 0)).all()
+    assert (watched == build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0)).all()

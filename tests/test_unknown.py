@@ -6,12 +6,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep.store import Store
-from data_prep.tokens.encode import HARD, Encoder
+from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
 from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
 
 TEXTS = (
-    *HARD,
+    *ADVERSARIAL_STRINGS,
     "I saw ሰላም and ሰላም, not ሰላምx!",
     "word " + "y" * 101 + " word",
     "ድ",

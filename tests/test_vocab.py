@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from data_prep.cli import InputError, parse
 from data_prep.store import Store
-from data_prep.tokens.encode import HARD, Encoder
-from data_prep.tokens.sentencepieces import LONGEST, trainable
+from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
+from data_prep.tokens.sentencepieces import MAX_SENTENCE_BYTES, trainable
 from data_prep.vocab import SPECIAL, VocabConfig, main, read_vocab
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
 
@@ -40,7 +40,7 @@ def test_transformers_gives_the_ids_of_tokenizer_json(corpus, tmp_path, cased):
         theirs = load(folder)
         assert (theirs.model_max_length, len(theirs)) == (512, ours.get_vocab_size())
         assert theirs.special_tokens_map["mask_token"] == "[MASK]"
-        for text in HARD:
+        for text in ADVERSARIAL_STRINGS:
             found = theirs(text, "the pair")
             expected = ours.encode(text, "the pair")
             assert (found["input_ids"], found["token_type_ids"]) == (expected.ids, expected.type_ids), text
@@ -189,7 +189,7 @@ def test_a_sentence_is_cut_for_the_trainer_and_nothing_is_lost():
     for text in ("word " * 3000, "ก" * 5000, "🙂" * 3000 + " x" * 10, "", "short"):
         parts = list(trainable(text))
         assert "".join(parts) == text
-        assert all(len(part.encode()) <= LONGEST for part in parts)
+        assert all(len(part.encode()) <= MAX_SENTENCE_BYTES for part in parts)
     assert [part[-1] for part in trainable("word " * 3000)][:2] == ["d", "d"]
 
 
@@ -261,8 +261,8 @@ def test_sentencepiece_becomes_one_tokenizer_for_all(corpus, tmp_path, kind, cas
     encoder, theirs = Encoder.load(folder), AutoTokenizer.from_pretrained(folder)
     assert encoder.special_ids == {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
     assert (theirs.model_max_length, len(theirs), theirs.mask_token_id) == (512, encoder.size, 4)
-    ours = encoder.encode(list(HARD))
-    for text, ids in zip(HARD, np.split(ours.ids, np.cumsum(ours.lengths)[:-1]), strict=True):
+    ours = encoder.encode(list(ADVERSARIAL_STRINGS))
+    for text, ids in zip(ADVERSARIAL_STRINGS, np.split(ours.ids, np.cumsum(ours.lengths)[:-1]), strict=True):
         found = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         assert (ids.tolist(), not {0, 2, 3, 4} & set(found)) == (found, True), text
     pair = theirs("Nobody walked.", "The river.")

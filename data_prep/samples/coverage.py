@@ -17,8 +17,8 @@ from data_prep.samples.pair_index import Objective, Sentences, build_index, sing
 from data_prep.store import Store
 
 PASSES = 10
-LOOKED_AT = 400_000  # tokens of a store that are counted, about
-NEARLY_ALL = 0.99  # of the tokens
+SAMPLED_TOKENS = 400_000  # of a store, about, are counted
+NEARLY_ALL_SHARE = 0.99  # of the tokens
 FEW, MOST = 0.5, 0.9  # of the samples have no choice of label: worth a warning; no task at all
 
 
@@ -40,7 +40,7 @@ class Coverage(NamedTuple):
     def in_words(self) -> str:
         """One line, with a remedy where tokens are lost."""
         told = f"{_percent(self.tokens_seen)} in a pass, {_percent(self.tokens_seen_10)} in ten"
-        if self.objective != "mlm" and self.tokens_seen < NEARLY_ALL:
+        if self.objective != "mlm" and self.tokens_seen < NEARLY_ALL_SHARE:
             told += "; what pairs cut off differs from pass to pass, --objective mlm cuts nothing off"
         return told + (f" (counted on {_percent(self.looked_at)} of the text)" if self.looked_at < 1 else "")
 
@@ -74,13 +74,13 @@ def look_over(stores: Sequence[Store], objective: Objective, seq_len: int, seed:
 def some_sentences(store: Store) -> tuple[Sentences, float]:
     """Training sentences of documents from all over a store, as if they lay end to end, and about how many training
     tokens the store has."""
-    step = max(1, min(store.tokens // (4 * LOOKED_AT), len(store.shards)))
+    step = max(1, min(store.tokens // (4 * SAMPLED_TOKENS), len(store.shards)))
     part = dataclasses.replace(store, shards=store.shards[::step])
     sentences = Sentences.of(part)
     share = part.tokens / max(store.tokens, 1)
     tokens = int(sentences.ends[-1])
     count = len(sentences.documents) - 1
-    stride = max(1, min(math.ceil(tokens / LOOKED_AT), count // 2))
+    stride = max(1, min(math.ceil(tokens / SAMPLED_TOKENS), count // 2))
     chosen = np.repeat(np.arange(count) % stride == 0, np.diff(sentences.documents))
     lengths = np.diff(sentences.ends)[chosen]
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -89,13 +89,13 @@ def some_sentences(store: Store) -> tuple[Sentences, float]:
 
 
 def evaluated(stores: Sequence[Store], objective: Objective) -> list[Store]:
-    """The stores that hold out enough documents to be evaluated on; a random B needs a second one."""
+    """Return the stores that hold out enough documents to be evaluated on; a random B needs a second one."""
     least = 2 if objective == "nsp" else 1
     return [store for store in stores if store.manifest.counts.held_out_documents >= least]
 
 
 def why_not_evaluated(stores: Sequence[Store], objective: Objective) -> str:
-    """Which stores no evaluation looks at, why, and the remedy; empty where there is none such."""
+    """Return which stores no evaluation looks at, why, and the remedy; empty where there is none such."""
     can = {store.folder for store in evaluated(stores, objective)}
     told = [
         f"{store.folder} holds out {counts.held_out_documents or 'none'} of {counts.documents:,} documents"
@@ -107,11 +107,11 @@ def why_not_evaluated(stores: Sequence[Store], objective: Objective) -> str:
 
 
 def _seen(sentences: Sentences, objective: Objective, seq_len: int, seed: int) -> tuple[float, float, float]:
-    """The shares of tokens that one pass and PASSES passes show, and of samples without a choice."""
+    """Return the shares of tokens that one pass and PASSES passes show, and of samples without a choice."""
     tokens = int(sentences.ends[-1])
     ever, first = np.zeros(tokens, bool), 0.0
     for pass_number in range(PASSES):
-        samples = build_index(sentences, seq_len, objective, seed, pass_number)
+        samples = build_index(sentences, seq_len=seq_len, objective=objective, seed=seed, pass_number=pass_number)
         change = np.zeros(tokens + 1, np.int64)
         for segment in ("a", "b"):
             starts, lengths = samples[f"{segment}_start"], samples[f"{segment}_length"].astype(np.int64)
@@ -122,7 +122,11 @@ def _seen(sentences: Sentences, objective: Objective, seq_len: int, seed: int) -
         first = first or float(ever.mean())
         if ever.all():
             break
-    alone = 0.0 if objective == "mlm" else single_sentence_share(sentences, seq_len, objective, seed, 0)
+    alone = (
+        0.0
+        if objective == "mlm"
+        else single_sentence_share(sentences, seq_len=seq_len, objective=objective, seed=seed, pass_number=0)
+    )
     return first, float(ever.mean()), alone
 
 

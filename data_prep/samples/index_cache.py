@@ -26,15 +26,15 @@ import numpy as np
 from data_prep.cli import say
 from data_prep.files import cache_folder, write_whole
 
-WORTH = 4 << 20  # bytes; a smaller array is made in a few milliseconds
-KEPT = 2  # passes before the newest one
-POLL = 0.05  # seconds between two looks at a lock that another process holds
+MIN_CACHED_BYTES = 4 << 20  # a smaller array is made in a few milliseconds
+KEPT_PASSES = 2  # before the newest one
+POLL_SECONDS = 0.05  # between two looks at a lock that another process holds
 
 
 def cached(
     settings: tuple[Any, ...], number: int, make: Callable[[], np.ndarray], go_on: Callable[[], None] = lambda: None
 ) -> np.ndarray:
-    """What `make` returns, from the cache where it is there; `settings` and `number` say all that it depends on.
+    """Return what `make` returns, from the cache where it is there; `settings` and `number` say all that it depends on.
 
     `go_on` is called while another process makes it, and gives up by raising.
     """
@@ -50,7 +50,7 @@ def cached(
             if (found := _load(path)) is not None:  # made while we waited
                 return found
             made = make()
-            if made.nbytes < WORTH:
+            if made.nbytes < MIN_CACHED_BYTES:
                 return made
             _save(path, made)
             _forget(folder, key, number)
@@ -79,7 +79,7 @@ def _locked(path: Path, go_on: Callable[[], None]) -> Iterator[None]:
     try:
         while not _is_mine(descriptor):
             go_on()
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
@@ -96,5 +96,5 @@ def _is_mine(descriptor: int) -> bool:
 def _forget(folder: Path, key: str, newest: int) -> None:
     for path in folder.glob(f"index-{key}-*.npy*"):
         with suppress(ValueError, FileNotFoundError):
-            if int(path.name.split("-")[2][:6]) < newest - KEPT:
+            if int(path.name.split("-")[2][:6]) < newest - KEPT_PASSES:
                 path.unlink()

@@ -201,11 +201,11 @@ class Mixture:
                 pass_number,
                 lambda: build_index(
                     Sentences.of(self.stores[store], self.held_out),
-                    self.seq_len,
-                    self.objective,
-                    self.seed,
-                    pass_number,
-                    self._go_on,
+                    seq_len=self.seq_len,
+                    objective=self.objective,
+                    seed=self.seed,
+                    pass_number=pass_number,
+                    go_on=self._go_on,
                 ),
                 self._go_on,
             )

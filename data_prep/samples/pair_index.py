@@ -180,6 +180,7 @@ class _Splits(NamedTuple):
 
 def build_index(
     sentences: Sentences,
+    *,
     seq_len: int,
     objective: Objective,
     seed: int,
@@ -218,7 +219,9 @@ def build_index(
     return np.concatenate(parts)
 
 
-def usage_counts(sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int) -> np.ndarray:
+def usage_counts(
+    sentences: Sentences, *, seq_len: int, objective: Objective, seed: int, pass_number: int
+) -> np.ndarray:
     """Return [P] int64: how many samples of a pass take each sentence (of a long one, each piece) in its place, before
     they are cut to their length. It is 1 for all; a random B is not counted. Not for mlm, whose samples leave nothing
     out.
@@ -232,7 +235,7 @@ def usage_counts(sentences: Sentences, seq_len: int, objective: Objective, seed:
 
 
 def single_sentence_share(
-    sentences: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int
+    sentences: Sentences, *, seq_len: int, objective: Objective, seed: int, pass_number: int
 ) -> float:
     """Return the share of a pass's samples that hold one sentence: nsp can only put a random B behind it, and sop has
     nothing to swap. Not for mlm."""
@@ -248,7 +251,7 @@ def _splits_of_pass(
     chunks = _Chunks.of(pieces, CHUNK_SAMPLES * seq_len)
     for chosen in _blocks_of_chunks(len(chunks.first)):
         keys = random_bits(seed, pass_number, chosen)
-        splits = _walk(pieces, chunks, chosen, keys, seq_len - 3, objective)
+        splits = _walk(pieces, chunks, chosen, keys, room=seq_len - 3, objective=objective)
         yield chunks.document[splits.chunk], splits
 
 
@@ -265,7 +268,7 @@ def _blocks_of_chunks(count: int) -> Iterable[np.ndarray]:
 
 
 def _walk(
-    sentences: Sentences, chunks: _Chunks, chunk: np.ndarray, chunk_key: np.ndarray, room: int, objective: Objective
+    sentences: Sentences, chunks: _Chunks, chunk: np.ndarray, chunk_key: np.ndarray, *, room: int, objective: Objective
 ) -> _Splits:
     """Walk along many chunks at once, a sample of each per round.
 

@@ -24,7 +24,7 @@ from data_prep.text.corpus import Document
 from data_prep.text.sentences import Splitter
 from data_prep.tokens.encode import Encoder
 from data_prep.tokens.unknown import characters_of
-from data_prep.tokens.words import WordBorders
+from data_prep.tokens.word_borders import WordBorders
 
 BATCH_BYTES = 1 << 20  # of text that are split and encoded at once
 
@@ -67,7 +67,7 @@ class ShardBuilder:
         self.counts["characters"] += characters_of(document.text for document in documents)
         self.counts["unknown_characters"] += self.encoder.unknown_characters.count(sentences, encoded)
         if self.words is not None:
-            self._continues.append(self.words.continuing(sentences, encoded))
+            self._continues.append(self.words.continuations(sentences, encoded))
         lengths, counts = self._cut(encoded.lengths, np.array([len(part) for part in parts]))
         self._sentence_lengths.frombytes(lengths.astype(np.uint16).tobytes())
         for (source, size, digest, _), count in zip(self._pending, counts.tolist(), strict=True):

@@ -172,6 +172,7 @@ def finish(
     records: Records,
     units: Sequence[WorkUnit],
     wanted: StoreManifest,
+    *,
     vocab: Path,
     base: StoreManifest | None,
     check: Callable[[dict[int, Counter[str]]], None] = lambda counts: None,

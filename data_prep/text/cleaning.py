@@ -1,6 +1,6 @@
 """What is done to documents before they are cut into sentences, where it is asked for; everything is counted.
 
-    clean = Cleaner(Cleaning(ftfy=True, min_chars=200, exclude=grams, drop=drops))
+    clean = cleaner_of(CleaningConfig(ftfy=True, min_chars=200))
     document = clean(document, counts)        # None: left out
 
     mended_texts          changed by ftfy: mojibake, HTML entities, odd line ends
@@ -24,31 +24,51 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
+from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import Document, read_documents
 from data_prep.text.discovery import find_sources
 from data_prep.text.readers import delimited, json_values
 from data_prep.text.source import Source, lines_of, open_text, reading
 
-LOOKED_AT = 2_000  # characters of a document from which its language is told
-GRAM = 8  # words in a row that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
-COUNTS = (
-    *("mended_texts", "control_characters", "dropped_lines", "dropped_documents", "short_documents"),
-    *("other_languages", "excluded_documents"),
+LANGUAGE_CHARS = 2_000  # of a document, from which its language is told
+GRAM_WORDS = (
+    8  # in a row, that two texts must share to be called contaminated (GPT-3 took 13, BERT-era tests are short)
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
+class CleaningConfig:
+    """What is done to documents before they are cut into sentences."""
+
+    ftfy: bool = False
+    """mend mojibake and the like (extra [text])"""
+    control: bool = False
+    """take control characters out"""
+    min_chars: Annotated[int, Range(0, 1e12)] = 0
+    """leave out documents of fewer characters"""
+    only_lang: tuple[str, ...] = ()
+    """leave out documents of other languages than these, by two-letter codes (extra [text])"""
+    exclude: tuple[Path, ...] = ()
+    """files of tests: documents that share 8 words in a row with them are left out"""
+    drop: Path | None = None
+    """list of copies, from data_prep/dedup.py: they are left out"""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
 class Cleaning:
-    """What is to be done."""
+    """The same, ready to be done: files are read."""
 
     ftfy: bool = False
     control: bool = False
@@ -73,7 +93,7 @@ class Cleaner:
         self._language = _identifier(cleaning.languages) if cleaning.languages else None
 
     def __call__(self, document: Document, counts: Counter[str]) -> Document | None:
-        """The document as it shall be, or None."""
+        """Return the document as it shall be, or None."""
         wanted, text = self.cleaning, document.text
         if wanted.drop_documents and identity_of(document) in wanted.drop_documents:
             counts["dropped_documents"] += 1
@@ -102,6 +122,26 @@ class Cleaner:
         kept = [line for line in lines if not line.strip() or hash_of(line.strip()) not in self.cleaning.drop_lines]
         counts["dropped_lines"] += len(lines) - len(kept)
         return text if len(kept) == len(lines) else "\n".join(kept)
+
+
+def cleaner_of(config: CleaningConfig) -> Cleaner | None:
+    """Return what cleans documents; None where nothing is to be done.
+
+    Raises
+    ------
+    InputError: a package is needed and not installed, a file cannot be read, a language is not known.
+    """
+    documents, lines = read_drop_list(config.drop) if config.drop else (frozenset[int](), frozenset[int]())
+    cleaning = Cleaning(
+        ftfy=config.ftfy,
+        control=config.control,
+        min_chars=config.min_chars,
+        exclude=excluded_grams(config.exclude),
+        drop_documents=documents,
+        drop_lines=lines,
+        languages=frozenset(config.only_lang),
+    )
+    return None if cleaning == Cleaning() else Cleaner(cleaning)
 
 
 def _ftfy() -> Any:
@@ -133,13 +173,13 @@ def _identifier(wanted: frozenset[str]) -> Callable[[str], str]:
 
 
 def _middle(text: str) -> str:
-    """Enough of a text to tell its language by, where no title and no licence stands."""
-    start = max(0, (len(text) - LOOKED_AT) // 2)
-    return text[start : start + LOOKED_AT]
+    """Return enough of a text to tell its language by, where no title and no licence stands."""
+    start = max(0, (len(text) - LANGUAGE_CHARS) // 2)
+    return text[start : start + LANGUAGE_CHARS]
 
 
 def hash_of(text: str) -> int:
-    """64 bits that stand for a text."""
+    """Return 64 bits that stand for a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -147,24 +187,25 @@ _hash_of_word = lru_cache(maxsize=1 << 17)(hash_of)
 
 
 def identity_of(document: Document) -> int:
-    """64 bits that stand for a document's place in its source: two copies differ."""
+    """Return 64 bits that stand for a document's place in its source: two copies differ."""
     return hash_of(document.id)
 
 
 def grams_of(text: str) -> Iterable[int]:
-    """Hashes of all runs of GRAM words, in lower case and without punctuation. Python's own hash of a tuple of strings
-    differs from process to process; this one does not."""
+    """Return hashes of all runs of GRAM_WORDS words, in lower case and without punctuation. Python's own hash of a
+    tuple of strings differs from process to process; this one does not."""
     words = np.array([_hash_of_word(word) for word in _WORD.findall(text.lower())], np.uint64)
-    if len(words) < GRAM:
+    if len(words) < GRAM_WORDS:
         return ()
-    mixed = np.zeros(len(words) - GRAM + 1, np.uint64)
-    for place in range(GRAM):
+    # A polynomial of eight hashes, evaluated for all runs at once: the first words of all, then the second ones, ...
+    mixed = np.zeros(len(words) - GRAM_WORDS + 1, np.uint64)
+    for place in range(GRAM_WORDS):
         mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + words[place : len(mixed) + place]
     return mixed.tolist()
 
 
 def excluded_grams(paths: Iterable[Path]) -> frozenset[int]:
-    """Runs of words in files that must not be trained on: .txt, .csv, .tsv, .json, .jsonl (every field that is text).
+    """Return the runs of words in files that must not be trained on: .txt, .csv, .tsv, .json, .jsonl (all texts in it).
 
     Raises
     ------
@@ -202,7 +243,7 @@ def _values_of(source: Source) -> Iterable[str]:
 
 
 def _strings(value: Any) -> Iterable[str]:
-    """All strings in a value of JSON; those of a list are words of one text, as in _fields_of."""
+    """Yield all strings in a value of JSON; those of a list are words of one text, as in _fields_of."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list) and all(isinstance(part, str) for part in value):
@@ -223,7 +264,7 @@ def _fields_of(source: Source) -> Iterable[str]:
 
 
 def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
-    """Documents and lines to leave out, from a file that data_prep/dedup.py wrote.
+    """Return documents and lines to leave out, from a file that data_prep/dedup.py wrote.
 
     Raises
     ------
@@ -236,26 +277,30 @@ def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
         raise InputError(f"--drop {path} is not a list of {call('dedup')} ({error})") from error
 
 
-def settings_of(
-    ftfy: bool, control: bool, min_chars: int, exclude: Iterable[Path], drop: Path | None, languages: Iterable[str] = ()
-) -> dict[str, Any]:
-    """What decides about documents, as the manifest says it; only what is asked for."""
+def settings_of(config: CleaningConfig) -> dict[str, Any]:
+    """Return what decides about documents, as the manifest says it; only what is asked for.
+
+    Raises
+    ------
+    InputError: a file cannot be read, a package is not installed.
+    """
     named: dict[str, Any] = {}
-    for option, path in (*(("exclude", path) for path in exclude), *([("drop", drop)] if drop is not None else [])):
+    drop = [("drop", config.drop)] if config.drop is not None else []
+    for option, path in (*(("exclude", path) for path in config.exclude), *drop):
         if not path.is_file() or not os.access(path, os.R_OK):
             raise InputError(f"--{option} {path} is no file that can be read")
-    if ftfy:
+    if config.ftfy:
         named["ftfy"] = _version("ftfy")
-    if control:
+    if config.control:
         named["control"] = True
-    if min_chars:
-        named["min_chars"] = min_chars
-    if files := sorted(exclude):
-        named["exclude"] = [sha256_of(path) for path in files]
-    if drop is not None:
-        named["drop"] = sha256_of(drop)
-    if wanted := sorted(languages):
-        named |= {"only_lang": wanted, "py3langid": _version("py3langid")}
+    if config.min_chars:
+        named["min_chars"] = config.min_chars
+    if config.exclude:
+        named["exclude"] = [sha256_of(path) for path in sorted(config.exclude)]
+    if config.drop is not None:
+        named["drop"] = sha256_of(config.drop)
+    if config.only_lang:
+        named |= {"only_lang": sorted(config.only_lang), "py3langid": _version("py3langid")}
     return named
 
 

@@ -18,7 +18,7 @@ USUAL = (  # instead of it, the likeliest first; no "title" or "description", wh
     *("article_text", "review_text", "comment_text", "text_content", "review", "passage", "paragraph", "sentence"),
     *("abstract", "story", "transcript", "post", "tweet", "utterance"),
 )
-SHOWN = 12  # names of columns in a message
+NAMES_SHOWN = 12  # names of columns in a message
 
 
 class BadRecordError(Exception):
@@ -30,7 +30,7 @@ class NoColumnError(InputError):
 
 
 def find_column(names: Sequence[str], column: str) -> str | None:
-    """The name among these that is meant by `--column`; None where there is none."""
+    """Return the name among these that is meant by `--column`; None where there is none."""
     if column in names:
         return column
     by_name = {name.strip().lower(): name for name in reversed(names)}
@@ -39,13 +39,13 @@ def find_column(names: Sequence[str], column: str) -> str | None:
 
 
 def missing(column: str, names: Sequence[str]) -> str:
-    """What to say of a record that has no such column."""
-    shown = [str(name)[:40] for name in names[:SHOWN]] + ["..."] * (len(names) > SHOWN)
+    """Return what to say of a record that has no such column."""
+    shown = [str(name)[:40] for name in names[:NAMES_SHOWN]] + ["..."] * (len(names) > NAMES_SHOWN)
     return f"has no field {column!r}, only {shown}; see --column"
 
 
 def text_of(record: Any, column: str) -> str:
-    """The text of a record of JSON: of an object the field, of a string itself.
+    """Return the text of a record of JSON: of an object the field, of a string itself.
 
     Raises
     ------

@@ -116,9 +116,9 @@ def _documents(source: Source, records: Iterator[Record]) -> Iterator[Document]:
 def _records(source: Source, column: str, counts: Counter[str], start: int, stop: int) -> Iterator[Record]:
     """Yield what the reader of the source's kind finds."""
     if source.kind == "dataset":
-        yield from hf_datasets.read(source.path, source.name, column, start, stop)
+        yield from hf_datasets.read(source.path, source.name, column=column, start=start, stop=stop)
     elif source.kind == "parquet":
-        yield from parquet.read(source, column, start, stop, counts)
+        yield from parquet.read(source, counts, column=column, start=start, stop=stop)
     elif source.kind == "xml":
         with open_text(source) as stream:
             try:
@@ -129,21 +129,28 @@ def _records(source: Source, column: str, counts: Counter[str], start: int, stop
         with open_text(source) as stream:
             yield from json_values.texts(source, stream, column, counts)
     else:
-        yield from _records_by_lines(source, lines_of(source, start, counts), column, start, stop, counts)
+        lines = lines_of(source, start, counts)
+        yield from _records_by_lines(source, lines, counts, column=column, start=start, stop=stop)
 
 
 def _records_by_lines(
-    source: Source, lines: Iterator[tuple[int, bytes]], column: str, start: int, stop: int, counts: Counter[str]
+    source: Source,
+    lines: Iterator[tuple[int, bytes]],
+    counts: Counter[str],
+    *,
+    column: str,
+    start: int = 0,
+    stop: int = TO_THE_END,
 ) -> Iterator[Record]:
     """Yield what is found in a text that is read by lines."""
     if source.kind == "jsonl":
-        yield from jsonl.read(source, lines, column, start, stop, counts)
+        yield from jsonl.read(source, lines, counts, column=column, start=start, stop=stop)
     elif source.kind in ("csv", "tsv"):
         yield from delimited.texts(source, lines, source.layout, column, counts)
-    elif source.layout in articles.LAYOUTS:
-        yield from articles.read(source.layout, lines, start, stop, MAX_DOCUMENT_CHARS // 2, counts)
     else:
-        yield from txt.read(source.layout, lines, start, stop, MAX_DOCUMENT_CHARS // 2, counts)
+        read = articles.read if source.layout in articles.LAYOUTS else txt.read
+        longest = MAX_DOCUMENT_CHARS // 2
+        yield from read(source.layout, lines, counts, start=start, stop=stop, longest=longest)
 
 
 def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Document]:
@@ -189,7 +196,7 @@ def _read_tar(source: Source, column: str, counts: Counter[str]) -> Iterator[Doc
             records: Iterator[Record] = json_values.texts(member, text, field, counts)
         else:
             lines = lines_in(replace(member, encoding=found.encoding), text, counts)
-            records = _records_by_lines(member, lines, field, 0, TO_THE_END, counts)
+            records = _records_by_lines(member, lines, counts, column=field)
         yield from _documents(member, records)
     say_encodings(read_as)
     say_columns(columns)

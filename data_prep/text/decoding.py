@@ -23,12 +23,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.cli import InputError
 
-STEP = 1 << 16  # bytes decoded at once
-SHORT = 512  # bytes; of a shorter text a regular expression is quicker than a table
-LOOKED_AT = 4096  # characters that are judged one by one
-MIXED = 0.1  # share of words of UTF-8 above ASCII from which on a guess of one byte a character is none
-ODD = 0.1  # share of characters above ASCII that may stand where a guess makes no sense of them
-CARRIAGE_RETURNS = 0.1  # share of the line ends from which on CR alone ends a line
+DECODE_CHUNK_BYTES = 1 << 16
+SHORT_BYTES = 512  # of a shorter text a regular expression is quicker than a table
+JUDGED_CHARS = 4096  # one by one
+MIXED_SHARE = 0.1  # of words of UTF-8 above ASCII from which on a guess of one byte a character is none
+ODD_SHARE = 0.1  # of the characters above ASCII that may stand where a guess makes no sense of them
+CARRIAGE_RETURN_SHARE = 0.1  # of the line ends from which on CR alone ends a line
 
 _MARKS = (  # longer ones first
     (b"\xef\xbb\xbf", ""),
@@ -80,7 +80,7 @@ class Found(NamedTuple):
 
 
 def named_encoding(name: str) -> str:
-    """An encoding that somebody named, under the name that Python has for it.
+    """Return an encoding that somebody named, under the name that Python has for it.
 
     Raises
     ------
@@ -99,8 +99,9 @@ def named_encoding(name: str) -> str:
 
 
 def find_encoding(pieces: Sequence[bytes], named: str | None = None, whole: bool = False) -> Found:
-    """The encoding of a text by its beginning, the first of `pieces`, and what else of it is at hand; `named` says it,
-    unless a byte order mark does. `whole`: the first piece is all of the text, and no character is cut at its end."""
+    """Return the encoding of a text by its beginning, the first of `pieces`, and what else of it is at hand; `named`
+    says it, unless a byte order mark does. `whole`: the first piece is all of the text, and no character is cut at its
+    end."""
     found = _by_mark(pieces[0])
     if found is None and named in ("utf-16", "utf-32"):  # which byte comes first, its zeros say; else as Windows has it
         found = _wide(pieces[0], 0, 1) or Found(f"{named}-le")
@@ -120,12 +121,13 @@ def _by_mark(beginning: bytes) -> Found | None:
 
 def _ends_in_cr(pieces: Sequence[bytes]) -> bool:
     bare = sum(len(_BARE_CR.findall(piece)) for piece in pieces) if any(b"\r" in piece for piece in pieces) else 0
-    return bare > CARRIAGE_RETURNS * (bare + sum(piece.count(b"\n") for piece in pieces))
+    return bare > CARRIAGE_RETURN_SHARE * (bare + sum(piece.count(b"\n") for piece in pieces))
 
 
 def whole_characters(pieces: Sequence[bytes], encoding: str) -> list[bytes]:
-    """Pieces of a file without what was cut of characters at their ends: of UTF-8 one can tell; of UTF-16 and UTF-32
-    pieces are cut at multiples of 4 bytes; elsewhere line ends and blanks are never parts of other characters."""
+    """Return pieces of a file without what was cut of characters at their ends: of UTF-8 one can tell; of UTF-16 and
+    UTF-32 pieces are cut at multiples of 4 bytes; elsewhere line ends and blanks are never parts of other
+    characters."""
     if encoding in _WIDE:
         return list(pieces)
     if encoding in ("", "utf-8"):
@@ -150,7 +152,8 @@ def _by_content(pieces: Sequence[bytes], whole: bool) -> Found:
 
 
 def _sequences(piece: bytes, begins_cut: bool, ends_cut: bool) -> tuple[int, int]:
-    """Characters above ASCII that are valid UTF-8, and wrong bytes (in runs); none of those that may be cut."""
+    """Return how many characters above ASCII are valid UTF-8, and wrong bytes (in runs); none of those that may be
+    cut."""
     if piece.isascii():
         return 0, 0
     uncut = _without_cut(piece, begins_cut, ends_cut)
@@ -163,7 +166,7 @@ def _sequences(piece: bytes, begins_cut: bool, ends_cut: bool) -> tuple[int, int
 
 
 def _without_cut(piece: bytes, begins_cut: bool = True, ends_cut: bool = True) -> bytes:
-    """A piece without the rests of characters of UTF-8 that were cut at its ends."""
+    """Return a piece without the rests of characters of UTF-8 that were cut at its ends."""
     start = next((at for at, byte in enumerate(piece[:3]) if not 0x80 <= byte < 0xC0), 0) if begins_cut else 0
     end = next((at for at in range(1, min(4, len(piece)) + 1) if piece[-at] >= 0xC0), 0) if ends_cut else 0
     needed = 0 if not end else 2 if piece[-end] < 0xE0 else 3 if piece[-end] < 0xF0 else 4
@@ -171,8 +174,9 @@ def _without_cut(piece: bytes, begins_cut: bool = True, ends_cut: bool = True) -
 
 
 def _wide(beginning: bytes, valid: int, wrong: int) -> Found | None:
-    """UTF-16 or UTF-32 without a mark: where bytes that are 0 make no sense in UTF-8, and blanks and letters here."""
-    head = beginning[: 4 * LOOKED_AT]
+    """Return UTF-16 or UTF-32 without a mark: where bytes that are 0 make no sense in UTF-8, and blanks and letters
+    here."""
+    head = beginning[: 4 * JUDGED_CHARS]
     if b"\0" not in head:
         return None
     narrow = head.decode("utf-8", "replace")
@@ -193,7 +197,7 @@ def _wide(beginning: bytes, valid: int, wrong: int) -> Found | None:
 
 
 def _guess(pieces: Sequence[bytes], whole: bool) -> Found:
-    """What chardetng says, if it makes sense."""
+    """Return what chardetng says, if it makes sense."""
     from chardetng_py import EncodingDetector  # inside: few corpora need it
 
     pieces = pieces if whole else whole_characters(pieces, "any")
@@ -210,9 +214,9 @@ def _guess(pieces: Sequence[bytes], whole: bool) -> Found:
         above = len(_ABOVE_ASCII.findall(text))
         return Found(encoding, "a guess") if text.count("\ufffd") <= 0.01 * above else Found("")
     encoding = _western(sample) if encoding == "cp1252" else encoding
-    if encoding not in _OFTEN_VALID and _words_of_utf8(sample) > MIXED:
+    if encoding not in _OFTEN_VALID and _words_of_utf8(sample) > MIXED_SHARE:
         return Found("")
-    for candidate, least, allowed in ((encoding, 1, ODD), *((old, 5, ODD / 5) for old in _OLD)):
+    for candidate, least, allowed in ((encoding, 1, ODD_SHARE), *((old, 5, ODD_SHARE / 5) for old in _OLD)):
         fitting, odd = _fitting(sample.decode(candidate, "replace"))
         if fitting >= least and odd <= allowed * (fitting + odd):
             return Found(candidate, "a guess")
@@ -220,19 +224,19 @@ def _guess(pieces: Sequence[bytes], whole: bool) -> Found:
 
 
 def _only_signs(sample: bytes) -> str:
-    """The encoding of a text of ASCII but for some signs (£, µ, “”, a hard blank), in which a detector that goes by
-    letters sees Chinese."""
+    """Return the encoding of a text of ASCII but for some signs (£, µ, “”, a hard blank), in which a detector that goes
+    by letters sees Chinese."""
     text = sample.decode("cp1252", "replace")
     if any(one.isalpha() for one in set(_ABOVE_ASCII.findall(text)) - set("µªº")):
         return ""
     encoding = _western(sample)
     fitting, odd = _fitting(sample.decode(encoding, "replace"))
-    return encoding if fitting and odd <= ODD * (fitting + odd) else ""
+    return encoding if fitting and odd <= ODD_SHARE * (fitting + odd) else ""
 
 
 def _western(sample: bytes) -> str:
-    """What a text that looks like cp1252 is: iso8859-15, which has € for ¤, a sign that nobody writes; or cp1250, if
-    all its letters are Hungarian ones."""
+    """Return what a text that looks like cp1252 is: iso8859-15, which has € for ¤, a sign that nobody writes; or
+    cp1250, if all its letters are Hungarian ones."""
     if b"\xa4" in sample and not _OF_WINDOWS.search(sample):
         return "iso8859-15"
     letters = [one for one in _ABOVE_ASCII.findall(sample.decode("cp1250", "replace")) if one.isalpha()]
@@ -241,18 +245,18 @@ def _western(sample: bytes) -> str:
 
 
 def _words_of_utf8(sample: bytes) -> float:
-    """Share of what is above ASCII that is valid UTF-8 in a row; single letters of it may be so by chance, and where
-    they are not, `_fitting` tells."""
+    """Return the share of what is above ASCII that is valid UTF-8 in a row; single letters of it may be so by chance,
+    and where they are not, `_fitting` tells."""
     text = sample.decode("utf-8", "replace")
     return sum(map(len, _ROWS.findall(text))) / max(len(_ABOVE_ASCII.findall(text)), 1)
 
 
 def _fitting(text: str) -> tuple[int, int]:
-    """Characters above ASCII that stand where they make sense, and where they do not: letters belong to words of one
-    script, and no capital follows a small letter; signs belong around words."""
+    """Return how many characters above ASCII stand where they make sense, and where they do not: letters belong to
+    words of one script, and no capital follows a small letter; signs belong around words."""
     fitting, odd = 0, len(_LOW_CONTROL.findall(text))
     for match in _ABOVE_ASCII.finditer(f" {text} "):
-        if fitting + odd == LOOKED_AT:
+        if fitting + odd == JUDGED_CHARS:
             break
         character, at = match[0], match.start()
         before, after = match.string[at - 1], match.string[at + 1]
@@ -286,9 +290,9 @@ def _stands_around_words(before: str, sign: str, after: str) -> bool:
 
 
 def damaged_characters(text: str, raw: bytes) -> int:
-    """Characters that no text should hold: U+FFFD, which stands for what was lost, and controls; `raw` is the text in
-    UTF-8. Fast where there are none."""
-    if len(raw) < SHORT:
+    """Return how many characters no text should hold: U+FFFD, which stands for what was lost, and controls; `raw` is
+    the text in UTF-8. Fast where there are none."""
+    if len(raw) < SHORT_BYTES:
         return len(_DAMAGE.findall(text))
     if not raw.translate(None, _NO_CONTROLS) and (
         text.isascii() or not ("\ufffd" in text or _HIGH_CONTROL.search(raw))
@@ -324,7 +328,7 @@ class _InUtf8(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill `buffer`; 0 at the end."""
         while not self.waiting and not self.ended:
-            piece = self.stream.read1(STEP)  # type: ignore[attr-defined]  # what precedes damage is not lost
+            piece = self.stream.read1(DECODE_CHUNK_BYTES)  # type: ignore[attr-defined]  # what precedes damage is not lost
             self.ended = not piece
             self.waiting = self.decoder.decode(piece, final=self.ended).encode("utf-8", _MARK)
         size = min(len(buffer), len(self.waiting))
@@ -339,5 +343,5 @@ class _InUtf8(io.RawIOBase):
 
 
 def in_utf8(stream: BinaryIO, encoding: str) -> BinaryIO:
-    """The bytes of a text as UTF-8, from an encoding as `find_encoding` names it."""
+    """Return the bytes of a text as UTF-8, from an encoding as `find_encoding` names it."""
     return io.BufferedReader(_InUtf8(stream, encoding), 1 << 18) if encoding else stream

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data_prep.cli import InputError, printable, say
 
-SHOWN = 4  # names of a kind
+NAMES_SHOWN = 4  # names of a kind
 _ASIDE = re.compile(r"\.partial[0-9a-f]{8}$")  # what a crash left of a file of data_prep/files.py
 _SHARD = re.compile(r"shard-\d{5,}-\d{3,}\.bin$")
 _WEIGHTS = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
@@ -41,7 +41,7 @@ _TOOLS = {ending: tool for tool, endings in _HOW.items() for ending in endings}
 
 
 def text_files(folder: Path, is_known: Callable[[Path], bool], out: Path | None = None) -> list[Path]:
-    """The files below a folder that are text; what is left out is said.
+    """Return the files below a folder that are text; what is left out is said.
 
     Raises
     ------
@@ -64,13 +64,13 @@ def text_files(folder: Path, is_known: Callable[[Path], bool], out: Path | None 
 
 
 def how_to_read(path: Path) -> str:
-    """What makes text of a file of this ending, to be put into a message; "" where nobody knows."""
+    """Return what makes text of a file of this ending, to be put into a message; "" where nobody knows."""
     tool = _TOOLS.get(path.suffix.lower())
     return f" (text can be made of it by {tool}: docs/corpora.md)" if tool else ""
 
 
 def left_out(names: Iterable[str]) -> str:
-    """Files that are left out, by ending and name."""
+    """Return files that are left out, by ending and name."""
     by_kind: dict[str, list[str]] = {}
     for name in names:
         by_kind.setdefault(_kind_of(Path(name)), []).append(name)
@@ -79,13 +79,13 @@ def left_out(names: Iterable[str]) -> str:
 
 def _named(kind: str, names: list[str]) -> str:
     names = sorted(names)
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f"{kind}: {len(names):,} ({', '.join(map(printable, names[:SHOWN]))}{more})"
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return f"{kind}: {len(names):,} ({', '.join(map(printable, names[:NAMES_SHOWN]))}{more})"
 
 
 def _walk(folder: Path, out: Path | None) -> Iterator[tuple[Path, str]]:
-    """Files below a folder, with the reason if they are left out for what they are or where they lie; so are folders
-    into which there is no going."""
+    """Yield files below a folder, with the reason if they are left out for what they are or where they lie; so are
+    folders into which there is no going."""
     for here, folders, names in os.walk(folder, onerror=_refuse):
         place = Path(here)
         what = _ours(place, folders, names)
@@ -130,7 +130,7 @@ def _why_not(path: Path, beside: list[str], out: Path | None) -> str:
 
 
 def _ours(folder: Path, folders: list[str], names: list[str]) -> str:
-    """What of this project a folder is, if it is any."""
+    """Return what of this project a folder is, if it is any."""
     if "make.json" in names and _is_object_with(folder / "make.json", {"sources", "given", "stages"}):
         return "made by `make`"
     if "parts" in folders and (folder / "parts/plan.json").is_file():

@@ -253,7 +253,8 @@ RULES = {
 
 
 def defaults(code: str) -> LanguageDefaults:
-    """What is sensible for a language, by a code of ISO 639, with or without script and region, or its English name.
+    """Return what is sensible for a language, by a code of ISO 639, with or without script and region, or its English
+    name.
 
     Raises
     ------
@@ -271,13 +272,13 @@ def defaults(code: str) -> LanguageDefaults:
 
 
 def with_punkt() -> list[str]:
-    """Codes of the languages for which Punkt has a model."""
+    """Return codes of the languages for which Punkt has a model."""
     return sorted(_PUNKT)
 
 
 @cache
 def _table() -> dict[str, LanguageDefaults]:
-    """All languages by their codes."""
+    """Return all languages by their codes."""
     table = {}
     for script, common in _SCRIPTS.items():
         for entry in common.languages.split(", "):
@@ -300,7 +301,7 @@ def _table() -> dict[str, LanguageDefaults]:
 
 @cache
 def _names() -> dict[str, str]:
-    """The code that is meant by any name of a language, in lower case."""
+    """Return the code that is meant by any name of a language, in lower case."""
     names = {table.name.lower(): code for code, table in _table().items()}
     for common in _SCRIPTS.values():
         for entry in common.languages.split(", "):
@@ -322,14 +323,16 @@ class Lost(NamedTuple):
 
 
 def without_marks(text: str) -> str:
-    """A text in lower case without what BERT's uncased vocabularies take off; of Hangul the letters, blanks between."""
+    """Return a text in lower case without what BERT's uncased vocabularies take off; of Hangul the letters, blanks
+    between."""
     parts = unicodedata.normalize("NFD", text.lower())
     bare = "".join(part for part in parts if unicodedata.category(part) != "Mn")
     return " ".join(bare) if _HANGUL.search(bare) else bare
 
 
 def what_uncased_loses(texts: Iterable[str], shown: int = 3) -> Lost:
-    """What a text loses without its marks. The most telling words are those that become others which occur, too."""
+    """Return what a text loses without its marks. The most telling words are those that become others which occur,
+    too."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(unicodedata.normalize("NFC", text).lower().split())
@@ -359,7 +362,7 @@ def _is_letter(character: str) -> bool:
 
 
 def _trimmed(token: str) -> str:
-    """A word without the signs around it."""
+    """Return a word without the signs around it."""
     start, end = 0, len(token)
     while start < end and not token[start].isalpha():
         start += 1

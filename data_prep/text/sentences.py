@@ -16,7 +16,7 @@ theirs is a sentence.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -46,10 +46,10 @@ _WIDE = frozenset(WIDE_STOPS)
 _OPENING = "\"'“‘«»„‚›‹([—–-"
 _GOES_ON = frozenset(_OPENING) | frozenset(".!?…,;:)]}”’»*/")  # as the next word: ". . .", "Well! -- I never"
 _CJK = "\u2e80"  # the first character of scripts that put no space after a stop
-_CAPITALS = 0.25  # of the beginnings of sentences at least, in a document that is written with capitals
-_WITHOUT_STOPS = 0.1  # ends of sentences a line; prose of 40 characters a line has more than 0.2
-_SHORT = 8  # characters; a longer piece surely has a word in it
-_REMEMBERED = 1 << 16  # words before a dot
+_CAPITALS_SHARE = 0.25  # of the beginnings of sentences at least, in a document that is written with capitals
+_FEW_ENDS_PER_LINE = 0.1  # of sentences; prose of 40 characters per line has more than 0.2
+_SHORT_CHARS = 8  # a longer piece surely has a word in it
+_REMEMBERED_WORDS = 1 << 16  # before a dot
 _WORD, _NO_SPACE = re.compile(r"\w"), re.compile(r"\S")
 
 _BREAK = "\n\n"
@@ -68,8 +68,8 @@ _IN_STOP = _IS_STOP | _IS_CLOSING
 
 
 def splitter(lang: str, by: SplitBy = "rule") -> Splitter:
-    """The function that cuts texts of a language (a code as languages.py knows it) into sentences, none empty, a list
-    for each text.
+    """Return the function that cuts texts of a language (a code as languages.py knows it) into sentences, none empty, a
+    list for each text.
 
     Raises
     ------
@@ -81,17 +81,17 @@ def splitter(lang: str, by: SplitBy = "rule") -> Splitter:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, whatever ends them, none empty."""
+    """Return the lines of a text, whatever ends them, none empty."""
     return [line for raw in _with_line_breaks(text).split("\n") if (line := raw.strip())]
 
 
 def _with_line_breaks(text: str) -> str:
-    """A text whose lines end with \\n, wherever it came from."""
+    """Return a text whose lines end with \\n, wherever it came from."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def version_of(by: SplitBy) -> dict[str, Any]:
-    """What splits, and which version of it: settings of a store."""
+    """Return what splits, and which version of it: settings of a store."""
     if by == "punkt":
         import importlib.metadata  # here and elsewhere inside: 15 ms of every start
 
@@ -136,7 +136,7 @@ def _by_rules(rules: Rules) -> Splitter:
 def _split(
     text: str, codes: np.ndarray, texts_end: np.ndarray, special_words: "_SpecialWords"
 ) -> tuple[list[str], np.ndarray]:
-    """Sentences of texts that end with a blank line each, and where they end.
+    """Return sentences of texts that end with a blank line each, and where they end.
 
     numpy finds all stops at once and decides nine in ten; what depends on more than the characters around is looked at
     one by one.
@@ -145,6 +145,7 @@ def _split(
     places, lengths, capitals = _stops(text, codes, texts_end, paragraph_ends, special_words.endings)
     text = text.replace("\n", " ")
     ends = np.sort(np.concatenate([[0], (places + lengths)[lengths > 0], paragraph_ends]))
+    # The others one by one, in order: whether a dot ends a sentence may depend on where that began.
     unsure, capitals = places[lengths == 0], capitals[lengths == 0]
     begins = ends[np.searchsorted(ends, unsure, "right") - 1].tolist()
     limits = paragraph_ends[np.searchsorted(paragraph_ends, unsure)].tolist()
@@ -163,7 +164,8 @@ def _split(
 def _join_short(sentences: list[str], ends: np.ndarray, paragraph_ends: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Leave out empty ones; what has no word in it (a stray quote, a second stop) joins the one before in its
     paragraph."""
-    short = np.flatnonzero(np.fromiter(map(len, sentences), np.int64, len(sentences)) < _SHORT).tolist()
+    # Each paragraph has a number: how many ended before.
+    short = np.flatnonzero(np.fromiter(map(len, sentences), np.int64, len(sentences)) < _SHORT_CHARS).tolist()
     ends_paragraph = np.zeros(ends[-1] + 1 if len(ends) else 0, bool)
     ends_paragraph[paragraph_ends] = True
     paragraphs = np.cumsum(ends_paragraph[ends])
@@ -187,7 +189,7 @@ def _join_short(sentences: list[str], ends: np.ndarray, paragraph_ends: np.ndarr
 
 
 def _codes(text: str) -> np.ndarray:
-    """[N] uint16, the characters of a text; those above 65,535, which no rule names, as 65,535."""
+    """Return [N] uint16, the characters of a text; those above 65,535, which no rule names, as 65,535."""
     raw = text.encode("utf-16-le", "surrogatepass")
     if len(raw) == 2 * len(text):
         return np.frombuffer(raw, "<u2")
@@ -195,58 +197,79 @@ def _codes(text: str) -> np.ndarray:
 
 
 def _paragraph_ends(text: str, codes: np.ndarray) -> np.ndarray:
-    """Where blank lines begin: line breaks with nothing but white space up to the next one. The text ends with two."""
+    """Return where blank lines begin: line breaks with nothing but white space up to the next one. The text ends with
+    two."""
+    # Most blank lines are two line breaks in a row; white space between two is looked for where a line begins with it.
     breaks = np.flatnonzero(codes == _LINE_BREAK)
     following = codes[breaks[:-1] + 1]
     blank = following == _LINE_BREAK
     for row in np.flatnonzero(~blank & ((following <= 32) | (following >= 127))).tolist():
         blank[row] = text[breaks[row] : breaks[row + 1]].isspace()
+    # Of several in a row the first one ends the paragraph.
     return breaks[:-1][blank & ~np.append(False, blank[:-1])]
+
+
+class _Stops(NamedTuple):
+    """Where sentences may end. N stops."""
+
+    places: np.ndarray  # [N] int64
+    lengths: np.ndarray  # [N] int64, characters of a stop that surely ends a sentence, 0 of one to be looked at
+    capitals: np.ndarray  # [N] bool, whether its text is written with capitals
 
 
 def _stops(
     text: str, codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, special_endings: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a sentence may end; the number of characters of a stop that surely ends one, 0 of others; and whether its
-    text is written with capitals. Stops that surely end none are left out, and so are those at the end of a paragraph,
-    where a sentence ends anyway."""
+) -> _Stops:
+    """Return the stops but those that surely end no sentence, and those at the end of a paragraph, where one ends
+    anyway."""
     is_stop = (codes == ord(".")) | (codes == ord("!")) | (codes == ord("?"))
     others = np.flatnonzero(codes > 127)
     is_stop[others] = _IS_STOP.take(codes[others])
     places = np.flatnonzero(is_stop)
-    # The characters around each stop; before the first one and after the last, those of the other end, a line break.
+
+    # What stands around each stop: in `end." (Then` d is before the dot, then come one closing quote, a space, one
+    # opening quote, and T, the first letter of a word.
+    # Before the first character of the text stand, by the wrap of indices, its last ones: line breaks.
     here, before, after = codes[places], codes[places - 1], codes[places + 1]
-    closed = _IS_CLOSING.take(after)  # one closing quote is understood here, and one opening quote
-    space, word = codes[places + 1 + closed], codes[places + 2 + closed]
-    at_end = (space == _LINE_BREAK) & (word == _LINE_BREAK)
-    word = codes[places + 2 + closed + _IS_OPEN.take(word)]
-    spaced = (space == 32) | (space == _LINE_BREAK)
-    latin = here < 128
-    # Texts in which a small letter says nothing.
-    votes = (here == ord(".")) & spaced & ~at_end
-    in_capitals = _written_with_capitals(text, codes, texts_end, paragraph_ends, places[votes], word[votes])
-    capitals = np.repeat(in_capitals, np.diff(np.searchsorted(places, texts_end), prepend=0))
-    small = latin & spaced & _is_between(word, "a", "z")
-    inside = (before < ord(_CJK)) & ((_letter(after) > 0) | _is_between(after, "0", "9"))  # 3.14, example.org
-    kept = ~(at_end | latin & inside | small & capitals)
+    is_quoted = _IS_CLOSING.take(after)  # one closing quote is understood here, and one opening quote
+    space, word = codes[places + 1 + is_quoted], codes[places + 2 + is_quoted]
+    at_paragraph_end = (space == _LINE_BREAK) & (word == _LINE_BREAK)
+    word = codes[places + 2 + is_quoted + _IS_OPEN.take(word)]
+    is_spaced = (space == 32) | (space == _LINE_BREAK)
+    is_latin, is_dot = here < 128, here == ord(".")
+
+    # Texts in which a small letter says nothing: their sentences begin with such.
+    votes = is_dot & is_spaced & ~at_paragraph_end
+    with_capitals = _written_with_capitals(text, codes, texts_end, paragraph_ends, places[votes], word[votes])
+    capitals = np.repeat(with_capitals, np.diff(np.searchsorted(places, texts_end), prepend=0))
+
+    # No end: "example.org", "3.14" (but after Chinese it may be one), and "etc. and" in a text with capitals.
+    is_small = is_latin & is_spaced & _is_between(word, "a", "z")
+    is_inside = (before < ord(_CJK)) & ((_letter(after) > 0) | _is_between(after, "0", "9"))
+    kept = ~(at_paragraph_end | is_latin & is_inside | is_small & capitals)
+
+    # Surely one: "end. The", "end. the" in a text without capitals, "。" wherever it stands. Not sure: a dot after a
+    # word that ends as an abbreviation does (by its last three letters: Mr, etc) or may hold a dot (U.S.), and what
+    # belongs to several stops in a row.
     ending = (_letter(codes[places - 3]) * 27 + _letter(codes[places - 2])) * 27 + _letter(before)
-    special = special_endings.take(ending) | ~np.append(False, spaced[:-1])  # or perhaps with a dot in it: U.S.
-    sure = latin & spaced & _is_between(word, "A", "Z") & ~((here == ord(".")) & ~closed & special)
-    sure |= small & ~capitals & ~closed & ~((here == ord(".")) & special)
+    is_special = is_dot & (special_endings.take(ending) | ~np.append(False, is_spaced[:-1]))
+    sure = is_latin & is_spaced & _is_between(word, "A", "Z") & ~(is_special & ~is_quoted)
+    sure |= is_small & ~capitals & ~is_quoted & ~is_special
     sure |= _IS_WIDE.take(here) & ~_IN_STOP.take(space)
     sure &= ~_IN_STOP.take(before)
-    return places[kept], np.where(sure, 1 + closed, 0)[kept], capitals[kept]
+    return _Stops(places[kept], np.where(sure, 1 + is_quoted, 0)[kept], capitals[kept])
 
 
 def _written_with_capitals(
     text: str, codes: np.ndarray, texts_end: np.ndarray, paragraph_ends: np.ndarray, dots: np.ndarray, words: np.ndarray
 ) -> np.ndarray:
-    """[texts] bool: whether sentences begin with capitals. In prose nine in ten do, in a lower-cased text and in a
-    script that has no others none.
+    """Return [texts] bool: whether sentences begin with capitals. In prose nine in ten do, in a lower-cased text and in
+    a script that has no others none.
 
     `words` are first letters after `dots`; what begins a paragraph counts, too, so that one abbreviation decides
     nothing.
     """
+    # Where paragraphs begin: behind white space and an opening quote.
     begins = np.sort(np.concatenate([np.zeros(1, np.int64), texts_end, paragraph_ends + len(_BREAK)]))
     begins = begins[(begins < len(codes)) & (begins != np.append(-1, begins[:-1]))]
     indented = np.flatnonzero((codes[begins] <= 32) | (codes[begins] >= 127))  # white space, perhaps
@@ -255,6 +278,7 @@ def _written_with_capitals(
         if match := _NO_SPACE.search(text, begin, limit):
             begins[row] = match.start()
     begins += _IS_OPEN.take(codes[begins])
+    # Each letter votes in its text: small or not. What has neither (digits, Chinese) does not vote.
     letters = np.concatenate([words, codes[begins]])
     is_small, is_other = np.zeros((2, 1 << 16), bool)
     for code in set(letters.tolist()):
@@ -262,7 +286,7 @@ def _written_with_capitals(
         is_other[code] = chr(code).isalpha() and not is_small[code]
     owner = np.searchsorted(texts_end, np.concatenate([dots, begins]), "right")
     small, other = (np.bincount(owner, table[letters], len(texts_end)) for table in (is_small, is_other))
-    return other >= _CAPITALS * (small + other)
+    return other >= _CAPITALS_SHARE * (small + other)
 
 
 def _is_small(letter: str) -> bool:
@@ -272,20 +296,21 @@ def _is_small(letter: str) -> bool:
 
 
 def _is_between(codes: np.ndarray, first: str, last: str) -> np.ndarray:
+    """Return [N] bool: which characters are from `first` to `last`."""
     return (codes >= ord(first)) & (codes <= ord(last))
 
 
 def _letter(codes: np.ndarray) -> np.ndarray:
-    """1 to 26 for A to Z in either case, 0 for all else."""
-    small = codes | 32
+    """Return 1 to 26 for A to Z in either case, 0 for all else."""
+    small = codes | 32  # a small letter of A to Z has this bit, its capital lacks it
     return np.where(_is_between(small, "a", "z"), small - 96, 0)
 
 
 def _look_closely(
     text: str, begin: int, at: int, paragraph_end: int, capitals: bool, special_words: "_SpecialWords"
 ) -> tuple[int, bool]:
-    """Where the stop at `at` ends with its closing quotes, and whether the sentence that began at `begin` does. The
-    text is one with `capitals` or without."""
+    """Return where the stop at `at` ends with its closing quotes, and whether the sentence that began at `begin` does.
+    The text is one with `capitals` or without."""
     match = _STOP.match(text, at, paragraph_end)
     assert match is not None
     stop, following = match.groups()
@@ -329,7 +354,7 @@ class _SpecialWords(dict[str, bool]):
 
     def forget(self) -> None:
         """Keep memory bounded."""
-        if len(self) > _REMEMBERED:
+        if len(self) > _REMEMBERED_WORDS:
             self.clear()
 
 
@@ -377,4 +402,4 @@ def looks_like_lines(lines: list[str]) -> bool:
         return False
     ended = sum(1 for line in filled if _AT_LINE_END.search(line)) / len(filled)
     sentences = sum(map(len, splitter("en")(filled))) / len(filled)
-    return sentences < 1.5 if ended > 0.5 else sentences - 1 + ended < _WITHOUT_STOPS
+    return sentences < 1.5 if ended > 0.5 else sentences - 1 + ended < _FEW_ENDS_PER_LINE

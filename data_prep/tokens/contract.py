@@ -32,7 +32,7 @@ from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, read_fields, write_sealed
 from data_prep.files import cache_folder, write_json
 from data_prep.foreign import read_object, refuse_code
-from data_prep.tokens.encode import HARD, ROLES, Encoder, special_names
+from data_prep.tokens.encode import ADVERSARIAL_STRINGS, ROLES, Encoder, special_names
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES, tokenizer_sha256
 
 CONFIG = "tokenizer_config.json"
@@ -47,7 +47,7 @@ NORMALIZER_KEYS = {
 }
 PARTS = ("normalizer", "pre_tokenizer", "model")
 PLAIN_CLASS = f'set "tokenizer_class": "PreTrainedTokenizerFast" in {CONFIG}'
-LONG = " ".join(HARD) * 4  # longer than any model, so that a cut is seen
+LONG_TEXT = " ".join(ADVERSARIAL_STRINGS) * 4  # longer than any model, so that a cut is seen
 
 
 class Opened(NamedTuple):
@@ -70,15 +70,15 @@ def open_with_transformers(folder: Path) -> Opened:
 
     theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     plain: dict[str, Any] = {"split_special_tokens": True, "verbose": False}  # a literal "[MASK]" is text here
-    pair = theirs(HARD[0], HARD[2], **plain)
+    pair = theirs(ADVERSARIAL_STRINGS[0], ADVERSARIAL_STRINGS[2], **plain)
     names = {role: getattr(theirs, f"{role}_token") for role in ROLES}
     return Opened(
         type(theirs).__name__,
         theirs.backend_tokenizer.to_str(),
         len(theirs),
         {role: theirs.convert_tokens_to_ids(str(name)) if name else None for role, name in names.items()},
-        theirs(HARD[0], **plain)["input_ids"],
-        theirs(LONG, **plain)["input_ids"],
+        theirs(ADVERSARIAL_STRINGS[0], **plain)["input_ids"],
+        theirs(LONG_TEXT, **plain)["input_ids"],
         pair["input_ids"],
         pair.get("token_type_ids", []),
         theirs.padding_side,
@@ -86,7 +86,7 @@ def open_with_transformers(folder: Path) -> Opened:
 
 
 def _opened(sha256: str, folder: Path) -> Opened:
-    """`folder`, whose files have this hash, opened beside a BERT's config.json, as it will lie in an exported folder.
+    """Open `folder`, whose files have this hash, beside a BERT's config.json, as it will lie in an exported folder.
 
     What transformers makes of a tokenizer is a function of its files and of two versions: it is kept, since importing
     transformers takes longer than a small corpus.
@@ -95,7 +95,14 @@ def _opened(sha256: str, folder: Path) -> Opened:
     ------
     ValueError: transformers cannot open it.
     """
-    versions = (sha256, version("transformers"), version("tokenizers"), sys.version, HARD, Path(__file__).read_text())
+    versions = (
+        sha256,
+        version("transformers"),
+        version("tokenizers"),
+        sys.version,
+        ADVERSARIAL_STRINGS,
+        Path(__file__).read_text(),
+    )
     key = hashlib.sha256(repr(versions).encode()).hexdigest()[:20]
     kept = None if (cached := cache_folder()) is None else cached / f"tokenizer-{key}.json"
     if kept is not None and kept.is_file():
@@ -163,7 +170,7 @@ def _copy_tokenizer(folder: Path, to: Path) -> None:
 
 
 def bert_template(tokenizer: Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:
-    """What puts BERT's special tokens around one text or two."""
+    """Return what puts BERT's special tokens around one text or two."""
     return processors.TemplateProcessing(
         single=f"{cls}:0 $A:0 {sep}:0",
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
@@ -172,7 +179,8 @@ def bert_template(tokenizer: Tokenizer, cls: str, sep: str) -> processors.Templa
 
 
 def _missing(state: dict[str, Any], config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """What tokenizer_config.json leaves out and transformers would take for something else than tokenizer.json says."""
+    """Return what tokenizer_config.json leaves out and transformers would take for something else than tokenizer.json
+    says."""
     wanted: dict[str, Any] = {}
     if config.get("tokenizer_class") is None:
         wanted["tokenizer_class"] = "BertTokenizer" if _is_built_by_bert(state) else "PreTrainedTokenizerFast"
@@ -201,7 +209,7 @@ def _is_built_by_bert(state: dict[str, Any]) -> bool:
 def check(
     folder: Path, encoder: Encoder | None = None, sentences: Iterable[str] = (), named: Path | None = None
 ) -> None:
-    """Compare what `encoder` makes of hard strings and `sentences` with what transformers makes of `folder`.
+    """Compare what `encoder` makes of adversarial strings and `sentences` with what transformers makes of `folder`.
 
     encoder: by default that of the folder
     named: what messages call the folder
@@ -235,7 +243,7 @@ def check(
                 f"transformers ({theirs.kind}); write {role}_token into {CONFIG}{advice}"
             )
     added = {token["content"] for state in (mine, json.loads(theirs.state)) for token in state["added_tokens"]}
-    texts = [*HARD, *(f"a {content}b {content}" for content in sorted(added)), *sentences]
+    texts = [*ADVERSARIAL_STRINGS, *(f"a {content}b {content}" for content in sorted(added)), *sentences]
     reader = Tokenizer.from_str(theirs.state)
     reader.encode_special_tokens = True
     for text, ours, other in zip(texts, _ids(encoder.tokenizer, texts), _ids(reader, texts), strict=True):
@@ -261,7 +269,7 @@ def check(
 
 def _check_frame(theirs: Opened, encoder: Encoder, named: Path) -> None:
     """What stands around texts: BERT's [CLS] a [SEP] b [SEP], in segments 0 and 1, padding at the end."""
-    first, second, long = _ids(encoder.tokenizer, [HARD[0], HARD[2], LONG])
+    first, second, long = _ids(encoder.tokenizer, [ADVERSARIAL_STRINGS[0], ADVERSARIAL_STRINGS[2], LONG_TEXT])
     begin, end = [encoder.special_ids["cls"]], [encoder.special_ids["sep"]]
     framed = begin + first + end
     segments = [0] * len(framed) + [1] * (len(second) + 1)
@@ -292,20 +300,21 @@ def _ids(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _first_difference(ids: list[int], others: list[int]) -> int:
-    """Where two lists begin to differ."""
+    """Return where two lists begin to differ."""
     pairs = enumerate(zip(ids, others, strict=False))
     return next((at for at, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _part(ids: list[int], at: int) -> str:
-    """Some ids around the place `at`."""
+    """Return some ids around the place `at`."""
     first = max(0, at - 1)
     inner = ", ".join(map(str, ids[first : at + 4]))
     return f"{'... ' * (first > 0)}{inner or 'nothing'}{' ...' * (len(ids) > at + 4)}"
 
 
 def _advice(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> str:
-    """What to write into tokenizer_config.json, where transformers builds another tokenizer than tokenizer.json has."""
+    """Return what to write into tokenizer_config.json, where transformers builds another tokenizer than tokenizer.json
+    has."""
     ours, other = mine["normalizer"] or {}, theirs["normalizer"] or {}
     kinds = [[(state[part] or {}).get("type") for part in PARTS] for state in (mine, theirs)]
     if kinds[0] != kinds[1] or _frozen(mine["model"]) != _frozen(theirs["model"]):
@@ -366,7 +375,7 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
                 f"--init_from {model}: its {role} token is entry {theirs.special_ids[role]}, the store's "
                 f"{ours.special_ids[role]}; {remedy}"
             )
-    texts = list(HARD)
+    texts = list(ADVERSARIAL_STRINGS)
     for text, read, made in zip(texts, _ids(theirs.tokenizer, texts), _ids(ours.tokenizer, texts), strict=True):
         if read != made:
             at = _first_difference(read, made)
@@ -377,7 +386,7 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
 
 
 def _of_model(model: Path) -> Encoder:
-    """The tokenizer of a model's folder; of an old one, which has vocab.txt alone, as transformers builds it."""
+    """Return the tokenizer of a model's folder; of an old one, which has vocab.txt alone, as transformers builds it."""
     if (model / "tokenizer.json").is_file():
         with settled(model) as folder:
             return Encoder.load(folder, "tokenizers")
@@ -403,7 +412,7 @@ def _of_model(model: Path) -> Encoder:
 
 
 def _differing_entries(theirs: Tokenizer, ours: Tokenizer) -> list[tuple[int, tuple[str | None, str | None]]]:
-    """Entries by number that are not the same in two vocabularies.
+    """Return entries, by id, that are not the same in two vocabularies.
 
     Of two that are spelled alike the last one counts; data_prep/vocab.py gives the earlier one a name of its own.
     """

@@ -5,8 +5,8 @@
     encoder.encode(["Hello there.", "Bye!"])    # -> ids end to end, and tokens of each sentence
 
 The reference is `tokenizers` itself. BERT's WordPiece has two faster paths (fast_paths.py); whichever is in use is
-compared with the reference on hard strings and on sentences of the corpus at every start. Literal "[MASK]" or "[SEP]"
-in a text is text, never a special id: otherwise a corpus could write the model's control signals.
+compared with the reference on adversarial strings and on sentences of the corpus at every start. Literal "[MASK]" or
+"[SEP]" in a text is text, never a special id: otherwise a corpus could write the model's control signals.
 """
 # ruff: noqa: RUF001
 
@@ -24,13 +24,14 @@ from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.foreign import read_object
 from data_prep.store_manifest import token_dtype
-from data_prep.tokens.fast_paths import Chunks, Ids, Nanotoken, Pieces, is_bert, is_sentencepiece
+from data_prep.tokens.fast_paths import Ids, Nanotoken, SentencePieceCache, WordPieceCache, is_bert, is_sentencepiece
 from data_prep.tokens.unknown import UnknownCharacters
 
+_FastPath = Nanotoken | WordPieceCache | SentencePieceCache
 EncodeWith = Literal["auto", "nanotoken", "pieces", "tokenizers"]
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 
-HARD = (
+ADVERSARIAL_STRINGS = (
     "Hello, my dog is cute",
     "[MASK] [SEP][CLS] [PAD]x [UNK] mask]",
     "Ünïcödé naïve coöperate ÅNGSTRÖM İstanbul ΑΣ ς ﬁne Ⅷ ½ ﬀ",
@@ -60,7 +61,7 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: Path, encode_with: EncodeWith = "auto") -> "Encoder":
-        """The encoder of a tokenizer folder. The ids do not depend on what they are encoded with.
+        """Return the encoder of a tokenizer folder. The ids do not depend on what they are encoded with.
 
         Raises
         ------
@@ -79,7 +80,7 @@ class Encoder:
         )
 
     @property
-    def path(self) -> str:
+    def backend(self) -> str:
         """What encodes: the name of the fast path in use, or of the reference."""
         return self._paths[0].name if self._paths else "tokenizers"
 
@@ -89,49 +90,51 @@ class Encoder:
         return UnknownCharacters(self.tokenizer, self.special_ids["unk"])
 
     def encode(self, sentences: list[str]) -> Ids:
-        """The ids of sentences, without [CLS] and [SEP]."""
-        return self._paths[0].encode(sentences) if self._paths else self.encode_slowly(sentences)
+        """Return the ids of sentences, without [CLS] and [SEP]."""
+        return self._paths[0].encode(sentences) if self._paths else self.encode_by_reference(sentences)
 
-    def encode_slowly(self, sentences: list[str]) -> Ids:
+    def encode_by_reference(self, sentences: list[str]) -> Ids:
         """As `encode`, by `tokenizers` alone: the reference."""
         found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
         lengths = np.fromiter(map(len, found), np.int64, len(found))
         return Ids(np.fromiter((number for ids in found for number in ids), self.dtype, int(lengths.sum())), lengths)
 
     def check(self, sentences: Iterable[str] = ()) -> bool:
-        """Compare the fast path with the reference on hard strings and on `sentences`; leave it, saying so, where they
-        differ. Returns whether a fast path is in use."""
+        """Compare the fast path with the reference on adversarial strings and on `sentences`; leave it, and say so,
+        where they differ. Return whether a fast path is in use."""
         if not self._paths:
             say("encoding with tokenizers: this tokenizer has no faster path")
             return False
-        texts = [*HARD, *sentences]
-        slow = _one_by_one(self.encode_slowly(texts))
+        texts = [*ADVERSARIAL_STRINGS, *sentences]
+        slow = _one_by_one(self.encode_by_reference(texts))
         while self._paths:
             fast = _one_by_one(self.encode(texts))
             wrong = [text for text, mine, theirs in zip(texts, fast, slow, strict=True) if mine != theirs]
             if not wrong:
                 return True
             name = self._paths.pop(0).name
-            say(f"warning: {name} errs on {len(wrong)} strings, such as {wrong[0][:60]!r}; encoding with {self.path}")
+            say(
+                f"warning: {name} errs on {len(wrong)} strings, such as {wrong[0][:60]!r}; encoding with {self.backend}"
+            )
         return False
 
 
-def _fast_paths(tokenizer: Tokenizer, dtype: np.dtype, wanted: EncodeWith) -> list[Nanotoken | Pieces | Chunks]:
-    """What may encode for this tokenizer beside the reference, the fastest first.
+def _fast_paths(tokenizer: Tokenizer, dtype: np.dtype, wanted: EncodeWith) -> list[_FastPath]:
+    """Return what may encode for this tokenizer beside the reference, the fastest first.
 
     Raises
     ------
     InputError: what is wanted cannot be had.
     """
     state = json.loads(tokenizer.to_str())
-    paths: list[Nanotoken | Pieces | Chunks] = []
+    paths: list[_FastPath] = []
     if wanted in ("auto", "nanotoken") and is_bert(state):
         with suppress(ImportError, ValueError):
             paths.append(Nanotoken(state, dtype))
     if wanted in ("auto", "pieces") and is_bert(state):
-        paths.append(Pieces(state, dtype, tokenizer))
+        paths.append(WordPieceCache(state, dtype, tokenizer))
     if wanted in ("auto", "pieces") and is_sentencepiece(state):
-        paths.append(Chunks(dtype, tokenizer))
+        paths.append(SentencePieceCache(dtype, tokenizer))
     if wanted in ("nanotoken", "pieces") and not paths:
         raise InputError(
             f"--encode_with {wanted}: not installed (pip install 'zerobert[fast]') or not for this kind of tokenizer"
@@ -163,6 +166,6 @@ def _read_folder(folder: Path) -> _Files:
 
 
 def special_names(config: dict[str, Any]) -> dict[str, str]:
-    """The special tokens by role, as tokenizer_config.json names them: by strings or by objects."""
+    """Return the special tokens by role, as tokenizer_config.json names them: by strings or by objects."""
     named = {role: config.get(f"{role}_token") or f"[{role.upper()}]" for role in ROLES}
     return {role: str(name["content"] if isinstance(name, dict) else name) for role, name in named.items()}

@@ -1,10 +1,10 @@
 """Faster ways to the ids of a tokenizer than `tokenizers` itself. encode.py checks them against it.
 
-    Nanotoken   the package nanotoken (extra [fast]): WordPiece and nothing else, compiled. Young, hence optional.
-    Pieces      no package: BERT's normalizer and pre-tokenizer never join what an ASCII space, a punctuation mark or a
-                Chinese character parts, so a text's ids are the ids of these pieces end to end, and most pieces of a
-                text occurred before. A dictionary remembers them.
-    Chunks      the same for our SentencePiece vocabularies, whose pieces end where an ASCII space is.
+    Nanotoken           the package nanotoken (extra [fast]): WordPiece alone, compiled. Young, hence optional.
+    WordPieceCache      no package: BERT's normalizer and pre-tokenizer never join what an ASCII space, a punctuation
+                        mark or a Chinese character parts, so a text's ids are the ids of these pieces end to end, and
+                        most pieces of a text occurred before. A dictionary remembers them.
+    SentencePieceCache  the same for our SentencePiece vocabularies, whose pieces end where an ASCII space is.
 
 All take the state of a tokenizer (its JSON) and give `Ids`. A literal "[MASK]" in a text is text to all.
 """
@@ -20,14 +20,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 CACHE_ENTRIES = 1 << 18  # about 50 MB
-WORDS = 1 << 17  # that nanotoken remembers, about 20 MB; more of them make it no faster
-CACHE_LENGTH = 32  # characters; longer pieces seldom come again
+NANOTOKEN_WORDS = 1 << 17  # that it remembers, about 20 MB; more of them make it no faster
+CACHED_CHARS = 32  # of a piece; longer ones seldom come again
 
 # Always words of their own in BERT's pre-tokenizer, whatever stands beside them. Not all such characters: those listed
 # are the ones that occur often, the others stay inside their piece for `tokenizers` to part.
 _ALONE = r"""!-/:-@\[-`{-~‐-‧‰-⁁、-〃〈-】〔-〟！-＃％-＊，-／：；？＠［-］＿｛｝｟-･一-鿿"""
 _MARKS = frozenset("""!"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~""")  # those of ASCII
-PIECES = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
+PIECE = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
 
 
 class Ids(NamedTuple):
@@ -64,7 +64,7 @@ def is_sentencepiece(state: dict[str, Any]) -> bool:
     )
 
 
-class Chunks(dict[str, bytes]):
+class SentencePieceCache(dict[str, bytes]):
     """Ids by what stands between ASCII spaces; what is missing is encoded by `tokenizers`."""
 
     name = "the cache of chunks"
@@ -74,12 +74,12 @@ class Chunks(dict[str, bytes]):
         self.tokenizer, self.dtype = tokenizer, dtype
 
     def encode(self, sentences: list[str]) -> Ids:
-        """The ids of sentences."""
+        """Return the ids of sentences."""
         return _joined(self, sentences, self.dtype)
 
     def __missing__(self, chunk: str) -> bytes:
         ids = array(self.dtype.char, self.tokenizer.encode(chunk, add_special_tokens=False).ids).tobytes()
-        if len(chunk) <= CACHE_LENGTH:
+        if len(chunk) <= CACHED_CHARS:
             if len(self) >= CACHE_ENTRIES:
                 self.clear()
             self[chunk] = ids
@@ -87,8 +87,8 @@ class Chunks(dict[str, bytes]):
 
 
 def _joined(ids_of: dict[str, bytes], sentences: list[str], dtype: np.dtype) -> Ids:
-    look_up = ids_of.__getitem__
-    found = [b"".join(map(look_up, sentence.split(" "))) for sentence in sentences]
+    get = ids_of.__getitem__
+    found = [b"".join(map(get, sentence.split(" "))) for sentence in sentences]
     lengths = np.fromiter(map(len, found), np.int64, len(found)) // dtype.itemsize
     return Ids(np.frombuffer(b"".join(found), dtype), lengths)
 
@@ -106,20 +106,20 @@ class Nanotoken:
     def __init__(self, state: dict[str, Any], dtype: np.dtype):
         from nanotoken.nanotoken_rs import WordPieceTokenizer, set_cache_entries
 
-        set_cache_entries(WORDS)  # else a million: memory would grow with the corpus
+        set_cache_entries(NANOTOKEN_WORDS)  # else a million: memory would grow with the corpus
 
         # Without the list of special tokens, a literal one in a text is a text like any other.
         plain = state | {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-        self.backend = WordPieceTokenizer.from_json(json.dumps(plain))
+        self.wordpiece = WordPieceTokenizer.from_json(json.dumps(plain))
         self.dtype = dtype
 
     def encode(self, sentences: list[str]) -> Ids:
-        """The ids of sentences."""
-        ids, offsets = self.backend.encode_batch(sentences, add_special_tokens=False, parallel=False)
+        """Return the ids of sentences."""
+        ids, offsets = self.wordpiece.encode_batch(sentences, add_special_tokens=False, parallel=False)
         return Ids(ids.astype(self.dtype), np.diff(offsets))
 
 
-class Pieces(dict[str, bytes]):
+class WordPieceCache(dict[str, bytes]):
     """Ids by piece of text. What is missing is cut into smaller pieces; of these, plain ASCII words are looked up by
     WordPiece's own rule, the longest entry first, and all others encoded by `tokenizers`."""
 
@@ -145,25 +145,26 @@ class Pieces(dict[str, bytes]):
         return max(map(len, self.vocab))
 
     def encode(self, sentences: list[str]) -> Ids:
-        """The ids of sentences."""
+        """Return the ids of sentences."""
         return _joined(self, sentences, self.dtype)
 
     def __missing__(self, chunk: str) -> bytes:
         if chunk.isalnum() and chunk.isascii():
             ids = self._word(chunk.lower() if self.lowercase else chunk)
-        elif 1 < len(chunk) <= CACHE_LENGTH and chunk[-1] in _MARKS:  # most often: a known word and a comma
+        elif 1 < len(chunk) <= CACHED_CHARS and chunk[-1] in _MARKS:  # most often: a known word and a comma
             ids = self[chunk[:-1]] + self[chunk[-1]]
-        elif len(pieces := PIECES.findall(chunk)) > 1:
+        elif len(pieces := PIECE.findall(chunk)) > 1:
             ids = b"".join([self[piece] for piece in pieces])
         else:
             ids = self._pack(self.tokenizer.encode(chunk, add_special_tokens=False).ids)
-        if len(chunk) <= CACHE_LENGTH:
+        if len(chunk) <= CACHED_CHARS:
             if len(self) >= CACHE_ENTRIES:
                 self.clear()  # crude, but what is frequent is back within a megabyte of text
             self[chunk] = ids
         return ids
 
     def _word(self, word: str) -> bytes:
+        """Return the ids of a plain word, by the longest entry first: playing -> play ##ing."""
         entries, unknown = self.entries, self.entries[self.unknown_entry]
         if len(word) > self.longest_word:
             return unknown

@@ -25,14 +25,14 @@ from data_prep.files import write_json
 Kind = Literal["unigram", "bpe"]
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4
 COVERAGE = 0.9995  # of the corpus' characters at least; the rarest become [UNK]
-SENTENCES = 10_000_000  # the first so many are trained on
-LONGEST = 4000  # bytes of a sentence; the trainer leaves out, without a word, what is longer than its 4,192
+MAX_SENTENCES = 10_000_000  # the first so many are trained on
+MAX_SENTENCE_BYTES = 4000  # the trainer leaves out, without a word, what is longer than its 4,192
 RESERVED = "\u2585"  # ▅, the trainer's own sign: it leaves out every sentence that holds it
 THREADS = 4  # one number everywhere: sums of floats depend on how they are split
 
 
 def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characters: Iterable[str] = ()) -> Tokenizer:
-    """A tokenizer of `size` entries, or fewer where the corpus is too small for it; `characters` are among them.
+    """Return a tokenizer of `size` entries, or fewer where the corpus is too small for it; `characters` are among them.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characte
         hard_vocab_limit=False,
         character_coverage=COVERAGE,
         required_chars="".join(characters).replace(RESERVED, ""),
-        max_sentence_length=LONGEST,
+        max_sentence_length=MAX_SENTENCE_BYTES,
         # Case folding keeps accents, unlike BERT's uncased normalizer: they tell words apart in most languages.
         normalization_rule_name="nmt_nfkc" if cased else "nmt_nfkc_cf",
         num_threads=THREADS,
@@ -59,7 +59,9 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characte
         **dict(pad_piece=pad, unk_piece=unknown, bos_piece=begin, eos_piece=end, control_symbols=[mask]),
     )
     try:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=first_of(texts), model_writer=model, **settings)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=first_sentences(texts), model_writer=model, **settings
+        )
     except (RuntimeError, OSError) as error:
         if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
             least = f"{int(needed[1]):,}"
@@ -73,14 +75,14 @@ def train(sentences: Iterable[str], kind: Kind, size: int, cased: bool, characte
 
 
 def trainable(sentence: str) -> Iterator[str]:
-    """A sentence as the trainer takes it whole: in parts of LONGEST bytes at most, cut at white space where there is
-    any, else between characters."""
+    """Yield a sentence as the trainer takes it whole: in parts of MAX_SENTENCE_BYTES at most, cut at white space where
+    there is any, else between characters."""
     raw = sentence.replace(RESERVED, " ").encode()
     start = 0
-    while len(raw) - start > LONGEST:
-        stop = raw.rfind(b" ", start + 1, start + LONGEST)
+    while len(raw) - start > MAX_SENTENCE_BYTES:
+        stop = raw.rfind(b" ", start + 1, start + MAX_SENTENCE_BYTES)
         if stop < 0:
-            stop = start + LONGEST
+            stop = start + MAX_SENTENCE_BYTES
             while raw[stop] & 0b1100_0000 == 0b1000_0000:  # inside a character
                 stop -= 1
         yield raw[start:stop].decode()
@@ -88,17 +90,17 @@ def trainable(sentence: str) -> Iterator[str]:
     yield raw[start:].decode()
 
 
-def first_of(texts: Iterable[str]) -> Iterator[str]:
-    """The first SENTENCES texts; says so where there are more."""
+def first_sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the first MAX_SENTENCES texts; says so where there are more."""
     for number, text in enumerate(texts):
-        if number == SENTENCES:
-            say(f"trained on the first {SENTENCES:,} sentences; what follows them in the corpus is not counted")
+        if number == MAX_SENTENCES:
+            say(f"trained on the first {MAX_SENTENCES:,} sentences; what follows them in the corpus is not counted")
             return
         yield text
 
 
 def convert(proto: Any, kind: Kind) -> Tokenizer:
-    """The fast tokenizer of a trained SentencePiece model."""
+    """Return the fast tokenizer of a trained SentencePiece model."""
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     assert tuple(piece for piece, _ in pieces[: len(SPECIAL)]) == SPECIAL
     if kind == "unigram":
@@ -125,8 +127,8 @@ def convert(proto: Any, kind: Kind) -> Tokenizer:
 
 
 def merges_of(ids: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges behind the entries of a BPE: sentencepiece numbers entries in the order in which it made them, and an
-    entry can be made of any two earlier ones."""
+    """Return the merges behind the entries of a BPE: sentencepiece numbers entries in the order in which it made them,
+    and an entry can be made of any two earlier ones."""
     merges = []
     for piece, number in ids.items():
         if piece in SPECIAL:

@@ -17,13 +17,13 @@ from tokenizers import Tokenizer
 from data_prep.calls import call
 from data_prep.tokens.fast_paths import Ids, is_bert, is_sentencepiece
 
-WARN = 0.01  # share of the characters
-_REMEMBERED = 1 << 16  # chunks
-PART = 10_000  # characters
+WARN_SHARE = 0.01  # of the characters
+_REMEMBERED_CHUNKS = 1 << 16
+PART_CHARS = 10_000  # encoded at once
 
 
 def characters_of(texts: Iterable[str]) -> int:
-    """Characters of texts, spaces and line breaks left out: no token stands for them."""
+    """Return characters of texts, spaces and line breaks left out: no token stands for them."""
     return sum(len(text) - _blanks(text.encode("utf-8", "surrogatepass")) for text in texts)
 
 
@@ -33,8 +33,8 @@ def _blanks(raw: bytes) -> int:
 
 
 def advice(unknown: int, characters: int, remedy: str = "") -> str:
-    """A warning with its remedy where so many of these characters are too many; else nothing."""
-    if unknown <= WARN * characters:
+    """Return a warning with its remedy where so many of these characters are too many; else nothing."""
+    if unknown <= WARN_SHARE * characters:
         return ""
     make_one = call("vocab", "--corpus", "TEXTS")
     remedy = remedy or f"make one from this text ({make_one}), with --model unigram where no spaces part words"
@@ -58,7 +58,7 @@ class UnknownCharacters:
         return is_bert(state) or is_sentencepiece(state)
 
     def count(self, sentences: Sequence[str], encoded: Ids) -> int:
-        """Characters of `sentences`, whose ids are `encoded`, for which an unknown token stands."""
+        """Return characters of `sentences`, whose ids are `encoded`, for which an unknown token stands."""
         places = np.flatnonzero(encoded.ids == self.unknown_id)
         if not len(places):
             return 0
@@ -66,7 +66,7 @@ class UnknownCharacters:
         found = [sentences[row] for row in sorted(set(rows.tolist()))]
         if not self.spaces_part:
             return sum(map(self._in_chunk, found))
-        if len(self._known) > _REMEMBERED:  # crude, but what is frequent is soon back
+        if len(self._known) > _REMEMBERED_CHUNKS:  # crude, but what is frequent is soon back
             self._known.clear()
         total = 0
         for chunk in (chunk for sentence in found for chunk in sentence.split(" ")):
@@ -78,7 +78,7 @@ class UnknownCharacters:
 
     def _in_chunk(self, text: str) -> int:
         # A tokenizer takes a hundred bytes for each character: a line of millions without a space is cut.
-        return sum(self._in_part(text[first : first + PART]) for first in range(0, len(text), PART))
+        return sum(self._in_part(text[first : first + PART_CHARS]) for first in range(0, len(text), PART_CHARS))
 
     def _in_part(self, text: str) -> int:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)

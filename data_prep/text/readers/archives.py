@@ -25,7 +25,7 @@ class _Member(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
-        """The member that a header describes.
+        """Return the member that a header describes.
 
         Raises
         ------

@@ -33,15 +33,22 @@ _KINDS = {"wikitext": _Kind(_TITLE, True), "wikiextractor": _Kind(_DOC, False)}
 
 
 def layout_of(beginning: bytes) -> str:
-    """Which of the two a text is, by its first line that is not blank; "" if it is neither."""
+    """Return which of the two a text is, by its first line that is not blank; "" if it is neither."""
     first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n \t").split(b"\n", 1)[0]
     return next((layout for layout, kind in _KINDS.items() if kind.begins.fullmatch(first)), "")
 
 
 def read(
-    layout: str, lines: Iterable[tuple[int, bytes]], start: int, stop: int, longest: int, counts: Counter[str]
+    layout: str,
+    lines: Iterable[tuple[int, bytes]],
+    counts: Counter[str],
+    *,
+    start: int,
+    stop: int,
+    longest: int,
 ) -> Iterator[tuple[int, str]]:
-    """(place, text) of the articles that begin in bytes [start, stop); above `longest` bytes they come in parts."""
+    """Yield (place, text) of the articles that begin in bytes [start, stop); above `longest` bytes they come in
+    parts."""
     begins, is_text = _KINDS[layout]
     paragraphs: list[str] = []
     title = ""
@@ -72,7 +79,8 @@ def read(
 
 
 def _text(layout: str, paragraphs: list[str], title: str, goes_on: bool = False) -> str:
-    """The article, or nothing where it is a title only; `goes_on` where it is a part that another one follows."""
+    """Return the article, or nothing where it is a title only; `goes_on` where it is a part that another one
+    follows."""
     if layout == "wikiextractor":
         text = html.unescape("\n\n".join(paragraphs))
         return "" if text == title else text

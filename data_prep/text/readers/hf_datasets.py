@@ -51,7 +51,7 @@ def size(path: Path, column: str) -> tuple[int, int]:
     return sum(map(len, saved)), sum(part.data.nbytes for part in saved)
 
 
-def read(path: Path, name: str, column: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
+def read(path: Path, name: str, *, column: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
     """Yield (row, text) of the rows [start, stop).
 
     Raises
@@ -80,14 +80,14 @@ def is_streamed(path: Path) -> bool:
 
 
 def _parts(name: str) -> tuple[Path, str | None, str | None]:
-    """Path or name, configuration, split."""
+    """Return path or name, configuration, split."""
     path, _, split = name.partition(":")
     path, _, config = path.partition("@")
     return Path(path), config or None, split or None
 
 
 def _saved(name: str, column: str) -> list[Any] | None:
-    """The splits of a dataset that was saved to disk; None for one that has to be streamed."""
+    """Return the splits of a dataset that was saved to disk; None for one that has to be streamed."""
     if is_streamed(Path(name)):
         return None
     import datasets

@@ -51,7 +51,7 @@ class _Text:
         return self.dropped + self.at
 
     def peek(self) -> str:
-        """The next character that is not blank; "" at the end."""
+        """Return the next character that is not blank; "" at the end."""
         while True:
             blank = _BLANK.match(self.text, self.at)
             assert blank is not None
@@ -60,7 +60,7 @@ class _Text:
                 return self.text[self.at : self.at + 1]
 
     def take(self, wanted: str) -> str:
-        """The next character that is not blank, one of those wanted.
+        """Return the next character that is not blank, one of those wanted.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class _Text:
         return found
 
     def value(self) -> Any:
-        """The next value.
+        """Return the next value.
 
         Raises
         ------
@@ -129,8 +129,8 @@ def texts(source: Source, stream: BinaryIO, column: str, counts: Counter[str]) -
 def records(
     source: Source, stream: BinaryIO, layout: str, counts: Counter[str], column: str = ""
 ) -> Iterator[tuple[int, Any]]:
-    """(place, record) of a file; places are characters. Records with the field `column` that lie in another array than
-    that of the layout are left out and counted: the file's beginning did not show them.
+    """Yield (place, record) of a file; places are characters. Records with the field `column` that lie in another array
+    than that of the layout are left out and counted: the file's beginning did not show them.
     """
     text = _Text(source, stream, counts)
     try:
@@ -173,7 +173,7 @@ def _items(text: _Text) -> Iterator[tuple[int, Any]]:
 
 
 def _fields(text: _Text) -> Iterator[str]:
-    """The names of an object's fields; whoever asks for the next one has read the value."""
+    """Yield the names of an object's fields; whoever asks for the next one has read the value."""
     text.take("{")
     while text.peek() != "}":
         name = text.value()
@@ -185,7 +185,7 @@ def _fields(text: _Text) -> Iterator[str]:
 
 
 def look(source: Source, beginning: BinaryIO, whole: bool, column: str) -> Shape:
-    """The shape of a file, by its beginning; `whole` where that is all of it.
+    """Return the shape of a file, by its beginning; `whole` where that is all of it.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def look(source: Source, beginning: BinaryIO, whole: bool, column: str) -> Shape
 
 
 def _look_into(text: _Text, whole: bool, column: str) -> Shape:
-    """The shape of an object: a record itself, or around an array of records."""
+    """Return the shape of an object: a record itself, or around an array of records."""
     fields: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
     try:

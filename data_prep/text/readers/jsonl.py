@@ -13,7 +13,13 @@ COUNT_CHUNK_BYTES = 1 << 18  # of a file, when its lines are counted
 
 
 def read(
-    source: Source, lines: Iterator[tuple[int, bytes]], column: str, start: int, stop: int, counts: Counter[str]
+    source: Source,
+    lines: Iterator[tuple[int, bytes]],
+    counts: Counter[str],
+    *,
+    column: str,
+    start: int,
+    stop: int,
 ) -> Iterator[tuple[int, str]]:
     """Yield (place, text) of the lines that begin in bytes [start, stop)."""
     too_long = said = False
@@ -79,7 +85,8 @@ def _parsed(line: str) -> Any:
 
 
 def _line_name(source: Source, first: int, number: int) -> str:
-    """Name the line `number` of those from byte `first` on, as "file, line 17"; counted only now that it is wanted."""
+    """Return name the line `number` of those from byte `first` on, as "file, line 17"; counted only now that it is
+    wanted."""
     if first > 0:
         with open(source.path, "rb") as file:
             while first > 0 and (block := file.read(min(first, COUNT_CHUNK_BYTES))):

@@ -28,7 +28,7 @@ def size(source: Source, column: str) -> tuple[int, int]:
     )
 
 
-def read(source: Source, column: str, start: int, stop: int, counts: Counter[str]) -> Iterator[tuple[int, str]]:
+def read(source: Source, counts: Counter[str], *, column: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
     """Yield (row, text) of the rows [start, stop).
 
     Raises

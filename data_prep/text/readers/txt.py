@@ -14,12 +14,18 @@ from data_prep.text.source import decode
 
 
 def read(
-    layout: str, lines: Iterator[tuple[int, bytes]], start: int, stop: int, longest: int, counts: Counter[str]
+    layout: str,
+    lines: Iterator[tuple[int, bytes]],
+    counts: Counter[str],
+    *,
+    start: int,
+    stop: int,
+    longest: int,
 ) -> Iterator[tuple[int, str]]:
     """Yield (place, text) of the documents of bytes [start, stop); above `longest` bytes they come in parts."""
     blocks: list[str] = []
     first = size = 0
-    for place, blank_lines, block in _blocks(lines, start, stop, longest, counts):
+    for place, blank_lines, block in _blocks(lines, counts, start=start, stop=stop, longest=longest):
         if blocks and (layout == "lines" or blank_lines > 1 or size > longest):
             yield first, "\n\n".join(blocks)
             blocks, size = [], 0
@@ -31,7 +37,7 @@ def read(
 
 
 def _blocks(
-    lines: Iterator[tuple[int, bytes]], start: int, stop: int, longest: int, counts: Counter[str]
+    lines: Iterator[tuple[int, bytes]], counts: Counter[str], *, start: int, stop: int, longest: int
 ) -> Iterator[tuple[int, int, str]]:
     """Yield runs of lines between blank lines: (place, blank lines before it, text)."""
     blank_lines, last_blank = 0, (-1 if start == 0 else None)

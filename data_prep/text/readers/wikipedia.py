@@ -41,7 +41,7 @@ class Page(NamedTuple):
 
 
 def extractor() -> str:
-    """Name and version of what takes the markup out, for the manifest.
+    """Return name and version of what takes the markup out, for the manifest.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def is_dump(beginning: bytes) -> bool:
 
 
 def declared_encoding(beginning: bytes) -> str | None:
-    """The encoding that an XML file says it has: "" where expat reads it by itself, None where it says nothing.
+    """Return the encoding that an XML file says it has: "" where expat reads it by itself, None where it says nothing.
 
     Raises
     ------
@@ -130,7 +130,7 @@ class _Reader:
         self._done: list[Page] = []
 
     def take(self) -> list[Page]:
-        """The articles that ended since the last call."""
+        """Return the articles that ended since the last call."""
         done, self._done = self._done, []
         return done
 
@@ -172,7 +172,7 @@ class _Reader:
 
 
 def plain_text(spaces: dict[str, str]) -> Callable[[str], str]:
-    """The function from markup to text; `spaces` are the dump's names of its name spaces by their key."""
+    """Return the function from markup to text; `spaces` are the dump's names of its name spaces by their key."""
     import mwparserfromhell  # inside: an extra
 
     hidden = {"file", "image", "media", "category"} | {
@@ -207,7 +207,7 @@ def _is_hidden(node: Any, hidden: set[str]) -> bool:
 
 
 def _tidy(code: Any) -> str:
-    """Text as paragraphs; headings that nothing follows are left out."""
+    """Return text as paragraphs; headings that nothing follows are left out."""
     from mwparserfromhell import nodes
 
     headings = {" ".join(str(node.title.strip_code()).split()) for node in code.filter(forcetype=nodes.Heading)}

@@ -1,7 +1,7 @@
 """Which tokens go on with the word before them, where the vocabulary cannot tell: Chinese writes words without spaces.
 
     borders = WordBorders(tokenizer, continuation_token_ids(...))
-    borders.continuing(sentences, encoded)      # [T] bool; shard.py keeps a bit a token
+    borders.continuations(sentences, encoded)      # [T] bool; shard.py keeps a bit a token
 
 A segmenter says where words begin: rjieba, the maintained edition of jieba in Rust, chosen with `--words jieba` (extra
 [zh]). It decides about tokens that begin with a Chinese character, and about what follows one; about all others the
@@ -24,7 +24,7 @@ _HAN = re.compile(r"[\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0
 
 
 def words_version(words: WordsFrom) -> dict[str, str]:
-    """What finds words and its version, as the manifest says it; nothing where it is the vocabulary."""
+    """Return what finds words and its version, as the manifest says it; nothing where it is the vocabulary."""
     if words == "vocab":
         return {}
     import importlib.metadata  # inside: 15 ms of every start
@@ -48,8 +48,8 @@ class WordBorders:
         self.continues = continues  # [V] bool, what the vocabulary says
         self._segment = _segmenter()
 
-    def continuing(self, sentences: list[str], encoded: Ids) -> np.ndarray:
-        """[T] bool: tokens that go on with the word before them. `encoded` are the ids of the sentences."""
+    def continuations(self, sentences: list[str], encoded: Ids) -> np.ndarray:
+        """Return [T] bool: tokens that go on with the word before them. `encoded` are the ids of the sentences."""
         found = self.continues[encoded.ids]
         chinese = [number for number, sentence in enumerate(sentences) if _HAN.search(sentence)]
         if not chinese:
@@ -67,8 +67,8 @@ class WordBorders:
         return found
 
     def _characters(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Of each character of texts, end to end: whether it lies inside a word, not at its beginning; and whether that
-        decides about a token that begins with it."""
+        """Return of each character of texts, end to end, whether it lies inside a word, not at its beginning; and
+        whether that decides about a token that begins with it."""
         together = "".join(texts)
         lengths = np.fromiter((len(word) for text in texts for word in self._segment(text)), np.int64)
         inside = np.ones(len(together), bool)

@@ -15,7 +15,7 @@ from data_prep.shard import ShardConfig, main
 from data_prep.store import Sections, Store, write_shard
 from data_prep.tokens.continuations import continuation_token_ids
 from data_prep.tokens.encode import Encoder
-from data_prep.tokens.words import WordBorders
+from data_prep.tokens.word_borders import WordBorders
 from data_prep.vocab import SPECIAL, VocabConfig, write_tokenizer
 from data_prep.vocab import main as make_vocab
 from tests.corpora import files_of, write
@@ -74,7 +74,7 @@ def test_borders_equal_the_naive_reference(encoder):
     by_vocabulary = continuation_token_ids(folder, encoder.size, encoder.special_ids.values())
     sentences = list(TEXT)
     borders = WordBorders(encoder.tokenizer, by_vocabulary)
-    found = borders.continuing(sentences, encoder.encode(sentences))
+    found = borders.continuations(sentences, encoder.encode(sentences))
     expected = [naive_borders(encoder, sentence, by_vocabulary) for sentence in sentences]
     assert found.tolist() == [flag for flags in expected for flag in flags]
     assert found.any()
@@ -85,7 +85,7 @@ def test_characters_join_to_the_words_of_the_segmenter(encoder):
     borders = WordBorders(encoder.tokenizer, np.zeros(encoder.size, bool))
     encoded = encoder.encode([TEXT[0]])
     words: list[str] = []
-    for token, goes_on in zip(encoded.ids.tolist(), borders.continuing([TEXT[0]], encoded).tolist(), strict=True):
+    for token, goes_on in zip(encoded.ids.tolist(), borders.continuations([TEXT[0]], encoded).tolist(), strict=True):
         piece = encoder.tokenizer.id_to_token(token).removeprefix("▁")
         words = [*words[:-1], words[-1] + piece] if goes_on else [*words, piece]
     if (folder / "vocab.txt").exists():  # pieces of SentencePiece may hold several words
