@@ -193,7 +193,7 @@ class _Choices:
 
     def _document_tokens(self) -> float:
         if not self.text.chars:
-            return self.text.document_chars / rules.BYTES_A_TOKEN
+            return self.text.document_chars / rules.BYTES_PER_TOKEN
         return self.text.document_chars * self.in_text / self.text.chars
 
     def choose_length(self) -> None:
