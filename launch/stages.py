@@ -181,8 +181,8 @@ def check(wanted: Mapping[str, Mapping[str, str]]) -> None:
     from data_prep.shard import ShardConfig
     from data_prep.show import ShowConfig
     from data_prep.vocab import VocabConfig
-    from pretrain.export.__main__ import ExportConfig
-    from pretrain.finetune.__main__ import FinetuneConfig
+    from pretrain.export.command import ExportConfig
+    from pretrain.finetune.command import FinetuneConfig
     from pretrain.settings.config import TrainConfig
 
     least: dict[str, tuple[Any, str]] = {  # what each needs beside

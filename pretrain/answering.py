@@ -8,10 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_prep.cli import InputError, print_json, say
-from pretrain import hf_folder  # before transformers: it forbids the network
-
-# isort: split
 import torch
 from transformers import (
     AutoModelForMaskedLM,
@@ -22,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from data_prep.cli import InputError, print_json, say
+from pretrain import hf_folder
 from pretrain.hf_files import Kind
 from pretrain.wording import filled_in
 
@@ -46,7 +44,7 @@ def answer(folder: Path, kind: Kind, pairs: bool, texts: Iterable[str], top: int
     ------
     InputError: a folder that cannot answer, a text without a mask to fill.
     """
-    with hf_folder.quiet():
+    with hf_folder.silenced_libraries():
         check_label_names(folder, hf_folder.load_config(folder), kind)
         tokenizer = hf_folder.load_tokenizer(folder)
         model = load(folder, kind)

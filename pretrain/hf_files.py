@@ -2,9 +2,11 @@
 
 content = read_config(folder)          its config.json, refused where no model can be made of it
 need_tokenizer(folder)
+forbid_network()                       before transformers is imported
 positions_in(content)                  the longest input, where config.json says so
 """
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +28,12 @@ OFFSET = (
     "longformer",
     "xmod",
 )
+
+
+def forbid_network() -> None:
+    """Keep the libraries of this process, and what it starts, from the network: a folder on this disk must never lead
+    there. Before transformers is imported, which looks once."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

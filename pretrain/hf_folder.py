@@ -5,11 +5,6 @@ table is silenced and its content checked instead: an encoder that would silentl
 model has no place for, are an InputError; only heads of other tasks are left aside, and said.
 """
 
-import os
-
-# Before huggingface_hub is imported, which reads it once: a folder on this disk must never lead to the network.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import logging
 import re
 import shutil
@@ -18,16 +13,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from data_prep.cli import InputError, say
+from data_prep.cli import InputError, one_line, say
 from data_prep.files import write_json
 from data_prep.foreign import read_object, weight_files
 from pretrain.hf_files import OFFSET, TOKENIZER, need_tokenizer, read_config
@@ -51,12 +47,12 @@ ROWS = {
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and bars of libraries, and nothing of theirs on stdout; what matters in them is checked here.
+def silenced_libraries() -> Iterator[None]:
+    """Hush warnings and bars of libraries, and keep stdout free of them; what matters in them is checked here.
 
     DeepSpeed's logger writes there, and accelerate imports DeepSpeed below Trainer wherever it is installed.
     """
-    disabled = logging.root.manager.disable
+    disabled, had_bars = logging.root.manager.disable, transformers.logging.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     transformers.logging.disable_progress_bar()
     try:
@@ -64,7 +60,8 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        transformers.logging.enable_progress_bar()
+        if had_bars:
+            transformers.logging.enable_progress_bar()
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -78,7 +75,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"{path} cannot be read as a model configuration: {_line(error)}") from error
+        raise InputError(f"{path} cannot be read as a model configuration: {one_line(error)}") from error
     check_architecture(path, content)
     # What a model returns is the caller's business, not the folder's.
     config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
@@ -119,7 +116,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
-        raise InputError(f"{folder}: the tokenizer cannot be loaded: {_line(error)}") from error
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {one_line(error)}") from error
     entries = config.vocab_size
     if len(tokenizer) > entries:
         raise InputError(
@@ -175,35 +172,57 @@ def settle_padding(folder: Path, config: PreTrainedConfig, pad_id: int | None) -
         config.pad_token_id = pad_id
 
 
+class Loaded(NamedTuple):
+    """A model in float32, and by name what of it its folder did not say."""
+
+    model: Any
+    missing: set[str]  # weights that the folder lacks, now random
+    mismatched: set[str]  # weights of another shape there, now random
+    unexpected: set[str]  # weights there that the model has no place for
+
+
+def open_model(auto_class: Any, folder: Path, config: PreTrainedConfig) -> Loaded:
+    """Return the model of a folder, built as `config` says; the caller decides what may be missing or left over.
+
+    Raises
+    ------
+    InputError: no safetensors file, a damaged one, shapes that contradict `config`, numbers that are none.
+    """
+    check_shapes(folder, config, shapes_in(folder))
+    try:
+        with silenced_libraries():  # what the report says is checked by the caller
+            model, report = auto_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,  # else a folder saved in 16 bit would be trained in 16 bit
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by name; a head of another number of labels starts afresh
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise InputError(f"{folder}: the weights cannot be loaded: {one_line(error)}") from error
+    check_finite(folder, model.named_parameters())
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    return Loaded(model, set(report["missing_keys"]), mismatched, set(report["unexpected_keys"]))
+
+
 def load_model(
     auto_class: Any, folder: Path, config: PreTrainedConfig | None = None
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The model in float32, and the names of its weights that the folder lacks, which are now random.
+    """Return the model in float32, and the names of its weights that the folder lacks, which are now random.
 
     auto_class: one of transformers' AutoModelFor... classes
     config: in place of the folder's own, such as one with other labels
 
     Raises
     ------
-    InputError: no safetensors file, a damaged one, weights that the model has no place for, or weights of the encoder
-        below the task head are missing (the pooler excepted: a folder pretrained without sentence pairs has none).
+    InputError: as open_model(); weights that the model has no place for, or weights of the encoder below the task head
+        are missing (the pooler excepted: a folder pretrained without sentence pairs has none).
     """
-    config = config or load_config(folder)
-    check_shapes(folder, config, shapes_in(folder))
-    try:
-        model, info = auto_class.from_pretrained(
-            folder,
-            dtype=torch.float32,  # else a folder saved in 16 bit would be trained in 16 bit
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # a head of another number of labels starts afresh
-            config=config,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"{folder}: the weights cannot be loaded: {_line(error)}") from error
-    fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    model, missing, mismatched, unexpected = open_model(auto_class, folder, config or load_config(folder))
+    fresh = sorted(missing | mismatched)
     body = f"{model.base_model_prefix}."
     lost = [name for name in fresh if name.startswith(body) and not name.startswith(f"{body}pooler.")]
     if lost:
@@ -211,9 +230,19 @@ def load_model(
             f"{folder}: {len(lost)} weights of the encoder are missing or of another shape, such as {lost[0]}; "
             "the folder is incomplete, or its names or config.json belong to another model: export it again"
         )
-    report_unused(folder, info["unexpected_keys"], body)
-    check_finite(folder, model.named_parameters())
+    report_unused(folder, unexpected, body)
     return model, fresh
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a folder by name, as they are stored.
+
+    Raises
+    ------
+    InputError: there are none, a file is damaged, or holds numbers of another type than weights have.
+    """
+    shapes_in(folder)
+    return {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
 
 
 def shapes_in(folder: Path) -> dict[str, list[int]]:
@@ -231,7 +260,7 @@ def shapes_in(folder: Path) -> dict[str, list[int]]:
                 shapes |= {name: list(found.get_shape()) for name, found in slices.items()}
                 types = {name: PLAIN.get(found.get_dtype(), found.get_dtype()) for name, found in slices.items()}
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: the weights cannot be loaded: {_line(error)}") from error
+            raise InputError(f"{path}: the weights cannot be loaded: {one_line(error)}") from error
         check_types(path, types)
     return shapes
 
@@ -340,7 +369,3 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)
     except SafetensorError as error:
         raise OSError(f"{folder}: {error}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

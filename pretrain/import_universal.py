@@ -20,6 +20,9 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     from data_prep.interpreter import continue_in_venv
 
     continue_in_venv()
+    from pretrain.hf_files import forbid_network
+
+    forbid_network()  # transformers, below, looks once
 
 import torch
 from torch import Tensor

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -246,29 +246,14 @@ def _load(
             f"--init_from {folder} knows one segment (type_vocab_size 1), but sentence pairs have two; "
             "train with --objective mlm"
         )
-    hf_folder.check_shapes(folder, config, hf_folder.shapes_in(folder))
-    _refuse_own_decoder(folder)
     hf_folder.settle_padding(folder, config, pad_id)
     config.tie_word_embeddings = True  # as it is, then
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
-    try:
-        with hf_folder.quiet():  # what its report says is checked below
-            loaded: Any = BertForPreTraining.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported by name
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"--init_from {folder}: the weights cannot be loaded: {str(error)[:200]!r}") from error
-    model, report = loaded  # a pair, with output_loading_info
-    _report_missing(folder, set(report["missing_keys"]), {key[0] for key in report["mismatched_keys"]}, needs_nsp)
+    model, missing, mismatched, unexpected = hf_folder.open_model(BertForPreTraining, folder, config)
+    _refuse_own_decoder(folder)
+    _report_missing(folder, missing, mismatched, needs_nsp)
     others = tuple(head for head in hf_folder.HEADS if not head.startswith("cls."))  # those are the model's own
-    hf_folder.report_unused(folder, report["unexpected_keys"], "bert.", others)
-    hf_folder.check_finite(folder, model.named_parameters())
+    hf_folder.report_unused(folder, unexpected, "bert.", others)
     return model
 
 

@@ -28,7 +28,7 @@ from data_prep.calls import call
 from data_prep.cli import InputError, run, say
 from data_prep.foreign import weight_files
 from data_prep.ranges import Range, check_ranges
-from pretrain.hf_files import Kind, need_tokenizer, read_config
+from pretrain.hf_files import Kind, forbid_network, need_tokenizer, read_config
 
 # The end of a class name in config.json's "architectures", and what such a folder answers.
 KINDS: dict[str, Kind] = {
@@ -70,6 +70,7 @@ def main(config: PredictConfig) -> None:
     need_tokenizer(config.folder)
     weight_files(config.folder)
     texts = texts_of(config, pairs)
+    forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
     from pretrain.answering import answer
 

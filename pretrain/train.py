@@ -13,7 +13,6 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
@@ -22,13 +21,12 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
 from data_prep.cli import InputError, parse, say
 from data_prep.outlets import survive_console
+from pretrain.hf_files import forbid_network
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.settings_file import with_settings
 from pretrain.setup import check_launch, open_named, prepare, ranks_in
+from pretrain.state import RunState
 from pretrain.stop import STOPPED, StopRequests
-
-if TYPE_CHECKING:
-    from pretrain.state import RunState
 
 
 def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> None:
@@ -63,6 +61,7 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
             say(f"error: rank {os.environ['RANK']} on {socket.gethostname()}: {error}")
         return 2
     settle_on_cpu()
+    forbid_network()
     from pretrain.training import exit_code
 
     return exit_code(setup, stop)
@@ -92,7 +91,7 @@ def refusal(argv: list[str]) -> int:
     return 0
 
 
-def train(config: TrainConfig, stop: StopRequests | None = None) -> "RunState":
+def train(config: TrainConfig, stop: StopRequests | None = None) -> RunState:
     """Run, or continue, one pretraining, as a function. Collective over the ranks that the launcher started.
 
     Raises

@@ -16,8 +16,8 @@ from data_prep.vocab import write_tokenizer
 from pretrain.checkpoints.format import record_under
 from pretrain.checkpoints.verify import verify
 from pretrain.export import sources
-from pretrain.export.__main__ import ExportConfig
-from pretrain.export.__main__ import main as export
+from pretrain.export.command import ExportConfig
+from pretrain.export.command import main as export
 from pretrain.monitor.lines import read_lines
 from pretrain.report.command import ReportConfig
 from pretrain.report.command import main as report

@@ -19,7 +19,7 @@ from transformers import BertForMaskedLM, BertForPreTraining, PreTrainedModel
 
 from data_prep.cli import ROOT, InputError
 from pretrain.export import sources
-from pretrain.export.__main__ import ExportConfig, main
+from pretrain.export.command import ExportConfig, main
 from pretrain.export.deepspeed_format import DeepSpeedCheckpoint, read
 from pretrain.export.origin import find_tag
 from pretrain.zero.engine import init_distributed, silence_libraries

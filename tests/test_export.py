@@ -24,7 +24,7 @@ from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import verify
 from pretrain.export import converting as export
-from pretrain.export.__main__ import ExportConfig, Head, main
+from pretrain.export.command import ExportConfig, Head, main
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.corpora import files_of

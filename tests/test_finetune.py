@@ -22,7 +22,7 @@ from transformers import (
     pipeline,
 )
 
-import pretrain.finetune.__main__ as finetune
+import pretrain.finetune.command as finetune
 from data_prep.cli import InputError, parse
 from pretrain import hf_folder, predict
 from pretrain.finetune import labelled, tasks

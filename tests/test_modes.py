@@ -13,10 +13,10 @@ from transformers import BertForPreTraining
 from data_prep.files import share, write_folder, write_whole
 from data_prep.vocab import VocabConfig
 from data_prep.vocab import main as make_vocab
-from pretrain.export.__main__ import ExportConfig
-from pretrain.export.__main__ import main as export
-from pretrain.finetune.__main__ import FinetuneConfig
-from pretrain.finetune.__main__ import main as finetune
+from pretrain.export.command import ExportConfig
+from pretrain.export.command import main as export
+from pretrain.finetune.command import FinetuneConfig
+from pretrain.finetune.command import main as finetune
 from pretrain.train import train
 from tests.corpora import write
 from tests.runs import tiny_run

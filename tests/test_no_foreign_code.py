@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +15,13 @@ from safetensors import safe_open
 from transformers import BertForPreTraining, BertForSequenceClassification
 
 from data_prep import shard, vocab
+from data_prep.calls import ROOT
 from data_prep.cli import InputError
 from pretrain import predict
-from pretrain.export.__main__ import ExportConfig
-from pretrain.export.__main__ import main as export
-from pretrain.finetune.__main__ import FinetuneConfig
-from pretrain.finetune.__main__ import main as finetune
+from pretrain.export.command import ExportConfig
+from pretrain.export.command import main as export
+from pretrain.finetune.command import FinetuneConfig
+from pretrain.finetune.command import main as finetune
 from pretrain.import_universal import ImportConfig
 from pretrain.import_universal import main as import_universal
 from pretrain.settings.config import TrainConfig
@@ -209,3 +212,10 @@ def test_only_the_safetensors_of_the_folder_are_read(tmp_path, capsys):
     (hf / "model-00001-of-00001.safetensors").unlink()
     with pytest.raises(InputError, match=r"lacks model-00001-of-00001\.safetensors"):
         predict.main(predict.PredictConfig(hf, ("one two",)))
+
+
+def test_libraries_are_kept_from_the_network():
+    asked = "from pretrain.hf_files import forbid_network; forbid_network(); import huggingface_hub.constants as hub"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    command = [sys.executable, "-c", f"{asked}; assert hub.HF_HUB_OFFLINE"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)

@@ -18,8 +18,8 @@ from data_prep.ranges import Range, check_ranges
 from data_prep.shard import ShardConfig
 from data_prep.show import ShowConfig
 from data_prep.vocab import VocabConfig
-from pretrain.export.__main__ import ExportConfig
-from pretrain.finetune.__main__ import FinetuneConfig
+from pretrain.export.command import ExportConfig
+from pretrain.finetune.command import FinetuneConfig
 from pretrain.import_universal import ImportConfig
 from pretrain.predict import PredictConfig
 from pretrain.report.command import ReportConfig

@@ -4,8 +4,8 @@ import pytest
 
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig
-from pretrain.export.__main__ import ExportConfig
-from pretrain.finetune.__main__ import FinetuneConfig
+from pretrain.export.command import ExportConfig
+from pretrain.finetune.command import FinetuneConfig
 from pretrain.settings.config import TrainConfig
 
 SHARD = "--corpus a.txt --vocab v --out s"

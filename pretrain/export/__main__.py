@@ -1,79 +1,12 @@
-"""Turn a checkpoint into a Hugging Face folder, and prove that it is the same model.
-
-    python -m pretrain.export RUN OUT                        the newest whole checkpoint of a run
-    python -m pretrain.export RUN/checkpoints/step-0001000 OUT --head mlm
-    python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
-    python -m pretrain.export HF_FOLDER OUT --head encoder
-
-    OUT/config.json, model.safetensors      what transformers loads
-    OUT/tokenizer.json, ...                 the tokenizer that the store was made with
-    OUT/README.md, provenance.json          model card; which run, step, data and settings it comes from
-
-The folder is written aside, loaded again with transformers, and its outputs on real and random tokens are compared
-with those of the trainer's own model and weights; only then does it get its name. DeepSpeed is not needed, and nothing
-is unpickled but what deepspeed_format.py allows. A folder holds exactly one head's weights, since transformers reports
-what it does not use: `pretraining` (both heads), `mlm`, `encoder`.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+"""`python -m pretrain.export`: see command.py."""
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
 
     continue_in_venv()
 
-import tyro
-
 from data_prep.cli import run
-from data_prep.files import check_out
-from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
-from pretrain.export.origin import PROVENANCE, Head, check_origin
-
-# Files of an export before it listed them in PROVENANCE.
-WRITTEN = (*TOKENIZER_FILES, PROVENANCE, "README.md", "config.json", "generation_config.json", "model.safetensors")
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to convert and where to."""
-
-    source: tyro.conf.Positional[Path]
-    """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
-    out: tyro.conf.Positional[Path]
-    """Hugging Face folder to write; an earlier export there is replaced"""
-    head: Head = "pretraining"
-    """which head's weights the folder holds beside the encoder's"""
-    config: Path | None = None
-    """Hugging Face folder or config.json that says which BERT a DeepSpeed checkpoint holds"""
-    vocab: Path | None = None
-    """its tokenizer's folder; left out: the folder of --config"""
-    json: bool = False
-    """print one JSON object"""
-
-    @staticmethod
-    def check_given(given: Mapping[str, str]) -> None:
-        """Refuse a wrong source before what is missing is asked for.
-
-        Raises
-        ------
-        InputError: as said.
-        """
-        if "source" in given and not {"config", "vocab"} & {*given}:
-            check_origin(Path(given["source"]), None, None)
-
-
-def main(config: ExportConfig) -> None:
-    """Convert, compare, then put into place."""
-    read = [path for path in (config.source, config.config, config.vocab) if path is not None]
-    check_out(config.out, read, PROVENANCE, WRITTEN)
-    check_origin(config.source, config.config, config.vocab)
-    # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.export.converting import convert
-
-    convert(config.source, config.config, config.vocab, config.out, config.head, config.json)
-
+from pretrain.export import command
 
 if __name__ == "__main__":
-    run(main, ExportConfig, __doc__)
+    run(command.main, command.ExportConfig, command.__doc__)

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a Hugging Face folder, and is proved to be the same model. pretrain/export/__main__.py asks.
+"""A checkpoint becomes a Hugging Face folder, and is proved to be the same model. command.py asks.
 
 convert(source, config, vocab, out, "mlm", as_json=False)
 """
@@ -21,7 +21,7 @@ from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from pretrain import hf_folder
 from pretrain.attention import SeqLens
 from pretrain.export.origin import PROVENANCE
-from pretrain.export.sources import Source, find_source
+from pretrain.export.sources import ExportSource, find_source
 from pretrain.model import Batch, encode_head_rows, model_from_weights, strip_vocab_padding
 
 HEADS: dict[str, type[PreTrainedModel]] = {
@@ -62,7 +62,7 @@ def convert(source_folder: Path, config: Path | None, vocab: Path | None, out: P
         print_json({"out": str(out), "step": source.step, "largest_difference": result["largest_difference"]})
 
 
-def write_model(folder: Path, source: Source, head: str) -> int:
+def write_model(folder: Path, source: ExportSource, head: str) -> int:
     """config.json, model.safetensors and the tokenizer, with the vocabulary's true size; the number of parameters."""
     identity = source.identity
     config = BertConfig(**identity.model | {"vocab_size": identity.vocab_size})
@@ -83,13 +83,13 @@ def write_model(folder: Path, source: Source, head: str) -> int:
     hf_folder.check_finite(source.origin, [(name, state[name]) for name in wanted])
     # strict=False: tied copies (the decoder) are no parameters of their own; the logits are compared afterwards.
     model.load_state_dict({name: state[name] for name in wanted}, strict=False)
-    with hf_folder.quiet():
+    with hf_folder.silenced_libraries():
         hf_folder.save_model(model, folder)
     write_tokenizer(folder, source, config.max_position_embeddings)
     return int(model.num_parameters())
 
 
-def write_tokenizer(folder: Path, source: Source, positions: int) -> None:
+def write_tokenizer(folder: Path, source: ExportSource, positions: int) -> None:
     """The tokenizer of the source, opened as transformers will and compared with what made the ids.
 
     Raises
@@ -107,7 +107,7 @@ def write_tokenizer(folder: Path, source: Source, positions: int) -> None:
     contract.check(folder, named=source.tokenizer)
 
 
-def trained_model(source: Source) -> BertForPreTraining:
+def trained_model(source: ExportSource) -> BertForPreTraining:
     """The trainer's own model with the source's weights; a head that the source lacks, and nobody looks at, is 0."""
     identity = source.identity.model
     with torch.device("meta"):
@@ -124,7 +124,7 @@ def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_
     InputError: the tokenizer does not fit the model.
     RuntimeError: above TOLERANCE; the folder is not the trained model.
     """
-    with hf_folder.quiet():
+    with hf_folder.silenced_libraries():
         theirs = HEADS[head].from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
         tokenizer = hf_folder.load_tokenizer(folder)
     longest = min(theirs.config.max_position_embeddings, 128)
@@ -175,7 +175,7 @@ def _batch_of(sequences: list[list[int]]) -> Batch:
     )
 
 
-def provenance(source: Source, head: str, difference: float) -> dict[str, Any]:
+def provenance(source: ExportSource, head: str, difference: float) -> dict[str, Any]:
     """Where the folder comes from."""
     return source.record | {
         "step": source.step,
@@ -185,7 +185,7 @@ def provenance(source: Source, head: str, difference: float) -> dict[str, Any]:
     }
 
 
-def write_card(folder: Path, source: Source, head: str) -> None:
+def write_card(folder: Path, source: ExportSource, head: str) -> None:
     """README.md with the metadata that model hubs read."""
     evaluation = source.evaluation
     results = []

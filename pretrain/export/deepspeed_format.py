@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from data_prep.cli import InputError, say
+from data_prep.cli import InputError, one_line, say
 from pretrain.export.origin import MODEL_FILE
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -135,9 +135,9 @@ def load(path: Path) -> Any:
                 f"{path} is refused: it calls {found[1]}, which holds no weights. Loading it with DeepSpeed would run "
                 "this; if it comes from your own client_state, save without it"
             ) from error
-        raise InputError(f"{path} is refused: {_line(error)}") from error
+        raise InputError(f"{path} is refused: {one_line(error)}") from error
     except Exception as error:  # whatever a damaged or a forged pickle makes the reader stumble over
-        raise InputError(f"{path} cannot be read: {_line(error)}") from error
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _check_archive(path: Path) -> None:
@@ -146,7 +146,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path} is not a whole file of torch.save: {_line(error)}") from error
+        raise InputError(f"{path} is not a whole file of torch.save: {one_line(error)}") from error
     if damaged is not None:
         raise InputError(f"{path} is damaged: the checksum of {damaged} does not fit")
 
@@ -162,10 +162,6 @@ def _only(allowed: list[Any]) -> Iterator[None]:
     finally:
         clear_safe_globals()
         add_safe_globals(others)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _stage_and_ranks(folder: Path, optimizers: dict[int, Any]) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """What export converts: weights under transformers' names, with what they mean and where they come from.
 
-    find_source(path, config, vocab) -> Source
+    find_source(path, config, vocab) -> ExportSource
 
     a run folder, or a checkpoint of one     says everything itself
     a DeepSpeed checkpoint folder            of any trainer around a transformers BERT. It holds weights only, so
@@ -19,21 +19,19 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, BertForPreTraining
 
-from data_prep.cli import InputError, say
+from data_prep.cli import InputError, one_line, say
 from data_prep.fields import is_number
-from data_prep.foreign import read_object, weight_files
+from data_prep.foreign import read_object
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import latest_valid, verify
 from pretrain.export import deepspeed_format
 from pretrain.export.origin import check_origin, find_tag, need_vocab, read_meaning
-from pretrain.hf_folder import HEADS, check_architecture, check_types
+from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tensors
 from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
 from pretrain.run_folder import disagreement
@@ -44,7 +42,7 @@ BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # of older v
 OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's time
 
 
-class Source(NamedTuple):
+class ExportSource(NamedTuple):
     """A model, wherever it was trained."""
 
     origin: Path  # the folder that was read
@@ -59,7 +57,7 @@ class Source(NamedTuple):
     record: dict[str, Any]  # for provenance.json
 
 
-def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
+def find_source(path: Path, config: Path | None, vocab: Path | None) -> ExportSource:
     """The model that `path` means.
 
     Raises
@@ -78,23 +76,23 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> Source:
     return _from_run(checkpoint)
 
 
-def _from_run(folder: Path) -> Source:
+def _from_run(folder: Path) -> ExportSource:
     manifest = verify(folder)
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
     name, title, story, record = describe_run(run, manifest, record_under(folder, manifest))
-    return Source(
-        folder,
-        manifest.step,
-        read_weights(folder, manifest.parameters),
-        manifest.identity,
-        run / "vocab",
-        name,
-        title,
-        story,
-        last_evaluation(run, manifest),
-        {"run": str(run)} | record,
+    return ExportSource(
+        origin=folder,
+        step=manifest.step,
+        weights=read_weights(folder, manifest.parameters),
+        identity=manifest.identity,
+        tokenizer=run / "vocab",
+        name=name,
+        title=title,
+        story=story,
+        evaluation=last_evaluation(run, manifest),
+        record={"run": str(run)} | record,
     )
 
 
@@ -157,7 +155,7 @@ def _course(record: dict[str, Any], step: int) -> str:
     return f"{step:,} steps of {batch:,} samples of {seq_len} tokens"
 
 
-def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Source:
+def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> ExportSource:
     # transformers' Trainer puts config.json and the tokenizer beside `latest`.
     beside = [folder for folder in (tag, tag.parent) if (folder / "config.json").is_file()]
     config = config or next(iter(beside), None)
@@ -170,43 +168,59 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Sourc
     record = {"checkpoint": str(tag.resolve()), "zero_stage": read.stage, "ranks": read.ranks, "versions": {}}
     record["versions"] = {"deepspeed": read.version}
     story = f"converted with zerobert from a DeepSpeed checkpoint (ZeRO stage {read.stage}, {read.step:,} steps)."
-    found = _foreign(tag, read.weights, config, vocab or folder, read.step, story, record)
+    found = _trained_elsewhere(
+        tag, read.weights, config=config, vocab=vocab or folder, step=read.step, story=story, record=record
+    )
     name = tag.resolve().parent.name  # a tag such as global_step100 names no model
     return found._replace(name=name, title=name)
 
 
-def _from_hf(folder: Path, config: Path, vocab: Path) -> Source:
-    try:
-        weights = {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} has no whole model.safetensors (pickled weights are not read): {error}") from error
+def _from_hf(folder: Path, config: Path, vocab: Path) -> ExportSource:
     record: dict[str, Any] = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
         try:
             record["provenance"] = read_object(folder / "provenance.json")
         except InputError as error:
             say(f"warning: where {folder} comes from is not known: {error}")
-    return _foreign(folder, weights, config, vocab, None, "converted with zerobert.", record)
+    return _trained_elsewhere(
+        folder,
+        load_tensors(folder),
+        config=config,
+        vocab=vocab,
+        step=None,
+        story="converted with zerobert.",
+        record=record,
+    )
 
 
-def _foreign(
+def _trained_elsewhere(
     origin: Path,
     weights: Mapping[str, Tensor],
+    *,
     config: Path,
     vocab: Path,
     step: int | None,
     story: str,
     record: dict[str, Any],
-) -> Source:
-    """A model that others have trained; `config` says what its weights mean."""
+) -> ExportSource:
+    """Return a model that others have trained; `config` says what its weights mean."""
     need_vocab(origin, vocab)
     meaning = read_config(config)
     named = matched(origin, weights, meaning)
     rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
-    identity = ModelIdentity(architecture_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size)
-    record |= {"config": str(config.resolve()), "vocab": str(vocab.resolve())}
     name = origin.resolve().name
-    return Source(origin, step, named, identity, vocab, name, name, story, None, record)
+    return ExportSource(
+        origin=origin,
+        step=step,
+        weights=named,
+        identity=ModelIdentity(architecture_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size),
+        tokenizer=vocab,
+        name=name,
+        title=name,
+        story=story,
+        evaluation=None,
+        record=record | {"config": str(config.resolve()), "vocab": str(vocab.resolve())},
+    )
 
 
 def read_config(path: Path) -> BertConfig:
@@ -221,7 +235,7 @@ def read_config(path: Path) -> BertConfig:
     try:
         return BertConfig.from_dict(content)
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"{path} cannot be read as a model configuration: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} cannot be read as a model configuration: {one_line(error)}") from error
 
 
 def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:

@@ -1,25 +1,4 @@
-"""Fine-tune a Hugging Face folder on labelled text and say how good it is.
-
-    python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out tuned
-    python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out tuned --seeds 5 --lr 2e-4
-    python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out raw --seeds 5 --from_scratch
-
-Files end in .csv or .tsv (a header line; quoted as pandas and spreadsheets do, or a .tsv without quoting) or .jsonl.
-Columns by task: classify: text (or sentence, or tokens), label (or intent). pair: text_a, text_b (or question,
-sentence; sentence1, sentence2; premise, hypothesis; question1, question2), label. regress: either of both, label a
-number in any unit. tag: tokens, tags (JSONL only), tags as BIO, IOB1, BIOES, BILOU, BMES or without spans.
-
-OUT holds the model of the first seed, for pretrain.predict or plain transformers, and results.json: the scores of
-every seed, their mean, standard deviation and the half-width of the 95 % confidence interval. The first seed is kept,
-not the best one: a model picked by its score on the evaluation file would no longer have that score elsewhere.
-
-Beside the score of classify and pair stand that of a bag of words on the same files, and that of always answering the
-commonest label: what a model is worth is the distance from these. Where it is no better than guessing, that is said.
-
-The default --lr is 3e-4 for 128 to 256 units, 1e-4 for 512, 5e-5 for 768, 3e-5 above: small models need more, and a
-weak encoder learns nothing from 5e-5. One seed of a small file says little; judge pretraining by 5 seeds against
---from_scratch.
-"""
+"""`python -m pretrain.finetune`: see command.py."""
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
@@ -27,17 +6,7 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     continue_in_venv()
 
 from data_prep.cli import run
-from pretrain.finetune.asked import FinetuneConfig, look
-
-
-def main(config: FinetuneConfig) -> None:
-    """Fine-tune, write the folder, print the score."""
-    asked = look(config)
-    # Behind all that can be refused at once: torch, transformers and scikit-learn take seconds.
-    from pretrain.finetune.tuning import tune
-
-    tune(config, asked)
-
+from pretrain.finetune import command
 
 if __name__ == "__main__":
-    run(main, FinetuneConfig, __doc__)
+    run(command.main, command.FinetuneConfig, command.__doc__)

@@ -46,7 +46,7 @@ CLIP = 1.0  # norm of the gradient
 
 def tune(config: FinetuneConfig, asked: Asked) -> None:
     """Fine-tune, write the folder, print the score."""
-    with hf_folder.quiet():
+    with hf_folder.silenced_libraries():
         results = fine_tune_seeds(config, asked, TASKS[config.task])
     report(config, results)
 
