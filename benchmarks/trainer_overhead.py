@@ -225,7 +225,7 @@ def trainer(config: BenchmarkConfig) -> Times:
             times.sums["loader_cpu"] += time.thread_time() - start
             yield item
 
-    loop.train_step, loop.evaluate_held_out = timed_step, evaluated
+    loop.train_step, loop.evaluate_held_out = timed_step, evaluated  # type: ignore[assignment]
     loop.save, data.prefetch = saved, fetched  # type: ignore[assignment]
     train.train(train_config(config))
     return times

@@ -10,6 +10,7 @@ A phase begins its own schedule. It goes on in the data where the one before end
 another length makes other samples, which begin at their first epoch.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
@@ -36,7 +37,8 @@ class Span(NamedTuple):
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
 
 
-class Phase(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Phase:
     """A phase as it is run."""
 
     index: int
