@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What was understood, in a line."""
+        """Return what was understood, in a line."""
         what = {
             "classify": "one of {n} labels a text", "pair": "one of {n} labels a pair of texts",
             "regress": "a number a text", "tag": "one tag a word",
@@ -131,7 +131,7 @@ def _label_column(path: Path, rows: list[Fields], names: list[str]) -> str:
 
 
 def _are_measured(values: list[Any]) -> bool:
-    """Whether labels are numbers to be foretold, and not names of classes."""
+    """Return whether labels are numbers to be foretold, and not names of classes."""
     if not all(isinstance(value, int | float | str) and _NUMBER.fullmatch(str(value)) for value in values):
         return False
     numbers = {float(value) for value in values}
@@ -165,7 +165,7 @@ def write_split(found: Found, held_out: Found | None, folder: Path) -> str:
 
 
 def split(found: Found) -> tuple[list[Fields], list[Fields]]:
-    """(rows to learn from, rows to measure on), each in the order of the file.
+    """Return (rows to learn from, rows to measure on), each in the order of the file.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def _digest(row: Fields) -> str:
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
-    """A hash of the bytes of labelled files."""
+    """Return a hash of the bytes of labelled files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.read_bytes() if path.is_file() else b"")

@@ -48,21 +48,22 @@ def overlap_in_words(config: MakeConfig, files: Sequence[Found]) -> str:
 
 
 def _texts_of(found: Found) -> Iterator[str]:
-    """The text of each row; both of a pair, or the words, joined."""
+    """Yield the text of each row; both of a pair, or the words, joined."""
     for row in found.rows:
         values = (row[name] for name in ("text", "text_a", "text_b", "tokens") if name in row)
         yield "\n".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """The sentences of a text as they are compared: 'Yes, I "do". Ok!' -> yesido (and ok, were it long enough)."""
+    """Yield the sentences of a text as they are compared: 'Yes, I "do". Ok!' -> yesido (and ok, were it long
+    enough)."""
     for sentence in _ENDS.split(_REST.sub("", text.lower())):
         if len(sentence.encode("utf-8", "replace")) >= LEAST:
             yield sentence
 
 
 def _seen(corpus: Sequence[str], wanted: set[str], column: str) -> tuple[set[str], bool]:
-    """Which of these sentences stand in the corpus, and whether all of it was looked at."""
+    """Return which of these sentences stand in the corpus, and whether all of it was looked at."""
     with redirect_stderr(StringIO()):  # the stages say it
         sources = [source for source in find_sources(corpus, column=column) if source.bytes]
         budget = LOOKED_AT / sum(source.bytes for source in sources)
