@@ -157,10 +157,10 @@ def collator_rate(config: Config, store: Store) -> float:
     ids, types, _, lengths = gather_tokens((store,), samples)
     stops = np.cumsum(lengths)
     pad = tokenizer.pad_token_id
-    samples = []
+    padded = []
     for start, stop in zip(stops - lengths, stops, strict=True):
         room = config.seq_len - int(stop - start)
-        samples.append(
+        padded.append(
             {
                 "input_ids": [*ids[start:stop].tolist(), *[pad] * room],
                 "token_type_ids": [*types[start:stop].tolist(), *[0] * room],
@@ -170,9 +170,9 @@ def collator_rate(config: Config, store: Store) -> float:
 
     def measure() -> float:
         start = time.process_time()
-        for first in range(0, len(samples), config.batch):
-            collate(samples[first : first + config.batch])
-        return len(samples) / (time.process_time() - start)
+        for first in range(0, len(padded), config.batch):
+            collate(padded[first : first + config.batch])
+        return len(padded) / (time.process_time() - start)
 
     return best(config, "collator", measure)
 

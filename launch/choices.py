@@ -41,7 +41,7 @@ from pretrain.advice.tables import WIDTH, shown
 
 
 def advise_for(config: MakeConfig) -> Json:
-    """What fits the text, the machine and the hours, as make.json keeps it."""
+    """Return what fits the text, the machine and the hours, as make.json keeps it."""
     ranks = number_in(os.environ, "RANKS", 0, most=999)
     with nullcontext() if config.dry_run else redirect_stderr(io.StringIO()):  # the stages say what is left out
         text = survey(config.corpus, config.lang)
@@ -69,8 +69,8 @@ def advise_for(config: MakeConfig) -> Json:
 
 
 def settle_advice(config: MakeConfig, record: Record, sources: list[Json]) -> Json:
-    """The advice that this folder was begun with, where it is about the same; else a new one. A probe of the machine
-    never comes out twice the same, and a run goes on as it began."""
+    """Return the advice that this folder was begun with, where it is about the same; else a new one. A probe of the
+    machine never comes out twice the same, and a run goes on as it began."""
     fixed = {stage: {k: v for k, v in options.items() if stage != "train" or k in OF_A_RUN}
              for stage, options in config.wanted.items() if stage in ("vocab", "shard", "train")}  # fmt: skip
     basis, of_task = key_of(sources, config.lang, fixed), key_of(str(config.task), str(config.eval))
@@ -113,8 +113,8 @@ def commands_of(config: MakeConfig, advice: Json, found: Found | None) -> dict[s
 
 
 def lasting(words: Words, share: float) -> Words:
-    """A command of training whose phases take `share` of their steps. What is more goes to the last one, so that a run
-    that has come into it goes on."""
+    """Return a command of training whose phases take `share` of their steps. What is more goes to the last one, so that
+    a run that has come into it goes on."""
     places = [place for place, word in enumerate(words) if "steps=" in word]
     steps = [int(re.search(r"steps=(\d+)", words[place])[1]) for place in places]  # type: ignore[index]
     if share < 1:
@@ -188,5 +188,5 @@ def show(config: MakeConfig, advice: Json, commands: dict[str, Words]) -> None:
 
 
 def advice_fields(advice: Json) -> Json:
-    """The fields of an Advice in what make.json keeps of one."""
+    """Return the fields of an Advice in what make.json keeps of one."""
     return {name: advice[name] for name in Advice._fields}

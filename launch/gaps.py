@@ -29,7 +29,7 @@ class Gap(NamedTuple):
 
 
 def gaps_of(store: Store, wanted: int) -> list[Gap]:
-    """Up to `wanted` gaps, spread over the documents."""
+    """Return up to `wanted` gaps, spread over the documents."""
     sentences, is_held_out = Sentences.of(store, held_out=True), True
     if not len(sentences.token_starts):
         sentences, is_held_out = Sentences.of(store), False
@@ -57,7 +57,7 @@ def _is_worth_asking(word: str) -> bool:
 
 
 def _gap(tokenizer: Tokenizer, store: Store, ids: list[int], mask: str, is_held_out: bool) -> Gap | None:
-    """The longest word of the second half of a sentence as a gap: by then something has been said."""
+    """Return the longest word of the second half of a sentence as a gap: by then something has been said."""
     if store.special_ids["unk"] in ids:
         return None
     goes_on = [bool(store.continues[number]) for number in ids] + [False]

@@ -47,7 +47,7 @@ class Found(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What was understood, in a line."""
+        """Return what was understood, in a line."""
         what = {
             "classify": "one of {n} labels a text", "pair": "one of {n} labels a pair of texts",
             "regress": "a number a text", "tag": "one tag a word",

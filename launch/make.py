@@ -46,7 +46,7 @@ from launch.choices import advise_for, commands_of, settle_advice, settle_change
 from launch.gaps import gaps_of
 from launch.overlap import overlap_in_words
 from launch.record import Json, Record, StageRecord, check_folder, described
-from launch.running import STOPPED, Plan, Screen, Stage, rounded
+from launch.running import STOPPED, Screen, Stage, StageTimes, rounded
 from launch.settings import MakeConfig
 from launch.stages import KINDS, Words, check, keys_of, result_of, without
 from pretrain.report.history import History
@@ -105,7 +105,7 @@ def make(config: MakeConfig) -> None:
 
 
 def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.Found | None]:
-    """The labelled files, understood."""
+    """Return the labelled files, understood."""
     if config.task is None:
         return None, None
     found = labelled.look_at(config.task)
@@ -124,7 +124,7 @@ def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
 
 
 def described_task(found: labelled.Found | None, held_out: labelled.Found | None) -> Json:
-    """What is known of the labelled files, for make.json and the page."""
+    """Return what is known of the labelled files, for make.json and the page."""
     if found is None:
         return {}
     sha256 = labelled.fingerprint([found.path, *([held_out.path] if held_out else [])])
@@ -146,9 +146,9 @@ def work_through(
     for name in commands:
         if name in done and any(source in commands and source not in done for source in KINDS[name].reads):
             del done[name]
-    plan = Plan([stage_of(name, words, config, record) for name, words in commands.items()], done)
-    say(f"in all about {rounded(plan.total)}" + (f", {rounded(plan.left(None, 0))} of it left" if done else ""))
-    with Screen(plan, config.out / "logs", [alone.of_folder], alone.note_ending) as screen:
+    times = StageTimes([stage_of(name, words, config, record) for name, words in commands.items()], done)
+    say(f"in all about {rounded(times.total)}" + (f", {rounded(times.left(None, 0))} of it left" if done else ""))
+    with Screen(times, config.out / "logs", [alone.of_folder], alone.note_ending) as screen:
         for name, words in commands.items():
             if name in done:
                 screen.say(f"{KINDS[name].title}: done before")
@@ -186,7 +186,7 @@ def add_seconds(record: Record, out: Path, entry: StageRecord, before: float, se
 
 
 def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Stage:
-    """A stage as it runs now."""
+    """Return a stage as it runs now."""
     kind, arguments, store = KINDS[name], list(words[1:]), config.out / "store"
     if name == "train" and "patience" not in config.wanted.get("train", {}) and holds_nothing_out(store):
         arguments = without(arguments, "patience")  # the advice guessed the number of documents, the store knows it
@@ -203,19 +203,19 @@ def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Sta
 
 
 def holds_nothing_out(store: Path) -> bool:
-    """Whether a store is there and has no document to evaluate on."""
+    """Return whether a store is there and has no document to evaluate on."""
     return (store / "manifest.json").exists() and not read_manifest(store).counts.held_out_documents
 
 
 def texts_with_gaps(store: Path) -> list[str]:
-    """Sentences to fill; none while the store is not there."""
+    """Return the sentences to fill; none while the store is not there."""
     if not (store / "manifest.json").exists():
         return []
     return [gap.text for gap in gaps_of(Store.open(store), GAPS)]
 
 
 def share_trained(metrics: Path, steps: int) -> float | None:
-    """The share of its steps that a run has done, from the end of its metrics."""
+    """Return the share of its steps that a run has done, from the end of its metrics."""
     try:
         with open(metrics, "rb") as file:
             file.seek(max(0, metrics.stat().st_size - 4096))
@@ -235,7 +235,7 @@ SECONDS = {"vocab": (4, 0.6), "shard": (4, 0.3), "look": (3, 0.0), "export": (20
 
 
 def planned(name: str, config: MakeConfig, record: Record) -> float:
-    """Seconds that a stage should take."""
+    """Return the seconds that a stage should take."""
     if name == "train":
         hours = config.hours or float(record.advice["settings"]["hours"])
         with suppress(InputError):  # nothing is trained yet

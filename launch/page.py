@@ -72,7 +72,7 @@ def time_of(entry: StageRecord) -> str:
 
 
 def what_fell_short(out: Path, record: Record) -> list[str]:
-    """What came out otherwise than planned: far fewer steps in the hours."""
+    """Return what came out otherwise than planned: far fewer steps in the hours."""
     planned, hours = record.advice["settings"].get("steps"), record.given.get("hours")
     lines = History.read(out / "run").train
     done = int(lines[-1]["step"]) if lines else 0
@@ -89,7 +89,7 @@ def _json(path: Path) -> Json:
 
 
 def answers_to(gaps: list[Gap], filled: Json) -> dict[str, Any]:
-    """The model's words for the gaps."""
+    """Return the model's words for the gaps."""
     words = {gap.text: gap.word for gap in gaps}
     answers = []
     for answer in filled.get("answers", []):
@@ -117,7 +117,7 @@ def answers_to(gaps: list[Gap], filled: Json) -> dict[str, Any]:
 
 
 def score_of(results: Json, task: Json) -> Json:
-    """The score of the fine-tuned model, and what it must beat."""
+    """Return the score of the fine-tuned model, and what it must beat."""
     if not results or not task:
         return {}
     spread = f"± {results['ci95']:.3f} (95 %, {len(results['seeds'])} seeds)" if results.get("ci95") else ""
@@ -140,7 +140,7 @@ def score_of(results: Json, task: Json) -> Json:
 
 
 def in_a_line(out: Path, record: Record) -> str:
-    """What came out, for a console."""
+    """Return what came out, for a console."""
     took = duration(sum(entry.seconds for entry in record.stages.values()))
     score = score_of(_json(out / "finetuned/results.json"), record.task)
     short = "".join(f" {line[0].upper()}{line[1:]}." for line in what_fell_short(out, record))
@@ -153,7 +153,8 @@ def in_a_line(out: Path, record: Record) -> str:
 
 
 def chosen(record: Record) -> list[tuple[str, str, str]]:
-    """(setting, value, why): the advice's, with what was asked otherwise among them; then what else was asked."""
+    """Return (setting, value, why): the advice's, with what was asked otherwise among them; then what else was
+    asked."""
     settings, reasons = record.advice["settings"], record.advice["reasons"]
     told = [name for name in SHOWN if name in settings]
     rows = [(name.replace("_", " "), in_words(settings[name]), reasons.get(name, "")) for name in told]
@@ -167,7 +168,7 @@ def chosen(record: Record) -> list[tuple[str, str, str]]:
 
 
 def what_was_told(logs: Path) -> list[str]:
-    """What making the store has said of files: left out, read in other encodings, damaged."""
+    """Return what making the store has said of files: left out, read in other encodings, damaged."""
     lines = (logs / "shard.log").read_text("utf-8", "replace").splitlines() if (logs / "shard.log").exists() else []
     marks = ("left out", "encoding", "read as", "damaged", "not UTF-8", "warning")
     begun = max((place for place, line in enumerate(lines) if line.startswith("$ ")), default=0)
@@ -175,7 +176,7 @@ def what_was_told(logs: Path) -> list[str]:
 
 
 def what_was_read(store: Store) -> dict[str, Any]:
-    """The store in figures, and its files."""
+    """Return the store in figures, and its files."""
     manifest, counts = store.manifest, store.manifest.counts
     sources = manifest.sources
     encodings = Counter(source.encoding or "UTF-8" for source in sources)
@@ -202,7 +203,7 @@ def what_was_read(store: Store) -> dict[str, Any]:
 
 
 def _odd(manifest: StoreManifest) -> list[tuple[str, int]]:
-    """What was mended or left out within files, and counted."""
+    """Return what was mended or left out within files, and counted."""
     total: Counter[str] = Counter()
     for found in manifest.oddities.values():
         total.update(found)
@@ -210,7 +211,7 @@ def _odd(manifest: StoreManifest) -> list[tuple[str, int]]:
 
 
 def samples_in(log: Path) -> list[Markup]:
-    """The samples that the look at the store has printed, with what is hidden marked."""
+    """Return the samples that the look at the store has printed, with what is hidden marked."""
     if not log.exists():
         return []
     text = log.read_text("utf-8", "replace")
@@ -230,7 +231,7 @@ def _marked(sample: str) -> Markup:
 
 
 def what_next(out: Path, record: Record) -> list[tuple[str, str]]:
-    """(what for, the command)."""
+    """Return (what for, the command)."""
     given = record.given
     again = ["--corpus", *given["corpus"], "--out", out]
     rows = [("Ask it for missing words", call("predict", out / "hf", "--fill", "your own [MASK] sentence"))]

@@ -63,7 +63,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
-        """The record of a folder; None where there is none.
+        """Return the record of a folder; None where there is none.
 
         Raises
         ------
@@ -101,13 +101,13 @@ class Record:
 
 
 def described(sources: Sequence[Source]) -> list[Json]:
-    """Texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count: a copy of
-    a folder holds the same texts."""
+    """Return the texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count:
+    a copy of a folder holds the same texts."""
     return [{"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources]
 
 
 def changes_of(before: Sequence[Json], now: Sequence[Json]) -> list[str]:
-    """Which texts were added, removed or changed; nothing where all are the same."""
+    """Return which texts were added, removed or changed; nothing where all are the same."""
     had, have = ({entry["path"]: entry for entry in entries} for entries in (before, now))
     groups = {
         "added": [name for name in have if name not in had],
@@ -127,7 +127,7 @@ def _some(names: list[str]) -> str:
 
 
 def key_of(*parts: Any) -> str:
-    """A hash of JSON values."""
+    """Return a hash of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -54,7 +54,7 @@ class Stage(NamedTuple):
     result: Path | None = None  # gets what it prints on stdout, which else passes through
 
 
-class Plan:
+class StageTimes:
     """What all stages should take, by what each has taken or is planned to take."""
 
     def __init__(self, stages: Sequence[Stage], done: dict[str, float]):
@@ -62,23 +62,23 @@ class Plan:
         self.done = dict(done)  # seconds by name
 
     def place_of(self, stage: Stage) -> int:
-        """The number of a stage, from 1."""
+        """Return the number of a stage, from 1."""
         return [each.name for each in self.stages].index(stage.name) + 1
 
     @property
     def total(self) -> float:
-        """Seconds of all stages."""
+        """Return the seconds of all stages."""
         return sum(self.done.get(stage.name, stage.seconds) for stage in self.stages) or 1.0
 
     def spent(self, now: Stage | None, share: float) -> float:
-        """Seconds of `total` that are done, with so much of the stage under way."""
+        """Return the seconds of `total` that are done, with so much of the stage under way."""
         return sum(
             self.done.get(stage.name, stage.seconds * share if now and stage.name == now.name else 0.0)
             for stage in self.stages
         )
 
     def left(self, now: Stage | None, share: float) -> float:
-        """Seconds that are left."""
+        """Return the seconds that are left."""
         return self.total - self.spent(now, share)
 
 
@@ -86,11 +86,11 @@ class Screen:
     """Runs stages and shows where the whole stands."""
 
     def __init__(
-        self, plan: Plan, logs: Path, inherited: Sequence[int] = (), at_stop: Callable[[], None] = lambda: None
+        self, times: StageTimes, logs: Path, inherited: Sequence[int] = (), at_stop: Callable[[], None] = lambda: None
     ):
         """`inherited`: descriptors that every stage keeps open, the lock of the folder say. `at_stop` is called once,
         when the first signal comes."""
-        self.plan, self.logs, self.inherited, self.at_stop = plan, logs, inherited, at_stop
+        self.times, self.logs, self.inherited, self.at_stop = times, logs, inherited, at_stop
         self.stopped_by = ""  # the name of the first signal
         self._said: set[str] = set()  # by earlier stages
         self._now: Stage | None = None
@@ -126,9 +126,9 @@ class Screen:
         """
         self._now, self._began = stage, time.monotonic()
         self._first_share = stage.share() or 0.0
-        place = self.plan.place_of(stage)
-        left = rounded(self.plan.left(stage, 0.0))
-        self.say(f"\n== {place}/{len(self.plan.stages)} {stage.title} ({left} left in all)\n   $ {stage.command}")
+        place = self.times.place_of(stage)
+        left = rounded(self.times.left(stage, 0.0))
+        self.say(f"\n== {place}/{len(self.times.stages)} {stage.title} ({left} left in all)\n   $ {stage.command}")
         if self.stopped_by:
             return STOPPED
         journal = Journal(self.logs / f"{stage.name}.log")
@@ -143,7 +143,7 @@ class Screen:
         if code == 0 and stage.result:
             os.replace(_aside(stage.result), stage.result)
         if code == 0:
-            self.plan.done[stage.name] = time.monotonic() - self._began
+            self.times.done[stage.name] = time.monotonic() - self._began
         self._now = None
         if code and self.stopped_by:
             journal.write(f"{self.stopped_by}: stopped")
@@ -214,7 +214,7 @@ class Screen:
             os.killpg(self._child.pid, signal.SIGTERM)
 
     def _share(self) -> tuple[float, float]:
-        """(share of the stage under way that is done, seconds it still takes)"""
+        """Return (share of the stage under way that is done, seconds it still takes)"""
         stage = self._now
         if stage is None:
             return 0.0, 0.0
@@ -228,29 +228,30 @@ class Screen:
 
     def _bar(self) -> Table:
         share, seconds = self._share()
-        after = self.plan.left(self._now, 1.0) if self._now else self.plan.left(None, 0.0)
-        spent = self.plan.spent(self._now, share)
-        place = self.plan.place_of(self._now) if self._now else len(self.plan.done)
+        after = self.times.left(self._now, 1.0) if self._now else self.times.left(None, 0.0)
+        spent = self.times.spent(self._now, share)
+        place = self.times.place_of(self._now) if self._now else len(self.times.done)
         line = Table.grid(padding=(0, 1), expand=True)
         line.add_column(no_wrap=True)
         line.add_column(ratio=1)
         line.add_column(justify="right", no_wrap=True)
         title = self._now.title if self._now else ""
         line.add_row(
-            Text(f"{place}/{len(self.plan.stages)} {title}", "bold"),
-            ProgressBar(self.plan.total, spent),
-            Text(f"{100 * spent / self.plan.total:.0f}%, about {rounded(seconds + after)} left"),
+            Text(f"{place}/{len(self.times.stages)} {title}", "bold"),
+            ProgressBar(self.times.total, spent),
+            Text(f"{100 * spent / self.times.total:.0f}%, about {rounded(seconds + after)} left"),
         )
         return line
 
 
 def _is_heard(number: int) -> bool:
-    """What a shell that started us has switched off (nohup: SIGHUP) stays so."""
+    """Return whether a signal is heard: what a shell that started us has switched off (nohup: SIGHUP) stays so."""
     return signal.getsignal(number) != signal.SIG_IGN
 
 
 def _catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal. Python has one for SIGINT from its start, for others never."""
+    """Return whether a process has a handler for a signal. Python has one for SIGINT from its start, for others
+    never."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # it has just ended
@@ -260,7 +261,7 @@ def _catches(pid: int, number: int) -> bool:
 
 
 def _ended(child: subprocess.Popen[str], seconds: float) -> int | None:
-    """The code of a process that ends within so many seconds."""
+    """Return the code of a process that ends within so many seconds."""
     with suppress(subprocess.TimeoutExpired):
         return child.wait(seconds)
     return None
@@ -271,7 +272,7 @@ def _aside(path: Path) -> Path:
 
 
 def rounded(seconds: float) -> str:
-    """A time to come, as exactly as it is known."""
+    """Return a time to come, as exactly as it is known."""
     if seconds < 90:
         return f"{max(5, 5 * round(seconds / 5))} s"
     minutes = round(seconds / 60)

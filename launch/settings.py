@@ -63,7 +63,7 @@ class MakeConfig:
 
     @property
     def wanted(self) -> dict[str, dict[str, str]]:
-        """What is wanted otherwise than advised: stage -> option -> value."""
+        """Return what is wanted otherwise than advised: stage -> option -> value."""
         found = read_settings(self.set)
         named = (("train", "model", self.model), ("vocab", "size", self.size), ("vocab", "cased", self.cased))
         for stage, option, value in named:
@@ -75,6 +75,6 @@ class MakeConfig:
 
     @property
     def given(self) -> Json:
-        """What the command line says, as JSON values."""
+        """Return what the command line says, as JSON values."""
         plain: Json = json.loads(json.dumps(asdict(self), default=str))
         return {name: value for name, value in plain.items() if name not in ("out", "anew", "dry_run", "json")}

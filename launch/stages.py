@@ -55,7 +55,7 @@ OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimize
 
 
 def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
-    """--set STAGE.OPTION=VALUE ... as stage -> option -> value.
+    """Return --set STAGE.OPTION=VALUE ... as stage -> option -> value.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
 
 
 def wanted_settings(wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """The same as settings of an advice, which chooses the others to fit."""
+    """Return the same as settings of an advice, which chooses the others to fit."""
     found: dict[str, Any] = {}
     for stage, options in wanted.items():
         for option, value in options.items() if stage in ("vocab", "shard", "train") else ():
@@ -104,7 +104,7 @@ def _read(value: str) -> Any:
 
 
 def changed(words: Sequence[str], options: Mapping[str, str]) -> Words:
-    """The words of a command with these options in place of its own; `yes` and `no` are those of a flag."""
+    """Return the words of a command with these options in place of its own; `yes` and `no` are those of a flag."""
     kept = list(words)
     for name, value in options.items():
         kept = without(kept, name)
@@ -114,7 +114,7 @@ def changed(words: Sequence[str], options: Mapping[str, str]) -> Words:
 
 
 def without(words: Sequence[str], name: str) -> Words:
-    """The words of a command without one option and its values."""
+    """Return the words of a command without one option and its values."""
     kept: Words = []
     is_of_it = False
     for word in words:
@@ -126,7 +126,7 @@ def without(words: Sequence[str], name: str) -> Words:
 
 
 def placed(name: str, words: Sequence[str], corpus: Sequence[str], out: Path) -> Words:
-    """A command with these places for its own, which may be those of another time: folders move."""
+    """Return a command with these places for its own, which may be those of another time: folders move."""
     vocab, store, run, hf = (str(out / folder) for folder in ("vocab", "store", "run", "hf"))
     places = {
         "vocab": ["--corpus", *corpus, "--out", vocab],
@@ -147,7 +147,7 @@ def placed(name: str, words: Sequence[str], corpus: Sequence[str], out: Path) ->
 
 
 def options_of(words: Sequence[str]) -> dict[str, str]:
-    """The options of a command but those that say where things lie; positional words are such, too."""
+    """Return the options of a command but those that say where things lie; positional words are such, too."""
     found: dict[str, list[str]] = {}
     name = ""
     for word in words[1:]:
@@ -160,7 +160,7 @@ def options_of(words: Sequence[str]) -> dict[str, str]:
 
 
 def keys_of(commands: Mapping[str, Words], sources: Any, task: str) -> dict[str, tuple[str, str]]:
-    """(base, key) of each stage. `sources` describes the texts; `task` is a hash of the labelled files."""
+    """Return (base, key) of each stage. `sources` describes the texts; `task` is a hash of the labelled files."""
     keys = {"sources": (key_of(sources), key_of(sources)), "task": (task, task)}
     for name, kind in KINDS.items():
         if name in commands:
@@ -212,10 +212,10 @@ def check(wanted: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def result_of(name: str, out: Path) -> Path:
-    """The file that is there once a stage is done."""
+    """Return the file that is there once a stage is done."""
     return out / KINDS[name].result
 
 
 def folder_of(name: str, out: Path) -> Path:
-    """What a stage makes: a folder of DIR, or a file."""
+    """Return what a stage makes: a folder of DIR, or a file."""
     return out / KINDS[name].result.partition("/")[0] if name != "look" else result_of(name, out)

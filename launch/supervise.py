@@ -56,7 +56,7 @@ class Supervisor:
                 signal.signal(number, self._forward)
 
     def run(self) -> int:
-        """The exit code of the last attempt."""
+        """Return the exit code of the last attempt."""
         for attempt in range(self.restarts + 1):
             code = self._attempt()
             if code in (FINISHED, WRONG_INPUT, STOPPED) or self.signals or attempt == self.restarts:
@@ -91,7 +91,8 @@ class Supervisor:
         return _worst(codes)
 
     def _wait_for_orphans(self) -> list[int]:
-        """Exit codes of what the launcher left behind. Ranks that lose their launcher save and end by themselves."""
+        """Return the exit codes of what the launcher left behind. Ranks that lose their launcher save and end by
+        themselves."""
         codes: list[int] = []
         told: set[int] = set()
         while True:
@@ -139,7 +140,7 @@ def _is_rank(process: psutil.Process) -> bool:
 
 
 def _is_remote(process: psutil.Process) -> bool:
-    """Whether it starts ranks on other hosts, of which nothing is known here."""
+    """Return whether it starts ranks on other hosts, of which nothing is known here."""
     try:
         return process.name() in ("pdsh", "ssh", "mpirun", "mpiexec", "srun")
     except psutil.Error:
@@ -154,7 +155,8 @@ def _send(process: psutil.Process, number: int) -> None:
 
 
 def _positive(code: int) -> int:
-    """Exit codes as a shell has them: 128 + the signal where a process was killed (DeepSpeed makes 256 - it)."""
+    """Return the exit codes as a shell has them: 128 + the signal where a process was killed (DeepSpeed makes 256 -
+    it)."""
     killed_by = -code if code < 0 else 256 - code if code > 192 else 0
     return 128 + killed_by if killed_by else code
 
@@ -165,7 +167,8 @@ def _worst(codes: list[int]) -> int:
 
 
 def _outcome(folder: Path) -> int | None:
-    """What all ranks of this host say, each in a file "CODE RANKS"; None where one says nothing, or something else."""
+    """Return what all ranks of this host say, each in a file "CODE RANKS"; None where one says nothing, or something
+    else."""
     told = [path.read_text().split() for path in folder.iterdir()]
     codes = {int(code) for code, _ in told}
     return codes.pop() if len(codes) == 1 and len(told) == int(told[0][1]) else None

@@ -149,7 +149,7 @@ class TestPrefetch:
 
         items = prefetch(iter(range(1000)), ahead=1)
         next(items)
-        items.close()  # type: ignore[attr-defined]  # it is a generator
+        items.close()
         for thread in threading.enumerate():
             if thread.name == "prefetch":
                 thread.join(5)

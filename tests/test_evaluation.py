@@ -8,8 +8,9 @@ import torch
 
 from data_prep.samples.mixture import Mixture
 from data_prep.store import HELD_OUT, Store
-from pretrain.evaluation import MAX_SOURCES, HeldOutSet, file_groups, sources_of, store_names
+from pretrain.evaluation import HeldOutSet
 from pretrain.model import Losses, PretrainingModule, build_model
+from pretrain.source_names import MAX_SOURCES, file_groups, sources_of, store_names
 from tests.stores import random_documents, store_of
 
 FILES = ("en/wiki-00.txt", "en/wiki-01.txt", "en/laws.jsonl.gz")

@@ -20,7 +20,7 @@ from launch.gaps import Gap, gaps_of
 from launch.make import share_trained, work_through
 from launch.page import answers_to, time_of, what_next
 from launch.record import Record, StageRecord, changes_of, check_folder
-from launch.running import STOPPED, Plan, Screen, Stage
+from launch.running import STOPPED, Screen, Stage, StageTimes
 from launch.settings import MakeConfig
 from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
 from pretrain.wording import filled_in
@@ -223,7 +223,7 @@ def test_stages_run_in_turn_and_what_they_say_passes_through(tmp_path, capfd):
         Stage("fill", "gaps", script('print("{}")'), 5, result=tmp_path / "fill.json"),
         Stage("train", "pretraining", script('print("Grösse ü"); raise SystemExit(2)'), 5),
     ]
-    with Screen(Plan(stages, {}), tmp_path) as screen:
+    with Screen(StageTimes(stages, {}), tmp_path) as screen:
         assert [screen.run(stage) for stage in stages] == [0, 0, 2]
     said = capfd.readouterr().err
     for told in ("== 1/3 words (15 s left in all)", "\none\ntwo\n", "== 3/3 pretraining", "Grösse ü"):
@@ -236,7 +236,7 @@ def test_stages_run_in_turn_and_what_they_say_passes_through(tmp_path, capfd):
 def test_what_an_earlier_stage_has_said_is_not_said_again(tmp_path, capfd):
     told = "texts: left out: .pdf files: 1 (a.pdf); text can be made of .pdf by pdftotext"
     stages = [Stage(name, name, script(f'print("{told}"); print("short")'), 5) for name in ("vocab", "shard")]
-    with Screen(Plan(stages, {}), tmp_path) as screen:
+    with Screen(StageTimes(stages, {}), tmp_path) as screen:
         for stage in stages:
             screen.run(stage)
     lines = capfd.readouterr().err.splitlines()
@@ -281,7 +281,7 @@ from pathlib import Path
 from launch.running import *
 waits = "import pathlib, time; pathlib.Path(sys.argv[1], 'here').touch(); time.sleep(600)".replace("'", '"')
 stage = Stage("train", "pretraining", f"{sys.executable} -c 'import sys; {waits}' {sys.argv[1]}", 5)
-with Screen(Plan([stage], {}), Path(sys.argv[1])) as screen:
+with Screen(StageTimes([stage], {}), Path(sys.argv[1])) as screen:
     sys.exit(screen.run(stage))
 """
 

@@ -123,9 +123,9 @@ class TestKilledFromOutside:
 
 SAVES = """
     rank = os.environ["LOCAL_RANK"]
-    watch.hold()
+    stop.hold()
     stands(rank)
-    while not watch.requested:
+    while not stop.signal:
         time.sleep(0.01)
     time.sleep(0.3)
     (outcome / rank).write_text("75 2")
@@ -295,7 +295,7 @@ class TestThreads:
         items = prefetch(iter(range(10**9)))
         assert next(items) == 0
         assert self.names() == ["prefetch"]
-        items.close()  # type: ignore[attr-defined]
+        items.close()
         assert self.names() == []
 
     def test_what_is_being_made_is_hurried_when_it_is_closed(self):
@@ -308,7 +308,7 @@ class TestThreads:
 
         items = prefetch(source(), at_end=hurry.set)
         assert next(items) == 0
-        items.close()  # type: ignore[attr-defined]
+        items.close()
         assert self.names() == []
 
     def test_an_index_that_nobody_waits_for_is_given_up(self, tmp_path, monkeypatch):

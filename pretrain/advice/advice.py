@@ -46,7 +46,7 @@ class Advice(NamedTuple):
     found: dict[str, Any]  # text, machine, time, memory
 
     def record(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return it as JSON values."""
         return self.settings | {
             "commands": [pasteable(words, self.settings) for _, words in self.commands],
             "reasons": self.reasons,
@@ -56,7 +56,7 @@ class Advice(NamedTuple):
 
 
 def pasteable(words: Sequence[str], settings: dict[str, Any]) -> str:
-    """A command as one pastes it into a shell."""
+    """Return a command as one pastes it into a shell."""
     ranks = settings["ranks"] if words[0] == "train" else 1
     where = "" if ranks == 1 else f"RANKS={ranks} " if ranks <= ONE_MACHINE else 'DEEPSPEED_FLAGS="--hostfile HOSTS" '
     return f"{where}zerobert {shlex.join(words)}"
@@ -107,7 +107,7 @@ def advised(
     out: Path = Path("runs/mine"),
     wanted: Mapping[str, Any] | None = None,
 ) -> Advice:
-    """As advise, of what is known already: nothing is looked at any more."""
+    """Return what advise() would, of what is known already: nothing is looked at any more."""
     if corpus and not text.frequent:
         raise InputError(f"--corpus {' '.join(map(str, corpus))}: no word was found in it, only space or punctuation")
     reasons: dict[str, str] = {}
@@ -196,7 +196,7 @@ def _multiple(samples: int, unit: int) -> int:
 
 
 def _intervals(steps: int, tokens: float, length: int, passes: float, documents: float) -> dict[str, Any]:
-    """How often is looked and saved; an evaluation is forward passes only, a third of the work."""
+    """Return how often is looked and saved; an evaluation is forward passes only, a third of the work."""
     every = max(20, steps // EVALUATIONS)
     samples = 3 * EVALUATED * tokens / (EVALUATIONS * length)
     return {
@@ -242,7 +242,7 @@ def _commands(
 
 
 def eval_beside(task: Path) -> Path | None:
-    """The file to measure on that lies beside a training file: dev.tsv beside train.tsv."""
+    """Return the file to measure on that lies beside a training file: dev.tsv beside train.tsv."""
     others = (
         task.with_name(task.name.replace("train", word)) for word in ("dev", "eval", "valid", "validation", "test")
     )
@@ -269,7 +269,7 @@ def _memory(machine: Machine, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(text: Survey | None, machine: Machine, settings: dict[str, Any], lang: str, micro: int) -> Iterator[str]:
-    """All that is amiss, each with its remedy; no `text` where the store is elsewhere."""
+    """Yield all that is amiss, each with its remedy; no `text` where the store is elsewhere."""
     if text is not None:
         yield from cautions.of_text(text, settings["lang"], lang)
         yield from cautions.rare_entries(

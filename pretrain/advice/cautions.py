@@ -16,7 +16,7 @@ LITTLE_OF_IT = 0.1  # of a pass
 
 
 def of_text(text: Survey, language: str, asked: str) -> Iterator[str]:
-    """Of a corpus by itself; `asked` is the language that the user named, if any."""
+    """Yield what is amiss with a corpus by itself; `asked` is the language that the user named, if any."""
     if text.text_bytes < rules.LITTLE_TEXT:
         yield (
             f"{bytes_in_words(text.text_bytes)} of text is too little to learn a language from: give 10 MB or "
@@ -47,7 +47,7 @@ def of_text(text: Survey, language: str, asked: str) -> Iterator[str]:
 
 
 def rare_entries(vocab_size: int, met_by_half: float, remedy: str) -> Iterator[str]:
-    """Of a vocabulary of which half the entries are met so often, or less."""
+    """Yield the caution about a vocabulary of which half the entries are met so often, or less."""
     if met_by_half < rules.LEAST_SEEN:
         yield (
             f"most of the {vocab_size:,} entries of the vocabulary are rare, met {counted(met_by_half)} times or less: "
@@ -56,7 +56,7 @@ def rare_entries(vocab_size: int, met_by_half: float, remedy: str) -> Iterator[s
 
 
 def many_passes(passes: float, enough: str) -> Iterator[str]:
-    """Of a run over so little text; `enough` is the option that would do, if there is one."""
+    """Yield the caution about a run over so little text; `enough` is the option that would do, if there is one."""
     if passes > rules.MANY_PASSES:
         yield (
             f"{counted(passes)} passes over the text, and after {rules.MANY_PASSES} another teaches hardly anything: "
@@ -65,7 +65,7 @@ def many_passes(passes: float, enough: str) -> Iterator[str]:
 
 
 def days_on_a_cpu(seconds: float, on_a_gpu: float) -> Iterator[str]:
-    """Of a run that takes so long here, and on an A100."""
+    """Yield the caution about a run that takes so long here, and so long on an A100."""
     if seconds >= 86400 * rules.CPU_DAYS:
         yield (
             f"{duration(seconds)} on a CPU; one A100 takes about {duration(on_a_gpu)} for as many tokens (--gpu a100 "
@@ -74,7 +74,7 @@ def days_on_a_cpu(seconds: float, on_a_gpu: float) -> Iterator[str]:
 
 
 def little_of_it(passes: float, seconds: float) -> Iterator[str]:
-    """Of a run that does not come far into the text."""
+    """Yield the caution about a run that does not come far into the text."""
     if passes < LITTLE_OF_IT:
         yield (
             f"{duration(seconds)} meet only {100 * passes:.2g} % of the text, of which one pass takes "
@@ -83,7 +83,7 @@ def little_of_it(passes: float, seconds: float) -> Iterator[str]:
 
 
 def few_steps(steps: int, enough: str) -> Iterator[str]:
-    """Of a run that ends on the plateau; `enough` is the option that leads beyond it."""
+    """Yield the caution about a run that ends on the plateau; `enough` is the option that leads beyond it."""
     if steps < rules.PLATEAU:
         yield (
             f"{steps:,} steps are few: which words are frequent is learnt in the first {rules.PLATEAU:,}, what goes "
@@ -92,7 +92,7 @@ def few_steps(steps: int, enough: str) -> Iterator[str]:
 
 
 def too_large(model: str, memory: float) -> str:
-    """Of a model that no ZeRO stage brings into the memory."""
+    """Return the caution about a model that no ZeRO stage brings into the memory."""
     return (
         f"{model} does not fit into {memory / 1e9:.0f} GB a rank: give more --ranks, among which ZeRO divides its "
         "state, or train with --checkpoint_activations"
@@ -100,6 +100,6 @@ def too_large(model: str, memory: float) -> str:
 
 
 def busy(used: float, cores: int, so: str) -> Iterator[str]:
-    """Of a machine on which others compute, and what of it."""
+    """Yield the caution about a machine on which others compute, and what follows from that."""
     if used > BUSY * cores:
         yield f"other programs wanted {used:.1f} of the {cores} cores when this was planned: {so}"

@@ -99,7 +99,7 @@ class Machine(NamedTuple):
     source: str = ""
 
     def mfu_of(self, shape: Shape) -> float:
-        """Share of the peak that a model of this shape reaches."""
+        """Return the share of the peak that a model of this shape reaches."""
         by_hidden = SMALLER_ON_GPU if self.is_gpu else MFU_ON_CPU
         nearest = min(by_hidden, key=lambda hidden: abs(hidden - shape.hidden))
         return by_hidden[nearest] * (self.mfu if self.is_gpu else 1.0)
@@ -107,7 +107,8 @@ class Machine(NamedTuple):
     def tokens_per_second(
         self, shape: Shape, vocab_size: int, sample_tokens: float, mask_rate: float, rank_tokens: float = RANK_TOKENS
     ) -> float:
-        """Real tokens over all ranks, which take so many in a micro-batch, on a machine that has nothing else to do."""
+        """Return the real tokens over all ranks, which take so many in a micro-batch, on a machine that has nothing
+        else to do."""
         seconds = (
             rank_tokens * token_flops(shape, vocab_size, sample_tokens, mask_rate) / self.peak / self.mfu_of(shape)
         )
@@ -117,7 +118,7 @@ class Machine(NamedTuple):
         return together * rank_tokens / seconds
 
     def in_words(self) -> str:
-        """For people."""
+        """Return it in words."""
         each = f"{self.memory / 1e9:.0f} GB"
         if self.is_gpu:
             return f"{self.ranks} x {self.name}, {each} each, {self.peak / 1e12:.0f} TFLOP/s ({self.source})"
@@ -129,7 +130,7 @@ class Machine(NamedTuple):
 
 
 def here(ranks: int = 0) -> Machine:
-    """This machine: its GPUs, where it has some that may be used, else its cores."""
+    """Return this machine: its GPUs, where it has some that may be used, else its cores."""
     found = [] if os.environ.get("DS_ACCELERATOR") == "cpu" else gpus()
     if found:
         name, memory = found[0]
@@ -148,7 +149,7 @@ def here(ranks: int = 0) -> Machine:
 
 
 def elsewhere(gpu: str, ranks: int = 1) -> Machine:
-    """A machine of so many GPUs, by its data sheet.
+    """Return a machine of so many GPUs, by its data sheet.
 
     Raises
     ------
@@ -163,14 +164,14 @@ def elsewhere(gpu: str, ranks: int = 1) -> Machine:
 
 
 def sheet_of(name: str) -> Sheet | None:
-    """The data sheet of a GPU by the name that its driver gives it."""
+    """Return the data sheet of a GPU by the name that its driver gives it."""
     fitting = [sheet for sheet in SHEETS.values() if sheet.called.lower() in name.lower()]
     return max(fitting, key=lambda sheet: len(sheet.called), default=None)
 
 
 def gpus() -> list[tuple[str, float]]:
-    """Name and bytes of memory of each GPU that may be used, as nvidia-smi tells; nothing is started where there is
-    none."""
+    """Return name and bytes of memory of each GPU that may be used, as nvidia-smi tells; nothing is started where there
+    is none."""
     if shutil.which("nvidia-smi") is None or not any(Path("/dev").glob("nvidia[0-9]*")):
         return []
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
@@ -189,7 +190,7 @@ def gpus() -> list[tuple[str, float]]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and what its control group allows."""
+    """Return the cores that this process may use: its affinity, and what its control group allows."""
     cores = len(os.sched_getaffinity(0))
     quota = _control_group("cpu.max").split()
     if len(quota) == 2 and quota[0].isdecimal():
@@ -198,19 +199,19 @@ def usable_cores() -> int:
 
 
 def busy_cores() -> float:
-    """Cores that other programs wanted in the last minute."""
+    """Return the cores that other programs wanted in the last minute."""
     return max(0.0, os.getloadavg()[0] - 1)
 
 
 def usable_memory() -> float:
-    """Bytes of memory that this process may use."""
+    """Return the bytes of memory that this process may use."""
     whole = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     limit = _control_group("memory.max").strip()
     return min(whole, float(limit)) if limit.isdecimal() else whole
 
 
 def _control_group(name: str) -> str:
-    """What the control group (version 2) of this process says, of itself or of the container."""
+    """Return what the control group (version 2) of this process says, of itself or of the container."""
     own = Path("/proc/self/cgroup")
     inside = own.read_text().strip().rpartition(":")[2].lstrip("/") if own.is_file() else ""
     for folder in (Path("/sys/fs/cgroup") / inside, Path("/sys/fs/cgroup")):
@@ -221,8 +222,9 @@ def _control_group(name: str) -> str:
 
 
 def core_peak(seconds: float = 0.4) -> float:
-    """FLOP/s of one core in fp32 matrix products: the best of so many seconds of processor time, so that other programs
-    do not count. In a process of its own, as the number of threads is settled at the first import of numpy."""
+    """Return the FLOP/s of one core in fp32 matrix products: the best of so many seconds of processor time, so that
+    other programs do not count. In a process of its own, as the number of threads is settled at the first import of
+    numpy."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, "-c", _PROBE, str(seconds)]
     try:
@@ -239,5 +241,5 @@ def _power_of_two(number: int) -> int:
 
 
 def record(machine: Machine) -> dict[str, Any]:
-    """As JSON values."""
+    """Return it as JSON values."""
     return machine._asdict()

@@ -72,8 +72,8 @@ Choice = tuple[Any, str]
 
 
 def cased(text: Survey, lang: str) -> Choice:
-    """Whether the vocabulary keeps case and accents: as the language asks, and whatever the language where the text has
-    many accents."""
+    """Return whether the vocabulary keeps case and accents: as the language asks, and whatever the language where the
+    text has many accents."""
     example = f" ({text.uncased_loses})" if text.uncased_loses else ""
     if lang and (known := defaults(lang)).cased:
         return True, f"{known.name}: {known.why}{example}"
@@ -92,7 +92,7 @@ def cased(text: Survey, lang: str) -> Choice:
 
 
 def vocab_kind(text: Survey) -> Choice:
-    """WordPiece, or a vocabulary that finds words by itself."""
+    """Return WordPiece, or a vocabulary that finds words by itself."""
     unspaced = sum(text.scripts.get(name, 0.0) for name in UNSPACED)
     if unspaced > UNSPACED_SHARE:
         names = ", ".join(name for name in text.scripts if name in UNSPACED)
@@ -103,8 +103,8 @@ def vocab_kind(text: Survey) -> Choice:
 
 
 def token_count(text: Survey, vocab_size: int) -> float:
-    """Tokens of a corpus with a vocabulary of so many entries, from its words: the most frequent ones are entries, the
-    others are cut into pieces, longer ones in a large vocabulary.
+    """Return the tokens of a corpus with a vocabulary of so many entries, from its words: the most frequent ones are
+    entries, the others are cut into pieces, longer ones in a large vocabulary.
 
     The numbers are fitted to 14 vocabularies of 1,024 to 16,384 entries trained on English, German, Russian and Hindi,
     whose tokens they tell within 9 % (docs/log.md).
@@ -120,8 +120,8 @@ def token_count(text: Survey, vocab_size: int) -> float:
 
 
 def vocab_size(text: Survey, tokens: float = math.inf, shape: Shape | None = None) -> Choice:
-    """The largest vocabulary that is not made of rare entries, in all of the text or in the tokens that are trained on,
-    and whose embeddings are not larger than the layers of the model."""
+    """Return the largest vocabulary that is not made of rare entries, in all of the text or in the tokens that are
+    trained on, and whose embeddings are not larger than the layers of the model."""
     if not text.frequent:
         return VOCAB_SIZES[-1], "BERT's own size; there is no text here to count words in"
     seen = min(1.0, tokens / token_count(text, 8192))
@@ -145,15 +145,16 @@ def vocab_size(text: Survey, tokens: float = math.inf, shape: Shape | None = Non
 
 
 def met_by_most(text: Survey, vocab_size: int) -> float:
-    """How often four of five entries occur in the corpus at least: about four times as often as the word at 95 % of the
-    size, since pieces are shared by words (docs/log.md: seven vocabularies of English, German, Russian and Hindi)."""
+    """Return how often four of five entries occur in the corpus at least: about four times as often as the word at 95 %
+    of the size, since pieces are shared by words (docs/log.md: seven vocabularies of English, German, Russian and
+    Hindi)."""
     if _is_unspaced(text):
         return token_count(text, vocab_size) / (10 * vocab_size)
     return 4 * count_at(text, int(0.95 * vocab_size))
 
 
 def met_by_half(text: Survey, vocab_size: int) -> float:
-    """How often half of the entries occur, likewise: three times as often as the word at half the size."""
+    """Return how often half of the entries occur, likewise: three times as often as the word at half the size."""
     if _is_unspaced(text):
         return token_count(text, vocab_size) / (5 * vocab_size)
     if text.han > vocab_size // 4:
@@ -166,12 +167,13 @@ def _is_unspaced(text: Survey) -> bool:
 
 
 def count_at(text: Survey, rank: int) -> float:
-    """How often the word of this rank occurs in the corpus."""
+    """Return how often the word of this rank occurs in the corpus."""
     return text.frequent[rank] * text.scale if rank < len(text.frequent) else 0.0
 
 
 def worth(tokens: float, text_tokens: float) -> float:
-    """Tokens of new text that so many are worth, of which most are repeated (Muennighoff et al. 2023, equation 5)."""
+    """Return the tokens of new text that so many are worth, of which most are repeated (Muennighoff et al. 2023,
+    equation 5)."""
     repeats = max(0.0, tokens / text_tokens - 1)
     return min(tokens, text_tokens) + text_tokens * HALF_WORTH * (1 - math.exp(-repeats / HALF_WORTH))
 
@@ -186,7 +188,7 @@ class Pace(NamedTuple):
 
 
 def paces(machine: Machine, hours: float, vocab_size: int, text_tokens: float) -> list[Pace]:
-    """Of every preset that fits into the memory."""
+    """Return the pace of every preset that fits into the memory."""
     found: list[Pace] = []
     for name, preset in PRESETS.items():
         sample = 64 if SHAPES[name].hidden <= 256 else 128
@@ -199,7 +201,7 @@ def paces(machine: Machine, hours: float, vocab_size: int, text_tokens: float) -
 
 
 def fits(name: str, machine: Machine, vocab_size: int) -> bool:
-    """Whether the state and eight samples of 128 tokens fit, at any ZeRO stage."""
+    """Return whether the state and eight samples of 128 tokens fit, at any ZeRO stage."""
     return stage_and_micro_batch(name, machine, vocab_size, 128, 8)[1] >= 8
 
 
@@ -239,7 +241,7 @@ def why_micro_batch(machine: Machine, samples: int, seq_len: int, share: int) ->
 
 
 def objective(text: Survey) -> Choice:
-    """What is learnt."""
+    """Return what is learnt."""
     if text.one_sentence > ONE_SENTENCE:
         share = 100 * text.one_sentence
         return "mlm", f"masked words only: {share:.0f} % of the documents are one sentence, which has no next one"
@@ -250,7 +252,7 @@ def objective(text: Survey) -> Choice:
 
 
 def seq_len(tokens: float, document_tokens: float) -> Choice:
-    """Tokens of a sample."""
+    """Return the tokens of a sample."""
     if document_tokens < 48:
         length = 32 if document_tokens < 24 else 64
         return length, f"documents are short, {document_tokens:.0f} tokens the median"
@@ -260,7 +262,7 @@ def seq_len(tokens: float, document_tokens: float) -> Choice:
 
 
 def step_tokens(tokens: float) -> Choice:
-    """Tokens of a step: as few as learn steadily, since steps matter."""
+    """Return the tokens of a step: as few as learn steadily, since steps matter."""
     size = LEAST_STEP
     while size * 2 <= min(tokens / STEPS_WANTED, MOST_STEP):
         size *= 2
@@ -270,7 +272,7 @@ def step_tokens(tokens: float) -> Choice:
 
 
 def learning_rate(name: str, batch_tokens: float) -> Choice:
-    """Peak rate of AdamW."""
+    """Return the peak rate of AdamW."""
     preset = PRESETS[name]
     if not preset.lr_tokens:
         return preset.lr, f"what taught {name} or its like in trials (docs/log.md)"
@@ -280,15 +282,15 @@ def learning_rate(name: str, batch_tokens: float) -> Choice:
 
 
 def dropout(passes: float) -> Choice:
-    """Of hidden units."""
+    """Return the dropout of hidden units."""
     if passes < NO_DROPOUT:
         return 0.0, f"{passes:.2g} passes: every sample is new, nothing can be learnt by heart (Geiping and Goldstein)"
     return 0.1, f"BERT's own; {counted(passes)} passes over the text"
 
 
 def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len: int, share: int) -> tuple[int, int]:
-    """The lowest ZeRO stage from 1 on with room for a good micro-batch, and that: a power of two that divides a rank's
-    share of the batch; 0 where none fits."""
+    """Return the lowest ZeRO stage from 1 on with room for a good micro-batch, and that: a power of two that divides a
+    rank's share of the batch; 0 where none fits."""
     shape = SHAPES[name]
     weights = parameters(shape, vocab_size)
     sample = seq_len * activation_bytes(shape, vocab_size, PRESETS[name].mask_rate, machine.precision)
@@ -310,7 +312,8 @@ def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len:
 def phases(
     tokens: float, document_tokens: float, length: int, batch: int, micro: int, steps: int, lr: float, ranks: int = 1
 ) -> list[str]:
-    """--phase of a run that ends with long samples, where tokens and documents are enough for them; else none."""
+    """Return the --phase of a run that ends with long samples, where tokens and documents are enough for them; else
+    none."""
     shorter = LONGEST // length
     if tokens < LONG_SAMPLES or document_tokens < LONGEST // 2 or batch < shorter or batch % (shorter * micro):
         return []

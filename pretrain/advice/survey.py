@@ -83,21 +83,21 @@ class Survey(NamedTuple):
 
     @property
     def megabytes(self) -> float:
-        """Of text."""
+        """Return the megabytes of text."""
         return self.text_bytes / 1e6
 
     @property
     def language(self) -> str:
-        """The language of most of it; empty where nothing tells."""
+        """Return the language of most of it; empty where nothing tells."""
         return next(iter(self.languages), "")
 
     @property
     def scale(self) -> float:
-        """How many times the sample the corpus is."""
+        """Return how many times the sample the corpus is."""
         return self.text_bytes / max(self.sample_bytes, 1)
 
     def record(self) -> dict[str, Any]:
-        """As JSON values, without the words."""
+        """Return it as JSON values, without the words."""
         told = self._asdict()
         del told["frequent"], told["lengths"]
         whole = ("text_bytes", "documents", "sentences", "words", "chars", "signs", "unspaced_chars")
@@ -138,8 +138,8 @@ def survey(
 def _some_sources(
     corpus: Sequence[str], files: Sequence[Path], txt: str, column: str, encoding: str | None
 ) -> tuple[list[Source], list[int]]:
-    """Files as shard.py sees them, and the bytes of all files: of very many only those that are looked into become
-    sources, since finding an encoding takes milliseconds."""
+    """Return the files as shard.py sees them, and the bytes of all files: of very many only those that are looked into
+    become sources, since finding an encoding takes milliseconds."""
     if len(files) > FILES:
         sizes = [file.stat().st_size for file in files]
         chosen = [str(files[number]) for number in sorted(looked_into(sizes, FILES // PIECES))]
@@ -154,8 +154,8 @@ def _some_sources(
 
 
 def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int, int]:
-    """Which files of such sizes are looked into, and at how many places: PIECES spread evenly over all bytes, each of
-    PIECE bytes or so; where files are small it goes on into the next ones, so many at most."""
+    """Return which files of such sizes are looked into, and at how many places: PIECES spread evenly over all bytes,
+    each of PIECE bytes or so; where files are small it goes on into the next ones, so many at most."""
     ends = list(accumulate(sizes))
     if len(sizes) <= FILES and sum(sizes) <= PIECES * PIECE:  # all of it is less than what would be read of it
         return {number: 1 + int(size / PIECE) for number, size in enumerate(sizes)}
@@ -173,7 +173,7 @@ def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int,
 
 
 def summed_up(documents: list[Document], sources: int, text_bytes: float, count: float, lang: str = "") -> Survey:
-    """What a sample of documents says of a corpus of so many bytes of text, and so many documents."""
+    """Return what a sample of documents says of a corpus of so many bytes of text, and so many documents."""
     texts = [document.text[:LONGEST] for document in documents]
     whole = "\n".join(texts)
     sample = sum(len(document.text.encode()) for document in documents)
@@ -231,7 +231,7 @@ class _Part(NamedTuple):
 
 
 def _rough_size(source: Source, column: str) -> float:
-    """Bytes of text, before anything is unpacked."""
+    """Return the bytes of text, before anything is unpacked."""
     if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)[1]
     return source.bytes * (ASSUMED_COMPRESSION_RATIO if source.compression else 1)
@@ -265,7 +265,7 @@ def _look(source: Source, size: float, places: int, column: str) -> _Part:
 
 
 def _until(documents: Iterator[Document], most: int) -> tuple[list[Document], bool]:
-    """The first documents, of about so many bytes, and whether these are all."""
+    """Return the first documents, of about so many bytes, and whether these are all."""
     found, size = [], 0
     for document in documents:
         found.append(document)
@@ -280,7 +280,7 @@ def _bytes(documents: Sequence[Document]) -> int:
 
 
 def _decompressed_size(source: Source) -> float:
-    """Bytes of a source in UTF-8 once it is unpacked, from how far its beginning goes."""
+    """Return the bytes of a source in UTF-8 once it is unpacked, from how far its beginning goes."""
     with open_raw(source) as file:
         stream = decompressed(file, source.compression) if source.compression else file
         head = bytearray()
@@ -295,7 +295,7 @@ def _decompressed_size(source: Source) -> float:
 
 
 def _share_of_text(source: Source, documents: Sequence[Document]) -> float:
-    """Bytes of text in a byte of the unpacked source, from the places of the first and the last document."""
+    """Return the bytes of text in a byte of the unpacked source, from the places of the first and the last document."""
     if source.kind == "xml":
         return MARKUP
     first, last = (_place(document) for document in (documents[0], documents[-1]))
@@ -310,7 +310,7 @@ def _place(document: Document) -> int:
 
 
 def script_of(character: str) -> str:
-    """The script that a letter is written in, by its name in Unicode; empty for a mark of no script."""
+    """Return the script that a letter is written in, by its name in Unicode; empty for a mark of no script."""
     if _HAN.match(character):
         return "Han"
     name = unicodedata.name(character, "").split(" ", 1)[0]
@@ -330,7 +330,7 @@ def _words(text: str) -> Counter[str]:
 
 
 def _languages(texts: Sequence[str], scripts: dict[str, float]) -> tuple[dict[str, float], str]:
-    """Shares of the languages by their characters, and what told them."""
+    """Return the shares of the languages by their characters, and what told them."""
     try:
         identifier = _identifier()
     except ImportError:

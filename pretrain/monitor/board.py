@@ -51,7 +51,7 @@ class Board:
 
 
 def scalars(group: str, line: dict[str, Any]) -> dict[str, float]:
-    """The curves of a line of metrics."""
+    """Return the curves of a line of metrics."""
     no_curves = ("kind", "step", "by_source", "held_out")
     drawn = {f"{group}/{name}": value for name, value in line.items() if name not in no_curves and value is not None}
     by_source = {name: scores["mlm_loss"] for name, scores in line.get("by_source", {}).items()}

@@ -71,7 +71,7 @@ def what_was_lost(path: Path, step: int | None) -> str:
 
 
 def _chosen(raw: list[bytes], most: int) -> tuple[np.ndarray, int]:
-    """Indices of the lines to read, and of how many lines of training one is among them."""
+    """Return the indices of the lines to read, and of how many lines of training one is among them."""
     is_train = np.fromiter((line.startswith(TRAIN) for line in raw), bool, len(raw))
     every = max(1, math.ceil(int(is_train.sum()) / most))
     beside = ~is_train
@@ -85,7 +85,7 @@ def _chosen(raw: list[bytes], most: int) -> tuple[np.ndarray, int]:
 
 
 def _parsed(text: str) -> dict[str, Any] | None:
-    """A line of metrics; of a cut line and the one glued to it, the latter."""
+    """Return a line of metrics; of a cut line and the one glued to it, the latter."""
     for part in (text, text[max(text.rfind('{"kind"'), 0) :]):
         try:
             line = json.loads(part)
@@ -97,7 +97,7 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _fits(line: dict[str, Any]) -> bool:
-    """Whether what readers rely on is there, and of its type."""
+    """Return whether what readers rely on is there, and of its type."""
     check = KINDS.get(line.get("kind", "")) if isinstance(line.get("kind"), str) else None
     step = line.get("step")
     return check is not None and type(step) is int and 0 <= step <= LARGEST and check(line)

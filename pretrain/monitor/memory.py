@@ -20,7 +20,7 @@ def start_peak(device: torch.device) -> int:
 
 
 def peak(device: torch.device) -> int:
-    """The largest number of bytes in use, since start_peak() where that was called; 0 where nothing tells."""
+    """Return the largest number of bytes in use, since start_peak() where that was called; 0 where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM")

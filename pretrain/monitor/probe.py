@@ -77,7 +77,7 @@ def probe(
 
 
 def kept_bytes(module: PretrainingModule, batch: Batch) -> int:
-    """What a forward pass keeps for the backward pass, weights and the batch not counted."""
+    """Return what a forward pass keeps for the backward pass, weights and the batch not counted."""
     given = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
     found: dict[int, int] = {}
 
@@ -104,7 +104,8 @@ def _timed(module: PretrainingModule, batch: Batch) -> float:
 
 
 def probe_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> float | None:
-    """Seconds of an optimizer step over all parameters, after probe(); None where moments would not fit into memory."""
+    """Return the seconds of an optimizer step over all parameters, after probe(); None where moments would not fit into
+    memory."""
     weight = next(model.parameters())
     if weight.device.type == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

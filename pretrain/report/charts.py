@@ -53,7 +53,7 @@ class Chart(NamedTuple):
 
 
 def charts_of(histories: list[History]) -> list[Chart]:
-    """The charts that the metrics have numbers for, the most asked for first."""
+    """Return the charts that the metrics have numbers for, the most asked for first."""
     entropy = histories[0].unigram_entropy if len({str(h.config.get("stores")) for h in histories}) == 1 else None
     pairs = [history if history.has_pairs else None for history in histories]
     whole = list(histories)
@@ -116,7 +116,7 @@ def _trust(histories: list[History]) -> list[Line]:
 
 
 def _by_group(histories: list[History]) -> list[Chart]:
-    """Charts with a line a source or a layer: of one run; several would be a thicket, and have a table."""
+    """Return the charts with a line a source or a layer: of one run; several would be a thicket, and have a table."""
     if len(histories) > 1:
         return []
     history = histories[0]
@@ -151,5 +151,6 @@ def _distinct(count: int) -> list[str]:
 
 
 def _gradual(count: int, scale: str = "viridis") -> list[str]:
-    """Colours from first to last, as #rrggbb: none so light or dark that one of the two pages would hide it."""
+    """Return the colours from first to last, as #rrggbb: none so light or dark that one of the two pages would hide
+    it."""
     return [to_hex(colour) for colour in matplotlib.colormaps[scale](np.linspace(0.28, 0.8, count))]

@@ -86,7 +86,7 @@ def as_png(chart: Chart, histories: list[History], axis: Axis) -> bytes:
 def _figure(
     chart: Chart, histories: list[History], axis: Axis, width: int, height: int, top: int = 12
 ) -> tuple[Figure, Axes]:
-    """The chart in axes whose margins are the same number of pixels at every size. 72 dots are an inch."""
+    """Return the chart in axes whose margins are the same number of pixels at every size. 72 dots are an inch."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
     axes = figure.add_axes((46 / width, 36 / height, 1 - 58 / width, 1 - (36 + top) / height))
     _set_up(axes, chart, axis)
@@ -137,7 +137,7 @@ def _draw_line(axes: Axes, line: Line, places: np.ndarray, several: bool) -> Non
 
 
 def _legend(label: str) -> str:
-    """A name as a legend can show it: matplotlib leaves out those that begin with an underscore."""
+    """Return a name as a legend can show it: matplotlib leaves out those that begin with an underscore."""
     shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in label)
     return f" {shown}" if shown.startswith("_") else shown
 

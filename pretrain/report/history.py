@@ -164,13 +164,14 @@ class History:
                 details["done again"] = f"steps {step + 1:,} to {lost[-1]['step']:,}, {seconds:,.0f} s of work"
 
     def series(self, kind: Literal["train", "evals", "trusts"], *path: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one number, where it is there and finite: series("trusts", "ratios", "median")."""
+        """Return the steps and values of one number, where it is there and finite: series("trusts", "ratios",
+        "median")."""
         found = [(line["step"], _at(line, path)) for line in getattr(self, kind)]
         pairs = [(step, value) for step, value in found if value is not None and math.isfinite(value)]
         return np.array([step for step, _ in pairs], int), np.array([value for _, value in pairs], float)
 
     def along(self, axis: Axis, steps: np.ndarray) -> np.ndarray:
-        """Where steps lie on an axis."""
+        """Return where steps lie on an axis."""
         if axis == "step" or not len(steps):
             return steps.astype(float)
         known = [0, *(line["step"] for line in self.train)]
@@ -179,22 +180,24 @@ class History:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps that were asked for; None where the clock ends the run, and steps are a limit only."""
+        """Return the optimizer steps that were asked for; None where the clock ends the run, and steps are a limit
+        only."""
         return None if self.hours else self.config["train"].get("steps")
 
     @property
     def hours(self) -> float:
-        """Hours that the run was to take; 0 where it goes by steps."""
+        """Return the hours that the run was to take; 0 where it goes by steps."""
         return float(self.config["train"].get("hours") or 0)
 
     @property
     def has_pairs(self) -> bool:
-        """Whether sentence pairs were an objective."""
+        """Return whether sentence pairs were an objective."""
         return self.config["train"].get("objective", "nsp") != "mlm"
 
     @property
     def status(self) -> str:
-        """finished, running, stopped or failed; the last is also a run that was killed, which nobody could write."""
+        """Return finished, running, stopped or failed; the last is also a run that was killed, which nobody could
+        write."""
         last = next((event for event in reversed(self.events) if event.name in ("stop", FAILED)), None)
         ended = last is not None and last.step >= self.train[-1]["step"]
         by_itself = ended and last is not None and last.details.get("reason") in (OUT_OF_TIME, OUT_OF_PATIENCE)
@@ -210,7 +213,7 @@ class History:
 
     @cached_property
     def stores(self) -> list[tuple[Store, float]]:
-        """The stores of the run and their passes an epoch, where all still lie there unchanged; else none."""
+        """Return the stores of the run and their passes an epoch, where all still lie there unchanged; else none."""
         weights = [_weight(entry) for entry in self.config["train"]["data"]]
         try:
             recorded = [(entry["folder"], entry["identity"]) for entry in self.config["stores"]]
@@ -227,7 +230,8 @@ class History:
 
     @cached_property
     def unigram_entropy(self) -> float | None:
-        """Loss in nats of a guess that knows nothing but how frequent tokens are; None where not cheap to say."""
+        """Return the loss in nats of a guess that knows nothing but how frequent tokens are; None where not cheap to
+        say."""
         stores = self.stores
         if not stores or sum(len(shard.tokens) for store, _ in stores for shard in store.shards) > CHEAP:
             return None
@@ -242,7 +246,7 @@ class History:
 
     @cached_property
     def checkpoint(self) -> Manifest | None:
-        """The manifest of the newest checkpoint that can be read."""
+        """Return the manifest of the newest checkpoint that can be read."""
         for path in sorted(self.folder.glob("checkpoints/step-*/manifest.json"), reverse=True):
             with suppress(InputError):
                 return Manifest.read(path.parent)
@@ -250,13 +254,14 @@ class History:
 
     @property
     def parameters(self) -> int | None:
-        """Of the model; known once there is a checkpoint."""
+        """Return the parameters of the model; known once there is a checkpoint."""
         if self.config.get("parameters") or self.checkpoint is None:
             return self.config.get("parameters")
         return sum(math.prod(shape) for shape in self.checkpoint.parameters.values())
 
     def summary(self) -> dict[str, Any]:
-        """The numbers that one asks for first; held out where there was an evaluation, else of the last interval."""
+        """Return the numbers that one asks for first; held out where there was an evaluation, else of the last
+        interval."""
         last, held_out = self.train[-1], [line for line in self.evals if line.get("mlm_loss") is not None]
         scored = held_out[-1] if held_out else last
         numbers = {
@@ -305,7 +310,7 @@ def read_all(folders: tuple[Path, ...]) -> list[History]:
 
 
 def _checked(fields: Fields) -> dict[str, Any]:
-    """The content of a config.json in which everything that is read has its type.
+    """Return the content of a config.json in which everything that is read has its type.
 
     Raises
     ------
@@ -328,7 +333,7 @@ def _checked(fields: Fields) -> dict[str, Any]:
 
 
 def _merged(events: list[Event]) -> list[Event]:
-    """One event for an unbroken sequence of saves, or of skips, with the details of the last."""
+    """Return one event for an unbroken sequence of saves, or of skips, with the details of the last."""
     merged: list[Event] = []
     for event in events:
         before = merged[-1] if merged else None
@@ -357,5 +362,5 @@ def _weight(entry: str) -> float:
 
 
 def _open(folder: str) -> Store:
-    """A store named relative to where the run was started: here, or the root of the project."""
+    """Return a store named relative to where the run was started: here, or the root of the project."""
     return Store.open(folder if Path(folder).is_dir() else ROOT / folder)

@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        """Whether the runs differ in it."""
+        """Return whether the runs differ in it."""
         return len(set(self.cells)) > 1
 
 
@@ -56,7 +56,7 @@ def write(out: Path, histories: list[History], axis: Axis) -> tuple[Path, list[s
 def page_of(
     histories: list[History], charts: list[Chart], axis: Axis, template: Path | None = None, **more: Any
 ) -> str:
-    """The whole page. `template` may extend page.html.jinja, and gets `more` beside what that has."""
+    """Return the whole page. `template` may extend page.html.jinja, and gets `more` beside what that has."""
     folders = [Path(__file__).parent, *([template.parent] if template else [])]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -88,7 +88,7 @@ def page_of(
 
 
 def data_of(histories: list[History], charts: list[Chart], axis: Axis) -> dict[str, Any]:
-    """The numbers behind the charts, for the pointer, and for whoever wants them: name -> series."""
+    """Return the numbers behind the charts, for the pointer, and for whoever wants them: name -> series."""
     return {
         chart.name: {
             "unit": chart.style,
@@ -112,7 +112,7 @@ def _short(value: float) -> float | int:
 
 
 def lead_of(history: History) -> tuple[str, str]:
-    """The run in a sentence: the model, and the rest."""
+    """Return the run in a sentence: the model, and the rest."""
     told = facts(history)
     size = f", {counted(history.parameters)} parameters" if history.parameters else ""
     batch = " of ".join(filter(None, (told.get("Batch", "").split(" = ")[0], told.get("Sample"))))
@@ -128,7 +128,7 @@ def lead_of(history: History) -> tuple[str, str]:
 
 
 def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
-    """The headline numbers of one run."""
+    """Return the headline numbers of one run."""
     where = f"{'held out' if numbers['held_out'] else 'training'}, step {numbers['scored_at']:,}{_best(history)}"
     tiles = [
         Tile("Masked-word loss", as_text(numbers["mlm_loss"], "nats"), where),
@@ -154,7 +154,7 @@ def _against_unigrams(history: History, numbers: dict[str, Any]) -> str:
 
 
 def _best(history: History) -> str:
-    """Where the held-out loss was lowest, when that was not at the end."""
+    """Return where the held-out loss was lowest, when that was not at the end."""
     found = [line for line in history.evals if _is_finite(line.get("mlm_loss"))]
     same = [line for line in found if line.get("held_out") == found[-1].get("held_out")]  # others do not compare
     best = min(same, key=lambda line: line["mlm_loss"], default=None)
@@ -183,7 +183,8 @@ SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")
 
 
 def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
-    """The results of several runs, the best of each marked: of scores where all were scored on the same samples."""
+    """Return the results of several runs, the best of each marked: of scores where all were scored on the same
+    samples."""
     is_one_set = len({(run["held_out"], run["held_out_set"]) for run in numbers}) == 1
     rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
     rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
@@ -200,7 +201,7 @@ def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
 
 
 def by_source(histories: list[History]) -> list[Row]:
-    """The held-out loss of several runs on each source."""
+    """Return the held-out loss of several runs on each source."""
     each = [{row["name"]: row["mlm_loss"] for row in sources_of(history)} for history in histories]
     is_one_set = len({history.evals[-1].get("held_out") for history in histories if history.evals}) == 1
     rows = []
@@ -212,7 +213,7 @@ def by_source(histories: list[History]) -> list[Row]:
 
 
 def settings_of(histories: list[History]) -> list[Row]:
-    """What each run was asked to be; what only some of them say is left open for the others."""
+    """Return what each run was asked to be; what only some of them say is left open for the others."""
     each = [facts(history) for history in histories]
     names = dict.fromkeys(name for told in each for name in told)
     rows = [Row(name, [told.get(name, NONE) for told in each]) for name in names]
@@ -220,7 +221,8 @@ def settings_of(histories: list[History]) -> list[Row]:
 
 
 def sources_of(history: History) -> list[dict[str, Any]]:
-    """The newest evaluation of each source, the best known first; `width` is its loss as a share of the largest."""
+    """Return the newest evaluation of each source, the best known first; `width` is its loss as a share of the
+    largest."""
     newest: dict[str, dict[str, Any]] = {}
     for line in history.evals:
         newest |= {name: scores | {"step": line["step"]} for name, scores in line.get("by_source", {}).items()}
@@ -231,7 +233,7 @@ def sources_of(history: History) -> list[dict[str, Any]]:
 
 
 def notes_of(histories: list[History], numbers: list[dict[str, Any]], axis: Axis) -> list[str]:
-    """What a reader must know to read the numbers right."""
+    """Return what a reader must know to read the numbers right."""
     several = len(histories) > 1
     notes = [f"{h.label}: {note}" if several else note for h in histories for note in h.notes]
     if any(run["lost_seconds"] for run in numbers):
