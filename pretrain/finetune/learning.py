@@ -46,8 +46,7 @@ def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfi
 
 @torch.no_grad()
 def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
-    """Return the mean cosine of what the encoder says of different texts, at their first token: 1 where all are the same to
-    it."""
+    """Return the mean cosine of what the encoder says of texts, at their first token: 1 where all are alike to it."""
     names = ("input_ids", "token_type_ids", "attention_mask")
     some = [{name: feature[name] for name in names if name in feature} for feature in features[:LOOKED_AT]]
     was_training = model.training
