@@ -71,7 +71,7 @@ class RunState(NamedTuple):
     position: DataPosition = DataPosition()
     seconds: float = 0.0  # of training, where --hours measures the run
     best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
-    held_out: str = ""  # which set that is (Evaluation.identity)
+    held_out: str = ""  # which set that is (HeldOutSet.identity)
     evals_since_best: int = 0
     recent_losses: tuple[float, ...] = ()  # of the last steps, where --rollback watches them
     skipped_spans: tuple[tuple[int, int], ...] = ()  # [first, end) of spans of samples, in the order they are drawn

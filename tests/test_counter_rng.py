@@ -5,7 +5,7 @@ from data_prep.samples.counter_rng import feistel_permutation, randint, random_b
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 4097])
-def test_permute_is_a_permutation_and_depends_on_its_key(size):
+def test_feistel_permutation_is_a_permutation_and_depends_on_its_key(size):
     shuffled = feistel_permutation(np.arange(size), size, key=7)
     assert sorted(shuffled.tolist()) == list(range(size))
     if size > 60:
@@ -13,7 +13,7 @@ def test_permute_is_a_permutation_and_depends_on_its_key(size):
         assert (shuffled != np.arange(size)).mean() > 0.9
 
 
-def test_permute_of_a_few_is_permute_of_all_at_these_places():
+def test_feistel_permutation_of_a_few_is_that_of_all_at_these_places():
     places = np.array([5, 999, 17])
     assert (
         feistel_permutation(places, 1000, 3).tolist() == feistel_permutation(np.arange(1000), 1000, 3)[places].tolist()

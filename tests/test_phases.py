@@ -14,7 +14,7 @@ from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of
 from pretrain.train import train
 from tests.ranks import run_ranks
-from tests.runs import contents, distance, lines_of, weights
+from tests.runs import contents, distance, lines_of, train_config, weights
 from tests.stores import random_documents, store_of
 
 WHOLE = Span(128, 1000, 0.1, "linear", 0)
@@ -86,7 +86,7 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
         data=(str(store),), out=out, model="bert-tiny", phase=TWO, warmup=2, keep=0, eval_every=0, eval_samples=8,
         save_every=1, log_every=1, dropout=0.1,
     )  # fmt: skip
-    return TrainConfig(**settings | changes)
+    return train_config(**settings | changes)
 
 
 @pytest.fixture(scope="module")

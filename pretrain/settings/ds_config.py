@@ -7,9 +7,10 @@ in transformers' DeepSpeed integration "auto", or nothing, means: from the comma
 "auto" and accepts unknown keys silently, so both are settled here, before any rank starts to work.
 """
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from data_prep.cli import InputError
 from pretrain.settings.ds_values import check_values
@@ -78,17 +79,26 @@ DEFAULT_GLOBAL_BATCH = 256
 MAX_DEFAULT_MICRO_BATCH = 32
 
 
-class Flags(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Flags:
     """What the command line says about the values above; None: nothing."""
 
-    global_batch: Annotated[int | None, BATCH] = None  # samples a step, over all ranks
-    micro_batch: Annotated[int | None, BATCH] = None  # samples a rank takes through the model at once
+    global_batch: Annotated[int | None, BATCH] = None
+    """samples a step over all ranks (fills "auto"; default 256)"""
+    micro_batch: Annotated[int | None, BATCH] = None
+    """samples a rank takes through the model at once (fills "auto")"""
     lr: Annotated[float | None, LR] = None
+    """peak learning rate (fills "auto"; default 1e-4, of LAMB 2e-3)"""
     weight_decay: Annotated[float | None, WEIGHT_DECAY] = None
-    clip: Annotated[float | None, CLIP] = None  # largest gradient norm, 0: no clipping
-    precision: str | None = None  # fp32, bf16, fp16
-    zero: int | None = None
-    optimizer: str | None = None
+    """of weights, not of biases and LayerNorm (fills "auto"; default 0.01)"""
+    clip: Annotated[float | None, CLIP] = None
+    """largest gradient norm, 0: no clipping (fills "auto"; default 1)"""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """(fills "auto"; default bf16 on a GPU, fp32 on a CPU)"""
+    zero: Literal[0, 1, 2, 3] | None = None
+    """ZeRO stage (fills "auto"; default 1)"""
+    optimizer: Literal["adamw", "lamb"] | None = None
+    """(fills "auto"; default adamw)"""
 
 
 NOTHING = Flags()
@@ -185,7 +195,8 @@ def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
         content["train_micro_batch_size_per_gpu"] = phase.micro_batch
     if phase.global_batch is not None or phase.micro_batch is not None:
         content.pop("gradient_accumulation_steps", None)
-    return flags._replace(**{name: None for name, value in phase._asdict().items() if value is not None})
+    given = {name for name, value in dataclasses.asdict(phase).items() if value is not None}
+    return dataclasses.replace(flags, **dict.fromkeys(given))
 
 
 class _Settings(NamedTuple):

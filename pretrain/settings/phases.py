@@ -11,6 +11,7 @@ another length makes other samples, which begin at their first epoch.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
@@ -129,6 +130,21 @@ def _number(text: str, name: str, value: str) -> int | float:
     except ValueError as error:
         kind = "whole number" if name in INTEGERS else "number"
         raise InputError(f"--phase {text}: {name} {value!r} is not a {kind}") from error
+
+
+def parse_spans(texts: Sequence[str], whole: Span) -> list[Span]:
+    """Return the phases that these --phase ask for; the `whole` run as one where there are none.
+
+    Raises
+    ------
+    InputError: as parse_span() and check_span() do.
+    """
+    return [parse_span(text, whole) for text in texts] or [check_span(whole)]
+
+
+def check_phases(texts: Sequence[str], whole: Span) -> None:
+    """Refuse what parse_spans() does."""
+    parse_spans(texts, whole)
 
 
 def check_span(span: Span, option: str = "--") -> Span:

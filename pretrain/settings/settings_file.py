@@ -11,16 +11,18 @@ like) are of that command only. Batch, rate, decay, clipping, precision, stage a
 them, whatever the defaults are by now; the rest of DeepSpeed's JSON is the file that the record names.
 """
 
+import dataclasses
 import difflib
 import math
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
+from data_prep.ranges import hints_of, kind_of
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags, precision_of, resolve
 
@@ -76,7 +78,7 @@ def read_settings(path: Path, is_whole: bool = True) -> Settings:
     content = _read(path)
     if isinstance(content.get("train"), dict):
         content = _of_record(path, content, is_whole)
-    hints = get_type_hints(TrainConfig)
+    hints = {name: kind_of(hint) for name, hint in hints_of(TrainConfig).items()}
     settings = {}
     for written, value in content.items():
         name = ALIASES.get(written, written)
@@ -145,7 +147,7 @@ def _of_record(path: Path, record: Settings, is_whole: bool) -> Settings:
         raise InputError(f"--config {path} does not say what DeepSpeed had ({error!r}); {EDITED}") from error
     # What phases say for themselves is no flag.
     phases = [part.partition("=")[0].strip() for text in settings.get("phase", ()) for part in text.split(",")]
-    for name, value in flags._asdict().items():
+    for name, value in dataclasses.asdict(flags).items():
         if settings.get(name) is None and name not in phases:
             settings[name] = value
     if not phases:

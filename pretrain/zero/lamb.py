@@ -151,7 +151,7 @@ class Lamb(torch.optim.Optimizer):
         state = self.state[buffer]
         if "exp_avg" not in state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(buffer), torch.zeros_like(buffer)
-        if "step" not in state:
+        if "step" not in state:  # Engine.restore() sets it before the first step of a resumed run
             state["step"] = torch.zeros((), device=buffer.device)
         state["step"] += 1
         assert buffer.grad is not None
@@ -233,7 +233,7 @@ def _squared_norms(tensors: list[Tensor]) -> Tensor:
 
 def _views(flat: Tensor, slices: list[Slice]) -> list[Tensor]:
     """Return the elements of each slice in a flat tensor that is laid out like its buffer."""
-    return [flat.narrow(0, slice_.buffer_offset, slice_.length) for slice_ in slices]
+    return [slice_.of(flat) for slice_ in slices]
 
 
 def _chunks(slices: list[Slice], size: int) -> list[list[Slice]]:

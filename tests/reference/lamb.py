@@ -25,10 +25,11 @@ class ReferenceLamb:
         m, v = self.m, self.v
         if self.bias_correction:
             m, v = m / (1 - self.beta1**self.step), v / (1 - self.beta2**self.step)
-        r = m / (np.sqrt(v) + self.eps) + self.decay * self.weight
+        r = m / (np.sqrt(v) + self.eps)
+        u = r + self.decay * self.weight
         ratio = 1.0
-        weight_norm, r_norm = np.linalg.norm(self.weight), np.linalg.norm(r)
-        if self.adapts and weight_norm > 0 and r_norm > 0:
-            ratio = float(np.clip(weight_norm / r_norm, self.min_ratio, self.max_ratio))
-        self.weight = self.weight - lr * ratio * r
+        weight_norm, update_norm = np.linalg.norm(self.weight), np.linalg.norm(u)
+        if self.adapts and weight_norm > 0 and update_norm > 0:
+            ratio = float(np.clip(weight_norm / update_norm, self.min_ratio, self.max_ratio))
+        self.weight = self.weight - lr * ratio * u
         return ratio
