@@ -1,6 +1,6 @@
 """A few samples through the model on this machine, for the plan of a dry run.
 
-    probe(model, config, phase, mixture)      seconds a token, and the bytes that autograd keeps
+    probe(model, config, phase, mixture)      seconds per token, and the bytes that autograd keeps
     probe_optimizer(model, settings)          seconds of a step
 
 Bare torch, in one process and without DeepSpeed: on a GPU in the run's precision, on a CPU in fp32, where 16 bit has no
