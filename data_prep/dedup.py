@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 if __name__ == "__main__":
     if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
@@ -35,7 +35,7 @@ from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import check_writable, write_whole
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
-from data_prep.sharding.plan import WorkUnit, plan_work, unit_documents, unit_name
+from data_prep.sharding.plan import WorkPlan, WorkUnit, plan_work, unit_documents, unit_name
 from data_prep.sharding.ranks import RankInfo, local_workers
 from data_prep.sharding.worker_pool import map_processes
 from data_prep.text.cleaning import hash_of, identity_of
@@ -111,41 +111,72 @@ def main(config: DedupConfig) -> None:
         out=config.out,
     )
     plan = plan_work(sources, config.column, int(config.shard_mb * 1e6))
-    seen: dict[int, UnitHashes] = {}
+    hashes = hash_corpus(config, sources, plan)
+    check_sources(config, sources, hashes)
+    copies = find_copies(config, hashes)
+    content = io.BytesIO()
+    np.savez(content, documents=np.sort(copies.identities), lines=copies.lines)
+    write_whole(config.out, [content.getvalue()])
+    report = {"documents": copies.documents, "exact": copies.exact, "near": copies.near, "lines": len(copies.lines)}
+    if config.json:
+        print_json(report)
+    say("{}: of {documents:,} documents {exact:,} exact and {near:,} near copies".format(config.out, **report))
+
+
+def hash_corpus(config: DedupConfig, sources: list[Source], plan: WorkPlan) -> list[UnitHashes]:
+    """Return the hashes of all units, in the order of the corpus."""
+    hashes: dict[int, UnitHashes] = {}
     with TextProgress(sum(unit.text_bytes for unit in plan.units)) as progress:
-        for number, found in map_processes(
+        for unit, found in map_processes(
             lambda unit, report: hash_unit(config, sources, unit, report),
             plan.units,
             workers=config.workers or local_workers(RankInfo(0, 1)),
             name=lambda unit: unit_name(unit, sources),
             report=lambda size: progress.add(size, 0),
         ):
-            seen[number] = found
+            hashes[unit] = found
+    return [hashes[unit.number] for unit in plan.units]
+
+
+def check_sources(config: DedupConfig, sources: list[Source], hashes: list[UnitHashes]) -> None:
+    """Refuse what was made of files that changed meanwhile, or that are damaged beyond --max_damaged.
+
+    Raises
+    ------
+    InputError: naming the file.
+    """
     counts: dict[int, Counter[str]] = {}
-    for part in seen.values():
-        for source, odd in part.counts.items():
-            counts.setdefault(source, Counter()).update(odd)
+    for unit in hashes:
+        for source, found in unit.counts.items():
+            counts.setdefault(source, Counter()).update(found)
     for one in sources:
         check_unchanged(one)
-    counted = [(one, counts.get(number, Counter())) for number, one in enumerate(sources)]
+    counted = [(one, counts.get(index, Counter())) for index, one in enumerate(sources)]
     check_damage_of_all(counted, config.max_damaged, encoding_is_named=config.encoding is not None)
-    everything = [seen[unit.number] for unit in plan.units]
-    identities, texts = (
-        np.concatenate([getattr(part, name) for part in everything]) for name in ("identities", "texts")
-    )
-    exact = exact_copies(texts)
-    near = np.zeros(len(texts), bool)
+
+
+class Copies(NamedTuple):
+    """What is to be left out, and how it was found."""
+
+    identities: np.ndarray  # [C] uint64, of documents
+    lines: np.ndarray  # uint64, hashes
+    documents: int  # all there are
+    exact: int
+    near: int
+
+
+def find_copies(config: DedupConfig, hashes: list[UnitHashes]) -> Copies:
+    """Return the documents and lines of a corpus that have occurred before."""
+    identities = np.concatenate([unit.identities for unit in hashes])
+    is_exact = exact_copies(np.concatenate([unit.texts for unit in hashes]))
+    # Only what is no exact copy is looked at for near ones: the first of each is enough.
+    is_near = np.zeros(len(identities), bool)
     if config.similar < 1:
-        left = np.flatnonzero(~exact)
-        near[left] = near_copies(np.concatenate([part.signatures for part in everything])[left], config.similar)
-    lines = frequent(np.concatenate([part.lines for part in everything]), config.line_copies)
-    content = io.BytesIO()
-    np.savez(content, documents=np.sort(identities[exact | near]), lines=lines)
-    write_whole(config.out, [content.getvalue()])
-    report = {"documents": len(texts), "exact": int(exact.sum()), "near": int(near.sum()), "lines": len(lines)}
-    if config.json:
-        print_json(report)
-    say("{}: of {documents:,} documents {exact:,} exact and {near:,} near copies".format(config.out, **report))
+        left = np.flatnonzero(~is_exact)
+        signatures = np.concatenate([unit.signatures for unit in hashes])
+        is_near[left] = near_copies(signatures[left], config.similar)
+    lines = frequent(np.concatenate([unit.lines for unit in hashes]), config.line_copies)
+    return Copies(identities[is_exact | is_near], lines, len(identities), int(is_exact.sum()), int(is_near.sum()))
 
 
 def hash_unit(
@@ -198,11 +229,13 @@ def near_copies(signatures: np.ndarray, similar: float) -> np.ndarray:
     out does not depend on luck with the bands beyond what they fail to bring together.
     """
     count, permutations = signatures.shape
+    # Union-find: root[row] is an earlier document that resembles it, or itself. Bands: columns 0..3, 4..7, ...
     root = np.arange(count)
     for band in np.array_split(np.arange(permutations), permutations // rows_of(permutations, similar)):
         key = np.ascontiguousarray(signatures[:, band]).view(np.dtype((np.void, 4 * len(band)))).ravel()
         _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
         earlier = first[inverse]
+        # Documents with the same band as an earlier one are compared with the first such, in all columns.
         rows = np.flatnonzero(earlier < np.arange(count))
         alike = (signatures[rows] == signatures[earlier[rows]]).mean(1) >= similar if len(rows) else np.zeros(0, bool)
         for row, other in zip(rows[alike].tolist(), earlier[rows[alike]].tolist(), strict=True):

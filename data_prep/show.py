@@ -251,7 +251,7 @@ def print_samples(store: Store, config: ShowConfig) -> None:
         continues=continues,
     )
     renderer = SampleRenderer(store, in_colour=sys.stdout.isatty())
-    print(f"the first {samples.count}, masked by {config.unit}:")
+    print(f"the first {samples.size}, masked by {config.unit}:")
     if renderer.in_colour:
         print(renderer.legend)
     ends = np.concatenate([[0], np.cumsum(assembled.lengths)])

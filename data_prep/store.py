@@ -268,11 +268,12 @@ class Store:
         """Return the sources [N] int64, by index in the manifest, of the documents with these tokens [N] int64."""
         shards = np.searchsorted(self.token_starts, tokens, side="right") - 1
         found = np.empty(len(tokens), np.int64)
-        for number in np.unique(shards):
-            shard, rows = self.shards[number], shards == number
+        for index in np.unique(shards):
+            # Tokens before the end of each document of this shard: of the sentence that is its last one.
+            shard, rows = self.shards[index], shards == index
             sentences = np.cumsum(shard.document_sentences, dtype=np.int64)
             ends = np.cumsum(shard.sentence_lengths, dtype=np.int64)[sentences - 1]
-            document = np.searchsorted(ends, tokens[rows] - self.token_starts[number], side="right")
+            document = np.searchsorted(ends, tokens[rows] - self.token_starts[index], side="right")
             found[rows] = shard.document_sources[document]
         return found
 
@@ -281,14 +282,15 @@ class Store:
         as the shards say where a segmenter was at work, otherwise as the vocabulary says."""
         if self.shards[0].continues is None:
             return self.continues[ids]
+        # The place of each token in the store: spans of 2 and 3 tokens from 10 and 50 on are 10, 11, 50, 51, 52.
         places = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(len(ids))
         owner = np.searchsorted(self.token_starts, places, side="right") - 1
         found = np.empty(len(ids), bool)
-        for number in np.unique(owner):
-            rows = owner == number
-            within, bits = places[rows] - self.token_starts[number], self.shards[number].continues
+        for index in np.unique(owner):
+            rows = owner == index
+            within, bits = places[rows] - self.token_starts[index], self.shards[index].continues
             assert bits is not None, "a store's shards are of one format"
-            found[rows] = bits[within >> 3] >> (within & 7) & 1
+            found[rows] = bits[within >> 3] >> (within & 7) & 1  # bit 3 of byte 1 is of token 11
         return found
 
     def token_uses(self) -> np.ndarray:

@@ -146,7 +146,7 @@ def main(config: VocabConfig) -> None:
         entries = train_wordpiece(sources, config, size)
         origin = f"{len(sources)} source{'s' if len(sources) > 1 else ''}"
         _say_shortage(entries, size)
-        ids = {entry: number for number, entry in enumerate(entries)}
+        ids = {entry: token_id for token_id, entry in enumerate(entries)}
         _warn_of_unknown(bert_tokenizer(ids, config.cased), sources, config)
     write_folder(config.out, lambda folder: write_tokenizer(folder, entries, config.cased))
     case = "cased" if config.cased else "uncased"
@@ -219,7 +219,7 @@ def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabC
     found = [tokenizer.encode(text, add_special_tokens=False).ids for text in sample]
     unknown_id = tokenizer.token_to_id("[UNK]")
     assert unknown_id is not None
-    encoded = Ids(np.array([number for ids in found for number in ids], np.int64), np.array([*map(len, found)]))
+    encoded = Ids(np.array([token_id for ids in found for token_id in ids], np.int64), np.array([*map(len, found)]))
     unknown = UnknownCharacters(tokenizer, unknown_id).count(sample, encoded)
     remedy = "give more text, a larger --size" + (" or a lower --min_frequency" if config.min_frequency > 1 else "")
     if config.model == "wordpiece":
@@ -381,10 +381,10 @@ def read_vocab(path: Path) -> list[str]:
         entries.pop()
     if missing := [token for token in SPECIAL if token not in entries]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give a WordPiece vocab.txt of a BERT")
-    if blank := [number for number, entry in enumerate(entries) if not entry]:
+    if blank := [token_id for token_id, entry in enumerate(entries) if not entry]:
         say(f"{path.name}: {len(blank)} blank lines, such as line {blank[0] + 1}, are entries that no word has")
-    for number in blank:
-        entries[number] = f"[blank{number}]"
+    for token_id in blank:
+        entries[token_id] = f"[blank{token_id}]"
     return _name_apart(path, entries)
 
 
@@ -399,13 +399,13 @@ def _decoded(raw: bytes) -> str:
 
 def _name_apart(path: Path, entries: list[str]) -> list[str]:
     """Give entries that occur again further down a name of their own. Published vocabularies have such entries, and
-    readers let the last one win: this keeps every id, and the number of entries, as they are."""
-    last = {entry: number for number, entry in enumerate(entries)}
-    repeated = [number for number, entry in enumerate(entries) if last[entry] != number]
+    readers let the last one win: this keeps every id, and the token_id of entries, as they are."""
+    last = {entry: token_id for token_id, entry in enumerate(entries)}
+    repeated = [token_id for token_id, entry in enumerate(entries) if last[entry] != token_id]
     if repeated:
         say(f"{path.name}: {len(repeated)} entries occur twice, such as {entries[repeated[0]]!r}; the last one counts")
-    for number in repeated:
-        entries[number] = f"[repeated{number}]"
+    for token_id in repeated:
+        entries[token_id] = f"[repeated{token_id}]"
     return entries
 
 
@@ -437,7 +437,7 @@ def finish_tokenizer(tokenizer: Tokenizer) -> None:
 
 def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:
     """Write the files of a tokenizer folder into `folder`; `entries` in the order of their ids."""
-    ids = {entry: number for number, entry in enumerate(entries)}
+    ids = {entry: token_id for token_id, entry in enumerate(entries)}
     tokenizer = bert_tokenizer(ids, cased)
     finish_tokenizer(tokenizer)
     (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))

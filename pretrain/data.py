@@ -62,7 +62,7 @@ class SampleStream:
         while count:
             part = self._within_window(count)
             parts.append(part)
-            count -= part.count
+            count -= part.size
         return Samples.concatenate(parts)
 
     def skip(self, count: int) -> None:
@@ -76,13 +76,13 @@ class SampleStream:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
             self.mixture.prefetch_epoch(epoch + 1)
-        if self._window is None or sample - self._window_start >= self._window.count:
+        if self._window is None or sample - self._window_start >= self._window.size:
             stop = min(sample + LOOKUP_SAMPLES, self._epoch.size)
             self._window, self._window_start = self._epoch.samples_at(np.arange(sample, stop)), sample
         first = sample - self._window_start
         part = self._window.take(slice(first, first + count))
-        taken += part.count
-        self.position = self.position._replace(epoch=epoch, sample=sample + part.count, samples_in_phase=taken)
+        taken += part.size
+        self.position = self.position._replace(epoch=epoch, sample=sample + part.size, samples_in_phase=taken)
         return part
 
 

@@ -32,7 +32,7 @@ def sources_of(stores: Sequence[Store], chosen: Samples) -> tuple[list[str], np.
         owners = chosen.store
     else:
         paths = [source.path for source in stores[0].manifest.sources]
-        owners = stores[0].sources_at(chosen.spans["a_start"]) if paths else np.zeros(chosen.count, np.int64)
+        owners = stores[0].sources_at(chosen.spans["a_start"]) if paths else np.zeros(chosen.size, np.int64)
         used = np.unique(owners)
         groups = file_groups([paths[index] for index in used], paths) if paths else [""]
         labels = [""] * (int(used.max()) + 1)

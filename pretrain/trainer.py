@@ -138,7 +138,12 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         ending.callback(meter.close)
         say_start(meter, setup, start, engine.device, lost)
         saver = Saver(
-            config.out, engine, identity=identity, settings=setup.deepspeed, keep=config.keep, record=start.record
+            config.out,
+            engine,
+            identity=identity,
+            settings=setup.deepspeed.content,
+            keep=config.keep,
+            record=start.record,
         )
         ending.callback(saver.close)
         stop.hold()
@@ -167,7 +172,7 @@ def find_common_start(
     if setup.config.verify_store:
         with all_ranks_or_none("stores of --data"), watchdog.working():
             verify_stores(setup.stores)
-    check_same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in setup.phases], identity))
+    check_same_on_all_ranks(what_ranks_share(record, [phase.settings.content for phase in setup.phases], identity))
     with watchdog.working():  # rank 0 reads all of a checkpoint, for its checksums
         return on_rank_0(
             f"run folder {setup.config.out}",
@@ -264,7 +269,7 @@ def print_plan(setup: Setup, model: BertForPreTraining, record: Record, identity
     what = start_summary(setup, start.record, devices=where, resumed_from=start.checkpoint)
     print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
-        "settings": setup.deepspeed,
+        "settings": setup.deepspeed.content,
         "parameters": model.num_parameters(),
         "resume": str(start.checkpoint or ""),
         "changes": {change.setting: change.text for change in start.changes},

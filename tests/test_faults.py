@@ -165,8 +165,8 @@ def test_a_disk_that_is_too_small_is_refused_at_the_start(store, small_disk):
 
 def test_a_folder_that_cannot_be_written(store, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RuntimeError, match=r"Not a directory|File exists"):
-        run_ranks(1, train, saving_run(store, tmp_path / "file" / "run"))
+    with pytest.raises(InputError, match="file is a file: choose a folder"):
+        train(saving_run(store, tmp_path / "file" / "run"))
 
 
 class TestRunLock:

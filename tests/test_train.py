@@ -18,7 +18,7 @@ from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from pretrain.zero import partition
 from tests.ranks import run_ranks
-from tests.runs import lines_of
+from tests.runs import lines_of, train_config
 from tests.stores import random_documents, store_of
 
 TRAIN_KEYS = (
@@ -38,7 +38,7 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
         data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=6, warmup=2, lr=1e-3, global_batch=12,
         eval_every=3, eval_samples=16, log_every=2,
     )  # fmt: skip
-    return TrainConfig(**settings | changes)
+    return train_config(**settings | changes)
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,12 @@ POLL_SECONDS = 0.05  # between two looks at a lock that another process holds
 
 
 def cached(
-    settings: tuple[Any, ...], number: int, make: Callable[[], np.ndarray], go_on: Callable[[], None] = lambda: None
+    settings: tuple[Any, ...],
+    pass_number: int,
+    make: Callable[[], np.ndarray],
+    go_on: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Return what `make` returns, from the cache where it is there; `settings` and `number` say all that it depends on.
+    """Return what `make` returns, from the cache where it is there; it depends on `settings` and `pass_number` alone.
 
     `go_on` is called while another process makes it, and gives up by raising.
     """
@@ -42,7 +45,7 @@ def cached(
     if folder is None:
         return make()
     key = hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
-    path = folder / f"index-{key}-{number:06d}.npy"
+    path = folder / f"index-{key}-{pass_number:06d}.npy"
     try:
         if (found := _load(path)) is not None:
             return found
@@ -53,7 +56,7 @@ def cached(
             if made.nbytes < MIN_CACHED_BYTES:
                 return made
             _save(path, made)
-            _forget(folder, key, number)
+            _forget(folder, key, pass_number)
             return made if (found := _load(path)) is None else found
     except OSError as error:  # a full disk must not stop a run that can do without
         say(f"warning: the index is not kept in {folder} ({error})")

@@ -45,7 +45,7 @@ class Samples(NamedTuple):
         return Samples(*(column[rows] for column in self))
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """Number of samples, N."""
         return len(self.store)
 

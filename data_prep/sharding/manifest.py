@@ -130,7 +130,9 @@ def new_sources(store: Path, known: Sequence[SourceEntry], given: Sequence[Sourc
     InputError: one of the name of a known source that holds something else.
     """
     names = {source.path for source in known}
-    contents = {(source.bytes, source.ends_sha256): source.path for source in known if source.ends_sha256}
+    contents: dict[tuple[int, str | None], str] = {
+        (source.bytes, source.ends_sha256): source.path for source in known if source.ends_sha256
+    }
     new = []
     for index, source in enumerate(given):
         if source in known:

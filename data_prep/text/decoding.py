@@ -139,8 +139,8 @@ def whole_characters(pieces: Sequence[bytes], encoding: str) -> list[bytes]:
 
 def _by_content(pieces: Sequence[bytes], whole: bool) -> Found:
     valid = wrong = 0
-    for number, piece in enumerate(pieces):
-        good, bad = _sequences(piece, number > 0, not whole)
+    for index, piece in enumerate(pieces):
+        good, bad = _sequences(piece, index > 0, not whole)
         valid, wrong = valid + good, wrong + bad
     if not valid and not wrong:
         for escape, encoding in _ESCAPES:

@@ -276,37 +276,55 @@ def with_punkt() -> list[str]:
     return sorted(_PUNKT)
 
 
+class _Entry(NamedTuple):
+    """A language as its script lists it."""
+
+    codes: tuple[str, ...]  # of two letters where there are two, then of three
+    name: str
+    script: str
+
+
+@cache
+def _entries() -> tuple[_Entry, ...]:
+    """Return all languages: "de deu ger German" has three codes and a name."""
+    entries = []
+    for script, common in _SCRIPTS.items():
+        for listed in common.languages.split(", "):
+            parts = re.fullmatch(r"(\w+(?: [a-z]{3})+) (.+)", listed)
+            assert parts is not None, listed
+            entries.append(_Entry(tuple(parts[1].split(" ")), parts[2], script))
+    return tuple(entries)
+
+
 @cache
 def _table() -> dict[str, LanguageDefaults]:
     """Return all languages by their codes."""
-    table = {}
-    for script, common in _SCRIPTS.items():
-        for entry in common.languages.split(", "):
-            code, name = entry.split(" ")[0], re.sub(r"^\w+( [a-z]{3})+ ", "", entry)
-            plain = code in _PLAIN
-            why = "accents are rare, and capitals begin names and sentences only" if plain else common.loses
-            table[code] = LanguageDefaults(
-                code,
-                name,
-                script,
-                not plain,
-                _OF_THEIR_OWN.get(code, why),
-                "wordpiece" if common.spaced else "unigram",
-                common.sentences,
-                code in RULES,
-                _PUNKT.get(code, ""),
-            )
-    return table
+    return {entry.codes[0]: _defaults(entry) for entry in _entries()}
+
+
+def _defaults(entry: _Entry) -> LanguageDefaults:
+    code, common = entry.codes[0], _SCRIPTS[entry.script]
+    is_plain = code in _PLAIN
+    why = "accents are rare, and capitals begin names and sentences only" if is_plain else common.loses
+    return LanguageDefaults(
+        code=code,
+        name=entry.name,
+        script=entry.script,
+        cased=not is_plain,
+        why=_OF_THEIR_OWN.get(code, why),
+        vocab_kind="wordpiece" if common.spaced else "unigram",
+        sentences=common.sentences,
+        abbreviations=code in RULES,
+        punkt=_PUNKT.get(code, ""),
+    )
 
 
 @cache
 def _names() -> dict[str, str]:
     """Return the code that is meant by any name of a language, in lower case."""
-    names = {table.name.lower(): code for code, table in _table().items()}
-    for common in _SCRIPTS.values():
-        for entry in common.languages.split(", "):
-            code = entry.split(" ")[0]
-            names |= dict.fromkeys(re.findall(r"\b[a-z]{2,3}\b(?= )", entry), code)
+    names = {entry.name.lower(): entry.codes[0] for entry in _entries()}
+    for entry in _entries():
+        names |= dict.fromkeys(entry.codes, entry.codes[0])
     return names | _OTHER_CODES
 
 

@@ -230,11 +230,11 @@ def check(
         ) from error
     mine = json.loads(encoder.tokenizer.to_str())
     advice = f"; {advised}" if (advised := _advice(mine, json.loads(theirs.state), folder)) else ""
-    roles = {number: role for role, number in encoder.special_ids.items()}
-    if twice := [role for role, number in encoder.special_ids.items() if roles[number] != role]:
-        number = encoder.special_ids[twice[0]]
+    roles = {token_id: role for role, token_id in encoder.special_ids.items()}
+    if twice := [role for role, token_id in encoder.special_ids.items() if roles[token_id] != role]:
+        token_id = encoder.special_ids[twice[0]]
         raise InputError(
-            f"{named}: {roles[number]} and {twice[0]} are both entry {number}; name two tokens in {CONFIG}"
+            f"{named}: {roles[token_id]} and {twice[0]} are both entry {token_id}; name two tokens in {CONFIG}"
         )
     for role, found in theirs.special_ids.items():
         if found != encoder.special_ids[role]:
@@ -254,9 +254,9 @@ def check(
                 f"transformers ({theirs.kind}){advice or '; make the folder again with ' + call('vocab')}"
             )
     if differing := _differing_entries(reader, encoder.tokenizer):
-        number, (their_entry, entry) = differing[0]
+        token_id, (their_entry, entry) = differing[0]
         raise InputError(
-            f"{named}: entry {number} is {entry!r} in tokenizer.json and {their_entry!r} in transformers "
+            f"{named}: entry {token_id} is {entry!r} in tokenizer.json and {their_entry!r} in transformers "
             f"({theirs.kind}); take it out of {CONFIG}, or put it into tokenizer.json"
         )
     if theirs.size != encoder.size:
@@ -344,11 +344,11 @@ def _check_vocab_txt(folder: Path, named: Path) -> None:
     if not isinstance(entries, dict):
         return
     lines = (folder / "vocab.txt").read_text("utf-8", errors="replace").removesuffix("\n").split("\n")
-    listed = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
+    listed = {line.removesuffix("\r"): token_id for token_id, line in enumerate(lines)}
     if listed != entries:
-        entry, number = next(iter(sorted(set(entries.items()) ^ set(listed.items()), key=lambda pair: pair[1])))
+        entry, token_id = next(iter(sorted(set(entries.items()) ^ set(listed.items()), key=lambda pair: pair[1])))
         raise InputError(
-            f"{named}: vocab.txt and tokenizer.json differ, first at entry {number} ({entry!r}); they are of two "
+            f"{named}: vocab.txt and tokenizer.json differ, first at entry {token_id} ({entry!r}); they are of two "
             "vocabularies: take both from one place, or take vocab.txt away"
         )
 
@@ -363,9 +363,9 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
     ours, theirs = Encoder.load(store_vocab, "tokenizers"), _of_model(model)
     remedy = f"make the store with this folder's tokenizer: {call('shard', '--vocab', model)}"
     if differing := _differing_entries(theirs.tokenizer, ours.tokenizer):
-        number, (other, mine) = differing[0]
+        token_id, (other, mine) = differing[0]
         raise InputError(
-            f"--init_from {model}: entry {number} of its vocabulary is {other!r}, of the store's {mine!r} "
+            f"--init_from {model}: entry {token_id} of its vocabulary is {other!r}, of the store's {mine!r} "
             f"({len(differing):,} entries differ; the store has {ours.size:,}, the model's tokenizer {theirs.size:,}); "
             f"{remedy}"
         )
@@ -407,7 +407,7 @@ def _of_model(model: Path) -> Encoder:
             ) from error
     tokenizer = Tokenizer.from_str(opened.state)
     tokenizer.encode_special_tokens = True
-    ids = {role: -1 if number is None else number for role, number in opened.special_ids.items()}
+    ids = {role: -1 if token_id is None else token_id for role, token_id in opened.special_ids.items()}
     return Encoder(tokenizer, ids, "tokenizers")
 
 
@@ -417,12 +417,12 @@ def _differing_entries(theirs: Tokenizer, ours: Tokenizer) -> list[tuple[int, tu
     Of two that are spelled alike the last one counts; data_prep/vocab.py gives the earlier one a name of its own.
     """
     size = max(theirs.get_vocab_size(), ours.get_vocab_size())
-    pairs = ((number, (theirs.id_to_token(number), ours.id_to_token(number))) for number in range(size))
+    pairs = ((token_id, (theirs.id_to_token(token_id), ours.id_to_token(token_id))) for token_id in range(size))
     return [
-        (number, pair)
-        for number, pair in pairs
+        (token_id, pair)
+        for token_id, pair in pairs
         if pair[0] != pair[1]
-        and not (pair[1] == f"[repeated{number}]" and (pair[0] is None or theirs.token_to_id(pair[0]) != number))
+        and not (pair[1] == f"[repeated{token_id}]" and (pair[0] is None or theirs.token_to_id(pair[0]) != token_id))
     ]
 
 

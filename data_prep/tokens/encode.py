@@ -76,7 +76,9 @@ class Encoder:
         if missing := [names[role] for role in ROLES if ids[role] is None]:
             raise InputError(f"{folder / 'tokenizer.json'} lacks {', '.join(missing)}; make it with {call('vocab')}")
         return cls(
-            files.tokenizer, {role: int(number) for role, number in ids.items() if number is not None}, encode_with
+            files.tokenizer,
+            {role: int(token_id) for role, token_id in ids.items() if token_id is not None},
+            encode_with,
         )
 
     @property
@@ -97,7 +99,9 @@ class Encoder:
         """As `encode`, by `tokenizers` alone: the reference."""
         found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(sentences, add_special_tokens=False)]
         lengths = np.fromiter(map(len, found), np.int64, len(found))
-        return Ids(np.fromiter((number for ids in found for number in ids), self.dtype, int(lengths.sum())), lengths)
+        return Ids(
+            np.fromiter((token_id for ids in found for token_id in ids), self.dtype, int(lengths.sum())), lengths
+        )
 
     def check(self, sentences: Iterable[str] = ()) -> bool:
         """Compare the fast path with the reference on adversarial strings and on `sentences`; leave it, and say so,

@@ -137,7 +137,7 @@ class WordPieceCache(dict[str, bytes]):
     @cached_property
     def entries(self) -> dict[str, bytes]:
         """Ids by entry of the vocabulary."""
-        return {entry: self._pack([number]) for entry, number in self.vocab.items()}
+        return {entry: self._pack([token_id]) for entry, token_id in self.vocab.items()}
 
     @cached_property
     def longest_entry(self) -> int:

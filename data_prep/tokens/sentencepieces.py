@@ -92,8 +92,8 @@ def trainable(sentence: str) -> Iterator[str]:
 
 def first_sentences(texts: Iterable[str]) -> Iterator[str]:
     """Yield the first MAX_SENTENCES texts; says so where there are more."""
-    for number, text in enumerate(texts):
-        if number == MAX_SENTENCES:
+    for index, text in enumerate(texts):
+        if index == MAX_SENTENCES:
             say(f"trained on the first {MAX_SENTENCES:,} sentences; what follows them in the corpus is not counted")
             return
         yield text
@@ -106,7 +106,7 @@ def convert(proto: Any, kind: Kind) -> Tokenizer:
     if kind == "unigram":
         tokenizer = Tokenizer(models.Unigram(pieces, unk_id=1, byte_fallback=False))
     else:
-        ids = {piece: number for number, (piece, _) in enumerate(pieces)}
+        ids = {piece: index for index, (piece, _) in enumerate(pieces)}
         tokenizer = Tokenizer(models.BPE(ids, merges_of(ids), unk_token="[UNK]", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -130,12 +130,12 @@ def merges_of(ids: dict[str, int]) -> list[tuple[str, str]]:
     """Return the merges behind the entries of a BPE: sentencepiece numbers entries in the order in which it made them,
     and an entry can be made of any two earlier ones."""
     merges = []
-    for piece, number in ids.items():
+    for piece, token_id in ids.items():
         if piece in SPECIAL:
             continue
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         known = [pair for pair in halves if pair[0] in ids and pair[1] in ids]
-        merges += [(number, *pair) for pair in sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
+        merges += [(token_id, *pair) for pair in sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
     return [(left, right) for _, left, right in sorted(merges, key=lambda merge: merge[0])]
 
 

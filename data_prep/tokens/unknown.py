@@ -84,6 +84,6 @@ class UnknownCharacters:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         return sum(
             stop - start
-            for number, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-            if number == self.unknown_id
+            for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token_id == self.unknown_id
         )

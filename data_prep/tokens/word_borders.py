@@ -51,10 +51,10 @@ class WordBorders:
     def continuations(self, sentences: list[str], encoded: Ids) -> np.ndarray:
         """Return [T] bool: tokens that go on with the word before them. `encoded` are the ids of the sentences."""
         found = self.continues[encoded.ids]
-        chinese = [number for number, sentence in enumerate(sentences) if _HAN.search(sentence)]
+        chinese = [index for index, sentence in enumerate(sentences) if _HAN.search(sentence)]
         if not chinese:
             return found
-        texts = [sentences[number] for number in chinese]
+        texts = [sentences[index] for index in chinese]
         inside, decides = self._characters(texts)
         # Once more, by the reference: only it says where in a sentence a token lies.
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)

@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from data_prep.cli import say
 from data_prep.text.source import DamagedError, Source, open_decompressed, reading, record_damage
@@ -49,7 +49,7 @@ def members(source: Source, counts: Counter[str]) -> Iterator[tuple[str, BinaryI
         steps = SimpleNamespace(read=stream.read1)  # type: ignore[attr-defined]  # what precedes damage is not lost
         try:
             with reading(source):
-                archive = tarfile.open(fileobj=steps, mode="r|", tarinfo=_Member)  # noqa: SIM115
+                archive: Any = tarfile.open(fileobj=steps, mode="r|", tarinfo=_Member)  # noqa: SIM115
             while member := _next(source, archive):
                 archive.members, before = [], counts["damaged_parts"]  # tarfile keeps all members
                 if member.isreg() and not member.issparse():
@@ -67,6 +67,6 @@ def members(source: Source, counts: Counter[str]) -> Iterator[tuple[str, BinaryI
         counts["refused_members"] += refused
 
 
-def _next(source: Source, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+def _next(source: Source, archive: Any) -> tarfile.TarInfo | None:
     with reading(source):
         return archive.next()
