@@ -59,9 +59,9 @@ def test_a_phase_goes_before_the_json(tmp_path):
     path.write_text(json.dumps(fixed))
     spans = [WHOLE._replace(flags=Flags(global_batch=96, micro_batch=8, lr=0.5)), WHOLE]
     own, other = phases_of(spans, path, Flags(), 2, "fp32")
-    assert (own.global_batch, own.micro_batch, own.settings["gradient_accumulation_steps"]) == (96, 8, 6)
-    assert (other.global_batch, other.micro_batch, other.settings["gradient_accumulation_steps"]) == (64, 8, 4)
-    assert [phase.settings["optimizer"]["params"]["lr"] for phase in (own, other)] == [0.5, 1]
+    assert (own.global_batch, own.micro_batch, own.accumulation) == (96, 8, 6)
+    assert (other.global_batch, other.micro_batch, other.accumulation) == (64, 8, 4)
+    assert [phase.lr for phase in (own, other)] == [0.5, 1]
     assert (other.index, other.first, other.end) == (1, 1000, 2000)
 
 
