@@ -30,7 +30,7 @@ from pretrain.wording import counted
 INK, MUTED, OURS, GPU, FAINT = "#1a1d21", "#6b7280", "#1f6db5", "#23865a", "#e5e7eb"
 STEP, MEMORY = "A training step, against transformers padded", "Its memory, times smaller"
 SAVING, DATA = "Saving, against DeepSpeed", "Data, against Hugging Face's tools on one thread"
-STEP_FLOORS = {(6, 512, 128): 2.0, (4, 256, 128): 2.8, (4, 256, 512): 4.0}  # by layers, hidden size, tokens a sample
+STEP_FLOORS = {(6, 512, 128): 2.0, (4, 256, 128): 2.8, (4, 256, 512): 4.0}  # by layers, hidden size, tokens per sample
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def best_of(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def once(config: Config, corpus: tuple[Path, int], options: tuple[str, ...]) -> dict[str, float]:
-    """shard.py as a process of its own: rates, peak memory of the largest process, bytes a token."""
+    """shard.py as a process of its own: rates, peak memory of the largest process, bytes per token."""
     path, size = corpus
     out = path.with_name("store")
     command = [sys.executable, str(ROOT / "data_prep/shard.py"), "--corpus", str(path), "--vocab", str(config.vocab)]

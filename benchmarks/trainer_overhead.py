@@ -44,6 +44,7 @@ from pretrain import data, loop, train
 from pretrain.data import SampleStream, Step, train_steps
 from pretrain.model import PretrainingModule, build_model, parameter_groups
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import Preset
 from pretrain.state import DataPosition
 from tests.ranks import free_port
@@ -185,8 +186,8 @@ def train_config(config: BenchmarkConfig) -> TrainConfig:
     """The run; evaluation and saving at its end only."""
     return TrainConfig(
         data=(str(config.store),), out=Path(os.environ["OVERHEAD_RUN"]), model=config.model, seq_len=config.seq_len,
-        steps=config.steps, global_batch=config.global_batch, micro_batch=config.micro_batch, zero=1, precision="fp32",
-        eval_every=0, save_every=0,
+        steps=config.steps, eval_every=0, save_every=0,
+        flags=Flags(global_batch=config.global_batch, micro_batch=config.micro_batch, zero=1, precision="fp32"),
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def hints_of(config_class: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for part in classes_of(config_class):
         hints |= get_type_hints(part, include_extras=True)
-    return hints
+    return {name: hint for name, hint in hints.items() if not dataclasses.is_dataclass(kind_of(hint))}
 
 
 def kind_of(hint: Any) -> Any:

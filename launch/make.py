@@ -243,8 +243,8 @@ def planned(name: str, config: MakeConfig, record: Record) -> float:
         return 20 + 3600 * hours
     if name == "finetune":
         return 30 + 0.02 * int(record.task.get("rows", 0))
-    start, a_mb = SECONDS[name]
-    return start + a_mb * sum(source["bytes"] for source in record.sources) / 1e6
+    start, per_mb = SECONDS[name]
+    return start + per_mb * sum(source["bytes"] for source in record.sources) / 1e6
 
 
 def write_page(config: MakeConfig, record: Record) -> None:

@@ -85,9 +85,14 @@ class Record:
             advice.of("commands").list("train")
         stages = {}
         for name, entry in found.of("stages").each():
-            words, seconds = [entry.text(key) for key in ("command", "base", "key")], entry.number("seconds", least=0)
-            interruptions = entry.whole("interruptions", default=0)
-            stages[name] = StageRecord(*words, entry.get("is_done") is True, seconds, interruptions)
+            stages[name] = StageRecord(
+                command=entry.text("command"),
+                base=entry.text("base"),
+                key=entry.text("key"),
+                is_done=entry.get("is_done") is True,
+                seconds=entry.number("seconds", least=0),
+                interruptions=entry.whole("interruptions", default=0),
+            )
         return cls(content["sources"], found.of("given").content, found.of("task").content, advice.content, stages)
 
     def write(self, folder: Path) -> None:

@@ -51,7 +51,7 @@ def pretrain(arguments: list[str]) -> None:
 
 
 def overview() -> str:
-    """Return what there is, a line a command."""
+    """Return what there is, a line per command."""
     width = max(map(len, COMMANDS))
     lines = [f"    {name:{width}}  {command.what}" for name, command in COMMANDS.items()]
     return "\n".join([(__doc__ or "").rstrip(), "", *lines])

@@ -75,7 +75,7 @@ def check_label_names(folder: Path, architecture: PreTrainedConfig, kind: Kind) 
 
 
 def load(folder: Path, kind: Kind) -> PreTrainedModel:
-    """The model, ready to answer, on the GPU if there is one. Unused heads in the folder are left aside.
+    """Return the model, ready to answer, on the GPU if there is one. Unused heads in the folder are left aside.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def load(folder: Path, kind: Kind) -> PreTrainedModel:
 def ask(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, pairs: bool, text: str, top: int
 ) -> Answer:
-    """The answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
+    """Return the answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
 
     pairs: the text is two, around a tab
 
@@ -128,7 +128,7 @@ def ask(
 def masked_words(
     tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, logits: torch.Tensor, text: str, top: int
 ) -> list[list[Answer]]:
-    """The likeliest tokens of each mask. ids: [L]; logits: [L, V]."""
+    """Return the likeliest tokens of each mask. ids: [L]; logits: [L, V]."""
     places = (ids == tokenizer.mask_token_id).nonzero()[:, 0]
     if not len(places):
         where = "only beyond the model's length" if tokenizer.mask_token in text else "not in the text"
@@ -137,7 +137,8 @@ def masked_words(
 
 
 def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor, text: str) -> list[Answer]:
-    """One tag a word, from its first token; words as the tokenizer cuts them, so that a mark is a word of its own."""
+    """Return one tag per word, from its first token; words as the tokenizer cuts them, so that a mark is a word of its
+    own."""
     owners = encoded.word_ids(0)
     answers = []
     for at, word in enumerate(owners):
@@ -148,7 +149,7 @@ def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor, text
 
 
 def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
-    """The `top` likeliest of logits [K], best first, with their probabilities."""
+    """Return the `top` likeliest of logits [K], best first, with their probabilities."""
     best = logits.softmax(-1).topk(min(top, len(logits)))
     return [
         {**name(int(index)), "probability": round(float(value), 6)}
@@ -157,7 +158,7 @@ def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
 
 
 def shown(answer: Answer) -> str:
-    """One answer for people: the text, and below it a line an answer."""
+    """Return one answer for people: the text, and below it a line an answer."""
     lines = [answer["text"]]
     between = MASK.split(answer["text"])  # what stands before each mask, and after the last
     for number, words in enumerate(answer.get("masks", []), 1):

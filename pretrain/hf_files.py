@@ -37,7 +37,7 @@ def forbid_network() -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json.
+    """Return the content of config.json.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_init(folder: Path) -> dict[str, Any]:
-    """The content of the config.json of a BERT that a run may begin with; its weights are there.
+    """Return the content of the config.json of a BERT that a run may begin with; its weights are there.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def need_tokenizer(folder: Path) -> None:
 
 
 def positions_in(content: dict[str, Any]) -> int | None:
-    """The longest input in tokens, special tokens included; None where config.json leaves it to the library."""
+    """Return the longest input in tokens, special tokens included; None where config.json leaves it to the library."""
     longest, padding = content.get("max_position_embeddings"), content.get("pad_token_id")
     if longest is None or content.get("model_type") not in OFFSET:
         return longest

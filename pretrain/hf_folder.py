@@ -65,7 +65,7 @@ def silenced_libraries() -> Iterator[None]:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The model's configuration.
+    """Return the model's configuration.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def check_architecture(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, checked to fit the model beside it.
+    """Return the tokenizer, checked to fit the model beside it.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def shapes_in(folder: Path) -> dict[str, list[int]]:
-    """The shapes of a folder's weights by name, from the headers of its .safetensors files.
+    """Return the shapes of a folder's weights by name, from the headers of its .safetensors files.
 
     Raises
     ------
@@ -353,7 +353,7 @@ def _say_once(message: str) -> None:
 
 
 def positions(config: PreTrainedConfig) -> int:
-    """The longest input in tokens, special tokens included."""
+    """Return the longest input in tokens, special tokens included."""
     unused = config.pad_token_id + 1 if config.model_type in OFFSET else 0
     return int(config.max_position_embeddings) - unused
 

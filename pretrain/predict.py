@@ -78,7 +78,7 @@ def main(config: PredictConfig) -> None:
 
 
 def kind_of(folder: Path, content: dict[str, Any]) -> Kind:
-    """What a folder answers, from the class that it was saved from.
+    """Return what a folder answers, from the class that it was saved from.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def kind_of(folder: Path, content: dict[str, Any]) -> Kind:
 
 
 def texts_of(config: PredictConfig, pairs: bool) -> Iterable[str]:
-    """The texts to answer, all of them checked before the first is answered, unless somebody types them in.
+    """Return the texts to answer, all of them checked before the first is answered, unless somebody types them in.
 
     Raises
     ------
@@ -116,7 +116,8 @@ def texts_of(config: PredictConfig, pairs: bool) -> Iterable[str]:
 
 
 def lines_of_stdin() -> Iterator[tuple[int, str]]:
-    """(number, line) of the lines that are not blank, in UTF-8 whatever the locale says; how many are blank is said.
+    """Yield (number, line) of the lines that are not blank, in UTF-8 whatever the locale says; how many are blank is
+    said.
 
     A byte that is not UTF-8 comes as half a surrogate pair, as Python reads it on the command line, too.
     """
@@ -135,7 +136,7 @@ def lines_of_stdin() -> Iterator[tuple[int, str]]:
 
 
 def checked(where: str, text: str, pairs: bool) -> str:
-    """`text`, if it can be answered; otherwise an InputError that says where it stands."""
+    """Return `text`, if it can be answered; otherwise an InputError says where it stands."""
     if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         what = "a zero byte" if "\0" in text else "a byte order mark"
         raise InputError(f"{where} holds {what}, as in UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
@@ -151,7 +152,7 @@ def checked(where: str, text: str, pairs: bool) -> str:
 
 
 def answers_pairs(content: dict[str, Any]) -> bool:
-    """Whether a folder was fine-tuned on pairs of texts."""
+    """Return whether a folder was fine-tuned on pairs of texts."""
     return content.get("zerobert_pairs") is True or content.get("zerobert_task") == "pair"
 
 

@@ -114,7 +114,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             with all_ranks_or_none("stores of --data"), watchdog.working():
                 verify_stores(setup.stores)
         # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
-        check_same_on_all_ranks(what_ranks_share(record, [phase.settings for phase in setup.phases], identity))
+        check_same_on_all_ranks(what_ranks_share(record, [phase.settings.content for phase in setup.phases], identity))
         start = Start(record)
         with all_ranks_or_none(f"run folder {config.out}"), watchdog.working():
             if dist.get_rank() == 0:  # one rank reads all of it for its checksums
@@ -158,7 +158,12 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         ending.callback(meter.close)
         say_start(meter, setup, start, engine.device, lost)
         saver = Saver(
-            config.out, engine, identity=identity, settings=setup.deepspeed, keep=config.keep, record=start.record
+            config.out,
+            engine,
+            identity=identity,
+            settings=setup.deepspeed.content,
+            keep=config.keep,
+            record=start.record,
         )
         ending.callback(saver.close)
         stop.hold()
@@ -239,7 +244,7 @@ def print_plan(setup: Setup, model: BertForPreTraining, start: Start) -> None:
     what = start_summary(setup, start.record, devices=where, resumed_from=start.checkpoint)
     print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
-        "settings": setup.deepspeed,
+        "settings": setup.deepspeed.content,
         "parameters": model.num_parameters(),
         "resume": str(start.checkpoint or ""),
         "changes": {change.setting: change.text for change in start.changes},

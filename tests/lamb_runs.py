@@ -18,7 +18,7 @@ from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero.partition import Partition
 from tests.reference.lamb import ReferenceLamb
-from tests.runs import NOISE
+from tests.runs import NOISE, train_config
 
 STEPS, WARMUP, LR, GLOBAL, SEQ_LEN, DECAY = 12, 3, 4e-3, 12, 32, 0.01
 
@@ -65,7 +65,7 @@ def lamb_run(store: Path, out: Path, **changes: Any) -> TrainConfig:
         data=(str(store),), out=out, model="bert-tiny", seq_len=SEQ_LEN, steps=STEPS, warmup=WARMUP, lr=LR, dropout=0.0,
         global_batch=GLOBAL, optimizer="lamb", weight_decay=DECAY, eval_samples=0, log_every=4, keep=0,
     )  # fmt: skip
-    return TrainConfig(**settings | changes)
+    return train_config(**settings | changes)
 
 
 class NaiveLamb(torch.optim.Optimizer):

@@ -1,5 +1,6 @@
 """Runs that fit in a test, bert-tiny on short samples, and what they have left: weights, files, lines of metrics."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,27 @@ import torch
 
 from pretrain.checkpoints.slices import index_slices, read_elements
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags
 
 # The gradient of a key's bias is 0 (softmax ignores it); optimizers that divide by its size amplify rounding noise.
 NOISE = "attention.self.key.bias"
 SAVING_STEPS = 24
 
 
+def train_config(**options: Any) -> TrainConfig:
+    """Return the settings that the command line makes of options by name."""
+    flags = {field.name: options.pop(field.name) for field in dataclasses.fields(Flags) if field.name in options}
+    return TrainConfig(**options, flags=Flags(**flags))
+
+
 def tiny_run(store: Path, out: Path, **settings: Any) -> TrainConfig:
-    """A run of bert-tiny that keeps every checkpoint, logs every step, and is otherwise as `settings` say."""
+    """Return a run of bert-tiny that keeps every checkpoint, logs every step, and is otherwise as `settings` say."""
     common: dict[str, Any] = dict(model="bert-tiny", seq_len=32, lr=1e-3, keep=0, log_every=1, eval_samples=0)
-    return TrainConfig(data=(str(store),), out=out, **common | settings)
+    return train_config(**dict(data=(str(store),), out=out) | common | settings)
 
 
 def saving_run(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    """A run that saves and evaluates often."""
+    """Return a run that saves and evaluates often."""
     settings = dict(steps=SAVING_STEPS, global_batch=8, save_every=4, eval_samples=8, eval_every=8)
     return tiny_run(store, out, **settings | changes)
 

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import get_args
 
@@ -57,7 +58,7 @@ def test_warmup_is_steps_or_a_share(warmup, steps):
 
 def test_the_json_s_flags_are_passed_on_untouched():
     config = from_line(f"{BASE} --global_batch 64 --zero 3 --deepspeed_config x.json")
-    assert config.flags._asdict() == {
+    assert dataclasses.asdict(config.flags) == {
         "global_batch": 64, "micro_batch": None, "lr": None, "weight_decay": None, "clip": None, "precision": None,
         "zero": 3, "optimizer": None,
     }  # fmt: skip

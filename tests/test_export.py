@@ -25,10 +25,10 @@ from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import verify
 from pretrain.export import converting as export
 from pretrain.export.command import ExportConfig, Head, main
-from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.corpora import files_of
 from tests.ranks import run_ranks
+from tests.runs import train_config
 from tests.stores import random_documents, store_of
 from tests.tiny_hf import tiny_bert
 
@@ -41,7 +41,7 @@ def trained(tmp_path_factory) -> Path:
     store = store_of(
         folder / "store", random_documents(30, vocab_size=VOCAB), vocab_size=VOCAB, held_out={1, 2, 7}
     ).folder
-    config = TrainConfig(
+    config = train_config(
         data=(str(store),), out=folder / "run", model="bert-tiny", seq_len=32, steps=4, warmup=1, lr=1e-3,
         global_batch=8, save_every=2, eval_samples=8, zero=3,
     )  # fmt: skip

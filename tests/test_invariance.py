@@ -15,7 +15,7 @@ from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
-from tests.runs import distance, weights
+from tests.runs import distance, train_config, weights
 from tests.stores import random_documents, store_of
 
 STEPS = 6
@@ -33,7 +33,7 @@ def run(store: Path, out: Path, world: int, zero: int, micro_batch: int, **chang
         global_batch=12, micro_batch=micro_batch, zero=zero, clip=1.0, eval_samples=8, log_every=2,
     )  # fmt: skip
     calls = changes.pop("calls", [])
-    calls += run_ranks(world, train_counting_layers, TrainConfig(**settings | changes))
+    calls += run_ranks(world, train_counting_layers, train_config(**settings | changes))
     return weights(checkpoint_dir(out, STEPS))
 
 

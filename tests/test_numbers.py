@@ -116,7 +116,8 @@ def test_numbers_are_told_from_what_stands_behind_them():
     assert parse(ShowConfig, None, ["--samples", "2", "store"]).store == Path("store")
     assert parse(ShowConfig, None, ["--seq-len=16", "store"]).seq_len == 16
     assert (
-        parse(TrainConfig, None, [*COMMANDS[TrainConfig].split(), "--lr", "None", "--mask_split", "1", "0"]).lr is None
+        parse(TrainConfig, None, [*COMMANDS[TrainConfig].split(), "--lr", "None", "--mask_split", "1", "0"]).flags.lr
+        is None
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import engine_settings, phases_of
 from pretrain.train import parse_command, train
 from tests.ranks import run_ranks
@@ -23,7 +24,7 @@ def record_of(config: TrainConfig, folder: Path, **more: object) -> Path:
     """A record as config.json has it, of what this is about."""
     settings = engine_settings(phases_of(config.spans, config.ds_config, config.flags, 2, "fp32"))
     folder.mkdir()
-    write_sealed(folder / "config.json", {"train": config.record(), "deepspeed": settings, "seed": 7} | more)
+    write_sealed(folder / "config.json", {"train": config.record(), "deepspeed": settings.content, "seed": 7} | more)
     return folder / "config.json"
 
 
@@ -34,13 +35,15 @@ def test_a_record_stands_for_all_settings_and_what_is_given_goes_before_it(tmp_p
     )  # fmt: skip
     path = record_of(config, tmp_path / "run")
     resolved: dict[str, Any] = {"weight_decay": 0.01, "clip": 1.0, "precision": "fp32", "zero": 1, "optimizer": "adamw"}
-    again = dataclasses.replace(config, **resolved, resume="auto", config=path)  # how to go on is of a command
+    again = dataclasses.replace(  # how to go on is of a command
+        config, flags=dataclasses.replace(config.flags, **resolved), resume="auto", config=path
+    )
     assert parse_command(["--config", str(path)]) == again
     changed = parse_command([f"--config={path.parent}", "--init_from", "hf", "--lr", "0.5", "--mask_split", "1", "0"])
     other: dict[str, Any] = {
         "model": None,
         "init_from": Path("hf"),
-        "lr": 0.5,
+        "flags": dataclasses.replace(again.flags, lr=0.5),
         "mask_split": (1.0, 0.0),
         "config": path.parent,
     }
@@ -51,7 +54,7 @@ def test_phases_keep_their_own_settings_and_replace_each_other(tmp_path):
     phases = ("seq_len=16,steps=3,lr=1e-4", "steps=2,lr=1e-3")
     path = record_of(tiny_run(tmp_path / "store", tmp_path / "run", phase=phases, lr=None), tmp_path / "run")
     again = parse_command(["--config", str(path)])
-    assert (again.phase, again.lr, again.global_batch) == (phases, None, 256)
+    assert (again.phase, again.flags.lr, again.flags.global_batch) == (phases, None, 256)
     assert parse_command(["--config", str(path), "--phase", "steps=9"]).phase == ("steps=9",)
 
 
@@ -83,7 +86,13 @@ def test_options_by_name_may_be_yaml_toml_or_json(tmp_path, name, text):
             parse_command(["--config", str(path)])
         path.write_text(text.replace(', "deepspeed_config": null', ""))
     assert parse_command(["--config", str(path)]) == TrainConfig(
-        ("store",), Path("run"), "bert-tiny", lr=1e-3, phase=("steps=5",), mask_split=(1.0, 0.0), config=path
+        ("store",),
+        Path("run"),
+        "bert-tiny",
+        flags=Flags(lr=1e-3),
+        phase=("steps=5",),
+        mask_split=(1.0, 0.0),
+        config=path,
     )
 
 
@@ -126,7 +135,7 @@ def test_a_record_that_is_damaged_is_refused_and_one_that_was_edited_on_purpose_
     content = json.loads(path.read_text())
     del content["sha256"]
     path.write_text(json.dumps(content))
-    assert parse_command(["--config", str(path)]).lr == 0.002
+    assert parse_command(["--config", str(path)]).flags.lr == 0.002
 
 
 @pytest.mark.slow

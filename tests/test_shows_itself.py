@@ -133,11 +133,18 @@ def test_setup_shows_what_pip_is_at(tmp_path):
     assert (tmp_path / ".venv/setup.log").read_text().splitlines() == said
 
 
-def test_waiting_for_a_core_is_told_of_the_threads_that_there_are(monkeypatch):
-    looks = [{"1": (100, 0)}, {"1": (180, 10), "2": (0, 10)}, {"1": (180, 10)}]
-    monkeypatch.setattr("pretrain.monitor.core_wait._by_thread", lambda: looks.pop(0))
+@pytest.mark.parametrize(("by_others", "share"), [(2.0, 0.2), (0.0, 0.0)])
+def test_waiting_for_a_core_counts_where_others_had_it(monkeypatch, by_others, share):
+    times, used = iter([0.0, 10.0]), iter([5.0, 6.0 + by_others])
+    looks = iter([{"1": (100, 0)}, {"1": (180, 10), "2": (0, 10)}])
+    monkeypatch.setattr("pretrain.monitor.core_wait.usable_cores", lambda: 1)
+    monkeypatch.setattr("pretrain.monitor.core_wait._used_by_all", lambda: next(used))
+    monkeypatch.setattr("pretrain.monitor.core_wait._by_thread", lambda: next(looks))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    monkeypatch.setattr("time.process_time", lambda: 1.0)
     wait = CoreWait()
-    assert (wait.share(), wait.share()) == (0.2, 0.0)
+    assert wait.share() == share
+    monkeypatch.undo()
 
 
 def train_with_a_small_peak(settings) -> RunState:

@@ -110,76 +110,128 @@ def advised(
     """Return what advise() would, of what is known already: nothing is looked at any more."""
     if corpus and not text.frequent:
         raise InputError(f"--corpus {' '.join(map(str, corpus))}: no word was found in it, only space or punctuation")
-    reasons: dict[str, str] = {}
-    settings: dict[str, Any] = {}
-    wanted = wanted or {}
-
-    def choose(name: str, choice: rules.Choice) -> Any:
-        settings[name], reasons[name] = (wanted[name], AS_ASKED) if name in wanted else choice
-        return settings[name]
-
-    language = choose("lang", _language(text, lang))
-    choose("cased", rules.cased(text, language))
-    choose("vocab_kind", rules.vocab_kind(text))
-
-    # The model's speed depends on the vocabulary's size, and how much of the text is met on the model.
-    def text_tokens(size: int) -> float:
-        return tokens or rules.token_count(text, size)
-
-    size = wanted.get("vocab_size", rules.vocab_size(text)[0])
-    first, _ = rules.model(rules.paces(machine, hours, size, text_tokens(size)))
-    size = choose("vocab_size", rules.vocab_size(text, first.tokens, PRESETS[wanted.get("model", first.model)]))
-    in_text = text_tokens(size)
-    paces = rules.paces(machine, hours, size, in_text)
-    pace, larger = rules.model([each for each in paces if each.model == wanted.get("model")] or paces)
-    settings["model"] = name = pace.model
-    document_tokens = (
-        text.document_chars * in_text / text.chars if text.chars else text.document_chars / rules.BYTES_A_TOKEN
-    )
-    choose("objective", rules.objective(text))
-    useful = min(pace.tokens, rules.MANY_PASSES * in_text)  # what more passes add should not change the shape of a step
-    length = choose("seq_len", rules.seq_len(useful, document_tokens))
-    step_tokens, why = rules.step_tokens(useful)
-    unit = machine.ranks * wanted.get("micro_batch", 1)
-    batch = choose("global_batch", (_multiple(step_tokens // length, unit), why))
-    if batch % unit:
-        raise InputError(
-            f"--global_batch {batch} cannot be dealt out to {machine.ranks} ranks with a micro-batch of "
-            f"{unit // machine.ranks}: give a multiple of {unit}, another --micro_batch, or other RANKS"
-        )
-    stage, micro = rules.stage_and_micro_batch(name, machine, size, length, batch // machine.ranks)
-    micro = wanted.get("micro_batch", micro)
-    settings |= {"micro_batch": max(1, micro), "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
-    reasons["micro_batch"] = rules.why_micro_batch(machine, max(1, micro), length, batch // machine.ranks)
-    lr = choose("lr", rules.learning_rate(name, batch * length))
-    preset = rules.PRESETS[name]
-    # Small steps do not fill a GPU, so that the speed is known only now.
-    speed = machine.tokens_per_second(PRESETS[name], size, length, preset.mask_rate, max(1, micro) * length)
-    trained = 3600 * hours * speed
-    as_it_is = rules.Pace(name, speed, trained, rules.worth(trained, in_text))
-    reasons["model"] = rules.why_model(as_it_is, larger, hours)
-    steps = max(1, round(trained / (batch * length * rules.FILLED)))
-    passes = trained / in_text
-    settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
-    reasons["mask_rate"] = "BERT's own" if preset.mask_rate == 0.15 else "larger models learn more from more (Wettig)"
-    choose("dropout", rules.dropout(passes))
-    settings |= {
-        "hours": hours, "steps": steps, "epochs": passes, "tokens": round(trained),
-        "tokens_per_second": max(1, round(speed)), "text_tokens": round(in_text),
-        "phases": rules.phases(useful, document_tokens, length, batch, max(1, micro), steps, lr, machine.ranks),
-    }  # fmt: skip
-    reasons["warmup"] = rules.why_warmup(preset.warmup, "steps of each phase" if settings["phases"] else "time")
-    reasons["steps"] = f"{counted(trained)} tokens in {duration(3600 * hours)}; {counted(passes)} passes over the text"
-    settings |= _intervals(steps, trained, length, passes, text.documents)
-    settings |= {name: value for name, value in wanted.items() if name in settings}
-    reasons |= {name: AS_ASKED for name in wanted if name != "model"}
-    warnings = list(_warnings(text if corpus else None, machine, settings, lang, micro))
+    chosen = _Choices(text, machine, hours, tokens, wanted or {})
+    chosen.choose_vocabulary(lang)
+    chosen.choose_model()
+    chosen.choose_step()
+    chosen.choose_length()
+    settings = chosen.as_wanted()
+    warnings = list(_warnings(text if corpus else None, machine, settings, lang, fits=chosen.fits))
     found = {
         "text": text.record(), "machine": machines.record(machine),
         "cost": _costs(machine, settings, hours, price), "memory": _memory(machine, settings),
     }  # fmt: skip
     commands = list(_commands(settings, [str(path) for path in corpus], out, task))
-    return Advice(settings, commands, reasons, warnings, found)
+    return Advice(settings, commands, chosen.reasons, warnings, found)
+
+
+class _Choices:
+    """Settings with their reasons, as they are chosen one after another; what is wanted stands beside the rules."""
+
+    def __init__(self, text: Survey, machine: Machine, hours: float, tokens: float, wanted: Mapping[str, Any]):
+        """`tokens`: of a store that is elsewhere; 0: those of the text are reckoned."""
+        self.text, self.machine, self.hours, self.wanted = text, machine, hours, wanted
+        self.settings: dict[str, Any] = {}
+        self.reasons: dict[str, str] = {}
+        self.fits = True  # whether a sample fits into the memory at all
+        self._tokens = tokens
+
+    def _choose(self, name: str, choice: rules.Choice) -> Any:
+        is_wanted = name in self.wanted
+        self.settings[name], self.reasons[name] = (self.wanted[name], AS_ASKED) if is_wanted else choice
+        return self.settings[name]
+
+    def _text_tokens(self, vocab_size: int) -> float:
+        return self._tokens or rules.token_count(self.text, vocab_size)
+
+    def choose_vocabulary(self, lang: str) -> None:
+        """Choose what the text alone decides: language, case, the kind of vocabulary."""
+        language = self._choose("lang", _language(self.text, lang))
+        self._choose("cased", rules.cased(self.text, language))
+        self._choose("vocab_kind", rules.vocab_kind(self.text))
+
+    def choose_model(self) -> None:
+        """Choose the vocabulary's size and the model. The model's speed depends on the size, and how much of the text
+        is met on the model: so there is a first model, of a vocabulary for all of the text."""
+        wanted_model = self.wanted.get("model")
+        size = self.wanted.get("vocab_size", rules.vocab_size(self.text)[0])
+        first, _ = rules.model(rules.paces(self.machine, self.hours, size, self._text_tokens(size)))
+        shape = PRESETS[wanted_model or first.model]
+        size = self._choose("vocab_size", rules.vocab_size(self.text, first.tokens, shape))
+        self.in_text = self._text_tokens(size)
+        paces = rules.paces(self.machine, self.hours, size, self.in_text)
+        self.pace, self.larger = rules.model([each for each in paces if each.model == wanted_model] or paces)
+        self.settings["model"] = self.pace.model
+
+    def choose_step(self) -> None:
+        """Choose what a sample and a step are.
+
+        Raises
+        ------
+        InputError: a batch that is wanted cannot be dealt out to the ranks.
+        """
+        machine, settings, model = self.machine, self.settings, self.pace.model
+        self._choose("objective", rules.objective(self.text))
+        # What more passes add should not change the shape of a step.
+        self.useful = min(self.pace.tokens, rules.MANY_PASSES * self.in_text)
+        length = self._choose("seq_len", rules.seq_len(self.useful, self._document_tokens()))
+        step_tokens, why = rules.step_tokens(self.useful)
+        unit = machine.ranks * self.wanted.get("micro_batch", 1)
+        batch = self._choose("global_batch", (_multiple(step_tokens // length, unit), why))
+        if batch % unit:
+            raise InputError(
+                f"--global_batch {batch} cannot be dealt out to {machine.ranks} ranks with a micro-batch of "
+                f"{unit // machine.ranks}: give a multiple of {unit}, another --micro_batch, or other RANKS"
+            )
+        share = batch // machine.ranks
+        stage, micro = rules.stage_and_micro_batch(model, machine, settings["vocab_size"], length, share)
+        micro = self.wanted.get("micro_batch", micro)
+        self.fits, micro = micro > 0, max(1, micro)
+        settings |= {"micro_batch": micro, "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
+        self.reasons["micro_batch"] = rules.why_micro_batch(machine, micro, length, share)
+        self._choose("lr", rules.learning_rate(model, batch * length))
+
+    def _document_tokens(self) -> float:
+        if not self.text.chars:
+            return self.text.document_chars / rules.BYTES_PER_TOKEN
+        return self.text.document_chars * self.in_text / self.text.chars
+
+    def choose_length(self) -> None:
+        """Choose what the hours hold: steps, passes, phases. Small steps do not fill a GPU, so that the speed is known
+        only now."""
+        machine, settings, reasons = self.machine, self.settings, self.reasons
+        model, length, batch, micro = (settings[name] for name in ("model", "seq_len", "global_batch", "micro_batch"))
+        preset = rules.PRESETS[model]
+        speed = machine.tokens_per_second(
+            PRESETS[model], settings["vocab_size"], length, preset.mask_rate, micro * length
+        )
+        trained = 3600 * self.hours * speed
+        as_it_is = rules.Pace(model, speed, trained, rules.worth(trained, self.in_text))
+        reasons["model"] = rules.why_model(as_it_is, self.larger, self.hours)
+        steps = max(1, round(trained / (batch * length * rules.FILLED)))
+        passes = trained / self.in_text
+        settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
+        is_usual = preset.mask_rate == 0.15
+        reasons["mask_rate"] = "BERT's own" if is_usual else "larger models learn more from more (Wettig)"
+        self._choose("dropout", rules.dropout(passes))
+        documents = self._document_tokens()
+        settings |= {
+            "hours": self.hours, "steps": steps, "epochs": passes, "tokens": round(trained),
+            "tokens_per_second": max(1, round(speed)), "text_tokens": round(self.in_text),
+            "phases": rules.phases(
+                self.useful, documents, length, batch, micro, steps, settings["lr"], machine.ranks
+            ),
+        }  # fmt: skip
+        reasons["warmup"] = rules.why_warmup(preset.warmup, "steps of each phase" if settings["phases"] else "time")
+        reasons["steps"] = (
+            f"{counted(trained)} tokens in {duration(3600 * self.hours)}; {counted(passes)} passes over the text"
+        )
+        settings |= _intervals(steps, trained, length, passes, self.text.documents)
+
+    def as_wanted(self) -> dict[str, Any]:
+        """Return the settings with all that is wanted in them, by no rule."""
+        self.reasons |= {name: AS_ASKED for name in self.wanted if name != "model"}
+        return self.settings | {name: value for name, value in self.wanted.items() if name in self.settings}
 
 
 def _language(text: Survey, lang: str) -> rules.Choice:
@@ -268,7 +320,9 @@ def _memory(machine: Machine, settings: dict[str, Any]) -> dict[str, Any]:
             "fits": state + kept <= machine.memory}  # fmt: skip
 
 
-def _warnings(text: Survey | None, machine: Machine, settings: dict[str, Any], lang: str, micro: int) -> Iterator[str]:
+def _warnings(
+    text: Survey | None, machine: Machine, settings: dict[str, Any], lang: str, *, fits: bool
+) -> Iterator[str]:
     """Yield all that is amiss, each with its remedy; no `text` where the store is elsewhere."""
     if text is not None:
         yield from cautions.of_text(text, settings["lang"], lang)
@@ -289,7 +343,7 @@ def _warnings(text: Survey | None, machine: Machine, settings: dict[str, Any], l
         )
     beyond = settings["hours"] * rules.PLATEAU / settings["steps"]
     yield from cautions.few_steps(settings["steps"], f"--hours {beyond:.2g}")
-    if not micro:
+    if not fits:
         yield cautions.too_large(settings["model"], machine.memory)
 
 

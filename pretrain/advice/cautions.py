@@ -94,7 +94,7 @@ def few_steps(steps: int, enough: str) -> Iterator[str]:
 def too_large(model: str, memory: float) -> str:
     """Return the caution about a model that no ZeRO stage brings into the memory."""
     return (
-        f"{model} does not fit into {memory / 1e9:.0f} GB a rank: give more --ranks, among which ZeRO divides its "
+        f"{model} does not fit into {memory / 1e9:.0f} GB per rank: give more --ranks, among which ZeRO divides its "
         "state, or train with --checkpoint_activations"
     )
 

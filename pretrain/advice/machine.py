@@ -33,7 +33,7 @@ class Sheet(NamedTuple):
 
 
 # The MFU is what published runs reached, where there are any, less what a first run loses: BERT-large on A100 .44 at
-# 580 sequences of 128 tokens a second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 of them). H100 and
+# 580 sequences of 128 tokens per second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 of them). H100 and
 # later are harder to keep busy; docs/gpu.md asks .40 of one.
 SHEETS = {
     "b200": Sheet("B200", 2250e12, 180e9, 0.25, source="NVIDIA HGX B200 data sheet"),
@@ -64,7 +64,7 @@ SMALLER_ON_GPU = {128: 0.1, 256: 0.2, 512: 0.5, 768: 0.85, 1024: 1.0}
 MFU_ON_CPU = {128: 0.31, 256: 0.6, 512: 0.66, 768: 0.66, 1024: 0.66}
 # A GPU cannot do a micro-batch in less, however small: seconds, and more for each layer, in which kernels are started.
 # As the MFU, a stated number.
-LEAST_SECONDS, LEAST_A_LAYER = 4e-3, 1.5e-3
+LEAST_SECONDS, LEAST_SECONDS_PER_LAYER = 4e-3, 1.5e-3
 RANK_TOKENS = 1 << 15  # of a micro-batch that fills a GPU
 ON_SEVERAL_GPUS = 0.93  # of one machine: their sums of gradients; a stated share, as the MFU is
 USUAL_CORE = 60e9  # FLOP/s of fp32 of a core, where the probe fails
@@ -88,8 +88,8 @@ class Machine(NamedTuple):
 
     name: str
     ranks: int
-    peak: float  # FLOP/s a rank
-    memory: float  # bytes a rank
+    peak: float  # FLOP/s per rank
+    memory: float  # bytes per rank
     is_gpu: bool
     is_here: bool
     precision: str
@@ -113,7 +113,7 @@ class Machine(NamedTuple):
             rank_tokens * token_flops(shape, vocab_size, sample_tokens, mask_rate) / self.peak / self.mfu_of(shape)
         )
         if self.is_gpu:
-            seconds = max(seconds, LEAST_SECONDS + LEAST_A_LAYER * shape.layers)
+            seconds = max(seconds, LEAST_SECONDS + LEAST_SECONDS_PER_LAYER * shape.layers)
         together = self.ranks * (ON_SEVERAL_GPUS if self.is_gpu and self.ranks > 1 else 1.0)
         return together * rank_tokens / seconds
 

@@ -27,9 +27,9 @@ class Preset(NamedTuple):
 
 
 # least_tokens: bert-mini left its plateau after 5 M tokens and was a language model after 13 M (docs/log.md: 64 x 64
-# tokens a step); BERT-base is what a day of one GPU buys (Geiping and Goldstein 2023: 5 B tokens and more), BERT-large
-# what a day of eight buys (Izsak et al. 2021: 13 B). Between them in proportion to their weights, about 20 tokens a
-# weight, as for language models (Hoffmann et al. 2022).
+# tokens per step); BERT-base is what a day of one GPU buys (Geiping and Goldstein 2023: 5 B tokens and more),
+# BERT-large what a day of eight buys (Izsak et al. 2021: 13 B). Between them in proportion to their weights, about 20
+# tokens per weight, as for language models (Hoffmann et al. 2022).
 # lr: measured for bert-mini (1e-3; bert-tiny learns with 2e-3 alike). For base and large with the square root of the
 # batch between the published points of their post-LayerNorm form: BERT 1e-4 at 131 k tokens (Devlin et al. 2019),
 # RoBERTa 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
@@ -58,7 +58,7 @@ VOCAB_SIZES = (1024, 2048, 4096, 8192, 12288, 16384, 30528)
 LEAST_SEEN = 50
 UNSPACED_SHARE = 0.2  # of the letters
 UNSPACED_LETTERS = 3.0  # a token of Thai and the like
-BYTES_A_TOKEN = 4.2  # of English with 8,192 entries (docs/log.md); where there is no text to count
+BYTES_PER_TOKEN = 4.2  # of English with 8,192 entries (docs/log.md); where there is no text to count
 MARKS = 0.003  # share of letters with accents or vowel signs from which lower-casing, which strips them, loses words
 NO_DROPOUT = 1.0  # passes: below one, every sample is new (Geiping and Goldstein 2023)
 LITTLE_TEXT = 1e6  # bytes, of which nothing can be learnt
@@ -110,7 +110,7 @@ def token_count(text: Survey, vocab_size: int) -> float:
     whose tokens they tell within 9 % (docs/log.md).
     """
     if not text.frequent:
-        return text.text_bytes / BYTES_A_TOKEN
+        return text.text_bytes / BYTES_PER_TOKEN
     entries = max(1, int(0.6 * (vocab_size - 3 * text.alphabet)))
     letters_a_piece = max(1.5, 0.4 * math.log2(vocab_size) - 2)
     tokens = float(sum(text.frequent[:entries]))
@@ -268,7 +268,10 @@ def step_tokens(tokens: float) -> Choice:
         size *= 2
     if tokens / size < PLATEAU:
         size = SHORTEST_STEP
-    return size, f"{size:,} tokens a step: steps matter more than tokens, so that small steps learn more (docs/log.md)"
+    return (
+        size,
+        f"{size:,} tokens per step: steps matter more than tokens, so small steps learn more (docs/log.md)",
+    )
 
 
 def learning_rate(name: str, batch_tokens: float) -> Choice:

@@ -32,7 +32,7 @@ from data_prep.text.sentences import lines_of, splitter
 from data_prep.text.source import DamagedError, Source, open_raw, reading
 
 PIECES, PIECE = 48, 1 << 17  # places that are read, and bytes at each
-FILES, FILES_A_PIECE = 480, 32  # at most: files of many whose encoding is found; that are read for a piece
+FILES, FILES_PER_PIECE = 480, 32  # at most: files of many whose encoding is found; that are read for a piece
 LOOKED_INTO = 1 << 20  # bytes unpacked to see how far a packed file unpacks
 WHOLE = 1 << 25  # bytes of a table that is read to its end, where rows may be in an order of time
 MARKUP = 0.5  # share of a dump of MediaWiki that is text, about
@@ -153,7 +153,7 @@ def _some_sources(
     return some, [source.bytes for source in some]
 
 
-def looked_into(sizes: Sequence[float], files: int = FILES_A_PIECE) -> dict[int, int]:
+def looked_into(sizes: Sequence[float], files: int = FILES_PER_PIECE) -> dict[int, int]:
     """Return which files of such sizes are looked into, and at how many places: PIECES spread evenly over all bytes,
     each of PIECE bytes or so; where files are small it goes on into the next ones, so many at most."""
     ends = list(accumulate(sizes))

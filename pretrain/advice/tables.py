@@ -87,6 +87,6 @@ def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
         f"{duration(3600 * cost['hours_a_pass'])}",
     )
     fits = "fits into" if memory["fits"] else "does not fit into"
-    yield "Memory", f"{bytes_in_words(memory['together_bytes'])} a rank, {fits} {bytes_in_words(memory['has_bytes'])}"
+    yield "Memory", f"{bytes_in_words(memory['together_bytes'])} per rank, {fits} {bytes_in_words(memory['has_bytes'])}"
     if "price" in cost:
         yield "Cost", f"{cost['price']:,.2f}; a pass over the text {cost['price_a_pass']:,.2f}"

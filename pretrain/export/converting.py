@@ -63,7 +63,8 @@ def convert(source_folder: Path, config: Path | None, vocab: Path | None, out: P
 
 
 def write_model(folder: Path, source: ExportSource, head: str) -> int:
-    """config.json, model.safetensors and the tokenizer, with the vocabulary's true size; the number of parameters."""
+    """Write config.json, model.safetensors and the tokenizer, with the vocabulary's true size; return the number of
+    parameters."""
     identity = source.identity
     config = BertConfig(**identity.model | {"vocab_size": identity.vocab_size})
     has_pooler = "bert.pooler.dense.weight" in source.weights  # what was trained without sentence pairs has none
@@ -90,7 +91,7 @@ def write_model(folder: Path, source: ExportSource, head: str) -> int:
 
 
 def write_tokenizer(folder: Path, source: ExportSource, positions: int) -> None:
-    """The tokenizer of the source, opened as transformers will and compared with what made the ids.
+    """Write the tokenizer of the source, opened as transformers will and compared with what made the ids.
 
     Raises
     ------
@@ -108,7 +109,8 @@ def write_tokenizer(folder: Path, source: ExportSource, positions: int) -> None:
 
 
 def trained_model(source: ExportSource) -> BertForPreTraining:
-    """The trainer's own model with the source's weights; a head that the source lacks, and nobody looks at, is 0."""
+    """Return the trainer's own model with the source's weights; a head that the source lacks, and nobody looks at, is
+    0."""
     identity = source.identity.model
     with torch.device("meta"):
         parameters = dict(BertForPreTraining(BertConfig(**identity)).named_parameters())
@@ -117,7 +119,7 @@ def trained_model(source: ExportSource) -> BertForPreTraining:
 
 
 def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_size: int) -> float:
-    """Largest difference between the folder's outputs in transformers, padded, and the trainer's, padding-free.
+    """Return the largest difference between the folder's outputs, by transformers, padded, and the trainer's own.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def _batch_of(sequences: list[list[int]]) -> Batch:
 
 
 def provenance(source: ExportSource, head: str, difference: float) -> dict[str, Any]:
-    """Where the folder comes from."""
+    """Return what is known of where the folder comes from."""
     return source.record | {
         "step": source.step,
         "head": head,
@@ -186,7 +188,7 @@ def provenance(source: ExportSource, head: str, difference: float) -> dict[str, 
 
 
 def write_card(folder: Path, source: ExportSource, head: str) -> None:
-    """README.md with the metadata that model hubs read."""
+    """Write README.md with the metadata that model hubs read."""
     evaluation = source.evaluation
     results = []
     if evaluation is not None:

@@ -71,7 +71,7 @@ class DeepSpeedCheckpoint(NamedTuple):
 
 
 def read(folder: Path) -> DeepSpeedCheckpoint:
-    """All weights of the checkpoint in a tag folder.
+    """Return all weights of the checkpoint in a tag folder.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> Any:
-    """The content of a .pt file, tensors mapped from it; nothing outside the allow-list comes to life.
+    """Return the content of a .pt file, tensors mapped from it; nothing outside the allow-list comes to life.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def load(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """torch.load itself does not look at checksums."""
+    """Refuse a damaged archive: torch.load itself does not look at checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -153,7 +153,7 @@ def _check_archive(path: Path) -> None:
 
 @contextmanager
 def _only(allowed: list[Any]) -> Iterator[None]:
-    """Exactly these names beside torch's own, whatever other libraries have added for themselves."""
+    """Allow exactly these names beside torch's own, whatever other libraries have added for themselves."""
     others = get_safe_globals()
     clear_safe_globals()
     add_safe_globals(allowed)
@@ -182,7 +182,7 @@ def _stage_and_ranks(folder: Path, optimizers: dict[int, Any]) -> tuple[int, int
 
 
 def _groups(model: dict[str, Any], optimizers: dict[int, Any], stage: int) -> Iterator[tuple[int, Any, list[Tensor]]]:
-    """Number, shapes by name, and each rank's flat weights of every group."""
+    """Return the number, shapes by name, and each rank's flat weights of every group."""
     shapes = model["param_shapes"] or []
     flats = [optimizer[FLAT[stage]] for optimizer in optimizers.values()]
     for number, (group, *parts) in enumerate(zip(shapes, *flats, strict=True)):
@@ -199,7 +199,8 @@ def _check_ranks(folder: Path, what: str, found: dict[int, Any], ranks: int) -> 
 
 
 def _read_flat_group_shards(folder: Path, model: dict[str, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
-    """Stages 0 to 2: the module as it is, in which the master weights replace what the optimizer owns."""
+    """Return the weights of stages 0 to 2: the module as it is, in which the master weights replace what the optimizer
+    owns."""
     module = {name: tensor for name, tensor in model["module"].items() if isinstance(tensor, Tensor)}
     if not optimizers and any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in module.values()):
         say(f"{folder}: a 16-bit run without ZeRO; its weights are read as the 16-bit numbers that they are")
@@ -220,13 +221,14 @@ def _read_flat_group_shards(folder: Path, model: dict[str, Any], optimizers: dic
 
 
 def _check_cast(folder: Path, name: str, master: Tensor, cast: Tensor | None) -> None:
-    """The module's own copy is rounded; but another step's, another parameter's, or another run's lies further off."""
+    """Refuse a copy of the module that is no rounded one: another step's, parameter's or run's lies further off."""
     if cast is not None and not torch.allclose(master, cast.float(), rtol=1e-2, atol=1e-3, equal_nan=True):
         raise InputError(f"{folder}: the fp32 weights of {name} are not the module's; files of two saves are mixed")
 
 
 def _read_param_shards(folder: Path, models: dict[int, Any], optimizers: dict[int, Any]) -> dict[str, Tensor]:
-    """Stage 3: every parameter from its shards; what the optimizer does not own from the ranks' model_states."""
+    """Return the weights of stage 3: every parameter from its shards; what the optimizer does not own from the ranks'
+    model_states."""
     model, ranks = models[0], len(optimizers)
     weights = {name: model["module"][name] for name in model["buffer_names"]}
     weights = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}

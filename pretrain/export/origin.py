@@ -21,7 +21,7 @@ NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 
 
 def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
-    """What `path` holds, to judge by its names.
+    """Return what `path` holds, to judge by its names.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
 
 
 def _first_checkpoint(run: Path) -> str:
-    """When a run saves, and what to do until then."""
+    """Return when a run saves, and what to do until then."""
     try:
         settings = read_object(run / "config.json")["train"]
         every, minutes = int(settings["save_every"]), float(settings["save_minutes"])
@@ -76,7 +76,7 @@ def need_vocab(origin: Path, vocab: Path) -> None:
 
 
 def read_meaning(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The configuration of a BERT, from a Hugging Face folder or a file such as config.json, and that file.
+    """Return the configuration of a BERT, from a Hugging Face folder or a file such as config.json, and that file.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def read_meaning(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def find_tag(folder: Path) -> Path | None:
-    """The tag folder that `folder` is or whose name its `latest` holds; None where it is no such checkpoint.
+    """Return the tag folder that `folder` is or whose name its `latest` holds; None where it is no such checkpoint.
 
     Raises
     ------

@@ -58,7 +58,7 @@ class ExportSource(NamedTuple):
 
 
 def find_source(path: Path, config: Path | None, vocab: Path | None) -> ExportSource:
-    """The model that `path` means.
+    """Return the model that `path` means.
 
     Raises
     ------
@@ -97,8 +97,8 @@ def _from_run(folder: Path) -> ExportSource:
 
 
 def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
-    """Name, title and story of a run, and its record for provenance.json; where that is damaged, what the checkpoint
-    itself says, which knows less of where it comes from."""
+    """Return name, title and story of a run, and its record for provenance.json; where that is damaged, what the
+    checkpoint itself says, which knows less of where it comes from."""
     try:
         train, segments = record["train"], _segments(record)
         name = train["model"] or Path(train["init_from"]).name
@@ -120,7 +120,7 @@ def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple
 
 
 def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of a run in their order: each was in force until the next one."""
+    """Return the records of a run in their order: each was in force until the next one."""
     return [*record.get("segments", []), record]
 
 
@@ -133,8 +133,8 @@ def _stores(segment: dict[str, Any]) -> list[str]:
 
 
 def _course(record: dict[str, Any], step: int) -> str:
-    """The steps of a run up to `step` in words, in their order, by segment and phase; with objective and stores where
-    these were not always the same."""
+    """Return the steps of a run up to `step` in words, in their order, by segment and phase; with objective and stores
+    where these were not always the same."""
     segments = _segments(record)
     ends = [*(segment["from_step"] for segment in segments[1:]), step]
     spoken = [(_objective(segment), ", ".join(_stores(segment))) for segment in segments]
@@ -224,7 +224,7 @@ def _trained_elsewhere(
 
 
 def read_config(path: Path) -> BertConfig:
-    """The configuration of a BERT, from a Hugging Face folder or a file such as config.json.
+    """Return the configuration of a BERT, from a Hugging Face folder or a file such as config.json.
 
     Raises
     ------
@@ -239,7 +239,7 @@ def read_config(path: Path) -> BertConfig:
 
 
 def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
-    """`weights` in fp32 under BertForPreTraining's names; heads of other tasks are named and left aside.
+    """Return `weights` in fp32 under BertForPreTraining's names; heads of other tasks are named and left aside.
 
     Raises
     ------
@@ -277,7 +277,7 @@ def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> 
 
 
 def _without_prefix(origin: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights without the common prefix before BertForPreTraining's names, and the names without that prefix."""
+    """Return the weights without the common prefix before BertForPreTraining's names; the names without it."""
     anchors = [name for name in weights if name == EMBEDDING or name.endswith(f".{EMBEDDING}")]
     if len(anchors) != 1:
         raise InputError(f"{origin} holds {len(anchors)} tensors called ...{EMBEDDING}, not one: {_some(anchors)}")
@@ -305,8 +305,8 @@ def _some(names: list[str]) -> str:
 
 
 def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """The newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume from
-    before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
+    """Return the newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume
+    from before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
     path = run / "metrics.jsonl"
     found: list[dict[str, Any]] = []
     try:

@@ -158,14 +158,14 @@ def check_labels(path: Path, examples: list[Example], names: list[str], train: P
 
 
 def subset(examples: list[Example], limit: int | None) -> list[Example]:
-    """`limit` examples in their order, drawn over all of them: files are often sorted by label."""
+    """Return `limit` examples in their order, drawn over all of them: files are often sorted by label."""
     if limit is None or limit >= len(examples):
         return examples
     return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
 def unit_of(examples: list[Example], path: Path) -> Unit:
-    """Mean and standard deviation of the labels.
+    """Return the mean and standard deviation of the labels.
 
     Raises
     ------
@@ -185,12 +185,12 @@ def unit_of(examples: list[Example], path: Path) -> Unit:
 
 
 def in_unit(examples: list[Example], unit: Unit) -> list[Example]:
-    """The examples with their numbers in `unit`."""
+    """Return the examples with their numbers in `unit`."""
     return [example._replace(label=(example.label - unit.mean) / unit.std) for example in examples]
 
 
 def class_names(examples: list[Example], path: Path) -> list[str]:
-    """The label names of the training file, tags included, 2 before 10 where all are integers.
+    """Return the label names of the training file, tags included, 2 before 10 where all are integers.
 
     Raises
     ------
@@ -206,12 +206,12 @@ def class_names(examples: list[Example], path: Path) -> list[str]:
 
 
 def no_names(examples: list[Example], path: Path) -> list[str]:
-    """A number as label has no names."""
+    """Return nothing: a number as label has no names."""
     return []
 
 
 def listed(names: list[str], limit: int = 8) -> str:
-    """The names for a message, the first of them where there are many."""
+    """Return the names for a message, the first of them where there are many."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 

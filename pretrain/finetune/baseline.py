@@ -42,7 +42,7 @@ _unspaced = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Kh
 
 
 def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
-    """Accuracy and F1 of counted words, for results.json; both sides as for the model."""
+    """Return the accuracy and F1 of counted words, for results.json; both sides as for the model."""
     started = time.monotonic()
     # Drawn, and not every second one: labels may take turns in a file.
     learnt = training if len(training) <= MOST else random.Random(0).sample(training, MOST)
@@ -70,13 +70,14 @@ def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str
 
 
 def majority(training: list[Example], evaluation: list[Example]) -> float:
-    """Accuracy of the commonest label of the training file."""
+    """Return the accuracy of the commonest label of the training file."""
     commonest = Counter(example.label for example in training).most_common(1)[0][0]
     return sum(example.label == commonest for example in evaluation) / len(evaluation)
 
 
 def floors(task: str, training: list[Example], evaluation: list[Example]) -> dict[str, float]:
-    """The best that guessing reaches, by the name of the score; scores that are not among them are no measure of it."""
+    """Return the best that guessing reaches, by the name of the score; scores that are not among them are no measure of
+    it."""
     if task not in BY_WORDS:
         return {"regress": dict.fromkeys(CORRELATIONS, 0.0), "tag": {"f1": 0.0}}.get(task, {})
     # Whoever knows nothing says one label always, and that may be another than the commonest of the training file.
@@ -87,13 +88,14 @@ def floors(task: str, training: list[Example], evaluation: list[Example]) -> dic
 
 
 def can_tell(floor: dict[str, float], examples: int) -> bool:
-    """Whether so many examples tell a perfect score from guessing: three do not, nor do any of one label alone."""
+    """Return whether so many examples tell a perfect score from guessing: three do not, nor do any of one label
+    alone."""
     return beats_guessing(floor, [dict.fromkeys(floor, 1.0)], examples)
 
 
 def beats_guessing(floor: dict[str, float], scores: list[dict[str, float]], examples: int) -> bool:
-    """Whether any score is better than guessing by more than chance explains: that of every seed, or else the mean of
-    them, whose interval is wide for two or three."""
+    """Return whether any score is better than guessing by more than chance explains: that of every seed, or else the
+    mean of them, whose interval is wide for two or three."""
     if len(scores) > 1 and all(beats_guessing(floor, [score], examples) for score in scores):
         return True
     for name, least in floor.items():
@@ -105,8 +107,8 @@ def beats_guessing(floor: dict[str, float], scores: list[dict[str, float]], exam
 
 
 def beats(score: float, ci95: float, floor: float, examples: int, spread: float) -> bool:
-    """Whether a score of `examples`, of each of which it has a variance of `spread`, lies above a floor by more than
-    chance explains: that of the seeds, or that of the examples."""
+    """Return whether a score of `examples`, of each of which it has a variance of `spread`, lies above a floor by more
+    than chance explains: that of the seeds, or that of the examples."""
     return score - floor > max(ci95, CONFIDENCE * (spread / examples) ** 0.5)
 
 
@@ -127,13 +129,14 @@ def _texts(example: Example) -> list[str]:
 
 
 def _counted(vectorizer: TfidfVectorizer, examples: list[Example]) -> Any:
-    """[N, features], of pairs [N, 2 features + 1]: of either text, and how alike the two are."""
+    """Return [N, features], of pairs [N, 2 features + 1]: of either text, and how alike the two are."""
     first, *second = (vectorizer.transform(side) for side in zip(*map(_texts, examples), strict=True))
     return sparse.hstack([first, second[0], first.multiply(second[0]).sum(axis=1)], "csr") if second else first
 
 
 def _has_no_words(texts: list[str]) -> bool:
-    """Whether words cannot be told by spaces, as in Chinese, Japanese and Thai, or there are none, as of emoji."""
+    """Return whether words cannot be told by spaces, as in Chinese, Japanese and Thai, or there are none, as of
+    emoji."""
     letters = sum(map(len, texts))
     is_spaced = letters <= LONG_WORD * max(1, sum(len(text.split()) for text in texts))
     return not is_spaced or 2 * sum(len(_unspaced(text)) for text in texts) > letters or not any(map(_word, texts))

@@ -49,7 +49,7 @@ class Example(NamedTuple):
 
 
 def read_texts(path: Path, rows: Rows | None = None) -> list[Example]:
-    """Single texts with a label name: columns text or sentence (or a list of tokens), and label or intent.
+    """Return single texts with a label name: columns text or sentence (or a list of tokens), and label or intent.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def read_texts(path: Path, rows: Rows | None = None) -> list[Example]:
 
 
 def read_pairs(path: Path, rows: Rows | None = None) -> list[Example]:
-    """Two texts with a label name: columns text_a and text_b (or the names in PAIR_COLUMNS), and label.
+    """Return two texts with a label name: columns text_a and text_b (or the names in PAIR_COLUMNS), and label.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def read_pairs(path: Path, rows: Rows | None = None) -> list[Example]:
 
 
 def read_numbers(path: Path, rows: Rows | None = None) -> list[Example]:
-    """Single texts or pairs, whichever the columns say, with a number as label.
+    """Return single texts or pairs, whichever the columns say, with a number as label.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def read_numbers(path: Path, rows: Rows | None = None) -> list[Example]:
 
 
 def read_tags(path: Path, rows: Rows | None = None) -> list[Example]:
-    """Words with one tag each: JSONL with the fields tokens and tags.
+    """Return words with one tag each: JSONL with the fields tokens and tags.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def read_tags(path: Path, rows: Rows | None = None) -> list[Example]:
 
 
 def _told_rows(path: Path, rows: Rows | None) -> Rows:
-    """The rows of `path`; where several columns could be meant, the one that is read is said."""
+    """Return the rows of `path`; where several columns could be meant, the one that is read is said."""
     rows = read_rows(path) if rows is None else rows
     damaged = sum(any("\ufffd" in value for value in fields.values() if isinstance(value, str)) for _, fields in rows)
     if damaged:
@@ -203,7 +203,7 @@ def _number(path: Path, line: int, fields: Fields) -> float:
 
 
 def _tidied(path: Path, examples: list[Example]) -> list[Example]:
-    """The examples with the white space around labels left out, and said: 'neg ' and 'neg' are one label."""
+    """Return the examples with the white space around labels left out, and said: 'neg ' and 'neg' are one label."""
     before = [label for example in examples for label in labels_of(example)]
     tidy = {label: _SPACE.sub(" ", label).strip() for label in set(before)}
     for example in examples:
@@ -244,5 +244,5 @@ def _tell_look_alikes(path: Path, names: set[str]) -> None:
 
 
 def labels_of(example: Example) -> list[str]:
-    """The label names of an example: one, or the tag of each word."""
+    """Return the label names of an example: one, or the tag of each word."""
     return [example.label] if isinstance(example.label, str) else list(example.label)

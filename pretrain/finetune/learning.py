@@ -24,18 +24,18 @@ LOOKED_AT = 64  # texts
 
 
 def rate_of(hidden: int) -> float:
-    """The default of --lr for a model of so many units."""
+    """Return the default of --lr for a model of so many units."""
     return next((rate for most, rate in RATES if hidden <= most), LARGE)
 
 
 def epochs_of(examples: int, batch_size: int) -> int:
-    """The default of --epochs: a small file is gone through more often."""
+    """Return the default of --epochs: a small file is gone through more often."""
     steps = -(-examples // batch_size)
     return min(MOST_EPOCHS, max(EPOCHS, -(-STEPS // steps)))
 
 
 def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfig:
-    """The same with a rate and epochs where none were given."""
+    """Return the same with a rate and epochs where none were given."""
     lr, epochs = config.lr, config.epochs
     return replace(
         config,
@@ -46,7 +46,7 @@ def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfi
 
 @torch.no_grad()
 def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
-    """Mean cosine of what the encoder says of different texts, at their first token: 1 where all are the same to it."""
+    """Return the mean cosine of what the encoder says of texts, at their first token: 1 where all are alike to it."""
     names = ("input_ids", "token_type_ids", "attention_mask")
     some = [{name: feature[name] for name in names if name in feature} for feature in features[:LOOKED_AT]]
     was_training = model.training
@@ -59,9 +59,8 @@ def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
 
 
 def nothing_learnt(config: FinetuneConfig, hidden: int, examples: int, same: float, stuck: list[int]) -> str:
-    """What to try where a score is no better than guessing, the likeliest first; `stuck` are the seeds of which that is
-    true. A few of them say that the rate is too high for the weights to settle, or just too low to get away.
-    """
+    """Return what to try where a score is no better than guessing, the likeliest first; `stuck` are the seeds of which
+    that is true. A few of them say that the rate is too high for the weights to settle, or just too low to get away."""
     lr, epochs = config.lr or 0.0, config.epochs or 0
     if len(stuck) < config.seeds:
         return f"--lr {lr / 3:g}, or --epochs {2 * epochs}"

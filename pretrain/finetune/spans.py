@@ -32,7 +32,7 @@ class Scheme(NamedTuple):
 
 
 def scheme_of(sentences: list[list[str]]) -> Scheme:
-    """The scheme of the tags of a file: the first whose letters are enough for all of them."""
+    """Return the scheme of the tags of a file: the first whose letters are enough for all of them."""
     tags = {tag for sentence in sentences for tag in sentence} - {"O"}
     # B, M, E, S alone, as for the words of Chinese, are marks without a kind; without a B they are parts of speech.
     bare = "B" in tags and all(len(tag) == 1 for tag in tags)
@@ -45,7 +45,7 @@ def scheme_of(sentences: list[list[str]]) -> Scheme:
 
 
 def _begins_by_inside(sentences: list[list[str]]) -> bool:
-    """Whether a span begins with I- and none with a B- that could be one: the older IOB scheme."""
+    """Return whether a span begins with I- and none with a B- that could be one: the older IOB scheme."""
     begins_inside = False
     for tags in sentences:
         for before, tag in zip(["O", *tags], tags, strict=False):
@@ -57,12 +57,12 @@ def _begins_by_inside(sentences: list[list[str]]) -> bool:
 
 
 def kinds_of(sentences: list[list[str]], scheme: Scheme) -> list[str]:
-    """The kinds of spans there are."""
+    """Return the kinds of spans there are."""
     return sorted({kind for tags in sentences for _, _, kind in spans(tags, scheme)})
 
 
 def spans(tags: list[str], scheme: Scheme) -> set[Span]:
-    """The spans of one sentence.
+    """Return the spans of one sentence.
 
     A tag outside of the scheme, as a part of speech, is a span of its own, so that F1 is then the accuracy.
     """
@@ -81,7 +81,7 @@ def spans(tags: list[str], scheme: Scheme) -> set[Span]:
 
 
 def _parsed(tag: str, scheme: Scheme) -> tuple[str, str]:
-    """(O, B, I, E or S, kind)"""
+    """Return the tags as (O, B, I, E or S, kind)."""
     if tag == "O":
         return "O", ""
     letter, dash, kind = tag.partition("-")

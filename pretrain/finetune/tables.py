@@ -40,7 +40,7 @@ class Fields(dict[str, Any]):
 
 
 def read_rows(path: Path) -> list[tuple[int, Fields]]:
-    """(line, column -> value) of every row that is not blank; at least one.
+    """Return (line, column -> value) of every row that is not blank; at least one.
 
     Raises
     ------
@@ -98,7 +98,8 @@ def _line_of(text: str, place: int) -> int:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank. Only a file without any line feed ends its lines by carriage returns.
+    """Yield lines that are not blank, with their numbers. Only a file without any line feed ends its lines by carriage
+    returns.
 
     A text may hold other marks that Python's splitlines takes for line ends.
     """
@@ -178,7 +179,7 @@ def _tab_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
 
 
 def _quotes_are_text(text: str, rows: list[tuple[int, Cells]]) -> str | None:
-    """Why a tab-separated file is not quoted, or None where it is.
+    """Return why a tab-separated file is not quoted, or None where it is.
 
     A quoting writer leaves a signature: no quote but around whole cells and doubled inside them, and quotes around
     every cell that needs them and no other, or around whole columns.
@@ -211,7 +212,8 @@ def _in_quotes(cell: str) -> bool:
 
 
 def _quoted_rows(path: Path, text: str, delimiter: str, spaced: bool = False) -> Iterator[tuple[int, Cells]]:
-    """Rows with at least one cell that is not blank. spaced: a blank follows each delimiter and belongs to no cell."""
+    """Yield rows with at least one cell that is not blank. spaced: a blank follows each delimiter and belongs to no
+    cell."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=spaced, strict=True)
@@ -232,6 +234,6 @@ def _quoted_rows(path: Path, text: str, delimiter: str, spaced: bool = False) ->
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """The repr of a value from a file, cut to fit into a message."""
+    """Return the repr of a value from a file, cut to fit into a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

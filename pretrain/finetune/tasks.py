@@ -95,7 +95,7 @@ def tell_tags(training: list[Example], evaluation: list[Example]) -> dict[str, A
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], names: list[str], seq_len: int
 ) -> list[Feature]:
-    """Texts or pairs, with the label as its place in `names`, or as a number where there are none."""
+    """Return texts or pairs, with the label as its place in `names`, or as a number where there are none."""
     first = [example.text for example in examples]
     second = [example.pair for example in examples] if examples[0].pair is not None else None
     batch = tokenizer(first, second, truncation=True, max_length=seq_len)
@@ -110,7 +110,7 @@ def encode_texts(
 def encode_words(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], names: list[str], seq_len: int
 ) -> list[Feature]:
-    """Words, with the tag of each on its first token; `words` [words kept] says which word each tag belongs to.
+    """Return words, with the tag of each on its first token; `words` [words kept] says which word each tag belongs to.
 
     A word may have no token: cut off, or made of characters that the tokenizer drops.
     """
@@ -142,7 +142,7 @@ def _tell_lost(batch: Any, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def score_classes(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
-    """Accuracy and F1, the mean over the labels that occur; of two labels also the F1 of the second.
+    """Return the accuracy and F1, the mean over the labels that occur; of two labels also the F1 of the second.
 
     A label that is neither true nor answered anywhere has no F1, as a mean over all would take for 0.
     logits: [N, labels]
@@ -159,7 +159,10 @@ def score_classes(logits: np.ndarray, features: list[Feature], examples: list[Ex
 
 
 def score_numbers(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
-    """Pearson and Spearman correlation (0 where one side is constant) and root mean square error. logits: [N, 1]."""
+    """Return Pearson and Spearman correlation (0 where one side is constant) and root mean square error.
+
+    logits: [N, 1]
+    """
     truth, guess = np.array([feature["labels"] for feature in features]), logits[:, 0].astype(np.float64)
     defined = np.ptp(truth) > 0 and np.ptp(guess) > 0
     if np.ptp(truth) > 0 and not defined:
@@ -172,7 +175,9 @@ def score_numbers(logits: np.ndarray, features: list[Feature], examples: list[Ex
 
 
 def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
-    """Accuracy over words; precision, recall and F1 over spans that are right in place and kind. logits: [N, L, tags].
+    """Return accuracy over words; precision, recall and F1 over spans that are right in place and kind.
+
+    logits: [N, L, tags]
 
     names: all tags of the training file, which tell how spans are marked
     Every word of the file counts: one that has no token is guessed to be outside of any span.

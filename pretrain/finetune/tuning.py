@@ -142,7 +142,7 @@ def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
 def build_model(
     config: FinetuneConfig, task: Task, names: list[str], pairs: bool, pad_id: int | None
 ) -> PreTrainedModel:
-    """The encoder of the folder, or the same at random, under a new head for `names`."""
+    """Return the encoder of the folder, or the same at random, under a new head for `names`."""
     architecture = hf_folder.load_config(config.hf)
     hf_folder.settle_padding(config.hf, architecture, pad_id)
     architecture.id2label = dict(enumerate(names or ["score"]))
@@ -256,12 +256,13 @@ def fine_tune(
 
 
 def shown(score: float) -> str:
-    """Four places, or four digits where a unit is so small or large that places say nothing."""
+    """Return a number with four places, or four digits where a unit is so small or large that places say nothing."""
     return f"{score:.4f}" if score == 0 or 1e-2 <= abs(score) < 1e6 else f"{score:.4g}"
 
 
 def summary(values: list[float]) -> dict[str, float | None]:
-    """Mean, sample standard deviation and half-width of the 95 % t-interval; the last two None for a single value."""
+    """Return the mean, sample standard deviation and half-width of the 95 % t-interval; the last two None for a single
+    value."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return {"mean": mean, "std": None, "ci95": None}
@@ -270,7 +271,7 @@ def summary(values: list[float]) -> dict[str, float | None]:
 
 
 def settings(config: FinetuneConfig) -> dict[str, Any]:
-    """Everything that decides the result, as JSON values."""
+    """Return everything that decides the result, as JSON values."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
     del given["json"], given["out"]
     return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
@@ -279,7 +280,7 @@ def settings(config: FinetuneConfig) -> dict[str, Any]:
 def save(
     folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]
 ) -> None:
-    """Model, tokenizer and, last, results.json, which also names the files written."""
+    """Write model, tokenizer and, last, results.json, which also names the files written."""
     hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
     files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
@@ -287,7 +288,7 @@ def save(
 
 
 def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
-    """The score on stdout."""
+    """Print the score on stdout."""
     if config.json:
         print_json(results)
         return

@@ -81,7 +81,7 @@ def end_summary(config: TrainConfig, state: RunState, first: RunState, seconds: 
     rows = {
         "Status": f"{FINISHED if is_finished else STOPPED} at step {state.step:,}{of}, "
         f"{duration(seconds)} after step {first.step:,}",
-        "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} a second with all pauses",
+        "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} per second with all pauses",
         "Skipped": f"{state.skipped:,} steps" if state.skipped else "",
         "Best": "",
         "To go on": "" if is_finished else "the same command",

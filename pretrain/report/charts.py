@@ -2,7 +2,7 @@
 
     charts_of(histories) -> [Chart]          pretrain/report/drawing.py draws them
 
-One run: a colour a role (training, held out). Several: a colour a run; held-out values are the ones with points.
+One run: a colour per role (training, held out). Several: a colour per run; held-out values are the ones with points.
 """
 
 from os.path import commonprefix
@@ -61,22 +61,22 @@ def charts_of(histories: list[History]) -> list[Chart]:
     clip = clips.pop() if len(clips) == 1 else None
     charts = [
         Chart("mlm_loss", "Masked-word loss", _train_and_held_out(whole, "mlm_loss"), "nats",
-              marks=((entropy, "unigram entropy"),) if entropy else (), about="nats a masked token"),
+              marks=((entropy, "unigram entropy"),) if entropy else (), about="nats per masked token"),
         Chart("mlm_acc", "Masked-word accuracy", _train_and_held_out(whole, "mlm_acc"), "share"),
         Chart("lr", "Learning rate", _lines(whole, "train", "lr", is_noisy=False)),
         Chart("nsp_loss", "Sentence-pair loss", _train_and_held_out(pairs, "nsp_loss"), "nats",
-              marks=((float(np.log(2)), "chance"),), about="nats a pair"),
+              marks=((float(np.log(2)), "chance"),), about="nats per pair"),
         Chart("nsp_acc", "Sentence-pair accuracy", _train_and_held_out(pairs, "nsp_acc"), "share",
               marks=((0.5, "chance"),)),
         Chart("grad_norm", "Gradient norm", _lines(whole, "train", "grad_norm"), is_log=True,
               marks=((clip, "clipped above"),) if clip else (), about="before clipping, log scale"),
-        Chart("tokens_per_s", "Tokens a second", _lines(whole, "train", "tokens_per_s"), "count",
+        Chart("tokens_per_s", "Tokens per second", _lines(whole, "train", "tokens_per_s"), "count",
               about="real tokens over all ranks"),
         Chart("mfu", "Model FLOPs utilisation", _lines(whole, "train", "mfu"), "share",
               about="of the matrix-product peak"),
         Chart("padding_saved", "Padding saved", _lines(whole, "train", "padding_saved"), "share",
               about="of the slots of a padded batch"),
-        Chart("memory", "Memory", _lines(whole, "train", "memory_gb", is_noisy=False), about="GB a rank"),
+        Chart("memory", "Memory", _lines(whole, "train", "memory_gb", is_noisy=False), about="GB per rank"),
         Chart("trust", "LAMB trust ratios", _trust(whole), is_log=True, about="median, from least to most, log scale"),
         *_by_group(whole),
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def _trust(histories: list[History]) -> list[Line]:
 
 
 def _by_group(histories: list[History]) -> list[Chart]:
-    """Return the charts with a line a source or a layer: of one run; several would be a thicket, and have a table."""
+    """Return the charts with a line per source or layer: of one run; several would be a thicket, and have a table."""
     if len(histories) > 1:
         return []
     history = histories[0]
@@ -139,7 +139,7 @@ def _by_group(histories: list[History]) -> list[Chart]:
     shared = commonprefix(layers).rpartition(".")[0]  # noqa: RUF071 - of names, not of paths
     of_layers = [line._replace(label=line.label.removeprefix(shared + ".")) for line in of_layers]
     return [
-        Chart("by_source", "Held-out loss by source", of_sources, "nats", about="nats a masked token"),
+        Chart("by_source", "Held-out loss by source", of_sources, "nats", about="nats per masked token"),
         Chart(
             "trust_by_layer", "Trust ratio by layer", of_layers, is_log=True, about=f"{shared}, log scale".lstrip(", ")
         ),

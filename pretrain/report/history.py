@@ -213,7 +213,7 @@ class History:
 
     @cached_property
     def stores(self) -> list[tuple[Store, float]]:
-        """Return the stores of the run and their passes an epoch, where all still lie there unchanged; else none."""
+        """Return the stores of the run and their passes per epoch, where all still lie there unchanged; else none."""
         weights = [_weight(entry) for entry in self.config["train"]["data"]]
         try:
             recorded = [(entry["folder"], entry["identity"]) for entry in self.config["stores"]]

@@ -1,4 +1,4 @@
-"""The page of a run, or of several: index.html, which needs nothing but itself, and a PNG a chart.
+"""The page of a run, or of several: index.html, which needs nothing but itself, and a PNG per chart.
 
 page, images = write(out, histories, "step")
 """
@@ -22,7 +22,7 @@ SMALL, LARGE = (400, 244), (820, 556)  # pixels of a chart in the page; the firs
 
 
 class Row(NamedTuple):
-    """A row of a table of runs: a cell a run."""
+    """A row of a table of runs: a cell per run."""
 
     name: str
     cells: list[str]
@@ -137,7 +137,7 @@ def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
     ]
     if history.has_pairs:
         tiles.append(Tile("Pair accuracy", as_text(numbers["nsp_acc"], "share"), "chance is 50%"))
-    tiles.append(Tile("Tokens a second", as_text(numbers["tokens_per_s"], "count"), "median, padding not counted"))
+    tiles.append(Tile("Tokens per second", as_text(numbers["tokens_per_s"], "count"), "median, padding not counted"))
     about = "unknown: the machine was busy" if numbers["mfu"] is None else "median, of the matrix-product peak"
     tiles.append(Tile("MFU", as_text(numbers["mfu"], "share"), about))
     lost = f", {duration(numbers['lost_seconds'])} done twice" if numbers["lost_seconds"] else ""
@@ -174,9 +174,9 @@ RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Masked-word accuracy", "mlm_acc", "share", 1),
     ("Pair loss", "nsp_loss", "nats", -1),
     ("Pair accuracy", "nsp_acc", "share", 1),
-    ("Tokens a second", "tokens_per_s", "count", 1),
+    ("Tokens per second", "tokens_per_s", "count", 1),
     ("MFU", "mfu", "share", 1),
-    ("Memory, GB a rank", "memory_gb", "plain", -1),
+    ("Memory, GB per rank", "memory_gb", "plain", -1),
     ("Tokens", "tokens", "count", 0),
 )
 SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")

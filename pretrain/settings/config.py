@@ -1,16 +1,17 @@
 """What a run is: the command line, and what each value of it may be.
 
-TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not. The flags that fill "auto" in that JSON
-stand here too, since they are command line, and are passed on untouched.
+TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not; what fills "auto" in that JSON are its
+`flags`, which are command line, too, and are passed on untouched.
 """
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import tyro
+from tyro.conf import OmitArgPrefixes
 
 from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
@@ -20,10 +21,7 @@ from data_prep.samples.mixture import temperature_weights
 from data_prep.samples.pair_index import Objective
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
-    BATCH,
-    CLIP,
     COUNT,
-    LR,
     MINUTES,
     SECONDS,
     SEED,
@@ -31,10 +29,9 @@ from pretrain.settings.limits import (
     SHARE,
     STEPS,
     WARMUP,
-    WEIGHT_DECAY,
     Preset,
 )
-from pretrain.settings.phases import Span, check_span, parse_span
+from pretrain.settings.phases import Span, check_phases, parse_spans
 from pretrain.settings.schedule import Schedule
 
 PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
@@ -132,22 +129,8 @@ class TrainConfig:
     """settings to begin with: RUN/config.json, to run it again, or a .json, .yaml or .toml file of options by name;
     what is given beside it goes before it"""
 
-    global_batch: Annotated[int | None, BATCH] = None
-    """samples a step over all ranks (fills "auto"; default 256)"""
-    micro_batch: Annotated[int | None, BATCH] = None
-    """samples a rank takes through the model at once (fills "auto")"""
-    lr: Annotated[float | None, LR] = None
-    """peak learning rate (fills "auto"; default 1e-4)"""
-    weight_decay: Annotated[float | None, WEIGHT_DECAY] = None
-    """of weights, not of biases and LayerNorm (fills "auto"; default 0.01)"""
-    clip: Annotated[float | None, CLIP] = None
-    """largest gradient norm, 0: no clipping (fills "auto"; default 1)"""
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """(fills "auto"; default bf16 on a GPU, fp32 on a CPU)"""
-    zero: Literal[0, 1, 2, 3] | None = None
-    """ZeRO stage (fills "auto"; default 1)"""
-    optimizer: Literal["adamw", "lamb"] | None = None
-    """(fills "auto"; default adamw)"""
+    flags: OmitArgPrefixes[Flags] = dataclasses.field(default_factory=Flags)
+    """what fills "auto" in the DeepSpeed JSON"""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -155,7 +138,10 @@ class TrainConfig:
         if (self.model is None) == (self.init_from is None):
             raise InputError(f"give one of --model ({', '.join(get_args(Preset))}) and --init_from HF_FOLDER")
         check_ranges(self)
-        _ = self.spans, self.weighted_stores, self.stop_at(0.0)  # refuse values that make no sense
+        check_ranges(self.flags)
+        check_phases(self.phase, self._whole)
+        check_data(self.data)
+        check_job_end(os.environ)
         if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
         if self.rollback and self.rollback <= 1:
@@ -171,10 +157,14 @@ class TrainConfig:
             )
 
     @property
+    def _whole(self) -> Span:
+        """The run as one span of steps, without --phase."""
+        return Span(self.seq_len, self.steps, self.warmup, self.schedule, self.batch_warmup)
+
+    @property
     def spans(self) -> list[Span]:
         """The phases as asked for; one where there is no --phase."""
-        whole = Span(self.seq_len, self.steps, self.warmup, self.schedule, self.batch_warmup)
-        return [parse_span(text, whole) for text in self.phase] or [check_span(whole)]
+        return parse_spans(self.phase, self._whole)
 
     @property
     def total_steps(self) -> int:
@@ -187,38 +177,37 @@ class TrainConfig:
         return Masking(self.mask_rate, *self.mask_split, unit=self.mask_unit)
 
     @property
-    def flags(self) -> Flags:
-        """What the command line says about the DeepSpeed JSON."""
-        return Flags(*(getattr(self, name) for name in Flags._fields))
-
-    @property
     def weighted_stores(self) -> list[tuple[Path, float]]:
-        """--data as (folder, passes an epoch).
-
-        Raises
-        ------
-        InputError: a weight that is not a number above 0.
-        """
+        """--data as (folder, passes per epoch)."""
         return [_weighted(entry) for entry in self.data]
 
     def passes(self, tokens: Sequence[int]) -> list[float]:
-        """Passes an epoch of each store of --data, which hold so many tokens: their weights, smoothed.
-
-        Raises
-        ------
-        InputError: a weight that is not a number above 0.
-        """
+        """Return passes per epoch of each store of --data, which hold so many tokens: their weights, smoothed."""
         return temperature_weights([weight for _, weight in self.weighted_stores], tokens, self.temperature)
 
     def stop_at(self, now: float) -> float | None:
-        """When the run should save and stop, in seconds as time.time() counts them; None without a limit."""
-        end = now + self.time_limit if self.time_limit else number_in(os.environ, "SLURM_JOB_END_TIME", 0, most=10**12)
+        """Return when the run should save and stop, in seconds as time.time() counts them; None without a limit."""
+        end = now + self.time_limit if self.time_limit else check_job_end(os.environ)
         return end - self.stop_before if end else None
 
     def record(self) -> dict[str, Any]:
-        """The settings as JSON values, for config.json."""
-        given = {name: _plain(value) for name, value in dataclasses.asdict(self).items() if name != "config"}
-        return given | {"steps": self.total_steps}
+        """Return the settings as JSON values, by the names of their options, for config.json."""
+        settings = dataclasses.asdict(self)
+        given = settings | settings.pop("flags")
+        return {name: _plain(value) for name, value in given.items() if name not in ("config", "flags")} | {
+            "steps": self.total_steps
+        }
+
+
+def check_data(data: Sequence[str]) -> None:
+    """Refuse a store's weight that is not a number above 0."""
+    for entry in data:
+        _weighted(entry)
+
+
+def check_job_end(environment: Mapping[str, str]) -> int:
+    """Return when Slurm ends this job, as time.time() has it, 0 where nobody says; refuse what is no time."""
+    return number_in(environment, "SLURM_JOB_END_TIME", 0, most=10**12)
 
 
 def _weighted(entry: str) -> tuple[Path, float]:

@@ -11,12 +11,13 @@ another length makes other samples, which begin at their first epoch.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
 from data_prep.ranges import check_ranges
-from pretrain.settings.ds_config import Flags, resolve
+from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
 from pretrain.settings.limits import COUNT, SEQ_LEN, STEPS, WARMUP
 from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 
@@ -44,7 +45,7 @@ class Phase:
     index: int
     first: int  # steps of the run before it
     span: Span
-    settings: dict[str, Any]  # the resolved DeepSpeed JSON
+    settings: DeepSpeedSettings
 
     @property
     def end(self) -> int:
@@ -54,22 +55,22 @@ class Phase:
     @property
     def global_batch(self) -> int:
         """Samples of a step over all ranks, once the batch has grown."""
-        return self.settings["train_batch_size"]
+        return self.settings.global_batch
 
     @property
     def micro_batch(self) -> int:
         """Samples that a rank takes through the model at once."""
-        return self.settings["train_micro_batch_size_per_gpu"]
+        return self.settings.micro_batch
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step on each rank."""
-        return self.settings["gradient_accumulation_steps"]
+        return self.settings.accumulation
 
     @property
     def lr(self) -> float:
         """Peak learning rate."""
-        return self.settings["optimizer"]["params"]["lr"]
+        return self.settings.lr
 
     def described(self) -> dict[str, Any]:
         """All that a person wants to know of it."""
@@ -131,6 +132,21 @@ def _number(text: str, name: str, value: str) -> int | float:
         raise InputError(f"--phase {text}: {name} {value!r} is not a {kind}") from error
 
 
+def parse_spans(texts: Sequence[str], whole: Span) -> list[Span]:
+    """Return the phases that these --phase ask for; the `whole` run as one where there are none.
+
+    Raises
+    ------
+    InputError: as parse_span() and check_span() do.
+    """
+    return [parse_span(text, whole) for text in texts] or [check_span(whole)]
+
+
+def check_phases(texts: Sequence[str], whole: Span) -> None:
+    """Refuse what parse_spans() does."""
+    parse_spans(texts, whole)
+
+
 def check_span(span: Span, option: str = "--") -> Span:
     """The span itself, if its values make sense; `option` is what stands before a name in a message.
 
@@ -171,6 +187,6 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
     return phases
 
 
-def engine_settings(phases: list[Phase]) -> dict[str, Any]:
+def engine_settings(phases: list[Phase]) -> DeepSpeedSettings:
     """What DeepSpeed is started with: the phase of most micro-batches a step; offloading makes its buffers for them."""
-    return max((phase.settings for phase in phases), key=lambda settings: settings["gradient_accumulation_steps"])
+    return max((phase.settings for phase in phases), key=lambda settings: settings.accumulation)
