@@ -101,7 +101,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
     engine = init_engine(model, settings)
     fill_moments(engine.partition)
     identity = ModelIdentity(architecture_of(model.config), "0" * 64, config.vocab_size)
-    saver = Saver(folder / "ours", engine, identity=identity, settings=settings, keep=1)
+    saver = Saver(folder / "ours", engine, identity=identity, settings=settings.content, keep=1)
     figures: Figures = {}
 
     def note(name: str, action: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> None:

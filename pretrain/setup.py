@@ -4,13 +4,13 @@
     prepare(config, ranks) -> Setup     refuses everything that names, sizes and headers of files tell
     setup.with_precision("bf16")        once torch has told what the device can do
 
-What needs the model (its weights, a checkpoint's shapes) or a GPU is refused later, in training.py.
+What needs the model (its weights, a checkpoint's shapes) or a GPU is refused later, in trainer.py.
 """
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_prep.cli import InputError, number_in
 from data_prep.files import check_writable
@@ -19,6 +19,7 @@ from pretrain.advice.machine import elsewhere
 from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.ds_config import DeepSpeedSettings
 from pretrain.settings.limits import MAX_POSITIONS
 from pretrain.settings.phases import Phase, engine_settings, phases_of
 from pretrain.state import RunState
@@ -33,8 +34,8 @@ class Setup(NamedTuple):
     phases: list[Phase]
 
     @property
-    def deepspeed(self) -> dict[str, Any]:
-        """The resolved DeepSpeed JSON that the engine is started with."""
+    def deepspeed(self) -> DeepSpeedSettings:
+        """What the engine is started with."""
         return engine_settings(self.phases)
 
     @property
@@ -121,7 +122,7 @@ def ranks_in(environment: Mapping[str, str]) -> int | None:
 
 def check_compile(setup: Setup) -> None:
     """Refuse --compile at stage 3."""
-    if setup.config.compile and setup.deepspeed["zero_optimization"]["stage"] == 3:
+    if setup.config.compile and setup.deepspeed.stage == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.settings.ds_config import Flags, precision_of, resolve
+from pretrain.settings.ds_config import Flags, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -50,43 +50,40 @@ def test_the_files_that_the_documentation_names_are_there():
 @pytest.mark.parametrize("world_size", [1, 8, 64])
 def test_files_resolve_on_any_usual_number_of_ranks(path, world_size):
     settings = resolve(path, Flags(), world_size, "bf16")
-    micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
-    assert settings["train_batch_size"] == micro * accumulation * world_size
-    assert "auto" not in json.dumps(settings)
+    assert settings.global_batch == settings.micro_batch * settings.accumulation * world_size
+    assert settings.ranks == world_size
+    assert "auto" not in json.dumps(settings.content)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_precision_is_open_except_on_cpu(path):
-    open_to = {precision_of(resolve(path, Flags(), 1, default)) for default in ("fp32", "bf16", "fp16")}
+    open_to = {resolve(path, Flags(), 1, default).precision for default in ("fp32", "bf16", "fp16")}
     assert open_to == ({"fp32"} if path.stem == "cpu" else {"fp32", "bf16", "fp16"})
 
 
 def test_auto_leaves_everything_to_the_command_line():
     flags = Flags(96, 8, 3e-4, 0.1, 0.5, "fp32", 2, "adamw")
     settings = resolve(ROOT / "ds_configs/auto.json", flags, 4, "bf16")
-    assert (settings["train_batch_size"], settings["train_micro_batch_size_per_gpu"]) == (96, 8)
-    assert settings["gradient_accumulation_steps"] == 3
-    assert (settings["optimizer"]["params"]["lr"], settings["optimizer"]["params"]["weight_decay"]) == (3e-4, 0.1)
-    assert (settings["gradient_clipping"], settings["zero_optimization"]["stage"]) == (0.5, 2)
-    assert precision_of(settings) == "fp32"
+    assert (settings.global_batch, settings.micro_batch, settings.accumulation) == (96, 8, 3)
+    assert (settings.lr, settings.weight_decay, settings.clip) == (3e-4, 0.1, 0.5)
+    assert (settings.optimizer, settings.precision, settings.stage) == ("adamw", "fp32", 2)
 
 
 def in_two_parts(path: Path) -> Flags:
     """Two micro-batches a step, however large the batch is."""
-    return Flags(micro_batch=resolve(path, Flags(), 1, "fp32")["train_batch_size"] // 2)
+    return Flags(micro_batch=resolve(path, Flags(), 1, "fp32").global_batch // 2)
 
 
 def test_large_models_have_the_published_recipe_of_lamb():
     for name, batch, lr in (("large_128", 65536, 6e-3), ("large_512", 32768, 4e-3)):
         settings = resolve(ROOT / f"ds_configs/{name}.json", Flags(), 64, "bf16")
-        found = (settings["optimizer"]["type"], settings["train_batch_size"], settings["optimizer"]["params"]["lr"])
-        assert found == ("lamb", batch, lr)
+        assert (settings.optimizer, settings.global_batch, settings.lr) == ("lamb", batch, lr)
 
 
 @pytest.mark.slow
 def test_deepspeed_accepts_them_and_takes_a_step():
     resolved = {
-        f"{path.stem} {precision}": resolve(path, in_two_parts(path), 1, precision)
+        f"{path.stem} {precision}": resolve(path, in_two_parts(path), 1, precision).content
         for path in FILES
         for precision in ("fp32", "bf16")
     }

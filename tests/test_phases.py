@@ -14,7 +14,7 @@ from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of
 from pretrain.train import train
 from tests.ranks import run_ranks
-from tests.runs import contents, distance, lines_of, train_config, weights
+from tests.runs import contents, distance, lines_of, tiny_run, weights
 from tests.stores import random_documents, store_of
 
 WHOLE = Span(128, 1000, 0.1, "linear", 0)
@@ -59,9 +59,9 @@ def test_a_phase_goes_before_the_json(tmp_path):
     path.write_text(json.dumps(fixed))
     spans = [WHOLE._replace(flags=Flags(global_batch=96, micro_batch=8, lr=0.5)), WHOLE]
     own, other = phases_of(spans, path, Flags(), 2, "fp32")
-    assert (own.global_batch, own.micro_batch, own.settings["gradient_accumulation_steps"]) == (96, 8, 6)
-    assert (other.global_batch, other.micro_batch, other.settings["gradient_accumulation_steps"]) == (64, 8, 4)
-    assert [phase.settings["optimizer"]["params"]["lr"] for phase in (own, other)] == [0.5, 1]
+    assert (own.global_batch, own.micro_batch, own.accumulation) == (96, 8, 6)
+    assert (other.global_batch, other.micro_batch, other.accumulation) == (64, 8, 4)
+    assert [phase.lr for phase in (own, other)] == [0.5, 1]
     assert (other.index, other.first, other.end) == (1, 1000, 2000)
 
 
@@ -83,10 +83,9 @@ def store(tmp_path_factory) -> Path:
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", phase=TWO, warmup=2, keep=0, eval_every=0, eval_samples=8,
-        save_every=1, log_every=1, dropout=0.1,
-    )  # fmt: skip
-    return train_config(**settings | changes)
+        phase=TWO, warmup=2, eval_every=0, eval_samples=8, save_every=1, seq_len=128, lr=None
+    )
+    return tiny_run(store, out, **settings | changes)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from pretrain.monitor.disk import DiskNeed, check_disk
 from pretrain.monitor.probe import Probe, move_to_device, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import precision_of
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.sizes import Shape, state_bytes
@@ -95,8 +94,7 @@ class PhasePlan:
     @property
     def accumulation(self) -> int:
         """Return the micro-batches of a step on each rank."""
-        count: int = self.phase.settings["gradient_accumulation_steps"]
-        return count
+        return self.phase.accumulation
 
     def record(self) -> dict[str, Any]:
         """Return the phase as JSON values."""
@@ -192,7 +190,7 @@ def estimate_run(
     parameters, settings = model.num_parameters(), phases[0].settings
     disk = check_disk(setup, parameters)
     done = _steps_done(resumed_from, stores[0], model)
-    precision, stage = precision_of(settings), settings["zero_optimization"]["stage"]
+    precision, stage = settings.precision, settings.stage
     device = move_to_device(model, settings)
     machine = elsewhere(config.gpu, ranks) if config.gpu else None
     outlook = look_ahead(config, stores)
@@ -232,8 +230,7 @@ def _plan_phase(
     optimizer_seconds: float | None,
 ) -> PhasePlan:
     """Reckon a phase from what was measured of it."""
-    stage, precision = phase.settings["zero_optimization"]["stage"], precision_of(phase.settings)
-    accumulation: int = phase.settings["gradient_accumulation_steps"]
+    stage, precision, accumulation = phase.settings.stage, phase.settings.precision, phase.accumulation
     micro_tokens = phase.micro_batch * data.sample_tokens
     # Seconds of a step: here by the probe, each rank with a share of the optimizer; elsewhere by the data sheet.
     if machine is None:

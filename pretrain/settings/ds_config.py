@@ -1,6 +1,6 @@
 """The DeepSpeed JSON of a run: read, completed from the command line, checked.
 
-    ds_configs/*.json -> resolve(...) -> the complete dict that config.json records and deepspeed.initialize gets
+    ds_configs/*.json -> resolve(...) -> DeepSpeedSettings: what config.json records and deepspeed.initialize gets
 
 The JSON owns what DeepSpeed consumes: batch sizes, optimizer and its hyper-parameters, precision, clipping, ZeRO. As
 in transformers' DeepSpeed integration "auto", or nothing, means: from the command line. DeepSpeed itself does not know
@@ -138,10 +138,67 @@ def _check_names(path: Path, prefix: str, found: Any, known: frozenset[str]) -> 
             raise InputError(f"{path}: unknown name {prefix}{key}; known: {', '.join(sorted(known))}")
 
 
+@dataclasses.dataclass(frozen=True)
+class DeepSpeedSettings:
+    """A complete DeepSpeed JSON: no "auto", no absent batch size, optimizer, precision or stage."""
+
+    content: dict[str, Any]  # as config.json records it, and deepspeed.initialize gets it
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step over all ranks."""
+        return self.content["train_batch_size"]
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that a rank takes through the model at once."""
+        return self.content["train_micro_batch_size_per_gpu"]
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on each rank."""
+        return self.content["gradient_accumulation_steps"]
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that share a step."""
+        return self.global_batch // (self.micro_batch * self.accumulation)
+
+    @property
+    def optimizer(self) -> str:
+        """adamw or lamb."""
+        return self.content["optimizer"]["type"]
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.content["optimizer"]["params"]["lr"]
+
+    @property
+    def weight_decay(self) -> float:
+        """Of weights, not of biases and LayerNorm."""
+        return self.content["optimizer"]["params"]["weight_decay"]
+
+    @property
+    def clip(self) -> float:
+        """Largest gradient norm; 0: no clipping."""
+        return self.content["gradient_clipping"]
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return next((name for name in ("bf16", "fp16") if self.content[name]["enabled"]), "fp32")
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO."""
+        return self.content["zero_optimization"]["stage"]
+
+
 def resolve(
     path: Path, flags: Flags, world_size: int, default_precision: str, phase: Flags = NOTHING
-) -> dict[str, Any]:
-    """The complete DeepSpeed settings of a phase: no "auto", no absent batch size, optimizer, precision or stage.
+) -> DeepSpeedSettings:
+    """Return the complete DeepSpeed settings of a phase.
 
     What the phase says (of batches and learning rate) goes before the JSON and the flags.
 
@@ -169,20 +226,15 @@ def resolve(
             f"{path}: zero_optimization.round_robin_gradients scatters parameters over the ranks in an order that "
             "checkpoints and LAMB do not follow; remove it"
         )
-    stage = content["zero_optimization"]["stage"]
-    if stage not in (0, 1, 2, 3):
-        raise InputError(f"{path}: ZeRO stage {stage!r}; choose 0, 1, 2 or 3")
-    if stage == 0 and precision_of(content) != "fp32":
+    resolved = DeepSpeedSettings(content)
+    if resolved.stage not in (0, 1, 2, 3):
+        raise InputError(f"{path}: ZeRO stage {resolved.stage!r}; choose 0, 1, 2 or 3")
+    if resolved.stage == 0 and resolved.precision != "fp32":
         raise InputError(
-            f"{path}: {precision_of(content)} with ZeRO stage 0 is broken in DeepSpeed 0.19.8 (gradients are divided "
+            f"{path}: {resolved.precision} with ZeRO stage 0 is broken in DeepSpeed 0.19.8 (gradients are divided "
             "by a loss scale that was never applied); use --zero 1, also on one GPU, or --precision fp32"
         )
-    return content
-
-
-def precision_of(settings: dict[str, Any]) -> str:
-    """fp32, bf16 or fp16, from resolved settings."""
-    return next((name for name in ("bf16", "fp16") if settings[name]["enabled"]), "fp32")
+    return resolved
 
 
 def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:

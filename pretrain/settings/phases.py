@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
 from data_prep.ranges import check_ranges
-from pretrain.settings.ds_config import Flags, resolve
+from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
 from pretrain.settings.limits import COUNT, SEQ_LEN, STEPS, WARMUP
 from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 
@@ -45,7 +45,7 @@ class Phase:
     index: int
     first: int  # steps of the run before it
     span: Span
-    settings: dict[str, Any]  # the resolved DeepSpeed JSON
+    settings: DeepSpeedSettings
 
     @property
     def end(self) -> int:
@@ -55,22 +55,22 @@ class Phase:
     @property
     def global_batch(self) -> int:
         """Samples of a step over all ranks, once the batch has grown."""
-        return self.settings["train_batch_size"]
+        return self.settings.global_batch
 
     @property
     def micro_batch(self) -> int:
         """Samples that a rank takes through the model at once."""
-        return self.settings["train_micro_batch_size_per_gpu"]
+        return self.settings.micro_batch
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step on each rank."""
-        return self.settings["gradient_accumulation_steps"]
+        return self.settings.accumulation
 
     @property
     def lr(self) -> float:
         """Peak learning rate."""
-        return self.settings["optimizer"]["params"]["lr"]
+        return self.settings.lr
 
     def described(self) -> dict[str, Any]:
         """All that a person wants to know of it."""
@@ -187,6 +187,6 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
     return phases
 
 
-def engine_settings(phases: list[Phase]) -> dict[str, Any]:
+def engine_settings(phases: list[Phase]) -> DeepSpeedSettings:
     """What DeepSpeed is started with: the phase of most micro-batches a step; offloading makes its buffers for them."""
-    return max((phase.settings for phase in phases), key=lambda settings: settings["gradient_accumulation_steps"])
+    return max((phase.settings for phase in phases), key=lambda settings: settings.accumulation)

@@ -24,7 +24,7 @@ from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
 from data_prep.ranges import hints_of, kind_of
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import Flags, precision_of, resolve
+from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
 
 Settings = dict[str, Any]
 
@@ -142,7 +142,8 @@ def _of_record(path: Path, record: Settings, is_whole: bool) -> Settings:
     if not is_whole:
         return settings
     try:
-        flags, world = _flags_of(record["deepspeed"])
+        before = DeepSpeedSettings(record["deepspeed"])
+        flags, world = _flags_of(before), before.ranks
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"--config {path} does not say what DeepSpeed had ({error!r}); {EDITED}") from error
     # What phases say for themselves is no flag.
@@ -155,21 +156,17 @@ def _of_record(path: Path, record: Settings, is_whole: bool) -> Settings:
     return settings
 
 
-def _flags_of(resolved: Settings) -> tuple[Flags, int]:
-    """What flags can say of resolved DeepSpeed settings, but for the micro-batch, which depends on the ranks; and how
-    many these were."""
-    batch, micro = resolved["train_batch_size"], resolved["train_micro_batch_size_per_gpu"]
-    params = resolved["optimizer"]["params"]
-    flags = Flags(
-        global_batch=batch,
-        lr=params["lr"],
-        weight_decay=params["weight_decay"],
-        clip=resolved["gradient_clipping"],
-        precision=precision_of(resolved),
-        zero=resolved["zero_optimization"]["stage"],
-        optimizer=resolved["optimizer"]["type"],
+def _flags_of(resolved: DeepSpeedSettings) -> Flags:
+    """Return what flags can say of resolved settings, but for the micro-batch, which depends on the ranks."""
+    return Flags(
+        global_batch=resolved.global_batch,
+        lr=resolved.lr,
+        weight_decay=resolved.weight_decay,
+        clip=resolved.clip,
+        precision=resolved.precision,  # type: ignore[arg-type]  # the parser looks at it
+        zero=resolved.stage,  # type: ignore[arg-type]
+        optimizer=resolved.optimizer,  # type: ignore[arg-type]
     )
-    return flags, batch // (micro * resolved["gradient_accumulation_steps"])
 
 
 def _tell_changes(path: Path, flags: Flags, world: int, before: Settings) -> None:
@@ -179,7 +176,7 @@ def _tell_changes(path: Path, flags: Flags, world: int, before: Settings) -> Non
     ------
     InputError: as ds_config.resolve() does.
     """
-    now = resolve(path, flags, world, flags.precision or "fp32")
+    now = resolve(path, flags, world, flags.precision or "fp32").content
     for section in ("optimizer", "zero_optimization", "bf16", "fp16"):
         old, new = _flat(before.get(section, {})), _flat(now.get(section, {}))
         for name in sorted({*old, *new}):

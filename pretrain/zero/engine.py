@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
 from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
-from pretrain.settings.ds_config import precision_of
+from pretrain.settings.ds_config import DeepSpeedSettings
 from pretrain.state import SCALER_FIELDS
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, map_partition
@@ -36,9 +36,9 @@ def default_precision() -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def check_precision(settings: dict[str, Any]) -> None:
+def check_precision(settings: DeepSpeedSettings) -> None:
     """Refuse fp16 where DeepSpeed's accelerator does."""
-    if precision_of(settings) == "fp16" and not get_accelerator().is_fp16_supported():
+    if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
         raise InputError("fp16 needs a GPU; use --precision bf16 or fp32 on this machine")
 
 
@@ -192,7 +192,7 @@ class Engine:
 
 def init_engine(
     model: BertForPreTraining,
-    settings: dict[str, Any],
+    settings: DeepSpeedSettings,
     *,
     allow_untested: bool = False,
     checkpoint_activations: bool = False,
@@ -203,12 +203,12 @@ def init_engine(
     ------
     InputError: as make_optimizer() and Engine do.
     """
-    optimizer = make_optimizer(model, settings["optimizer"])
+    optimizer = make_optimizer(model, settings.content["optimizer"])
     import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
         model=PretrainingModule(model, checkpoint_activations),
         optimizer=optimizer,
-        config={key: value for key, value in settings.items() if key != "optimizer"},
+        config={key: value for key, value in settings.content.items() if key != "optimizer"},
     )
     return Engine(engine, model, allow_untested=allow_untested)
 
