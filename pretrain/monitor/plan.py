@@ -31,6 +31,7 @@ from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.sizes import Shape, state_bytes
 from pretrain.state import DataPosition
+from pretrain.wording import two_digits
 
 SAMPLED_TOKENS = 20_000_000  # of a store of which samples are looked at; the rest is taken to be like them
 SAMPLED_SAMPLES = 1 << 14  # whose lengths are averaged
@@ -336,4 +337,6 @@ def _longer(config: TrainConfig, steps: int, factor: float) -> str:
     """Return the option for so many times the run; none where phases decide."""
     if config.phase:
         return ""
-    return f"--hours {config.hours * factor:.2g}" if config.hours else f"--steps {max(1, round(steps * factor))}"
+    return (
+        f"--hours {two_digits(config.hours * factor)}" if config.hours else f"--steps {max(1, round(steps * factor))}"
+    )
