@@ -204,7 +204,7 @@ def print_statistics(store: Store, found: dict[str, Any]) -> None:
     print(f"  {'entries used':24}{found['vocab_used']:>16,}  of {found['vocab_size']:,}")
     for name, count in store.manifest.counts.irregularities.items():
         print(f"  {name.replace('_', ' '):24}{count:>16,}")
-    for path, odd in list(store.manifest.oddities.items())[:SOURCES_SHOWN]:
+    for path, odd in list(store.manifest.irregularities.items())[:SOURCES_SHOWN]:
         print(f"    in {path}: " + ", ".join(f"{name} {count:,}" for name, count in odd.items()))
     print("  settings: " + ", ".join(f"{name} {value}" for name, value in found["settings"].items()))
     print("\nsources                                               documents   held out         tokens")

@@ -122,7 +122,7 @@ class StoreManifest:
     sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...] = ()
     counts: Counts = Counts()
-    oddities: dict[str, dict[str, int]] = field(default_factory=dict)  # irregularities by the path of a source
+    irregularities: dict[str, dict[str, int]] = field(default_factory=dict)  # by the path of a source
 
     @classmethod
     def from_fields(cls, content: Fields) -> "StoreManifest":
@@ -146,7 +146,7 @@ class StoreManifest:
             sources=tuple(map(_source, content.rows("sources"))),
             shards=shards,
             counts=_counts(content.of("counts")),
-            oddities={
+            irregularities={
                 path: {name: odd.whole(name) for name in odd.content}
                 for path, odd in content.of("oddities", default={}).each()
             },
@@ -168,7 +168,7 @@ class StoreManifest:
         return self.recipe() | {
             "shards": [asdict(shard) for shard in self.shards],
             "counts": {name: count for name, count in asdict(self.counts).items() if count is not None},
-            "oddities": self.oddities,
+            "oddities": self.irregularities,
         }
 
 

@@ -205,7 +205,7 @@ def what_was_read(store: Store) -> dict[str, Any]:
 def _odd(manifest: StoreManifest) -> list[tuple[str, int]]:
     """Return what was mended or left out within files, and counted."""
     total: Counter[str] = Counter()
-    for found in manifest.oddities.values():
+    for found in manifest.irregularities.values():
         total.update(found)
     return total.most_common()
 

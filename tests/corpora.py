@@ -67,14 +67,8 @@ def as_jsonl(documents: list[list[str]], column: str = "text") -> str:
 def write(path: Path, content: str | bytes) -> Path:
     """Write a text, packed as the name says."""
     raw = content.encode() if isinstance(content, str) else content
-    packers: dict[str, Callable[[bytes], bytes]] = {
-        ".gz": gzip.compress,
-        ".bz2": bz2.compress,
-        ".zst": zstandard.ZstdCompressor().compress,
-    }
-    pack = packers.get(path.suffix, bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pack(raw))
+    path.write_bytes(PACKERS.get(path.suffix, bytes)(raw))
     return path
 
 

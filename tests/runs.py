@@ -23,13 +23,13 @@ def train_config(**options: Any) -> TrainConfig:
 
 
 def tiny_run(store: Path, out: Path, **settings: Any) -> TrainConfig:
-    """A run of bert-tiny that keeps every checkpoint, logs every step, and is otherwise as `settings` say."""
+    """Return a run of bert-tiny that keeps every checkpoint, logs every step, and is otherwise as `settings` say."""
     common: dict[str, Any] = dict(model="bert-tiny", seq_len=32, lr=1e-3, keep=0, log_every=1, eval_samples=0)
-    return train_config(data=(str(store),), out=out, **common | settings)
+    return train_config(**dict(data=(str(store),), out=out) | common | settings)
 
 
 def saving_run(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    """A run that saves and evaluates often."""
+    """Return a run that saves and evaluates often."""
     settings = dict(steps=SAVING_STEPS, global_batch=8, save_every=4, eval_samples=8, eval_every=8)
     return tiny_run(store, out, **settings | changes)
 

@@ -131,7 +131,7 @@ def test_an_archive_in_a_store(tmp_path):
     assert shard(tmp_path / "c", vocab, tmp_path / "store").returncode == 0
     manifest = Store.open(tmp_path / "store").manifest
     assert manifest.counts.documents == 90
-    assert manifest.oddities == {"c/a.tar.gz": {"refused_members": 1}}
+    assert manifest.irregularities == {"c/a.tar.gz": {"refused_members": 1}}
     done = shard(tmp_path / "c", vocab, tmp_path / "strict", "--strict")
     assert (done.returncode, "a.tar.gz: refused_members 1, which --strict refuses" in done.stderr) == (2, True)
     source = find_sources([str(tmp_path / "c")])[0]

@@ -107,7 +107,7 @@ def test_all_of_it_is_counted_in_the_manifest_and_does_not_depend_on_workers(tmp
     assert (counts.excluded_documents, counts.control_characters) == (1, 1)
     assert counts.short_documents >= 1
     assert counts.documents == 200 - 1 - counts.short_documents
-    assert one.manifest.oddities["c/a.jsonl"]["excluded_documents"] == 1
+    assert one.manifest.irregularities["c/a.jsonl"]["excluded_documents"] == 1
     assert len(one.manifest.settings["exclude"]) == 1
 
 

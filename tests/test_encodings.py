@@ -240,7 +240,7 @@ class TestStores:
             read_as = {"utf-16": "utf-16-le"}.get(encoding, encoding)
             assert store.manifest.sources[0].encoding == read_as
             assert f"read as {read_as}: " in capfd.readouterr().err
-            assert store.manifest.oddities == {}
+            assert store.manifest.irregularities == {}
 
     def test_members_of_archives_have_encodings_of_their_own(self, vocab_folder, tmp_path, capfd):
         (tmp_path / "c").mkdir()
@@ -256,7 +256,7 @@ class TestStores:
         assert shard(tmp_path / "c", vocab_folder, tmp_path / "store").returncode == 0
         said = capfd.readouterr().err
         assert "read as cp1252: a guess: c/a.tar/de.txt (--encoding NAME to say otherwise)" in said
-        assert Store.open(tmp_path / "store").manifest.oddities == {
+        assert Store.open(tmp_path / "store").manifest.irregularities == {
             "c/a.tar": {"members_in_cp1250": 1, "members_in_cp1252": 1, "members_in_utf-16-le": 1}
         }
 

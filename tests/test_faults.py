@@ -63,7 +63,9 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
     ranks = start_ranks(2, train, saving_run(store, run))
     step = random.Random(str(victims)).randrange(2, SAVING_STEPS - 6)
     wait_for(lambda: steps_done(run) >= step)
-    time.sleep(random.random() * 0.05)
+    pause = random.random() * 0.05  # drawn anew each time, and said where the test fails
+    print(f"killed {pause} s after step {step}")
+    time.sleep(pause)
     for victim in victims:
         ranks[victim][0].kill()
     for process, _ in ranks:  # the launcher ends the others; here the test does

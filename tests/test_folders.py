@@ -344,7 +344,7 @@ def test_a_store_of_all_kinds_does_not_depend_on_who_makes_it(folder, tmp_path, 
     assert (sources["c/a.csv"].layout, sources["c/a.csv"].column) == ("commas", "content")
     assert (sources["c/b.tsv.gz"].encoding, sources["c/b.tsv.gz"].column) == ("utf-16-le", "")
     assert {sources[name]["layout"] for name in ("c/AA/wiki_00", "c/f.txt")} == {"wikiextractor", "wikitext"}
-    assert store.manifest.oddities["c/g.tar"]["other_members"] == 1
+    assert store.manifest.irregularities["c/g.tar"]["other_members"] == 1
     # A second run finds nothing to do, a new file is appended.
     capsys.readouterr()
     store_of(folder, tmp_path / "one", "--workers", "1", "--shard_mb", "0.01")

@@ -49,7 +49,7 @@ def test_what_can_be_mended_is_counted_by_source_or_refused(good, vocab, tmp_pat
     done = shard(good, vocab, tmp_path / "store", "--txt", "lines")
     assert done.returncode == 0, done.stderr
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest.oddities == {f"c/{name}": oddity}
+    assert manifest.irregularities == {f"c/{name}": oddity}
     assert manifest.counts.documents == 40 + documents
     strict = shard(good, vocab, tmp_path / "strict", "--txt", "lines", "--strict")
     assert strict.returncode == 2
@@ -63,7 +63,7 @@ def test_a_byte_order_mark_and_an_empty_file_change_nothing(good, vocab, tmp_pat
     write(good / "none.txt", "")
     assert shard(good, vocab, tmp_path / "store").returncode == 0
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest.oddities == {}
+    assert manifest.irregularities == {}
     assert [source.bytes for source in manifest.sources if source.path == "c/none.txt"] == [0]
     assert manifest.counts.unknown == Store.open(tmp_path / "store").manifest.counts.unknown
     strict = shard(good, vocab, tmp_path / "strict", "--strict")
@@ -97,7 +97,7 @@ def test_of_a_file_cut_short_what_is_whole_is_kept_the_same_way_by_any_workers(g
     assert f"z.jsonl{suffix} is damaged or cut short" in capfd.readouterr().err
     assert files_of(tmp_path / "store1") == files_of(tmp_path / "store2")
     manifest = Store.open(tmp_path / "store1").manifest
-    assert manifest.oddities == {f"c/z.jsonl{suffix}": {"damaged_parts": 1}}
+    assert manifest.irregularities == {f"c/z.jsonl{suffix}": {"damaged_parts": 1}}
     assert manifest.counts.documents >= 40 + 1500  # all of the first part; of .bz2 and .zst, blocks are lost
     assert manifest.counts.documents < 40 + 3000
     strict = shard(good, vocab, tmp_path / "strict", *options, "--strict")
@@ -240,7 +240,7 @@ def test_a_line_of_400_mb_and_bombs_take_little_memory(good, vocab, tmp_path, ki
     bomb(kind, good / name, 400)
     assert peak_mb(good, vocab, tmp_path / "store") < 300
     manifest = Store.open(tmp_path / "store").manifest
-    assert manifest.oddities[f"c/{name}"]["long_lines"] >= 1
+    assert manifest.irregularities[f"c/{name}"]["long_lines"] >= 1
     if kind != "txt":  # what stood after the bomb is there
         assert manifest.counts.documents == 41
 

@@ -14,7 +14,7 @@ from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of
 from pretrain.train import train
 from tests.ranks import run_ranks
-from tests.runs import contents, distance, lines_of, train_config, weights
+from tests.runs import contents, distance, lines_of, tiny_run, weights
 from tests.stores import random_documents, store_of
 
 WHOLE = Span(128, 1000, 0.1, "linear", 0)
@@ -83,10 +83,9 @@ def store(tmp_path_factory) -> Path:
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", phase=TWO, warmup=2, keep=0, eval_every=0, eval_samples=8,
-        save_every=1, log_every=1, dropout=0.1,
-    )  # fmt: skip
-    return train_config(**settings | changes)
+        phase=TWO, warmup=2, eval_every=0, eval_samples=8, save_every=1, seq_len=128, lr=None
+    )
+    return tiny_run(store, out, **settings | changes)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from pretrain.settings.config import TrainConfig
 from pretrain.setup import prepare
 from pretrain.sizes import state_bytes
 from tests.ranks import run_ranks
-from tests.runs import train_config
+from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 
 COLLECTIVES = {"all_reduce": 2, "all_gather_into_tensor": 1, "reduce_scatter_tensor": 1}  # rings: passes over the data
@@ -38,11 +38,7 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=3, warmup=1, lr=1e-3, global_batch=16,
-        micro_batch=4, eval_samples=0, log_every=10,
-    )  # fmt: skip
-    return train_config(**settings | changes)
+    return tiny_run(store, out, **dict(steps=3, warmup=1, global_batch=16, micro_batch=4, keep=3) | changes)
 
 
 def planned(config: TrainConfig, capsys) -> dict[str, Any]:

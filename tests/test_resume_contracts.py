@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +55,7 @@ def other(tmp_path_factory) -> Path:
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
     settings = dict(steps=STEPS, warmup=1, global_batch=8, save_every=2, eval_every=2, eval_samples=8)
-    data = changes.pop("data", (str(store),))
-    return replace(tiny_run(store, out, **settings | changes), data=data)
+    return tiny_run(store, out, **settings | changes)
 
 
 @pytest.fixture(scope="module")

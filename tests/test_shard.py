@@ -95,6 +95,8 @@ def test_the_manifest_counts_what_is_there(made):
     store = Store.open(made)
     assert store.verify() == []
     manifest = store.manifest
+    written = json.loads((made / "manifest.json").read_text())
+    assert json.dumps(manifest.to_json() | {"sha256": written["sha256"]}) == json.dumps(written)  # in the same order
     counts = manifest.counts
     for name in ("documents", "sentences", "tokens"):
         assert getattr(counts, name) == sum(getattr(entry, name) for entry in manifest.shards)

@@ -227,7 +227,7 @@ class TestNames:
         assert done.returncode == 0, done.stderr
         assert not set(done.stderr) & set("\x1b\x07\u202e")
         assert "c/caf\\xe9.jsonl" in {source.path for source in Store.open(tmp_path / "store").manifest.sources}
-        assert len(Store.open(tmp_path / "store").manifest.oddities) == 4
+        assert len(Store.open(tmp_path / "store").manifest.irregularities) == 4
         strict = run_script("shard", *arguments[:-1], tmp_path / "strict", "--strict")
         assert strict.returncode == 2
         assert len([line for line in strict.stderr.splitlines() if "which --strict refuses" in line]) == 1

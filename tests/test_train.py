@@ -1,6 +1,7 @@
 """The command: what it leaves behind, and how it answers to wrong input."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,14 +12,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertForPreTraining
 
-import pretrain.training as train_module
+import pretrain.trainer as train_module
 from data_prep.cli import ROOT, InputError
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from pretrain.zero import partition
 from tests.ranks import run_ranks
-from tests.runs import lines_of, train_config
+from tests.runs import lines_of, tiny_run
 from tests.stores import random_documents, store_of
 
 TRAIN_KEYS = (
@@ -34,11 +35,8 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    settings: dict[str, Any] = dict(
-        data=(str(store),), out=out, model="bert-tiny", seq_len=32, steps=6, warmup=2, lr=1e-3, global_batch=12,
-        eval_every=3, eval_samples=16, log_every=2,
-    )  # fmt: skip
-    return train_config(**settings | changes)
+    settings = dict(steps=6, warmup=2, global_batch=12, eval_every=3, eval_samples=16, log_every=2)
+    return tiny_run(store, out, **settings | changes)
 
 
 @pytest.fixture(scope="module")
@@ -141,20 +139,25 @@ def test_other_objectives_train(store, tmp_path, objective, zero):
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", ["word", "span"])
 def test_other_masks_train(store, tmp_path, unit):
-    run_ranks(2, train, config(store, tmp_path / "run", mask_unit=unit, mask_rate=0.3))
-    assert 0 < lines_of(tmp_path / "run", "train")[-1]["mlm_loss"] < 6
+    run_ranks(2, train, config(store, tmp_path / "run", mask_unit=unit, mask_rate=0.3, log_every=1))
+    losses = [line["mlm_loss"] for line in lines_of(tmp_path / "run", "train")]
+    assert losses[0] == pytest.approx(math.log(64), rel=0.05)  # of 64 entries none is known yet
+    assert losses[-1] < losses[0] - 0.2
 
 
 def test_several_stores_with_weights(store, tmp_path):
     other = store_of(tmp_path / "other", random_documents(30, seed=9), held_out={1}).folder
     run_ranks(1, train, config(store, tmp_path / "run", data=(str(store), f"{other}:2.5")))
     assert lines_of(tmp_path / "run", "train")[-1]["step"] == 6
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    assert [entry["passes"] for entry in record["stores"]] == [1.0, 2.5]
 
 
 @pytest.mark.parametrize("zero", [1, *(pytest.param(zero, marks=pytest.mark.slow) for zero in (2, 3))])
-def test_bf16_trains(store, tmp_path, zero):
-    run_ranks(2, train, config(store, tmp_path / "run", precision="bf16", zero=zero))
-    assert 0 < lines_of(tmp_path / "run", "train")[-1]["mlm_loss"] < 6
+def test_bf16_trains_as_fp32_does(store, finished, tmp_path, zero):
+    run_ranks(2, train, config(store, tmp_path / "run", precision="bf16", zero=zero, dropout=0.0))
+    losses = [[line["mlm_loss"] for line in lines_of(run, "train")] for run in (tmp_path / "run", finished)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
 
 
 WRONG = {

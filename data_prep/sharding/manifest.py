@@ -234,7 +234,7 @@ def completed_manifest(
     if base:
         total.update({name: count or 0 for name, count in asdict(base.counts).items()})
         total.subtract(_sizes(base.shards))  # which are counted with the others
-        odd = {path: Counter(found) for path, found in base.oddities.items()}
+        odd = {path: Counter(found) for path, found in base.irregularities.items()}
     for record in made:
         total.update(record.counts)
     for source, found in counts_by_source(units).items():
@@ -247,7 +247,7 @@ def completed_manifest(
         wanted,
         shards=shards,
         counts=Counts.of(total),
-        oddities={path: dict(sorted(odd[path].items())) for path in sorted(odd)},
+        irregularities={path: dict(sorted(odd[path].items())) for path in sorted(odd)},
     )
 
 
