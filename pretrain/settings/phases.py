@@ -78,7 +78,7 @@ class Phase:
         return {name: value for name, value in self.span._asdict().items() if name != "flags"} | own | {"lr": self.lr}
 
     def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
-        """Return the learning rate of the step after `step` of the run; by the clock, where `share_of_hours` is given."""
+        """Return the learning rate of the step after `step` of the run, or where a share of its hours is over."""
         assert self.first <= step < self.end, (
             f"step {step} is not one of phase {self.index}: {self.first} to {self.end}"
         )
@@ -188,5 +188,5 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
 
 
 def engine_settings(phases: list[Phase]) -> DeepSpeedSettings:
-    """Return what DeepSpeed is started with: the phase of most micro-batches per step, for which offloading has buffers."""
+    """Return what DeepSpeed is started with: the phase of most micro-batches; offloading makes its buffers for them."""
     return max((phase.settings for phase in phases), key=lambda settings: settings.accumulation)
