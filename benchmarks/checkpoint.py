@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
@@ -56,7 +56,7 @@ class BenchmarkConfig:
     """whose parameters"""
     vocab_size: int = 30_522
     """entries of its vocabulary"""
-    zero: int = 1
+    zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage"""
     ranks: int = 2
     """processes"""

@@ -22,10 +22,10 @@ SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS rem
 
 
 def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], identity: ModelIdentity) -> dict[str, Any]:
-    """All that must be the same on every rank: software, settings, and the contents of stores and models."""
+    """Return all that must be the same on every rank: software, settings, and the contents of stores and models."""
     shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
-    for number, phase in enumerate(settings, 1):
-        shared |= _flat(phase, "DeepSpeed setting " if len(settings) == 1 else f"phase {number}'s DeepSpeed setting ")
+    for index, phase in enumerate(settings, 1):
+        shared |= _flat(phase, "DeepSpeed setting " if len(settings) == 1 else f"phase {index}'s DeepSpeed setting ")
     shared |= record["versions"] | {"python": record["python"], "zerobert's code": code_sha256()[:12]}
     shared["tokenizer"] = identity.vocab_sha256[:12]
     shared |= {f"store {number}": store["identity"][:12] for number, store in enumerate(record["stores"], 1)}
@@ -38,7 +38,7 @@ def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], ide
 
 
 def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """A nested dict by dotted names."""
+    """Return a nested dict by dotted names."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -46,7 +46,7 @@ def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def code_sha256() -> str:
-    """Identity of the code that runs: a version says nothing of a file that was edited on one node."""
+    """Return the identity of the code that runs: a version says nothing of a file that was edited on one node."""
     digest = hashlib.sha256()
     for path in sorted(path for package in ("data_prep", "pretrain") for path in (ROOT / package).rglob("*.py")):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
@@ -57,10 +57,10 @@ def check_shared(run: Path) -> None:
     """Refuse a run folder that is another one on another node: every rank must see who has locked it. Collective."""
     holder = broadcast_object(lock_holder(run))
     until = time.monotonic() + SHARED_WITHIN
-    while (found := lock_holder(run)) != holder and time.monotonic() < until:
+    while (seen := lock_holder(run)) != holder and time.monotonic() < until:
         time.sleep(0.2)
     with all_ranks_or_none(f"run folder {run}"):
-        if found != holder:
+        if seen != holder:
             raise InputError(
                 f"--out {run} is not the folder that rank 0 on {holder.host if holder else 'its node'} writes into; "
                 "checkpoints need one that all nodes share"

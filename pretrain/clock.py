@@ -17,7 +17,7 @@ class Clock:
         self._began = time.monotonic() - seconds
 
     def read(self) -> float | None:
-        """Share of the hours that is spent, up to 1; None without a limit. Collective."""
+        """Return the share of the hours that is spent, up to 1; None without a limit. Collective."""
         if not self.limit:
             return None
         self.seconds = all_reduce_max(int(1000 * (time.monotonic() - self._began)), gloo_group()) / 1000
@@ -25,5 +25,5 @@ class Clock:
 
     @property
     def is_over(self) -> bool:
-        """Whether the hours are spent, as it was last read."""
+        """Return whether the hours are spent, as they were last read."""
         return 0 < self.limit <= self.seconds

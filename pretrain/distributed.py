@@ -4,6 +4,7 @@ gloo_group("saver")                                 a group of all ranks, for on
 all_reduce_max(value, group)                        the largest of the ranks' values
 broadcast_object(value)                             rank 0's value, on all ranks
 with all_ranks_or_none("checkpoint ..."): ...       all leave the block well, or all raise
+on_rank_0("run folder ...", function)               what a function returns on rank 0, on all ranks; or all raise
 check_same_on_all_ranks(what)                       versions, settings and stores are alike
 """
 
@@ -11,7 +12,7 @@ import hashlib
 import json
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -85,6 +86,15 @@ def all_ranks_or_none(what: str, group: str = "loop") -> Iterator[None]:
         raise error
     if first_failed is not None:
         raise OtherRankError(what, first_failed, exit_codes[first_failed])
+
+
+def on_rank_0(what: str, function: Callable[[], T]) -> T:
+    """Call a function on rank 0 and return its result on all ranks; where it raises, all raise. Collective."""
+    result: Any = None
+    with all_ranks_or_none(what):
+        if dist.get_rank() == 0:
+            result = function()
+    return broadcast_object(result)
 
 
 def check_same_on_all_ranks(what: Mapping[str, Any]) -> None:

@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch.distributed as dist
-
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.verify import latest_valid
 from pretrain.data import sample_stream
-from pretrain.distributed import all_ranks_or_none, broadcast_object
+from pretrain.distributed import on_rank_0
 from pretrain.monitor.meter import Meter
 from pretrain.settings.phases import phase_at
 from pretrain.setup import Setup
@@ -99,11 +97,7 @@ class Divergence:
         """
         saver, setup = self._saver, self._setup
         saver.wait()
-        newest = None
-        with all_ranks_or_none(f"rollback in {saver.run}"):
-            if dist.get_rank() == 0:
-                newest = latest_valid(saver.run)
-        newest = broadcast_object(newest)
+        newest = on_rank_0(f"rollback in {saver.run}", lambda: latest_valid(saver.run))
         if newest is None:
             return None
         earlier = load_checkpoint(newest, saver.engine, saver.identity)

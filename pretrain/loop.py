@@ -113,7 +113,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
                 meter.add_step(step.counts)
                 meter.show_place(state.step, state.seconds)
 
-            # What is due: metrics, an evaluation, a checkpoint, the end.
+            # What is due, on all ranks alike: metrics, an evaluation, the end, a checkpoint.
             is_last = state.step == phase.end or setup.is_finished(state)
             due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.skipped)
             if due.log:
@@ -121,20 +121,35 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
                 meter.write_interval(state.step, state.samples, state.tokens, lr, result.grad_norm(), left)
             if due.trust_ratios and (ratios := engine.trust_ratios()):
                 meter.write_trust_ratios(state.step, ratios)
+            asked = due.stop
             if due.evaluate and held_out is not None:
                 held_out_loss = evaluate_held_out(run, held_out, state.step)
                 state = state.after_evaluation(held_out_loss, held_out.identity)
-                is_last = is_last or setup.is_finished(state)  # out of patience
-                due = due._replace(stop=due.stop or run.timetable.stop_reason())  # asked for meanwhile
-            if is_last and state.step < phase.end:
-                meter.event(state.step, "stop", reason=OUT_OF_TIME if clock.is_over else OUT_OF_PATIENCE)
-            elif due.stop:
-                meter.event(state.step, "stop", reason=due.stop)
-            if due.save or due.stop or is_last:
+                asked = asked or run.timetable.stop_reason()  # meanwhile
+            end = why_ends(setup, phase, state, asked, is_out_of_time=clock.is_over)
+            if end is not None and end.why:
+                meter.event(state.step, "stop", reason=end.why)
+            if due.save or end is not None:
                 save(run, state, held_out_loss)
-            if due.stop or is_last:
-                return PhaseEnd(state, EndReason.STOPPED if due.stop else EndReason.DONE)
+            if end is not None:
+                return PhaseEnd(state, end.reason)
     raise AssertionError("the loader has no end")
+
+
+class Ending(NamedTuple):
+    """Why training does not go on after a step."""
+
+    reason: EndReason
+    why: str  # in words; empty where the phase has come to its last step
+
+
+def why_ends(setup: Setup, phase: Phase, state: RunState, asked: str, *, is_out_of_time: bool) -> Ending | None:
+    """Return why the phase ends with this state; None where it goes on. `asked`: why ranks were asked to stop."""
+    is_early = state.step < phase.end and setup.is_finished(state)
+    if not (asked or is_early or state.step >= phase.end):
+        return None
+    why = (OUT_OF_TIME if is_out_of_time else OUT_OF_PATIENCE) if is_early else asked
+    return Ending(EndReason.STOPPED if asked else EndReason.DONE, why)
 
 
 def train_step(run: Run, step: Step, state: RunState) -> StepResult:

@@ -4,7 +4,7 @@
     prepare(config, ranks) -> Setup     refuses everything that names, sizes and headers of files tell
     setup.with_precision("bf16")        once torch has told what the device can do
 
-What needs the model (its weights, a checkpoint's shapes) or a GPU is refused later, in training.py.
+What needs the model (its weights, a checkpoint's shapes) or a GPU is refused later, in trainer.py.
 """
 
 import os

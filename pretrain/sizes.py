@@ -2,15 +2,15 @@
 
 parameters(Shape(12, 768), 30528)                  110 million
 token_flops(Shape(12, 768), 30528, 128, .15)       of a token's forward and backward pass
-state_bytes(1, parameters, 8, "bf16")              a rank, at a ZeRO stage
-activation_bytes(...)                              a token, kept for the backward pass
+state_bytes(1, parameters, 8, "bf16")              per rank, at a ZeRO stage
+activation_bytes(...)                              per token, kept for the backward pass
 """
 
 from typing import NamedTuple
 
 from pretrain.settings.limits import MAX_POSITIONS
 
-STATE = 12  # bytes a parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
+STATE = 12  # bytes per parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
 # Elements of the hidden size that a layer keeps for the backward pass, with attention kernels that keep no matrix of
 # scores: 34 bytes in 16 bit (Korthikanti et al. 2022, section 4.1).
 KEPT = 17
@@ -34,7 +34,7 @@ PRESETS: dict[str, Shape] = {  # Turc et al. 2019, table 1; Devlin et al. 2019
 
 
 def parameters(shape: Shape, vocab_size: int) -> int:
-    """Weights of BertForPreTraining."""
+    """Return the number of weights of BertForPreTraining."""
     layers, hidden = shape
     embeddings = (vocab_size + MAX_POSITIONS + 2 + 2) * hidden
     encoder = layers * (12 * hidden**2 + 13 * hidden)
@@ -43,8 +43,10 @@ def parameters(shape: Shape, vocab_size: int) -> int:
 
 
 def token_flops(shape: Shape, vocab_size: int, sample_tokens: float, mask_rate: float) -> float:
-    """Floating-point operations of a token's forward and backward pass (Chowdhery et al. 2022, appendix B), with the
-    head at masked tokens only; samples of so many tokens."""
+    """Return the floating-point operations of a token's forward and backward pass, in samples of so many tokens.
+
+    Chowdhery et al. 2022, appendix B, with the head at masked tokens only.
+    """
     layers, hidden = shape
     encoder = layers * (24 * hidden**2 + 4 * hidden * sample_tokens)
     head = mask_rate * (2 * hidden**2 + 2 * hidden * vocab_size)
@@ -52,7 +54,7 @@ def token_flops(shape: Shape, vocab_size: int, sample_tokens: float, mask_rate: 
 
 
 def state_bytes(stage: int, parameters: int, ranks: int, precision: str) -> float:
-    """Bytes a rank of weights, gradients and optimizer state at a ZeRO stage (Rajbhandari et al. 2020, section 3)."""
+    """Return bytes per rank of weights, gradients and optimizer state (Rajbhandari et al. 2020, section 3)."""
     size = 4 if precision == "fp32" else 2  # of a weight, or a gradient
     if stage == 0:
         return (2 * size + (8 if precision == "fp32" else STATE)) * parameters  # fp32 weights need no second copy
@@ -61,6 +63,6 @@ def state_bytes(stage: int, parameters: int, ranks: int, precision: str) -> floa
 
 
 def activation_bytes(shape: Shape, vocab_size: int, mask_rate: float, precision: str) -> float:
-    """Bytes a token that a forward pass keeps, about: layers, and logits with their gradient in fp32."""
+    """Return bytes per token that a forward pass keeps, about: layers, and logits with their gradient in fp32."""
     size = 4 if precision == "fp32" else 2
     return size * KEPT * shape.layers * shape.hidden + mask_rate * vocab_size * (4 + 4)

@@ -62,9 +62,9 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
         return 2
     settle_on_cpu()
     forbid_network()
-    from pretrain.training import exit_code
+    from pretrain.trainer import run_rank
 
-    return exit_code(setup, stop)
+    return run_rank(setup, stop)
 
 
 def parse_command(argv: list[str] | None) -> TrainConfig:
@@ -100,9 +100,9 @@ def train(config: TrainConfig, stop: StopRequests | None = None) -> RunState:
     DivergedError: too many steps in a row did not happen.
     """
     setup = prepare(config, ranks_in(os.environ) or 1)
-    from pretrain import training
+    from pretrain import trainer
 
-    return training.train(setup, stop)
+    return trainer.train(setup, stop)
 
 
 def settle_on_cpu() -> None:

@@ -28,6 +28,11 @@ def counted(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}"
 
 
+def two_digits(value: float) -> str:
+    """Return 123.4 as 120, without a power of ten: for numbers that are there to be typed."""
+    return f"{float(f'{value:.2g}'):g}"
+
+
 def bytes_in_words(size: float) -> str:
     """Return bytes in three digits: 90.2 MB."""
     for step, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import pretrain.training  # noqa: F401  here, before ranks are forked: else each of them imports it for itself
+import pretrain.trainer  # noqa: F401  here, before ranks are forked: else each of them imports it for itself
 from pretrain.zero.engine import import_muon_uncompiled
 
 DEADLINE = 540.0  # seconds, of a busy machine

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def store_of(
     (folder / "vocab").mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder / "vocab", entries_of(vocab_size), cased=False)
     sha256 = tokenizer_sha256(folder / "vocab")
-    entries = []
+    entries: list[dict[str, Any]] = []
     for number, part in enumerate(np.array_split(np.arange(len(documents)), shards)):
         chosen = [documents[row] for row in part]
         sentences = [sentence for document in chosen for sentence in document]

@@ -19,7 +19,7 @@ from data_prep.files import write_json
 from data_prep.samples.mixture import Mixture
 from data_prep.store import HEADER, Store, shard_name
 from data_prep.store_manifest import read_manifest
-from pretrain import training
+from pretrain import trainer
 from tests.damage import sweep
 from tests.stores import random_documents, store_of
 
@@ -156,11 +156,11 @@ def test_a_token_that_the_vocabulary_has_not_is_named_when_it_is_read(store):
 
 
 def test_verifying_is_the_same_in_show_and_before_training(store, capsys):
-    training.verify_stores([Store.open(store)])
+    trainer.verify_stores([Store.open(store)])
     assert f"verified: {store}" in capsys.readouterr().err
     path = with_a_token_beyond(store)
     with pytest.raises(InputError, match=f"stores of --data are damaged.*{path}: sha256"):
-        training.verify_stores([Store.open(store)])
+        trainer.verify_stores([Store.open(store)])
     with pytest.raises(SystemExit, match=f"{path}: sha256"):
         show.main(show.ShowConfig(store, verify=True))
     parts = [Store.open(store).verify(part=part, parts=2) for part in range(2)]

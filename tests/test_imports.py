@@ -72,7 +72,7 @@ TRAINER = {
     f"pretrain.{name}"
     for name in (
         "train",
-        "training",
+        "trainer",
         "loop",
         "model",
         "data",

@@ -221,8 +221,8 @@ def test_a_probe_says_what_checkpointing_saves(store):
             build_model(preset="bert-mini", vocab_size=64, dropout=0.1, seed=0, needs_nsp=True),
             mixture,
             Masking(),
-            8,
-            checkpointed,
+            micro_batch=8,
+            checkpoint_activations=checkpointed,
         )
         for checkpointed in (False, True)
     )

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertForPreTraining
 
-import pretrain.training as train_module
+import pretrain.trainer as train_module
 from data_prep.cli import ROOT, InputError
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.settings.config import TrainConfig

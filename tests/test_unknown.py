@@ -69,6 +69,8 @@ def test_a_store_says_it_in_its_counts_and_show_repeats_it(tmp_path, vocab):
     assert manifests[0] == manifests[1]
     counts = Store.open(tmp_path / "store1").manifest.counts
     assert counts.characters == characters_of(" ".join(document) for document in documents)
+    assert counts.unknown_characters is not None
+    assert counts.characters is not None
     assert counts.unknown_characters >= 40 * 8 > counts.unknown
     found = json.loads(run_script("show", tmp_path / "store1", "--json").stdout)
     assert found["unknown_char_rate"] == counts.unknown_characters / counts.characters > found["unknown_rate"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from data_prep import dedup, vocab
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig
 from pretrain.export.command import ExportConfig
@@ -59,3 +60,12 @@ def test_what_is_given_is_looked_at_before_what_is_missing_is_asked_for(tmp_path
     (tmp_path / "run/config.json").write_text('{"train": {"save_every": 50, "save_minutes": 15.0}}')
     with pytest.raises(InputError, match=r"run has no checkpoint yet: .* at step 50 or after 15 minutes, whichever"):
         parse(ExportConfig, None, [f"{tmp_path}/run"])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.files.os.access", lambda path, mode: path != tmp_path)
+    place, told = str(tmp_path / "deep/er"), rf"^--out .*: {tmp_path} cannot be written to: choose another folder$"
+    with pytest.raises(InputError, match=told):
+        vocab.main(parse(vocab.VocabConfig, None, ["--corpus", "nix", "--out", place]))
+    with pytest.raises(InputError, match=told):
+        dedup.main(parse(dedup.DedupConfig, None, ["--corpus", "nix", "--out", place]))

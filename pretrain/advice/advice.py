@@ -21,7 +21,7 @@ from pretrain.advice import machine as machines
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, survey
 from pretrain.sizes import PRESETS, activation_bytes, parameters, state_bytes
-from pretrain.wording import counted, duration
+from pretrain.wording import counted, duration, two_digits
 
 UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
 ONE_MACHINE = 8  # ranks at most that need no list of hosts
@@ -342,11 +342,11 @@ def _warnings(
             machine.busy, machine.cores, "the plan is that of an idle machine, so end them, or expect fewer steps"
         )
     beyond = settings["hours"] * rules.PLATEAU / settings["steps"]
-    yield from cautions.few_steps(settings["steps"], f"--hours {beyond:.2g}")
+    yield from cautions.few_steps(settings["steps"], f"--hours {two_digits(beyond)}")
     if not fits:
         yield cautions.too_large(settings["model"], machine.memory)
 
 
 def _enough_hours(settings: dict[str, Any]) -> str:
     hours = settings["hours"] * rules.MANY_PASSES / settings["epochs"]
-    return f"--hours {hours:.2g}" if hours > 0.02 else ""
+    return f"--hours {two_digits(hours)}" if hours > 0.02 else ""

@@ -26,7 +26,7 @@ class Board:
             self._give_up(error)
 
     def draw(self, step: int, values: dict[str, float], together: dict[str, dict[str, float]] | None = None) -> None:
-        """A point of each curve; `together` are curves of one picture."""
+        """Draw a point of each curve; `together` are curves of one picture."""
         if self.writer is None:
             return
         try:

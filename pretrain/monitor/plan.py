@@ -24,13 +24,14 @@ from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity
 from pretrain.data import count_step
 from pretrain.model import architecture_of
 from pretrain.monitor.disk import DiskNeed, check_disk
-from pretrain.monitor.probe import Probe, device_of, probe, probe_optimizer
+from pretrain.monitor.probe import Probe, move_to_device, probe, probe_optimizer
 from pretrain.outlook import Outlook, look_ahead
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.sizes import Shape, state_bytes
 from pretrain.state import DataPosition
+from pretrain.wording import two_digits
 
 SAMPLED_TOKENS = 20_000_000  # of a store of which samples are looked at; the rest is taken to be like them
 SAMPLED_SAMPLES = 1 << 14  # whose lengths are averaged
@@ -191,7 +192,7 @@ def estimate_run(
     disk = check_disk(setup, parameters)
     done = _steps_done(resumed_from, stores[0], model)
     precision, stage = settings.precision, settings.stage
-    device = device_of(model, settings)
+    device = move_to_device(model, settings)
     machine = elsewhere(config.gpu, ranks) if config.gpu else None
     outlook = look_ahead(config, stores)
     data = [_measure_phase(phase, config, stores, model) for phase in phases]
@@ -275,7 +276,10 @@ def _measure_phase(phase: Phase, config: TrainConfig, stores: list[Store], model
     epoch = mixture.epoch(0)
     some = epoch.samples_at(np.arange(min(SAMPLED_SAMPLES, epoch.size)))
     counts = count_step(some, config.masking, phase.span.seq_len, DataPosition())
-    probed = probe(model, mixture, config.masking, phase.micro_batch, config.checkpoint_activations)
+    probed = probe(
+        model, mixture, config.masking, micro_batch=phase.micro_batch,
+        checkpoint_activations=config.checkpoint_activations,
+    )  # fmt: skip
     return PhaseData(epoch_samples=epoch_samples, sample_tokens=counts.tokens / counts.samples, probe=probed)
 
 
@@ -333,4 +337,6 @@ def _longer(config: TrainConfig, steps: int, factor: float) -> str:
     """Return the option for so many times the run; none where phases decide."""
     if config.phase:
         return ""
-    return f"--hours {config.hours * factor:.2g}" if config.hours else f"--steps {max(1, round(steps * factor))}"
+    return (
+        f"--hours {two_digits(config.hours * factor)}" if config.hours else f"--steps {max(1, round(steps * factor))}"
+    )

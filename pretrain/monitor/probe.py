@@ -1,6 +1,6 @@
 """A few samples through the model on this machine, for the plan of a dry run.
 
-    probe(model, config, phase, mixture)      seconds per token, and the bytes that autograd keeps
+    probe(model, mixture, masking, ...)       seconds of a micro-batch, and the bytes that autograd keeps
     probe_optimizer(model, settings)          seconds of a step
 
 Bare torch, in one process and without DeepSpeed: on a GPU in the run's precision, on a CPU in fp32, where 16 bit has no
@@ -27,8 +27,9 @@ from pretrain.zero.lamb import Lamb
 from pretrain.zero.partition import unsharded_partition
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_WORK = 1e11  # FLOP of a probe on a CPU: a second or two
-LONG = 1.0  # seconds
+CPU_FLOPS = 1e11  # of a probe on a CPU: a second or two
+FLOPS_PER_WEIGHT = 6  # and token: forward 2, backward 4
+ONCE_SECONDS = 1.0  # a probe that takes longer is not repeated
 
 
 class Probe(NamedTuple):
@@ -41,8 +42,8 @@ class Probe(NamedTuple):
     element_bytes: int  # of the precision that it ran in
 
 
-def device_of(model: BertForPreTraining, settings: DeepSpeedSettings) -> torch.device:
-    """Move the model to where, and into the precision in which, it is probed."""
+def move_to_device(model: BertForPreTraining, settings: DeepSpeedSettings) -> torch.device:
+    """Move the model to where, and into the precision in which, it is probed. Return where."""
     if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -51,27 +52,32 @@ def device_of(model: BertForPreTraining, settings: DeepSpeedSettings) -> torch.d
 
 
 def probe(
-    model: BertForPreTraining, mixture: Mixture, masking: Masking, micro_batch: int, checkpoint_activations: bool
+    model: BertForPreTraining, mixture: Mixture, masking: Masking, *, micro_batch: int, checkpoint_activations: bool
 ) -> Probe:
-    """Forward and backward of up to a micro-batch; a short one twice, as the first one finds its memory."""
+    """Run forward and backward of up to a micro-batch; a short one twice, as the first one finds its memory."""
     weight = next(model.parameters())
+    # On a CPU only as many samples of the micro-batch as take seconds.
     samples = micro_batch
     if weight.device.type == "cpu":
-        samples = max(1, min(micro_batch, int(CPU_WORK / (6 * model.num_parameters() * mixture.seq_len))))
+        sample_flops = FLOPS_PER_WEIGHT * model.num_parameters() * mixture.seq_len
+        samples = max(1, min(micro_batch, int(CPU_FLOPS / sample_flops)))
     epoch = mixture.epoch(0)
     chosen = epoch.samples_at(np.arange(min(samples, epoch.size)))
     batch = collate(mixture.stores, chosen, masking).to(weight.device)
     module = PretrainingModule(model, checkpoint_activations).train()
+    # What autograd keeps. Checkpointed layers keep their inputs, which hooks do not see; and while one of them runs
+    # again, what that one keeps of its own.
     kept = kept_bytes(module, batch)
-    if checkpoint_activations:  # and the inputs of all layers, and while one runs again what that one keeps
+    if checkpoint_activations:
         config = model.config
         plain = kept_bytes(PretrainingModule(model).train(), batch)
         inputs = config.num_hidden_layers * len(batch.input_ids) * config.hidden_size * weight.element_size()
         kept += inputs + (plain - kept) // config.num_hidden_layers
+    # Time, and memory at most.
     model.zero_grad()
     before = start_peak(weight.device)
     seconds = _timed(module, batch)
-    if seconds < LONG:
+    if seconds < ONCE_SECONDS:
         seconds = min(seconds, _timed(module, batch))
     return Probe(len(batch.input_ids), seconds, kept, peak(weight.device) - before, weight.element_size())
 

@@ -238,7 +238,7 @@ def resolve(
 
 
 def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
-    """Write a phase's values into the JSON; the flags, without those."""
+    """Write a phase's values into the JSON; return the flags without those."""
     if phase.lr is not None:
         content.setdefault("optimizer", {}).setdefault("params", {})["lr"] = phase.lr
     if phase.global_batch is not None:
@@ -256,14 +256,14 @@ class _Settings(NamedTuple):
     content: dict[str, Any]
 
     def get(self, name: str) -> Any:
-        """The value at a dotted name; None where it is absent or "auto"."""
+        """Return the value at a dotted name; None where it is absent or "auto"."""
         value: Any = self.content
         for part in name.split("."):
             value = value.get(part, AUTO) if isinstance(value, dict) else AUTO
         return None if value == AUTO else value
 
     def choose(self, name: str, flag: str, given: Any, default: Any) -> Any:
-        """The JSON's value, else the flag's, else the default; the first two may not differ."""
+        """Return the JSON's value, else the flag's, else the default; the first two may not differ."""
         fixed = self.get(name)
         if fixed is not None and given is not None and fixed != given:
             raise InputError(

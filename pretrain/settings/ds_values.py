@@ -93,7 +93,7 @@ def check_values(path: Path, content: dict[str, Any]) -> None:
 
 
 def leaves(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every value of an object and of the objects in it, by its dotted name."""
+    """Yield every value of an object and of the objects in it, by its dotted name."""
     for key, value in content.items():
         if isinstance(value, dict):
             yield from leaves(f"{prefix}{key}.", value)
@@ -102,7 +102,7 @@ def leaves(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _wrong(name: str, value: Any) -> str:
-    """What a value must be and is not; empty where it is."""
+    """Return what a value must be and is not; empty where it is."""
     if name in OBJECTS:
         return "be a JSON object"
     if name == "optimizer.type":

@@ -1,4 +1,4 @@
-"""What numbers a run's settings may have, wherever they are written: on the command line, in a --phase, in DeepSpeed's
+"""What values a run's settings may have, wherever they are written: on the command line, in a --phase, in DeepSpeed's
 JSON. The ends are generous; beyond them lies a slip of the finger or a number that no later step can hold.
 """
 

@@ -73,12 +73,12 @@ class Phase:
         return self.settings.lr
 
     def described(self) -> dict[str, Any]:
-        """All that a person wants to know of it."""
+        """Return its settings by name, as a record and a page have them."""
         own = {"global_batch": self.global_batch, "micro_batch": self.micro_batch}
         return {name: value for name, value in self.span._asdict().items() if name != "flags"} | own | {"lr": self.lr}
 
     def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
-        """Learning rate of the step after `step` of the run; by the clock, where a share of its hours is given."""
+        """Return the learning rate of the step after `step` of the run, or where a share of its hours is over."""
         assert self.first <= step < self.end, (
             f"step {step} is not one of phase {self.index}: {self.first} to {self.end}"
         )
@@ -90,12 +90,12 @@ class Phase:
         return self.lr * lr_multiplier(span.schedule, *place)
 
     def batch_after(self, taken: int) -> int:
-        """Samples of the step that begins after `taken` samples of this phase."""
+        """Return the samples of the step that begins after `taken` samples of this phase."""
         return batch_size(taken, self.global_batch, self.span.batch_warmup)
 
 
 def phase_at(phases: list[Phase], step: int) -> Phase:
-    """The phase of the step after `step` of the run; behind the end the last one."""
+    """Return the phase of the step after `step` of the run; behind the end the last one."""
     return next((phase for phase in phases if step < phase.end), phases[-1])
 
 
@@ -106,7 +106,7 @@ NAMES = (*INTEGERS, *NUMBERS, "schedule")
 
 
 def parse_span(text: str, defaults: Span) -> Span:
-    """One --phase: NAME=VALUE, comma, ...; `steps` must be among them, what else is missing is as in `defaults`.
+    """Parse one --phase: NAME=VALUE, comma, ...; `steps` must be among them, what else is missing is as in `defaults`.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def check_phases(texts: Sequence[str], whole: Span) -> None:
 
 
 def check_span(span: Span, option: str = "--") -> Span:
-    """The span itself, if its values make sense; `option` is what stands before a name in a message.
+    """Return the span itself, if its values make sense; `option` is what stands before a name in a message.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def check_span(span: Span, option: str = "--") -> Span:
 
 
 def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int, default_precision: str) -> list[Phase]:
-    """The phases of a run with the DeepSpeed settings of each.
+    """Return the phases of a run with the DeepSpeed settings of each.
 
     Raises
     ------
@@ -188,5 +188,5 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
 
 
 def engine_settings(phases: list[Phase]) -> DeepSpeedSettings:
-    """What DeepSpeed is started with: the phase of most micro-batches a step; offloading makes its buffers for them."""
+    """Return what DeepSpeed is started with: the phase of most micro-batches; offloading makes its buffers for them."""
     return max((phase.settings for phase in phases), key=lambda settings: settings.accumulation)

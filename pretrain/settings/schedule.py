@@ -10,7 +10,7 @@ WSD_DECAY = 0.2  # share of the steps in which warmup-stable-decay falls (Hu et 
 
 
 def lr_multiplier(schedule: Schedule, step: int, warmup: int, total: int) -> float:
-    """Fraction of the peak learning rate in optimizer step `step` = 0 .. total - 1.
+    """Return the fraction of the peak learning rate in optimizer step `step` = 0 .. total - 1.
 
     A linear rise over `warmup` steps that reaches the peak in step `warmup`, then the schedule, which would be 0 in
     step `total`: no step is spent at 0.
@@ -30,7 +30,7 @@ def lr_multiplier(schedule: Schedule, step: int, warmup: int, total: int) -> flo
 
 
 def batch_size(taken: int, full: int, warmup: int) -> int:
-    """Samples of the step that begins after `taken` samples of the phase.
+    """Return the samples of the step that begins after `taken` samples of the phase.
 
     The batch grows from an eighth of `full` to all of it in eight equal stages over `warmup` steps, as in Megatron's
     --rampup-batch-size. A function of samples, not of steps: a step skipped for an overflow changes nothing.

@@ -36,7 +36,7 @@ KINDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a
 
 
 def with_settings(args: Sequence[str]) -> list[str]:
-    """The arguments, behind those that the file of --config stands for.
+    """Return the arguments, behind those that the file of --config stands for.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def _name_of(arg: str) -> str:
 
 
 def read_settings(path: Path, is_whole: bool = True) -> Settings:
-    """The settings in a file, each of the kind that its option takes.
+    """Return the settings in a file, each of the kind that its option takes.
 
     is_whole: with DeepSpeed's, where it is a record
 
@@ -130,7 +130,7 @@ def _yaml(text: str) -> Any:
 
 
 def _of_record(path: Path, record: Settings, is_whole: bool) -> Settings:
-    """The options that make the run of a record again."""
+    """Return the options that make the run of a record again."""
     if SEAL in record:
         read_fields(path, EDITED)
     settings = {name: value for name, value in record["train"].items() if name not in OF_A_COMMAND}
@@ -193,7 +193,7 @@ def _flat(section: Settings) -> Settings:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a file is of the kind that an option takes."""
+    """Return whether a value of a file is of the kind that an option takes."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in inner)
@@ -232,7 +232,7 @@ def _kind(hint: Any) -> str:
 
 
 def _arguments(settings: Settings) -> list[str]:
-    """Settings as the command line has them. Of an option that is off or left open nothing is said."""
+    """Return settings as the command line has them. Of an option that is off or left open nothing is said."""
     args: list[str] = []
     for name, value in settings.items():
         if value is True:

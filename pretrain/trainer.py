@@ -1,7 +1,7 @@
 """One pretraining, from a setup to the last checkpoint; the loop is loop.py's.
 
-exit_code(setup, stop)       of a rank: an error becomes one line and a code
-train(setup)                 the same for other programs
+run_rank(setup, stop) -> exit code      an error becomes one line and a code
+train(setup) -> RunState                the same for other programs
 
 model -> record -> the ranks meet and compare themselves -> start -> engine -> run folder -> train_loop
 """
@@ -10,6 +10,8 @@ import os
 import socket
 import sys
 from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -23,9 +25,10 @@ from pretrain.alike import check_shared, what_ranks_share
 from pretrain.checkpoints.format import Manifest, ModelIdentity
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.resume import Start, find_start
+from pretrain.checkpoints.resume_policy import Record
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
-from pretrain.distributed import OtherRankError, all_ranks_or_none, broadcast_object, check_same_on_all_ranks
+from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
 from pretrain.divergence import DivergedError, Divergence
 from pretrain.due import Timetable
 from pretrain.loop import Run, train_loop
@@ -43,6 +46,7 @@ from pretrain.state import RunState
 from pretrain.stop import STOPPED, StopRequests
 from pretrain.watchdog import Watchdog
 from pretrain.zero.engine import (
+    Engine,
     check_precision,
     default_precision,
     end_distributed,
@@ -52,8 +56,8 @@ from pretrain.zero.engine import (
 )
 
 
-def exit_code(setup: Setup, stop: StopRequests) -> int:
-    """Train; an error becomes one line, of rank 0 or the first on its node, and a code."""
+def run_rank(setup: Setup, stop: StopRequests) -> int:
+    """Train, and return this rank's exit code; an error becomes one line, of rank 0 or the first on its node."""
     with Watchdog(setup.config.hang_timeout) as watchdog:
         try:
             state = train(setup, stop, watchdog)
@@ -67,7 +71,7 @@ def exit_code(setup: Setup, stop: StopRequests) -> int:
         except OtherRankError as error:
             return error.exit_code
         except DivergedError as error:  # on all ranks alike
-            if os.environ.get("RANK", "0") == "0":
+            if is_rank_0():
                 say(f"error: {error}")
             return 1
         except OSError as error:  # the disk, of this rank
@@ -93,46 +97,31 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         setup = setup.with_precision(elsewhere(config.gpu).precision if config.gpu else default_precision())
         if not config.gpu:
             check_precision(setup.deepspeed)
+
+        # The model, and what the run folder will say of it.
         model = model_of(setup)
         record = run_record(setup, model.num_parameters())
         identity = ModelIdentity(
             architecture_of(model.config), setup.stores[0].vocab_sha256, setup.stores[0].vocab_size
         )
         if config.dry_run:
-            if config.verify_store:
-                verify_stores(setup.stores)
-            if os.environ.get("RANK", "0") == "0":
-                print_plan(setup, model, find_start(config, record, identity, shapes_of(model)))
+            print_plan(setup, model, record, identity)
             return RunState()
         check_disk(setup, model.num_parameters())
         if config.compile:
             compile_layers(model)
 
+        # The ranks meet. All is compared, and the checkpoint is read, before the first byte of RUN is written.
         with watchdog.joining():
             init_distributed()
-        if config.verify_store:
-            with all_ranks_or_none("stores of --data"), watchdog.working():
-                verify_stores(setup.stores)
-        # Everything is compared, and the checkpoint is read, before the first byte of RUN is written.
-        check_same_on_all_ranks(what_ranks_share(record, [phase.settings.content for phase in setup.phases], identity))
-        start = Start(record)
-        with all_ranks_or_none(f"run folder {config.out}"), watchdog.working():
-            if dist.get_rank() == 0:  # one rank reads all of it for its checksums
-                start = find_start(config, record, identity, shapes_of(model))
-        start = broadcast_object(start)
+        start = find_common_start(setup, model, record, identity, watchdog)
         if start.checkpoint is not None and setup.is_finished(start.state):
-            with all_ranks_or_none(f"run folder {config.out}"):
-                if dist.get_rank() == 0:
-                    leave(setup, start)
+            on_rank_0(f"run folder {config.out}", partial(leave, setup, start))
             return start.state
-        lost = ""  # in words: what a process that was killed did beyond the checkpoint
-        with all_ranks_or_none(f"run folder {config.out}"):
-            if dist.get_rank() == 0:
-                lock = ending.enter_context(RunLock(config.out))
-                step = start.state.step if start.checkpoint is not None else None
-                lost = what_was_lost(config.out / "metrics.jsonl", step) if lock.was_stale else ""
+        lost = on_rank_0(f"run folder {config.out}", lambda: lock_run_folder(config.out, start, ending))
         check_shared(config.out)
 
+        # The engine, as the checkpoint left it.
         engine = init_engine(
             model,
             setup.deepspeed,
@@ -142,19 +131,10 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         if start.checkpoint is not None:
             with watchdog.working():
                 load_checkpoint(start.checkpoint, engine, identity)
-        with all_ranks_or_none(f"run folder {config.out}"):
-            if dist.get_rank() == 0:
-                write_run_folder(config.out, start, setup.stores)
-        state = start.state
-        meter = Meter(
-            config.out,
-            model.config,
-            steps=config.total_steps,
-            first_step=state.step,
-            device=engine.device,
-            limit=3600 * config.hours,
-            spent=state.seconds,
-        )
+        on_rank_0(f"run folder {config.out}", partial(write_run_folder, config.out, start, setup.stores))
+
+        # What watches and keeps it, and the loop.
+        meter = open_meter(setup, model, engine, start.state)
         ending.callback(meter.close)
         say_start(meter, setup, start, engine.device, lost)
         saver = Saver(
@@ -179,10 +159,45 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             watchdog=watchdog,
         )
         try:
-            return train_loop(run, state)
+            return train_loop(run, start.state)
         except DivergedError as error:
             meter.fail(str(error))
             raise
+
+
+def find_common_start(
+    setup: Setup, model: BertForPreTraining, record: Record, identity: ModelIdentity, watchdog: Watchdog
+) -> Start:
+    """Return where all ranks begin, once they are known to be alike; writes nothing. Collective."""
+    if setup.config.verify_store:
+        with all_ranks_or_none("stores of --data"), watchdog.working():
+            verify_stores(setup.stores)
+    check_same_on_all_ranks(what_ranks_share(record, [phase.settings.content for phase in setup.phases], identity))
+    with watchdog.working():  # rank 0 reads all of a checkpoint, for its checksums
+        return on_rank_0(
+            f"run folder {setup.config.out}",
+            lambda: find_start(setup.config, record, identity, shapes_of(model)),
+        )
+
+
+def lock_run_folder(run: Path, start: Start, ending: ExitStack) -> str:
+    """Hold the run folder until the end. Returns in words what a process that was killed did beyond the checkpoint."""
+    lock = ending.enter_context(RunLock(run))
+    step = start.state.step if start.checkpoint is not None else None
+    return what_was_lost(run / "metrics.jsonl", step) if lock.was_stale else ""
+
+
+def open_meter(setup: Setup, model: BertForPreTraining, engine: Engine, state: RunState) -> Meter:
+    """Return the meter of a run that goes on from `state`."""
+    return Meter(
+        setup.config.out,
+        model.config,
+        steps=setup.config.total_steps,
+        first_step=state.step,
+        device=engine.device,
+        limit=3600 * setup.config.hours,
+        spent=state.seconds,
+    )
 
 
 def model_of(setup: Setup) -> BertForPreTraining:
@@ -237,8 +252,18 @@ def leave(setup: Setup, start: Start) -> None:
     print(for_stderr(end_summary(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
 
 
-def print_plan(setup: Setup, model: BertForPreTraining, start: Start) -> None:
-    """Print what the run would be: for people on stderr, for scripts on stdout."""
+def print_plan(setup: Setup, model: BertForPreTraining, record: Record, identity: ModelIdentity) -> None:
+    """Print what the run would be: for people on stderr, for scripts on stdout. By rank 0; others only verify.
+
+    Raises
+    ------
+    InputError: as verify_stores() and find_start() do.
+    """
+    if setup.config.verify_store:
+        verify_stores(setup.stores)
+    if not is_rank_0():
+        return
+    start = find_start(setup.config, record, identity, shapes_of(model))
     plan = estimate_run(setup, model, resumed_from=start.checkpoint)
     where = plan.machine.in_words() if plan.machine else devices(next(model.parameters()).device)
     what = start_summary(setup, start.record, devices=where, resumed_from=start.checkpoint)
@@ -250,6 +275,11 @@ def print_plan(setup: Setup, model: BertForPreTraining, start: Start) -> None:
         "changes": {change.setting: change.text for change in start.changes},
     }
     print_json(first | plan.record())
+
+
+def is_rank_0() -> bool:
+    """Return whether this is rank 0, by what the launcher says: also before the ranks have met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def devices(device: torch.device) -> str:
@@ -267,12 +297,13 @@ def verify_stores(stores: list[Store]) -> None:
     InputError: naming what is damaged.
     """
     parts = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
-    part, is_first = int(os.environ.get("LOCAL_RANK", "0")) % parts, os.environ.get("RANK", "0") == "0"
-    damaged = [line for store in stores for line in store.verify(say if is_first else lambda line: None, part, parts)]
+    part = int(os.environ.get("LOCAL_RANK", "0")) % parts
+    report = say if is_rank_0() else lambda line: None
+    damaged = [line for store in stores for line in store.verify(report, part, parts)]
     if damaged:
         message = f"stores of --data are damaged, make them again with {call('shard')}: {'; '.join(damaged)}"
-        if not is_first:
+        if not is_rank_0():
             say(f"error: {message}")  # of other errors only the first rank speaks
         raise InputError(message)
-    if is_first:
+    if is_rank_0():
         say(f"verified: {', '.join(str(store.folder) for store in stores)}")
