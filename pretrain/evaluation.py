@@ -44,7 +44,7 @@ class EvalBatch(NamedTuple):
 
 
 class HeldOutSet(NamedTuple):
-    """A fixed set of held-out samples in fixed batches, dealt to ranks in turn; the same at any world size."""
+    """A fixed set of held-out samples in fixed batches, which ranks take in turn; the same at any world size."""
 
     batches: list[EvalBatch]  # of this rank; every rank has as many
     batch_count: int  # over all ranks; a batch of a higher index only keeps its rank in step with the others

@@ -27,7 +27,7 @@ WORDS = (
     "the of and river stone walked slowly under old bridge Paris nobody quick brown fox über naïve 中文 2026".split()
 )
 
-PACKERS: dict[str, Callable[[bytes], bytes]] = {
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".zst": zstandard.ZstdCompressor().compress,
@@ -68,7 +68,7 @@ def write(path: Path, content: str | bytes) -> Path:
     """Write a text, packed as the name says."""
     raw = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(PACKERS.get(path.suffix, bytes)(raw))
+    path.write_bytes(COMPRESSORS.get(path.suffix, bytes)(raw))
     return path
 
 

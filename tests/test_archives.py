@@ -12,13 +12,13 @@ from data_prep.cli import InputError
 from data_prep.store import Store
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import find_sources
-from tests.corpora import PACKERS, as_jsonl, as_lines, as_prose, files_of, read, shard, texts, tiny_vocab
+from tests.corpora import COMPRESSORS, as_jsonl, as_lines, as_prose, files_of, read, shard, texts, tiny_vocab
 
 DOCUMENTS = texts(90)
 MEMBERS = (
     ("en/a.txt", as_lines(DOCUMENTS[:30]).encode()),
-    ("en/b.jsonl.gz", PACKERS[".gz"](as_jsonl(DOCUMENTS[30:60]).encode())),
-    ("c.txt.zst", PACKERS[".zst"](as_prose(DOCUMENTS[60:]).encode())),
+    ("en/b.jsonl.gz", COMPRESSORS[".gz"](as_jsonl(DOCUMENTS[30:60]).encode())),
+    ("c.txt.zst", COMPRESSORS[".zst"](as_prose(DOCUMENTS[60:]).encode())),
 )
 
 
@@ -34,7 +34,7 @@ def pack(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo, style: int =
             info.size = len(member[1])
             archive.addfile(info, io.BytesIO(member[1]))
     suffix = path.suffix.replace(".tgz", ".gz")
-    path.write_bytes(PACKERS.get(suffix, bytes)(raw.getvalue()))
+    path.write_bytes(COMPRESSORS.get(suffix, bytes)(raw.getvalue()))
     return path
 
 
@@ -83,14 +83,14 @@ def test_what_leads_out_of_it_is_not_followed_and_nothing_is_written(tmp_path, c
 def test_of_a_damaged_archive_what_stands_before_is_kept(tmp_path, name, damage):
     members = [(f"{n}.txt", as_lines(DOCUMENTS[n : n + 1]).encode()) for n in range(90)]
     if damage == "packed member":
-        members[45] = ("45.txt.gz", PACKERS[".gz"](members[45][1])[:-20])
+        members[45] = ("45.txt.gz", COMPRESSORS[".gz"](members[45][1])[:-20])
     raw = bytearray(pack(tmp_path / "whole.tar", *members).read_bytes())
     if damage == "header":
         with tarfile.open(tmp_path / "whole.tar") as archive:
             raw[archive.getmember("45.txt").offset + 5] ^= 1  # its name: the sum of the header is wrong
     elif damage == "cut":
         raw = raw[: len(raw) // 2]
-    (tmp_path / name).write_bytes(PACKERS[".gz"](bytes(raw)) if name.endswith("gz") else bytes(raw))
+    (tmp_path / name).write_bytes(COMPRESSORS[".gz"](bytes(raw)) if name.endswith("gz") else bytes(raw))
     counts: Counter[str] = Counter()
     found = read(tmp_path / name, txt="lines", counts=counts)
     assert counts["damaged_parts"] == 1

@@ -32,7 +32,7 @@ DOCUMENTS = texts(60)
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".bz2", ".zst"])
 @pytest.mark.parametrize(("name", "make"), [("a.txt", as_lines), ("b.txt", as_prose), ("c.jsonl", as_jsonl)])
-def test_every_format_and_packing_gives_the_same_documents(tmp_path, name, make, compression):
+def test_every_format_and_compression_gives_the_same_documents(tmp_path, name, make, compression):
     assert read(write(tmp_path / (name + compression), make(DOCUMENTS))) == DOCUMENTS
 
 
@@ -208,7 +208,7 @@ def test_what_is_missing_is_named(tmp_path):
         read(path, column="id")
 
 
-PACKERS: dict[str, tuple[Callable[[bytes], bytes], Callable[[], Any]]] = {
+COMPRESSORS: dict[str, tuple[Callable[[bytes], bytes], Callable[[], Any]]] = {
     ".gz": (gzip.compress, lambda: zlib.decompressobj(31)),
     ".bz2": (lambda raw: bz2.compress(raw, 1), bz2.BZ2Decompressor),
     ".zst": (zstandard.ZstdCompressor(write_checksum=True).compress, zstandard.ZstdDecompressor().decompressobj),
@@ -225,9 +225,9 @@ def whole_lines_of(damaged: bytes, unpacker: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("damage", ["cut short", "wrong byte", "checksum", "garbage behind", "a second part"])
-@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_of_a_damaged_packed_file_every_whole_line_is_read(tmp_path, capsys, suffix, damage):
-    pack, unpacker = PACKERS[suffix]
+    pack, unpacker = COMPRESSORS[suffix]
     words = random.Random(0).choices(string.ascii_letters, k=900_000)
     lines = [("".join(words[at : at + 90]) + "\n").encode() for at in range(0, len(words), 90)]
     packed = pack(b"".join(lines))
@@ -256,7 +256,7 @@ def test_of_a_damaged_packed_file_every_whole_line_is_read(tmp_path, capsys, suf
 
 def test_several_packed_parts_in_one_file_are_one_text(tmp_path):
     padding = {".gz": bytes(5000)}  # as on tapes
-    for suffix, (pack, _) in PACKERS.items():
+    for suffix, (pack, _) in COMPRESSORS.items():
         (tmp_path / f"a.jsonl{suffix}").write_bytes(
             b"".join(pack(as_jsonl(part).encode()) for part in (DOCUMENTS[:30], DOCUMENTS[30:]))
             + padding.get(suffix, b"")

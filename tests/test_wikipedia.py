@@ -10,7 +10,7 @@ from data_prep.store import Store
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import find_sources
 from data_prep.text.readers import wikipedia
-from tests.corpora import PACKERS, shard, tiny_vocab, write
+from tests.corpora import COMPRESSORS, shard, tiny_vocab, write
 from tests.dumps import HEAD, page
 
 PARIS = """{{Infobox Ort|Name=Paris|Bild={{x|y}}}}
@@ -83,7 +83,7 @@ def test_of_a_dump_cut_short_the_whole_articles_are_kept(tmp_path, capsys):
     for name, raw in (
         ("a.xml", whole[:cut]),
         ("b.xml", (HEAD + "".join(pages[:200]) + "<page><title>a & b").encode()),
-        ("c.xml.bz2", PACKERS[".bz2"](whole[:cut])),
+        ("c.xml.bz2", COMPRESSORS[".bz2"](whole[:cut])),
     ):
         (tmp_path / name).write_bytes(raw)
         counts: Counter[str] = Counter()

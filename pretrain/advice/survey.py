@@ -2,8 +2,8 @@
 
     text = survey(["wiki/", "news.jsonl.gz"])      Survey: megabytes, documents, sentences, scripts, language, words
 
-Plain files are read in ranges spread over all of the corpus, packed ones and archives from their beginning; what they
-hold beyond is estimated from how far a piece of them unpacks. Sizes of packed files are therefore estimates.
+Plain files are read in ranges spread over all of the corpus, compressed ones and archives from their beginning; what
+they hold beyond is estimated from how far a piece of them goes. Sizes of compressed files are therefore estimates.
 """
 
 import io
@@ -33,7 +33,7 @@ from data_prep.text.source import DamagedError, Source, open_raw, reading
 
 PIECES, PIECE = 48, 1 << 17  # places that are read, and bytes at each
 FILES, FILES_PER_PIECE = 480, 32  # at most: files of many whose encoding is found; that are read for a piece
-LOOKED_INTO = 1 << 20  # bytes unpacked to see how far a packed file unpacks
+LOOKED_INTO = 1 << 20  # bytes decompressed to see how far a compressed file goes
 WHOLE = 1 << 25  # bytes of a table that is read to its end, where rows may be in an order of time
 MARKUP = 0.5  # share of a dump of MediaWiki that is text, about
 LONGEST = 1 << 20  # characters of a document that are looked at
@@ -231,7 +231,7 @@ class _Part(NamedTuple):
 
 
 def _rough_size(source: Source, column: str) -> float:
-    """Return the bytes of text, before anything is unpacked."""
+    """Return the bytes of text, before anything is decompressed."""
     if source.kind in ("parquet", "dataset"):
         return count_rows(source, column)[1]
     return source.bytes * (ASSUMED_COMPRESSION_RATIO if source.compression else 1)
@@ -280,7 +280,7 @@ def _bytes(documents: Sequence[Document]) -> int:
 
 
 def _decompressed_size(source: Source) -> float:
-    """Return the bytes of a source in UTF-8 once it is unpacked, from how far its beginning goes."""
+    """Return the bytes of a source in UTF-8 once it is decompressed, from how far its beginning goes."""
     with open_raw(source) as file:
         stream = decompressed(file, source.compression) if source.compression else file
         head = bytearray()
@@ -295,7 +295,8 @@ def _decompressed_size(source: Source) -> float:
 
 
 def _share_of_text(source: Source, documents: Sequence[Document]) -> float:
-    """Return the bytes of text in a byte of the unpacked source, from the places of the first and the last document."""
+    """Return the bytes of text in a byte of the decompressed source, from the places of the first and the last
+    document."""
     if source.kind == "xml":
         return MARKUP
     first, last = (_place(document) for document in (documents[0], documents[-1]))
