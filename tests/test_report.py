@@ -16,7 +16,7 @@ from pretrain.report.command import ReportConfig, main
 from pretrain.report.drawing import running_mean
 from pretrain.report.history import History, read_all
 from pretrain.report.words import as_text
-from pretrain.wording import counted, duration
+from pretrain.wording import counted, duration, two_digits
 from tests.metrics import event, held_out, run_folder, train
 from tests.stores import random_documents, store_of
 
@@ -292,7 +292,7 @@ def test_a_running_mean_keeps_lines_straight():
         (as_text(0.62, "share"), "62.0%"), (as_text(1.0, "share"), "100%"), (as_text(2.5, "nats"), "2.500"),
         (as_text(7.5e-4, "plain"), "7.5e-4"), (as_text(None, "nats"), "\N{EN DASH}"),
         (duration(12), "12 s"), (duration(200), "3 min 20 s"), (duration(3900), "1 h 05 min"),
-        (duration(97200), "1 d 3 h"),
+        (duration(97200), "1 d 3 h"), (two_digits(123.4), "120"), (two_digits(0.0444), "0.044"),
     ],
 )  # fmt: skip
 def test_numbers_in_words(text, expected):
