@@ -32,7 +32,7 @@ from data_prep.cli import print_json, run, say
 from data_prep.samples.assemble import gather_tokens, split_by_length
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
-from data_prep.samples.pair_index import Sentences, build_index
+from data_prep.samples.sample_index import Sentences, build_index
 from data_prep.store import Store
 from pretrain.data import SampleStream, Step, train_steps
 from pretrain.state import DataPosition

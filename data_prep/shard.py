@@ -40,7 +40,7 @@ from data_prep.files import check_writable, sha256_of
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.samples.coverage import look_over, why_not_evaluated
-from data_prep.samples.pair_index import Objective
+from data_prep.samples.sample_index import Objective
 from data_prep.sharding import manifest
 from data_prep.sharding.builder import ShardBuilder
 from data_prep.sharding.locks import writer_lock

@@ -35,8 +35,8 @@ from data_prep.samples.assemble import gather_tokens, split_by_length, word_cont
 from data_prep.samples.coverage import look_over
 from data_prep.samples.masking import Masking, MaskUnit, mask_tokens
 from data_prep.samples.mixture import Epoch, Mixture
-from data_prep.samples.pair_index import Objective, Sentences, usage_counts
 from data_prep.samples.rendering import SampleRenderer
+from data_prep.samples.sample_index import Objective, Sentences, usage_counts
 from data_prep.store import HELD_OUT, Store
 from data_prep.store_manifest import Counts
 from data_prep.tokens.unknown import advice

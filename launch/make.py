@@ -41,9 +41,9 @@ from data_prep.store import Store
 from data_prep.store_manifest import read_manifest
 from data_prep.text.discovery import find_sources
 from launch import labelled
-from launch.alone import Alone, alone_in
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
-from launch.gaps import gaps_of
+from launch.cloze import gaps_of
+from launch.folder_lock import Alone, alone_in
 from launch.overlap import overlap_in_words
 from launch.record import Json, Record, StageRecord, check_folder, described
 from launch.running import STOPPED, Screen, Stage, StageTimes, rounded

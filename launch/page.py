@@ -2,7 +2,7 @@
 
 write(Path("runs/mine"), record) -> runs/mine/index.html
 
-make.json, store/manifest.json, logs/, run/, fill.json, finetuned/results.json -> made.html.jinja, which extends the
+make.json, store/manifest.json, logs/, run/, fill.json, finetuned/results.json -> page.html.jinja, which extends the
 page of pretrain.report
 """
 
@@ -19,7 +19,7 @@ from data_prep.calls import call
 from data_prep.files import write_whole
 from data_prep.store import Store
 from data_prep.store_manifest import StoreManifest
-from launch.gaps import Gap, gaps_of
+from launch.cloze import Gap, gaps_of
 from launch.record import Json, Record, StageRecord
 from launch.stages import KINDS, SETTINGS, read_settings
 from pretrain.advice.tables import SHOWN, in_words
@@ -28,7 +28,7 @@ from pretrain.report.history import History
 from pretrain.report.page import page_of
 from pretrain.wording import duration, filled_in
 
-TEMPLATE = Path(__file__).with_name("made.html.jinja")
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 FILES = 500  # in the table
 FEW = 0.7  # of the planned steps: worth a word
 # [MASK:was], [shown:was] for a random word, [was] for one that stays, as data_prep/show.py prints them.

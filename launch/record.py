@@ -26,7 +26,7 @@ from data_prep.sharding.manifest import ends_sha256
 from data_prep.text.source import Source
 
 NAME = "make.json"
-LOCK = ".make.lock"  # of launch/alone.py
+LOCK = ".make.lock"  # of launch/folder_lock.py
 FORMAT = 1
 SHOWN = 3  # names in a message
 

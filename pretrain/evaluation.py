@@ -18,7 +18,7 @@ from data_prep.rounding import ceil_div
 from data_prep.samples.coverage import evaluated
 from data_prep.samples.masking import Masking, mask_counts
 from data_prep.samples.mixture import Mixture, Samples
-from data_prep.samples.pair_index import VERSION
+from data_prep.samples.sample_index import VERSION
 from pretrain.data import collate, order_by_length
 from pretrain.model import Batch, Losses
 from pretrain.settings.phases import Phase

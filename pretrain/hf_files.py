@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from data_prep.calls import call
 from data_prep.cli import InputError
-from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
+from data_prep.untrusted import check_model_config, read_object, refuse_code, weight_files
 
 Kind = Literal["fill", "labels", "tags"]  # what a folder answers
 

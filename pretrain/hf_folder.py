@@ -25,7 +25,7 @@ from transformers.activations import ACT2FN
 
 from data_prep.cli import InputError, one_line, say
 from data_prep.files import write_json
-from data_prep.foreign import read_object, weight_files
+from data_prep.untrusted import read_object, weight_files
 from pretrain.hf_files import OFFSET, TOKENIZER, need_tokenizer, read_config
 
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

@@ -20,7 +20,6 @@ from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
 from pretrain.data import Step, load_steps
 from pretrain.divergence import Divergence
-from pretrain.due import Timetable
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.summary import end_summary
@@ -28,6 +27,7 @@ from pretrain.settings.phases import Phase, phase_at
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import StopRequests
+from pretrain.timetable import Timetable
 from pretrain.watchdog import Watchdog
 from pretrain.wording import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.zero.engine import Engine, StepResult

@@ -25,8 +25,8 @@ from transformers import BertConfig, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
 from data_prep.cli import InputError, say
-from data_prep.foreign import weight_files
 from data_prep.tokens.contract import same_tokenizer
+from data_prep.untrusted import weight_files
 from pretrain import hf_folder
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.hf_files import read_init

@@ -26,8 +26,8 @@ import tyro
 
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
-from data_prep.foreign import weight_files
 from data_prep.ranges import Range, check_ranges
+from data_prep.untrusted import weight_files
 from pretrain.hf_files import Kind, forbid_network, need_tokenizer, read_config
 
 # The end of a class name in config.json's "architectures", and what such a folder answers.
@@ -72,7 +72,7 @@ def main(config: PredictConfig) -> None:
     texts = texts_of(config, pairs)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.answering import answer
+    from pretrain.inference import answer
 
     answer(config.folder, kind, pairs, texts, config.top, config.json)
 

@@ -21,7 +21,7 @@ from typing import Any
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.files import sha256_of, write_folder
-from data_prep.samples.pair_index import VERSION
+from data_prep.samples.sample_index import VERSION
 from data_prep.store import Store
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.version import project_version

@@ -7,7 +7,7 @@
                                       deep in a library
 
 A signal only sets a flag: a rank that saved inside a handler would wait for ranks that are still computing. Flags are
-compared at the step boundary (due.py), all ranks save together and end with STOPPED.
+compared at the step boundary (timetable.py), all ranks save together and end with STOPPED.
 
 Standard library only, so that it stands before the seconds that `import torch` takes.
 """

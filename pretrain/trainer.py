@@ -21,7 +21,6 @@ from data_prep.calls import call
 from data_prep.cli import InputError, print_json, say
 from data_prep.store import Store
 from pretrain.advice.machine import elsewhere
-from pretrain.alike import check_shared, what_ranks_share
 from pretrain.checkpoints.format import Manifest, ModelIdentity
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.resume import Start, find_start
@@ -30,7 +29,6 @@ from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
 from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
 from pretrain.divergence import DivergedError, Divergence
-from pretrain.due import Timetable
 from pretrain.loop import Run, train_loop
 from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr
@@ -40,10 +38,12 @@ from pretrain.monitor.meter import Meter
 from pretrain.monitor.plan import estimate_run
 from pretrain.monitor.plan_tables import plan_tables
 from pretrain.monitor.summary import end_summary, start_summary
+from pretrain.rank_checks import check_shared, what_ranks_share
 from pretrain.run_folder import disagreement, run_record, write_run_folder
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import STOPPED, StopRequests
+from pretrain.timetable import Timetable
 from pretrain.watchdog import Watchdog
 from pretrain.zero.engine import (
     Engine,

@@ -30,7 +30,7 @@ from data_prep.tokens import contract
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.vocab import SPECIAL, write_tokenizer
-from pretrain import answering, hf_folder, predict
+from pretrain import hf_folder, inference, predict
 from pretrain.export.command import ExportConfig
 from pretrain.export.command import main as export
 from pretrain.finetune.command import FinetuneConfig
@@ -399,7 +399,7 @@ def by_init_from(hf: Path) -> None:
 
 def by_predict(hf: Path) -> None:
     hf_folder.load_config(hf)
-    answering.load(hf, "fill")
+    inference.load(hf, "fill")
 
 
 def by_finetune(hf: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import pretrain.alike
+import pretrain.rank_checks
 from data_prep.cli import InputError
 from pretrain import distributed
 from pretrain.settings.config import TrainConfig
@@ -31,7 +31,7 @@ def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
 
 def answers(*commands: tuple[TrainConfig, TrainConfig]) -> list[str]:
     """What rank 0 and rank 1, each with its own command, are refused with."""
-    pretrain.alike.SHARED_WITHIN = 0.5
+    pretrain.rank_checks.SHARED_WITHIN = 0.5
     found = []
     for each in commands:
         try:

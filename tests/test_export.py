@@ -23,7 +23,7 @@ from data_prep.cli import InputError, run
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import verify
-from pretrain.export import converting as export
+from pretrain.export import hf_writer as export
 from pretrain.export.command import ExportConfig, Head, main
 from pretrain.train import train
 from tests.corpora import files_of

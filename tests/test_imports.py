@@ -33,7 +33,7 @@ FROM_DATA_PREP = {
             "cli",
             "fields",
             "files",
-            "foreign",
+            "untrusted",
             "interpreter",
             "mapped",
             "outlets",
@@ -43,7 +43,7 @@ FROM_DATA_PREP = {
         ),
         *("tokens.contract", "tokens.tokenizer_folder"),
         *("samples.assemble", "samples.counter_rng", "samples.coverage", "samples.masking", "samples.mixture"),
-        "samples.pair_index",
+        "samples.sample_index",
         "rounding",
     )
 }
@@ -64,9 +64,10 @@ OF_DEEPSPEED = set(
     fp16_groups bit16_groups ds_tensor ds_numel ds_shape deepspeed_engine zero_optimizer
     """.split()
 )
-STANDS_ALONE = {"pretrain.finetune.command", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.answering"}
+STANDS_ALONE = {"pretrain.finetune.command", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.inference"}
 SHARED_HELPERS = {
-    f"data_prep.{name}" for name in ("calls", "cli", "fields", "files", "foreign", "interpreter", "progress", "ranges")
+    f"data_prep.{name}"
+    for name in ("calls", "cli", "fields", "files", "untrusted", "interpreter", "progress", "ranges")
 }
 TRAINER = {
     f"pretrain.{name}"
@@ -79,7 +80,7 @@ TRAINER = {
         "settings.config",
         "zero.partition",
         "checkpoints.slices",
-        "export.converting",
+        "export.hf_writer",
     )
 }
 

@@ -14,9 +14,9 @@ from data_prep.cli import ROOT, InputError
 from data_prep.fields import write_sealed
 from data_prep.store import Store
 from launch import labelled
-from launch.alone import Alone, alone_in
 from launch.choices import lasting, settle_changes
-from launch.gaps import Gap, gaps_of
+from launch.cloze import Gap, gaps_of
+from launch.folder_lock import Alone, alone_in
 from launch.make import share_trained, work_through
 from launch.page import answers_to, time_of, what_next
 from launch.record import Record, StageRecord, changes_of, check_folder
@@ -260,7 +260,7 @@ def test_a_folder_in_use_is_told_at_once_and_what_is_ending_is_waited_for(tmp_pa
     with alone_in(tmp_path) as first:
         with pytest.raises(InputError, match=rf"process {os.getpid()}, since .* at work .*kill {os.getpid()}\), or"):
             alone_in(tmp_path).__enter__()
-        monkeypatch.setattr("launch.alone.PATIENCE", 0.3)
+        monkeypatch.setattr("launch.folder_lock.PATIENCE", 0.3)
         first.note_ending()
         with pytest.raises(InputError, match=r"is stopping in .* has not ended in 0\.3 s"):
             alone_in(tmp_path).__enter__()

@@ -5,7 +5,7 @@ import pytest
 
 from data_prep.samples.assemble import gather_tokens
 from data_prep.samples.mixture import Mixture, Samples
-from data_prep.samples.pair_index import Sentences, build_index
+from data_prep.samples.sample_index import Sentences, build_index
 from tests.stores import random_documents, store_of
 
 

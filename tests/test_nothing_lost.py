@@ -6,7 +6,7 @@ import pytest
 from data_prep.samples import coverage
 from data_prep.samples.coverage import look_over
 from data_prep.samples.mixture import Mixture
-from data_prep.samples.pair_index import Objective, Pieces, Sentences, build_index
+from data_prep.samples.sample_index import Objective, Pieces, Sentences, build_index
 from data_prep.shard import outlook
 from data_prep.show import ShowConfig, seen
 from data_prep.store import Store

@@ -22,7 +22,7 @@ import pretrain.loop
 from data_prep.cli import ROOT, InputError
 from data_prep.samples import mixture as mixtures
 from data_prep.samples.mixture import BuildAbandonedError, Mixture
-from data_prep.samples.pair_index import Sentences, build_index
+from data_prep.samples.sample_index import Sentences, build_index
 from data_prep.sharding.ranks import rank_from_env
 from pretrain.data import prefetch
 from pretrain.settings.config import TrainConfig

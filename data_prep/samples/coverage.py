@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.samples.pair_index import Objective, Sentences, build_index, single_sentence_share
+from data_prep.samples.sample_index import Objective, Sentences, build_index, single_sentence_share
 from data_prep.store import Store
 
 PASSES = 10

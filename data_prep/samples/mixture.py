@@ -3,8 +3,8 @@
     stores, weights -> Mixture.epoch(e) -> Epoch.samples_at(positions) -> Samples
 
 Weights are passes: a store of weight 2.5 enters an epoch two and a half times, each pass with pairs and masks of its
-own; the half that one epoch leaves is what the next one begins with. A pass is pair_index.py's `build_index`, made once
-per node: index_cache.py keeps it on disk for all ranks and for a run that continues.
+own; the half that one epoch leaves is what the next one begins with. A pass is sample_index.py's `build_index`, made
+once per node: index_cache.py keeps it on disk for all ranks and for a run that continues.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.samples.counter_rng import feistel_permutation, random_bits
 from data_prep.samples.index_cache import cached
-from data_prep.samples.pair_index import SAMPLE, VERSION, Objective, Sentences, build_index
+from data_prep.samples.sample_index import SAMPLE, VERSION, Objective, Sentences, build_index
 from data_prep.store import HELD_OUT, Store
 
 _EPOCH_ORDER, _PASS_ORDER = 2, 3  # what is drawn, as the last part of a key

@@ -31,9 +31,9 @@ from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, read_fields, write_sealed
 from data_prep.files import cache_folder, write_json
-from data_prep.foreign import read_object, refuse_code
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, ROLES, Encoder, special_names
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES, tokenizer_sha256
+from data_prep.untrusted import read_object, refuse_code
 
 CONFIG = "tokenizer_config.json"
 INPUTS = ["input_ids", "token_type_ids", "attention_mask"]

@@ -22,10 +22,10 @@ from tokenizers import Tokenizer
 
 from data_prep.calls import call
 from data_prep.cli import InputError, say
-from data_prep.foreign import read_object
 from data_prep.store_manifest import token_dtype
 from data_prep.tokens.fast_paths import Ids, Nanotoken, SentencePieceCache, WordPieceCache, is_bert, is_sentencepiece
 from data_prep.tokens.unknown import UnknownCharacters
+from data_prep.untrusted import read_object
 
 _FastPath = Nanotoken | WordPieceCache | SentencePieceCache
 EncodeWith = Literal["auto", "nanotoken", "pieces", "tokenizers"]

@@ -66,6 +66,6 @@ def main(config: ExportConfig) -> None:
     check_origin(config.source, config.config, config.vocab)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.export.converting import convert
+    from pretrain.export.hf_writer import convert
 
     convert(config.source, config.config, config.vocab, config.out, config.head, config.json)

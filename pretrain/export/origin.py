@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.cli import InputError
-from data_prep.foreign import check_model_config, read_object, refuse_code, weight_files
+from data_prep.untrusted import check_model_config, read_object, refuse_code, weight_files
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.hf_files import refuse_store
 

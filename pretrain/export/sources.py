@@ -24,8 +24,8 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, one_line, say
 from data_prep.fields import is_number
-from data_prep.foreign import read_object
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
+from data_prep.untrusted import read_object
 from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import latest_valid, verify

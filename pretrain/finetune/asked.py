@@ -20,8 +20,8 @@ import tyro
 
 from data_prep.cli import InputError
 from data_prep.files import check_out
-from data_prep.foreign import weight_files
 from data_prep.ranges import Range, check_ranges
+from data_prep.untrusted import weight_files
 from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
 from pretrain.finetune.tables import check_kind
 from pretrain.hf_files import need_tokenizer, positions_in, read_config

@@ -18,7 +18,7 @@ from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.mixture import temperature_weights
-from data_prep.samples.pair_index import Objective
+from data_prep.samples.sample_index import Objective
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
     COUNT,

@@ -1,7 +1,7 @@
 """BERT's sentence pairs, one document at a time, after create_instances_from_document of google-research/bert, those of
 ALBERT, and samples without pairs.
 
-The draws are those of data_prep/samples/pair_index.py (the same keys); all that is done with
+The draws are those of data_prep/samples/sample_index.py (the same keys); all that is done with
 them is written out plainly.
 """
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
-from data_prep.samples import pair_index
-from data_prep.samples.pair_index import Objective, Sentences, build_index, usage_counts
+from data_prep.samples.sample_index import Objective, Sentences, build_index, usage_counts
 from data_prep.store import Store
 from tests.reference.pairs import mlm_samples, nsp_samples, sop_samples
 from tests.stores import random_documents, store_of
@@ -28,8 +27,8 @@ def as_tokens(store, samples) -> list[tuple]:
 @pytest.mark.parametrize("chain", [1, 3, 128])
 @pytest.mark.parametrize(("count", "longest"), [(30, 12), (6, 70)])  # sentences shorter than most samples, and longer
 def test_samples_equal_the_naive_reference(tmp_path, monkeypatch, seq_len, shards, chain, count, longest):
-    monkeypatch.setattr(pair_index, "CHUNK_SAMPLES", chain)
-    monkeypatch.setattr(pair_index, "BLOCK_SIZE", 9)
+    monkeypatch.setattr(sample_index, "CHUNK_SAMPLES", chain)
+    monkeypatch.setattr(sample_index, "BLOCK_SIZE", 9)
     documents = random_documents(count, longest=longest)
     store = store_of(tmp_path, documents, shards=shards)
     by_objective: dict[Objective, list[Any]] = {

@@ -15,9 +15,9 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from data_prep.cli import InputError, print_json, say
 from data_prep.files import write_folder, write_json
-from data_prep.foreign import read_object
 from data_prep.tokens import contract
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
+from data_prep.untrusted import read_object
 from pretrain import hf_folder
 from pretrain.attention import SeqLens
 from pretrain.export.origin import PROVENANCE

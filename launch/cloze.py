@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.samples.pair_index import Sentences
+from data_prep.samples.sample_index import Sentences
 from data_prep.store import Store
 
 SHORTEST, LONGEST = 8, 30  # tokens of a sentence
