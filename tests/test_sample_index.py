@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
+from data_prep.samples import sample_index
 from data_prep.samples.sample_index import Objective, Sentences, build_index, usage_counts
 from data_prep.store import Store
 from tests.reference.pairs import mlm_samples, nsp_samples, sop_samples
