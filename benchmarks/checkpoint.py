@@ -36,7 +36,7 @@ from data_prep.files import sync_tree
 from pretrain.checkpoints.format import KINDS, ModelIdentity, checkpoint_dir
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
-from pretrain.checkpoints.verify import verify
+from pretrain.checkpoints.verify import verify_checkpoint
 from pretrain.model import architecture_of, build_model
 from pretrain.settings.ds_config import Flags, resolve
 from pretrain.settings.limits import Preset
@@ -127,7 +127,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
             partial(engine.deepspeed_engine.save_checkpoint, str(folder / "theirs"), tag="tag"),
             partial(sync_tree, folder / "theirs"),
         )
-        note("ours_verify", partial(verify, checkpoint_dir(saver.run, step)))
+        note("ours_verify", partial(verify_checkpoint, checkpoint_dir(saver.run, step)))
         note("ours_load", partial(load_checkpoint, checkpoint_dir(saver.run, step), engine, identity))
         note("deepspeed_load", partial(engine.deepspeed_engine.load_checkpoint, str(folder / "theirs"), tag="tag"))
         for name, place in (("ours", checkpoint_dir(saver.run, step)), ("deepspeed", folder / "theirs")):

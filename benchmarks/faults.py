@@ -30,7 +30,7 @@ from data_prep.cli import parse, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.store import Store
 from pretrain.checkpoints.format import MANIFEST, STATE, Manifest, checkpoint_dir, list_checkpoints
-from pretrain.checkpoints.verify import verify
+from pretrain.checkpoints.verify import verify_checkpoint
 from pretrain.train import train
 from tests.checkpoints import RECORD, checkpoint_of
 from tests.damage import sweep
@@ -89,7 +89,7 @@ def flips(run: Path) -> dict[str, dict[str, int]]:
     write_sealed(store / "manifest.json", manifest)
     reads: dict[Path, Callable[[], Any]] = {
         saved / MANIFEST: lambda: Manifest.read(saved),
-        saved / STATE: lambda: verify(saved),
+        saved / STATE: lambda: verify_checkpoint(saved),
         run / "config.json": lambda: {name: read_fields(run / "config.json", "").content[name] for name in RECORD},
         store / "manifest.json": lambda: Store.open(store).manifest,
     }

@@ -21,7 +21,7 @@ from data_prep.cli import InputError
 from data_prep.files import write_whole
 from pretrain.finetune.asked import FILES, check_labels
 from pretrain.finetune.labelled import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
-from pretrain.finetune.tables import Fields, read_rows
+from pretrain.finetune.tables import Row, read_rows
 
 HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
 LEAST = 10  # rows of which a part can be held back
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     path: Path
     kind: str  # what --task of pretrain.finetune says
     columns: dict[str, str]  # column there -> column of the file, as it is written there
-    rows: list[Fields]  # under the names of pretrain.finetune
+    rows: list[Row]  # under the names of pretrain.finetune
     labels: Counter[str]  # rows a label; empty for numbers and tags
     lines: list[int]  # of the file, for each row
 
@@ -71,7 +71,7 @@ def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
     theirs = [name.lower() for name in columns.values()]
     if missing := [name for name in columns.values() if any(name.lower() not in row for row in rows)]:
         raise InputError(f"{path}: no column {missing[0]} in all rows; found {_found(rows)}")
-    taken = [Fields(columns, (row[name] for name in theirs)) for row in rows]
+    taken = [Row(columns, (row[name] for name in theirs)) for row in rows]
     if "tags" in columns:
         return Found(path, "tag", columns, taken, Counter(), lines)
     values = [row["label"] for row in taken]
@@ -97,11 +97,11 @@ def check(found: Found, held_out: Found | None) -> None:
         check_labels(held_out.path, asked, names, found.path)
 
 
-def _found(rows: list[Fields]) -> str:
+def _found(rows: list[Row]) -> str:
     return ", ".join(rows[0].written.values())
 
 
-def _columns(path: Path, rows: list[Fields]) -> dict[str, str]:
+def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
     names = [name for name in rows[0] if all(name in row for row in rows)]
     if "tokens" in names and "tags" in names:
         return {"tokens": "tokens", "tags": "tags"}
@@ -118,7 +118,7 @@ def _columns(path: Path, rows: list[Fields]) -> dict[str, str]:
     return {"text": text, "label": label}
 
 
-def _label_column(path: Path, rows: list[Fields], names: list[str]) -> str:
+def _label_column(path: Path, rows: list[Row], names: list[str]) -> str:
     for name in (*LABEL_COLUMNS, *LABEL_NAMES):
         if name in names:
             return name
@@ -164,7 +164,7 @@ def write_split(found: Found, held_out: Found | None, folder: Path) -> str:
     return told
 
 
-def split(found: Found) -> tuple[list[Fields], list[Fields]]:
+def split(found: Found) -> tuple[list[Row], list[Row]]:
     """Return (rows to learn from, rows to measure on), each in the order of the file.
 
     Raises
@@ -186,13 +186,13 @@ def split(found: Found) -> tuple[list[Fields], list[Fields]]:
     held = {digest for texts in by_label.values() for digest in sorted(texts)[: math.floor(len(texts) * share)]}
     if not held:
         raise InputError(f"{found.path} has too few rows a label to hold any back; give --eval FILE")
-    sides: tuple[list[Fields], list[Fields]] = ([], [])
+    sides: tuple[list[Row], list[Row]] = ([], [])
     for row in found.rows:
         sides[_digest(row) in held].append(row)
     return sides
 
 
-def _digest(row: Fields) -> str:
+def _digest(row: Row) -> str:
     texts = [row[name] for name in ("text", "text_a", "text_b", "tokens") if name in row]
     return hashlib.sha256(json.dumps(texts, default=str).encode()).hexdigest()
 

@@ -71,7 +71,7 @@ class SampleStream:
             self.take(min(LOOKUP_SAMPLES, count - first))
 
     def _within_window(self, count: int) -> Samples:
-        epoch, sample, _, taken, _ = self.position
+        epoch, sample = self.position.epoch, self.position.sample
         if sample >= self._epoch.size:
             epoch, sample = epoch + 1, 0
             self._epoch, self._window = self.mixture.epoch(epoch), None
@@ -81,8 +81,9 @@ class SampleStream:
             self._window, self._window_start = self._epoch.samples_at(np.arange(sample, stop)), sample
         first = sample - self._window_start
         part = self._window.take(slice(first, first + count))
-        taken += part.size
-        self.position = self.position._replace(epoch=epoch, sample=sample + part.size, samples_in_phase=taken)
+        self.position = self.position._replace(
+            epoch=epoch, sample=sample + part.size, samples_in_phase=self.position.samples_in_phase + part.size
+        )
         return part
 
 
@@ -131,8 +132,9 @@ def train_steps(
     while True:
         samples = stream.take(batch_after(stream.position.samples_in_phase))
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
-        splits = split_by_length(samples, counts.samples // micro_batch)  # rows of each micro-batch, over all ranks
-        shares = [samples.take(rows) for rows in splits[rank::world]]
+        # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
+        splits = split_by_length(samples, counts.samples // micro_batch)
+        shares = [samples.take(indices) for indices in splits[rank::world]]
         yield Step(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
-from pretrain.checkpoints.verify import latest_valid
+from pretrain.checkpoints.verify import latest_valid_checkpoint
 from pretrain.data import sample_stream
 from pretrain.distributed import on_rank_0
 from pretrain.monitor.meter import Meter
@@ -97,7 +97,7 @@ class Divergence:
         """
         saver, setup = self._saver, self._setup
         saver.wait()
-        newest = on_rank_0(f"rollback in {saver.run}", lambda: latest_valid(saver.run))
+        newest = on_rank_0(f"rollback in {saver.run}", lambda: latest_valid_checkpoint(saver.run))
         if newest is None:
             return None
         earlier = load_checkpoint(newest, saver.engine, saver.identity)

@@ -115,7 +115,7 @@ def evaluate(
 
 def held_out_identity(mixture: Mixture, samples: int) -> str:
     """Return a hash of all that decides which held-out samples there are, and what of them is masked."""
-    stores = [(store.identity, weight) for store, weight in zip(mixture.stores, mixture.weights, strict=True)]
+    stores = [(store.identity, passes) for store, passes in zip(mixture.stores, mixture.passes_per_epoch, strict=True)]
     settings = (VERSION, stores, mixture.seq_len, mixture.objective, mixture.seed, samples, Masking())
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
 

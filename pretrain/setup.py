@@ -15,7 +15,7 @@ from typing import NamedTuple
 from data_prep.cli import InputError, number_in
 from data_prep.files import check_writable
 from data_prep.store import HELD_OUT, Store
-from pretrain.advice.machine import elsewhere
+from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
 from pretrain.settings.config import TrainConfig
@@ -90,7 +90,7 @@ def open_named(config: TrainConfig) -> list[Store]:
     """
     check_names(config.allow_change)
     if config.gpu:
-        elsewhere(config.gpu)
+        machine_named(config.gpu)
     first, *others = [folder for folder, _ in config.weighted_stores]
     opened = [Store.open(first)]
     stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]

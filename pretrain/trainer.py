@@ -20,7 +20,7 @@ from transformers import BertForPreTraining
 from data_prep.calls import call
 from data_prep.cli import InputError, print_json, say
 from data_prep.store import Store
-from pretrain.advice.machine import elsewhere
+from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.format import Manifest, ModelIdentity
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.resume import Start, find_start
@@ -94,7 +94,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         stop = stop or ending.enter_context(closing(StopRequests()))
         watchdog = watchdog or ending.enter_context(Watchdog(config.hang_timeout))
         silence_libraries()
-        setup = setup.with_precision(elsewhere(config.gpu).precision if config.gpu else default_precision())
+        setup = setup.with_precision(machine_named(config.gpu).precision if config.gpu else default_precision())
         if not config.gpu:
             check_precision(setup.deepspeed)
 
@@ -116,7 +116,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             init_distributed()
         start = find_common_start(setup, model, record, identity, watchdog)
         if start.checkpoint is not None and setup.is_finished(start.state):
-            on_rank_0(f"run folder {config.out}", partial(leave, setup, start))
+            on_rank_0(f"run folder {config.out}", partial(report_finished, setup, start))
             return start.state
         lost = on_rank_0(f"run folder {config.out}", lambda: lock_run_folder(config.out, start, ending))
         check_shared(config.out)
@@ -241,7 +241,7 @@ def say_start(meter: Meter, setup: Setup, start: Start, device: torch.device, lo
             meter.say(f"other samples than before: the data goes on at {place}, and no sample comes again")
 
 
-def leave(setup: Setup, start: Start) -> None:
+def report_finished(setup: Setup, start: Start) -> None:
     """Say that a run is finished and leave its folder as it is; mend what an older version has spoilt."""
     config, folder = setup.config, start.checkpoint
     assert folder is not None

@@ -96,7 +96,7 @@ def test_the_model_is_the_largest_that_gets_the_tokens_it_wants_of_text_that_is_
 
 
 def test_large_machines_get_large_models():
-    day = {ranks: advised(ENGLISH, machine.elsewhere("a100", ranks), 24, tokens=11e9) for ranks in (1, 8)}
+    day = {ranks: advised(ENGLISH, machine.machine_named("a100", ranks), 24, tokens=11e9) for ranks in (1, 8)}
     assert [advice.settings["model"] for advice in day.values()] == ["bert-base", "bert-large"]
     eight = day[8].settings
     assert eight["global_batch"] == 4096
@@ -147,10 +147,10 @@ def test_speeds_are_those_that_were_measured():
     assert speed["bert-mini"] == pytest.approx(5800, rel=0.15)
     assert speed["bert-tiny"] == pytest.approx(20000, rel=0.3)
     # NVIDIA: 580 sequences of 128 tokens a second of BERT-large on an A100.
-    a100 = machine.elsewhere("A100").tokens_per_second(PRESETS["bert-large"], 30528, 128, 0.15)
+    a100 = machine.machine_named("A100").tokens_per_second(PRESETS["bert-large"], 30528, 128, 0.15)
     assert 0.7 * 580 * 128 < a100 < 580 * 128
     # A GPU cannot do more than a few hundred steps a second, however small they are.
-    assert machine.elsewhere("h200").tokens_per_second(PRESETS["bert-tiny"], 1024, 64, 0.15, 1024) < 200_000
+    assert machine.machine_named("h200").tokens_per_second(PRESETS["bert-tiny"], 1024, 64, 0.15, 1024) < 200_000
 
 
 def test_weights_are_counted_as_transformers_has_them():

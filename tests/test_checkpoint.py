@@ -14,7 +14,7 @@ from pretrain.checkpoints import slices
 from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
 from pretrain.checkpoints.resume import resolve_resume
 from pretrain.checkpoints.slices import index_slices
-from pretrain.checkpoints.verify import latest_valid, verify
+from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
 from tests.ranks import run_ranks
@@ -74,7 +74,7 @@ def test_resume_at_another_world_size_and_stage(store, tmp_path, world, zero):
 
 def test_a_checkpoint_has_twelve_bytes_a_parameter_and_no_pickle(whole):
     folder = checkpoint_dir(whole, STEPS)
-    manifest = verify(folder)
+    manifest = verify_checkpoint(folder)
     parameters = sum(torch.Size(shape).numel() for shape in manifest.parameters.values())
     stored = sum(slice_.length for found in index_slices(folder).values() for slice_ in found)
     assert stored == 3 * parameters
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(whole, tmp_path, capsys, da
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     DAMAGES[damage](checkpoint_dir(run, STEPS) / name)
-    assert latest_valid(run) == checkpoint_dir(run, 3)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
     assert name in capsys.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_without_manifest_is_not_whole(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     (checkpoint_dir(run, STEPS) / "manifest.json").unlink()
-    assert latest_valid(run) == checkpoint_dir(run, 3)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
 
 
 @pytest.mark.parametrize("pointer", ["step-0000009\n", "", "\xff\x00../..", "step-0000003\n"])
@@ -124,10 +124,10 @@ def test_a_pointer_is_only_a_hint(whole, tmp_path, capsys, pointer):
     shutil.copytree(whole, run)
     assert (run / "checkpoints/latest").read_text() == "step-0000006\n"
     (run / "checkpoints/latest").write_bytes(pointer.encode("latin-1"))
-    assert latest_valid(run) == checkpoint_dir(run, STEPS)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, STEPS)
     assert ("which is not there" in capsys.readouterr().err) == (pointer != "step-0000003\n")
     damage_flip(checkpoint_dir(run, STEPS) / "state.json")
-    assert latest_valid(run) == checkpoint_dir(run, 3)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
 
 
 def test_a_run_whose_checkpoints_are_gone_never_starts_from_zero(store, whole, tmp_path):
@@ -188,4 +188,4 @@ def test_a_failed_save_leaves_the_others_and_fails_all_ranks(store, whole, tmp_p
     messages = run_ranks(2, obstructed, config(store, cut, zero=1))
     assert "rank 1 failed" in messages[0]
     assert "No space left" in messages[1]
-    assert latest_valid(cut) == checkpoint_dir(cut, 3)
+    assert latest_valid_checkpoint(cut) == checkpoint_dir(cut, 3)

@@ -14,7 +14,7 @@ from data_prep.cli import ROOT
 from data_prep.outlets import KEPT_LINES, Journal
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir
-from pretrain.checkpoints.verify import latest_valid
+from pretrain.checkpoints.verify import latest_valid_checkpoint
 from pretrain.stop import STOPPED
 from pretrain.train import train
 from tests.launched import PATIENCE, start, wait_for
@@ -195,7 +195,7 @@ def test_logs_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path):
     settings = tiny_run(store, run, steps=4, global_batch=8, save_every=2)
     ((step, told),) = run_ranks(1, train_and_tell, settings, tmp_path / "console")
     assert step == 4
-    assert latest_valid(run) == checkpoint_dir(run, 4)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 4)
     for name in ("log.txt", "metrics.jsonl", "tensorboard"):
         assert told.count(f"{run / name} cannot be written") == 1
     assert "metrics.jsonl lacks" in told
@@ -223,5 +223,5 @@ def test_a_stop_saves_though_its_console_has_died(tmp_path, interpreter, number)
     process.send_signal(number)
     assert process.wait(PATIENCE) == STOPPED
     last = [json.loads(line) for line in metrics.read_text().splitlines()][-1]
-    assert (last["event"], latest_valid(run)) == ("save", checkpoint_dir(run, last["step"]))
+    assert (last["event"], latest_valid_checkpoint(run)) == ("save", checkpoint_dir(run, last["step"]))
     assert (run / "log.txt").read_text().count("warning: the console cannot be written (Broken pipe)") == 1

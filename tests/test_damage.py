@@ -24,7 +24,7 @@ from pretrain.checkpoints.format import (
     read_state,
 )
 from pretrain.checkpoints.slices import index_slices, read_weights
-from pretrain.checkpoints.verify import check_file, latest_valid, verify
+from pretrain.checkpoints.verify import check_file, latest_valid_checkpoint, verify_checkpoint
 from tests.checkpoints import checkpoint_of, rewrite, rewrite_state
 from tests.damage import MANIFESTS, MASKS, sweep
 
@@ -57,7 +57,7 @@ def test_a_flipped_byte_of_a_state_is_found_by_its_checksum(run):
 
 
 def read_manifest_of_state(folder: Path) -> Any:
-    """What verify() does, without the slices."""
+    """What verify_checkpoint() does, without the slices."""
     manifest = Manifest.read(folder)
     check_file(folder / STATE, manifest.files[STATE])
     return read_state(folder, manifest)
@@ -90,14 +90,14 @@ def unsealed(folder: Path) -> None:
 
 
 def test_a_checkpoint_of_the_format_before_is_read(run):
-    expected = verify(checkpoint_dir(run, 6))
+    expected = verify_checkpoint(checkpoint_dir(run, 6))
     unsealed(checkpoint_dir(run, 6))
-    assert verify(checkpoint_dir(run, 6)) == expected
+    assert verify_checkpoint(checkpoint_dir(run, 6)) == expected
     # Format 2 without its checksum is none.
     content = json.loads((checkpoint_dir(run, 6) / MANIFEST).read_text())
     write_json(checkpoint_dir(run, 6) / MANIFEST, content | {"format": 2})
     with pytest.raises(InputError, match="lacks 'sha256'"):
-        verify(checkpoint_dir(run, 6))
+        verify_checkpoint(checkpoint_dir(run, 6))
 
 
 @pytest.mark.parametrize("name", [MANIFEST, STATE, rank_file(1, 2)])
@@ -106,7 +106,7 @@ def test_choosing_passes_over_flipped_bytes_by_name(run, capsys, name):
     whole = path.read_bytes()
     for place in range(5, len(whole), len(whole) // 40):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
-        assert latest_valid(run) == checkpoint_dir(run, 3)
+        assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
         assert f"passing over {checkpoint_dir(run, 6)}: " in capsys.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_odd_json_is_passed_over(run, name, content):
     (checkpoint_dir(run, 6) / name).write_bytes(content)
     if name == STATE:
         rewrite(checkpoint_dir(run, 6))
-    assert latest_valid(run) == checkpoint_dir(run, 3)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
@@ -124,7 +124,7 @@ def test_odd_json_is_passed_over(run, name, content):
 def test_what_is_no_file_is_not_waited_for(run, name, make):
     (checkpoint_dir(run, 6) / name).unlink()
     make(checkpoint_dir(run, 6) / name)
-    assert latest_valid(run) == checkpoint_dir(run, 3)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
 
 
 def in_manifest(**changes: Any) -> Callable[[Path], None]:
@@ -254,20 +254,20 @@ LIES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_whose_checksums_fit_is_passed_over_by_name(run, capsys, lie):
     LIES[lie](checkpoint_dir(run, 6))
-    assert latest_valid(run) == checkpoint_dir(run, 3)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 3)
     told = capsys.readouterr().err
     assert told.startswith(f"passing over {checkpoint_dir(run, 6)}: ")
     assert len(told.splitlines()) == 1
     with pytest.raises(InputError):
-        verify(checkpoint_dir(run, 6))
+        verify_checkpoint(checkpoint_dir(run, 6))
 
 
 def test_what_is_whole_is_taken(run):
-    manifest = verify(checkpoint_dir(run, 6))
+    manifest = verify_checkpoint(checkpoint_dir(run, 6))
     rewrite(checkpoint_dir(run, 6))
-    assert verify(checkpoint_dir(run, 6)) == manifest
+    assert verify_checkpoint(checkpoint_dir(run, 6)) == manifest
     (checkpoint_dir(run, 6) / "notes.txt").write_text("what a person puts beside does not matter")
-    assert latest_valid(run) == checkpoint_dir(run, 6)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, 6)
     weights = read_weights(checkpoint_dir(run, 6), manifest.parameters)
     slices = index_slices(checkpoint_dir(run, 6))
     assert sum(slice_.length for found in slices.values() for slice_ in found) == 3 * sum(
@@ -283,8 +283,8 @@ def test_losses_that_are_no_numbers_do_not_make_a_checkpoint_unreadable(run):
     """A version before wrote NaN where an evaluation had diverged."""
     in_state(best_loss=math.nan, recent=[math.nan, math.inf])(checkpoint_dir(run, 6))
     rewrite(checkpoint_dir(run, 6), held_out_loss=math.nan)
-    assert verify(checkpoint_dir(run, 6)).held_out_loss is None
-    state, _ = read_state(checkpoint_dir(run, 6), verify(checkpoint_dir(run, 6)))
+    assert verify_checkpoint(checkpoint_dir(run, 6)).held_out_loss is None
+    state, _ = read_state(checkpoint_dir(run, 6), verify_checkpoint(checkpoint_dir(run, 6)))
     assert state.best_loss is None
     assert state.after_evaluation(math.nan, "").best_loss is None
 
@@ -305,4 +305,4 @@ def test_a_damaged_checkpoint_takes_no_place_among_those_kept(run, keep):
     saver = Saver.__new__(Saver)
     saver.run, saver.keep = run, keep
     saver._remove_old(written)
-    assert latest_valid(run) == written
+    assert latest_valid_checkpoint(run) == written

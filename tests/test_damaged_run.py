@@ -14,7 +14,7 @@ from data_prep.fields import read_fields, write_sealed
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.vocab import write_tokenizer
 from pretrain.checkpoints.format import record_under
-from pretrain.checkpoints.verify import verify
+from pretrain.checkpoints.verify import verify_checkpoint
 from pretrain.export import sources
 from pretrain.export.command import ExportConfig
 from pretrain.export.command import main as export
@@ -102,7 +102,7 @@ def test_a_flipped_byte_of_a_config_without_checksum_stops_nothing(run):
     path = run / "config.json"
     path.write_text(json.dumps(RECORD))
     folder = run / "checkpoints/step-0000006"
-    whole, manifest = path.read_bytes(), verify(folder)
+    whole, manifest = path.read_bytes(), verify_checkpoint(folder)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         assert History.read(run).summary()["step"] == 6
@@ -160,7 +160,7 @@ def test_a_flipped_byte_of_metrics_stops_nothing(run):
     path = run / "metrics.jsonl"
     write_metrics(run, LINES[5:])
     folder = run / "checkpoints/step-0000006"
-    whole, manifest = path.read_bytes(), verify(folder)
+    whole, manifest = path.read_bytes(), verify_checkpoint(folder)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ MASKS[place % 3]]) + whole[place + 1 :])
         with suppress(InputError):  # of one line of training nothing may be left
@@ -174,7 +174,7 @@ def test_an_evaluation_that_a_resume_took_back_is_not_on_the_card(run, tmp_path)
     """Step 6 was evaluated, lost, and done again without an evaluation: the checkpoint does not say one."""
     lines = [*LINES[:4], held_out(5, 2.0, perplexity=7.4), event(3, "resume", checkpoint="step-0000003"), train(6)]
     write_metrics(run, lines)
-    manifest = replace(verify(run / "checkpoints/step-0000006"), held_out_loss=None)
+    manifest = replace(verify_checkpoint(run / "checkpoints/step-0000006"), held_out_loss=None)
     evaluation = sources.last_evaluation(run, manifest)
     assert evaluation is not None
     assert evaluation["mlm_loss"] == 4.5

@@ -22,7 +22,7 @@ from transformers import (
 from data_prep.cli import InputError, run
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.slices import read_weights
-from pretrain.checkpoints.verify import verify
+from pretrain.checkpoints.verify import verify_checkpoint
 from pretrain.export import hf_writer as export
 from pretrain.export.command import ExportConfig, Head, main
 from pretrain.train import train
@@ -62,7 +62,7 @@ def loading(model_class: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def test_weights_are_the_checkpoint_s_without_the_padding(trained, exported):
-    manifest = verify(checkpoint_dir(trained, 4))
+    manifest = verify_checkpoint(checkpoint_dir(trained, 4))
     weights = read_weights(checkpoint_dir(trained, 4), manifest.parameters)
     stored = load_file(exported / "model.safetensors")
     assert stored.keys() == weights.keys()

@@ -25,7 +25,7 @@ from data_prep.files import write_json
 from pretrain.checkpoints import run_lock
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.run_lock import RunLock
-from pretrain.checkpoints.verify import latest_valid
+from pretrain.checkpoints.verify import latest_valid_checkpoint
 from pretrain.model import PretrainingModule
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
@@ -86,7 +86,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, 
     for process, _ in ranks:
         process.kill()
     assert 3 <= states[0].step == states[1].step < SAVING_STEPS
-    assert latest_valid(run) == checkpoint_dir(run, states[0].step)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, states[0].step)
     assert events(run, "stop")[0]["reason"] == signal.Signals(number).name
     finish_and_compare(store, run, undisturbed)
 
@@ -97,7 +97,7 @@ def test_a_time_limit_stops_and_saves(store, tmp_path):
         2, train, saving_run(store, tmp_path / "run", steps=100_000, keep=2, time_limit=61.5, stop_before=60.0)
     )[0]
     assert events(tmp_path / "run", "stop")[0]["reason"] == "time is up"
-    assert latest_valid(tmp_path / "run") == checkpoint_dir(tmp_path / "run", state.step)
+    assert latest_valid_checkpoint(tmp_path / "run") == checkpoint_dir(tmp_path / "run", state.step)
 
 
 def test_slurm_s_time_limit_is_known(monkeypatch, store, tmp_path):
@@ -152,7 +152,7 @@ def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
     run = small_disk / "run"
     with pytest.raises(RuntimeError, match=r"No space left|failed; its message says why"):
         run_ranks(2, train_on_a_disk_that_fills, saving_run(store, run))
-    whole = latest_valid(run)
+    whole = latest_valid_checkpoint(run)
     assert whole is not None
     assert not list((run / "checkpoints").glob("*.partial"))
     shutil.copytree(run, tmp_path / "larger")
@@ -289,7 +289,7 @@ def test_too_many_skips_end_the_run_with_advice(store, tmp_path):
     settings = saving_run(store, tmp_path / "run", max_skips=3)
     with pytest.raises(RuntimeError, match=r"3 steps in a row were skipped.*Try a lower --lr"):
         run_ranks(2, train_with_bad_batches, settings, list(range(5, 1000)))
-    assert latest_valid(tmp_path / "run") == checkpoint_dir(tmp_path / "run", 4)
+    assert latest_valid_checkpoint(tmp_path / "run") == checkpoint_dir(tmp_path / "run", 4)
 
 
 def train_in_fp16(settings: TrainConfig) -> Any:
@@ -374,7 +374,7 @@ class TestLauncher:
 
     def saved_once(self, run: Path) -> None:
         assert len(events(run, "stop")) == len(events(run, "save")) == 1
-        assert latest_valid(run) == checkpoint_dir(run, events(run, "save")[0]["step"])
+        assert latest_valid_checkpoint(run) == checkpoint_dir(run, events(run, "save")[0]["step"])
 
     @pytest.mark.parametrize(
         ("target", "number"),

@@ -19,7 +19,7 @@ from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.checkpoints.format import KINDS, checkpoint_dir
 from pretrain.checkpoints.slices import index_slices, read_elements
-from pretrain.checkpoints.verify import latest_valid
+from pretrain.checkpoints.verify import latest_valid_checkpoint
 from pretrain.data import SampleStream, train_steps
 from pretrain.import_universal import ImportConfig, main
 from pretrain.model import PretrainingModule, build_model, parameter_groups, strip_vocab_padding
@@ -101,7 +101,7 @@ def test_a_plain_deepspeed_run_goes_on(store, plain, tmp_path, world, zero):
     universal, final = plain
     run = tmp_path / "run"
     main(ImportConfig(universal, store, run, model="bert-tiny"))
-    assert latest_valid(run) == checkpoint_dir(run, HALF)
+    assert latest_valid_checkpoint(run) == checkpoint_dir(run, HALF)
     start = weights(checkpoint_dir(run, HALF))
     state = run_ranks(world, train, config(store, run, zero))[0]
     assert (state.step, state.samples) == (STEPS, HALF * BATCH)

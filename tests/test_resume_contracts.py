@@ -27,8 +27,8 @@ from pretrain.checkpoints.format import (
     rank_file,
 )
 from pretrain.checkpoints.resume import Start, move_position, resolve_resume
-from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse
-from pretrain.checkpoints.verify import verify
+from pretrain.checkpoints.resume_policy import REFUSED, changes_of, refuse_changes
+from pretrain.checkpoints.verify import verify_checkpoint
 from pretrain.export.sources import find_source
 from pretrain.run_folder import write_run_folder
 from pretrain.settings.config import TrainConfig
@@ -170,7 +170,7 @@ def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):
     now = record(cut)
     assert (now["from_step"], now["train"]["lr"]) == (2, 5e-3)
     assert [(part["from_step"], part["train"]["lr"]) for part in now["segments"]] == [(0, 1e-3)]
-    manifest = verify(checkpoint_dir(cut, 5))
+    manifest = verify_checkpoint(checkpoint_dir(cut, 5))
     assert manifest.record == now
     run_ranks(1, train, config(store, cut, **changes | {"steps": 6, "eval_every": 1}))
     assert [part["train"]["steps"] for part in (*record(cut)["segments"], record(cut))] == [4, 5, 6]
@@ -324,9 +324,9 @@ def test_other_lengths_begin_at_their_first_sample():
 def test_what_is_allowed_is_allowed_by_name(store, tmp_path):
     lamb = changed(deepspeed={"optimizer": {"type": "lamb", "params": {"weight_decay": 0.01}}}, seed=1)
     changes = changes_of(RECORD, lamb, 50)
-    refuse(tmp_path, changes, ("optimizer", "seed", "data"))
+    refuse_changes(tmp_path, changes, ("optimizer", "seed", "data"))
     with pytest.raises(InputError, match=r"seed 0 -> 1 .*or say --allow_change seed$"):
-        refuse(tmp_path, changes, ("optimizer",))
+        refuse_changes(tmp_path, changes, ("optimizer",))
     with pytest.raises(InputError, match=f"--allow_change lr, model: .*{', '.join(REFUSED)}".replace("lr, ", "lr ")):
         prepare(config(store, tmp_path, allow_change=("lr", "model")), 1)
     help_text = Path(pretrain.settings.config.__file__).read_text()
@@ -358,7 +358,7 @@ def test_the_held_out_set_is_known_by_what_decides_it(whole, store, tmp_path):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     sets = {line["held_out"] for line in lines if line["kind"] == "eval"}
     assert len(sets) == 1
-    manifest = verify(checkpoint_dir(whole, STEPS))
+    manifest = verify_checkpoint(checkpoint_dir(whole, STEPS))
     assert manifest.held_out == sets.pop()
     assert json.loads((checkpoint_dir(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out
 

@@ -1,6 +1,6 @@
 """Samples as token ids, end to end without padding, and parted among ranks.
 
-rows = split_by_length(samples, splits)        # which samples each rank, or micro-batch, takes
+indices = split_by_length(samples, splits)        # which samples each rank, or micro-batch, takes
 assembled = gather_tokens(stores, samples)     # [CLS] A [SEP] B [SEP] [CLS] A [SEP] ...
 """
 
@@ -23,7 +23,7 @@ class Assembled(NamedTuple):
 
 
 def split_by_length(samples: Samples, splits: int) -> np.ndarray:
-    """Return rows of samples [splits, N / splits] so that each split has as many tokens as the others, nearly: the
+    """Return indices of samples [splits, N / splits] so that each split has as many tokens as the others, nearly: the
     longest sample goes to the first split, the next one to the second, and after the last split back again."""
     # Lengths 9, 8, 7, 6, 5, 4 among two: 9 | 8, then 6 | 7, then 5 | 4.
     rounds = np.argsort(-samples.text_lengths, kind="stable").reshape(-1, splits)

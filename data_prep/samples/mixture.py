@@ -1,10 +1,16 @@
 """The samples of an epoch in training order, over one store or several with weights.
 
-    stores, weights -> Mixture.epoch(e) -> Epoch.samples_at(positions) -> Samples
+stores, passes -> Mixture.epoch(e) -> Epoch.samples_at(positions) -> Samples
 
-Weights are passes: a store of weight 2.5 enters an epoch two and a half times, each pass with pairs and masks of its
-own; the half that one epoch leaves is what the next one begins with. A pass is sample_index.py's `build_index`, made
-once per node: index_cache.py keeps it on disk for all ranks and for a run that continues.
+epoch       what --data says: of each store so many passes, a weight of 2.5 two and a half; the half that one epoch
+            leaves is what the next one begins with
+pass        once through a store, with pairs and masks of its own; build_index() of sample_index.py makes its samples,
+            once per node: index_cache.py keeps them on disk for all ranks and for a run that continues
+position    a sample's place in the epoch's order, which is shuffled
+place       the same sample's place in the slices of passes that make the epoch, laid end to end
+sample      its index within its pass
+
+position -> feistel_permutation -> place -> (slice of a pass, sample) -> spans: where A and B lie in the store
 """
 
 import math
@@ -40,9 +46,9 @@ class Samples(NamedTuple):
         """Return the samples of all parts, one part after another."""
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def take(self, rows: np.ndarray | slice) -> "Samples":
-        """Return some of the samples, in the order of `rows`."""
-        return Samples(*(column[rows] for column in self))
+    def take(self, indices: np.ndarray | slice) -> "Samples":
+        """Return some of the samples, in the order of `indices`."""
+        return Samples(*(column[indices] for column in self))
 
     @property
     def size(self) -> int:
@@ -109,7 +115,7 @@ class Epoch(NamedTuple):
         return samples
 
 
-def temperature_weights(weights: Sequence[float], tokens: Sequence[int], temperature: float) -> list[float]:
+def passes_by_temperature(weights: Sequence[float], tokens: Sequence[int], temperature: float) -> list[float]:
     """Return passes per epoch of stores: their shares are made more equal, an epoch stays as long.
 
     The share of a store, weight times tokens, goes to the power of `temperature`, as for the languages of multilingual
@@ -128,14 +134,14 @@ class Mixture:
     def __init__(
         self,
         stores: Sequence[Store],
-        weights: Sequence[float],  # passes per epoch
+        passes_per_epoch: Sequence[float],  # of each store
         *,
         seq_len: int,
         objective: Objective,
         seed: int,
         held_out: bool = False,
     ):
-        self.stores, self.weights = tuple(stores), tuple(weights)
+        self.stores, self.passes_per_epoch = tuple(stores), tuple(passes_per_epoch)
         self.seq_len, self.objective, self.seed, self.held_out = seq_len, objective, seed, held_out
         self._passes: dict[tuple[int, int], np.ndarray] = {}  # by store and pass
         self._ahead: threading.Thread | None = None
@@ -157,8 +163,8 @@ class Mixture:
             self._ahead = None
         # Weight 2.5: epoch 0 has passes 0, 1 and the first half of 2, epoch 1 its second half, 3 and 4.
         slices = []
-        for store, weight in enumerate(self.weights):
-            begin, end = number * weight, (number + 1) * weight
+        for store, passes in enumerate(self.passes_per_epoch):
+            begin, end = number * passes, (number + 1) * passes
             for pass_number in range(int(begin), math.ceil(end)):
                 spans = self._spans(store, pass_number)
                 first = round(max(begin - pass_number, 0) * len(spans))
@@ -182,8 +188,8 @@ class Mixture:
 
     def _build_passes(self, number: int) -> None:
         with suppress(BuildAbandonedError):
-            for store, weight in enumerate(self.weights):
-                for pass_number in range(int(number * weight), math.ceil((number + 1) * weight)):
+            for store, passes in enumerate(self.passes_per_epoch):
+                for pass_number in range(int(number * passes), math.ceil((number + 1) * passes)):
                     self._spans(store, pass_number)
 
     def _go_on(self) -> None:

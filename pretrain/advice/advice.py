@@ -86,7 +86,7 @@ def advise(
     """
     if not corpus and not tokens:
         raise InputError("nothing to plan for: give --corpus PATH..., or --tokens N of a store that is elsewhere")
-    machine = machines.elsewhere(gpu, ranks) if gpu else None
+    machine = machines.machine_named(gpu, ranks) if gpu else None
     text = survey(corpus, lang) if corpus else ENGLISH
     machine = machine or machines.here(ranks)
     return advised(
@@ -333,7 +333,7 @@ def _warnings(
         )
     yield from cautions.many_passes(settings["epochs"], _enough_hours(settings))
     if not machine.is_gpu:
-        one = machines.elsewhere("a100").tokens_per_second(
+        one = machines.machine_named("a100").tokens_per_second(
             PRESETS[settings["model"]], settings["vocab_size"], settings["seq_len"], settings["mask_rate"]
         )
         yield from cautions.days_on_a_cpu(3600 * settings["hours"], settings["tokens"] / one)

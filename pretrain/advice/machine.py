@@ -1,7 +1,7 @@
 """What this machine, or one that is elsewhere, can do: cores, memory, GPUs, and how fast a BERT trains on it.
 
     here() -> Machine                       looked at, with a probe of a second; torch is not imported
-    elsewhere("a100", 8) -> Machine         from data sheets
+    machine_named("a100", 8) -> Machine         from data sheets
 
 Speed is a peak times an MFU, the share of it that training reaches (model arithmetic for real tokens). On a CPU the
 peak is measured in processor time of one thread, so that other programs do not count; what they take is told apart. On
@@ -148,7 +148,7 @@ def here(ranks: int = 0) -> Machine:
     )  # fmt: skip
 
 
-def elsewhere(gpu: str, ranks: int = 1) -> Machine:
+def machine_named(gpu: str, ranks: int = 1) -> Machine:
     """Return a machine of so many GPUs, by its data sheet.
 
     Raises

@@ -16,7 +16,7 @@ from pretrain.sizes import Shape, activation_bytes, parameters, state_bytes
 from pretrain.wording import bytes_in_words, counted, duration
 
 
-class Preset(NamedTuple):
+class Wants(NamedTuple):
     """What a size of model wants."""
 
     least_tokens: float  # below which a smaller one has learnt more
@@ -35,12 +35,12 @@ class Preset(NamedTuple):
 # RoBERTa 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
 # warmup: 3 % measured, 6 % Izsak et al. mask_rate: larger models take more (Wettig et al. 2023: base 20 %, large 40 %).
 PRESETS = {
-    "bert-tiny": Preset(0, 2e-3, 0, 0.05, 0.15),
-    "bert-mini": Preset(8e6, 1e-3, 0, 0.03, 0.15),
-    "bert-small": Preset(150e6, 1e-3, 0, 0.03, 0.15),
-    "bert-medium": Preset(500e6, 5e-4, 0, 0.06, 0.15),
-    "bert-base": Preset(2e9, 6e-4, 4.2e6, 0.06, 0.20),
-    "bert-large": Preset(8e9, 4e-4, 4.2e6, 0.06, 0.40),
+    "bert-tiny": Wants(0, 2e-3, 0, 0.05, 0.15),
+    "bert-mini": Wants(8e6, 1e-3, 0, 0.03, 0.15),
+    "bert-small": Wants(150e6, 1e-3, 0, 0.03, 0.15),
+    "bert-medium": Wants(500e6, 5e-4, 0, 0.06, 0.15),
+    "bert-base": Wants(2e9, 6e-4, 4.2e6, 0.06, 0.20),
+    "bert-large": Wants(8e9, 4e-4, 4.2e6, 0.06, 0.40),
 }
 MANY_PASSES = 40  # further ones teach nothing new (Muennighoff et al. 2023, of language models; masks differ each time)
 HALF_WORTH = 15.4  # passes: how fast repeated text loses its worth (the same, R*)

@@ -8,6 +8,9 @@
                                          "settings", "parameters": name -> shape, "files": name -> {"bytes", "sha256"},
                                          perhaps "held_out", "record"; "sha256": of all the above}
 
+    saver.py writes one while training goes on; verify.py says whether it is whole; resume.py which one a run goes on
+    from, resume_policy.py with which other settings; load.py puts it into an engine
+
     Manifest(...).write(folder)       Manifest.read(folder)     InputError where anything about it is wrong
     finalize(staged, target, ...)     a folder with all slices becomes a checkpoint
 

@@ -13,7 +13,7 @@ from pretrain.zero.engine import Engine
 
 
 def load_checkpoint(folder: Path, engine: Engine, identity: ModelIdentity) -> RunState:
-    """Put a checkpoint that verify() has found whole into an engine; collective.
+    """Put a checkpoint that verify_checkpoint() has found whole into an engine; collective.
 
     Raises
     ------

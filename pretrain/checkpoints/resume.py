@@ -24,9 +24,9 @@ from pretrain.checkpoints.resume_policy import (
     changes_of,
     check_resume,
     fresh_epoch,
-    refuse,
+    refuse_changes,
 )
-from pretrain.checkpoints.verify import latest_valid, verify
+from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
 
@@ -60,7 +60,7 @@ def find_start(
     state = read_state(checkpoint, manifest).state
     before = record_under(checkpoint, manifest)
     changes = changes_of(before, record, state.step)
-    refuse(checkpoint, changes, config.allow_change)
+    refuse_changes(checkpoint, changes, config.allow_change)
     if not is_of_run(checkpoint, config.out) and state.step >= config.total_steps:
         raise InputError(
             f"{checkpoint} is at step {state.step}, and there are {config.total_steps} steps: nothing is left to train "
@@ -87,8 +87,8 @@ def resolve_resume(config: TrainConfig) -> Path | None:
     if config.resume == "never":
         return None
     if config.resume == "auto":
-        return latest_valid(config.out)
-    verify(Path(config.resume))
+        return latest_valid_checkpoint(config.out)
+    verify_checkpoint(Path(config.resume))
     return Path(config.resume)
 
 

@@ -2,7 +2,7 @@
 
     check_resume(config)                                 what a --resume names is there
     changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.run_record() makes them, compared
-    refuse(folder, changes, allowed)                   what makes no sense, unless it is asked for by --allow_change
+    refuse_changes(folder, changes, allowed)           what makes no sense, unless it is asked for by --allow_change
     fresh_epoch(epochs_begun, before, now) -> int      where to go on in the data, if its order is another one
 
 Model and tokenizer are not here: with others the weights mean nothing, and no option helps. What is neither here nor
@@ -208,7 +208,7 @@ def changes_of(before: Record, now: Record, step: int) -> tuple[Change, ...]:
     return tuple(changes)
 
 
-def refuse(folder: Path, changes: Collection[Change], allowed: Collection[str]) -> None:
+def refuse_changes(folder: Path, changes: Collection[Change], allowed: Collection[str]) -> None:
     """Refuse to continue `folder` with changes that make no sense, but for those that are allowed.
 
     Raises

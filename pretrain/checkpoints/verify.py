@@ -1,7 +1,7 @@
 """Whether a checkpoint is whole: its files are what the manifest says, and what they hold fits together.
 
-verify(folder) -> Manifest              InputError names what is damaged
-latest_valid(run) -> folder             the newest that verifies; those that do not are named on stderr
+verify_checkpoint(folder) -> Manifest              InputError names what is damaged
+latest_valid_checkpoint(run) -> folder             the newest that verifies; those that do not are named on stderr
 """
 
 import math
@@ -28,7 +28,7 @@ from pretrain.checkpoints.format import (
 from pretrain.checkpoints.slices import index_slices
 
 
-def verify(folder: Path) -> Manifest:
+def verify_checkpoint(folder: Path) -> Manifest:
     """Return the manifest of a checkpoint that is whole.
 
     Raises
@@ -50,7 +50,7 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def latest_valid(run: Path) -> Path | None:
+def latest_valid_checkpoint(run: Path) -> Path | None:
     """Return the newest checkpoint of a run that verifies, saying which were damaged or lost; None for a run without
     any.
 
@@ -69,7 +69,7 @@ def latest_valid(run: Path) -> Path | None:
         say(f"passing over {pointer}: it names {pointed!r}, which is not there")
     for folder in folders:
         try:
-            verify(folder)
+            verify_checkpoint(folder)
         except InputError as error:
             say(f"passing over {folder}: {error}")
         else:

@@ -28,7 +28,7 @@ from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.untrusted import read_object
 from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
 from pretrain.checkpoints.slices import read_weights
-from pretrain.checkpoints.verify import latest_valid, verify
+from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
 from pretrain.export import deepspeed_format
 from pretrain.export.origin import check_origin, find_tag, need_vocab, read_meaning
 from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tensors
@@ -71,13 +71,13 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> ExportSo
         return _from_deepspeed(tag, config, vocab)
     if origin == "hf":
         return _from_hf(path, config or path, vocab or path)
-    checkpoint = path if origin == "checkpoint" else latest_valid(path)
+    checkpoint = path if origin == "checkpoint" else latest_valid_checkpoint(path)
     assert checkpoint is not None
     return _from_run(checkpoint)
 
 
 def _from_run(folder: Path) -> ExportSource:
-    manifest = verify(folder)
+    manifest = verify_checkpoint(folder)
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")

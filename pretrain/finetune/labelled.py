@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.tables import Fields, read_rows, shorten
+from pretrain.finetune.tables import Row, read_rows, shorten
 
 # Where several names mean the same, the first that a file has is taken.
 TEXT_COLUMNS = ("text", "sentence", "tokens")
@@ -36,7 +36,7 @@ _SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with two signs that nobody sees, le
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
 
-Rows = list[tuple[int, Fields]]  # (line, column -> value), of a file that was read before
+Rows = list[tuple[int, Row]]  # (line, column -> value), of a file that was read before
 
 
 class Example(NamedTuple):
@@ -121,7 +121,7 @@ def _told_rows(path: Path, rows: Rows | None) -> Rows:
     return rows
 
 
-def _text_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, int, Fields], Any]) -> Example:
+def _text_of(path: Path, line: int, fields: Row, label_of: Callable[[Path, int, Row], Any]) -> Example:
     if columns := _pair_columns(fields):
         raise InputError(
             f"{path} holds pairs (columns {', '.join(fields.written[c] for c in columns)}): use --task pair"
@@ -132,7 +132,7 @@ def _text_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, in
     return Example(line, _filled(path, line, joined), None, label_of(path, line, fields))
 
 
-def _pair_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, int, Fields], Any]) -> Example:
+def _pair_of(path: Path, line: int, fields: Row, label_of: Callable[[Path, int, Row], Any]) -> Example:
     columns = _pair_columns(fields)
     if columns is None:
         wanted = " or ".join(f"{a}, {b}" for a, b in PAIR_COLUMNS)
@@ -141,11 +141,11 @@ def _pair_of(path: Path, line: int, fields: Fields, label_of: Callable[[Path, in
     return Example(line, first, second, label_of(path, line, fields))
 
 
-def _pair_columns(fields: Fields) -> tuple[str, str] | None:
+def _pair_columns(fields: Row) -> tuple[str, str] | None:
     return next((columns for columns in PAIR_COLUMNS if set(columns) <= set(fields)), None)
 
 
-def _field(path: Path, line: int, fields: Fields, names: tuple[str, ...]) -> Any:
+def _field(path: Path, line: int, fields: Row, names: tuple[str, ...]) -> Any:
     for name in names:
         if name in fields:
             return fields[name]
@@ -157,7 +157,7 @@ def _field(path: Path, line: int, fields: Fields, names: tuple[str, ...]) -> Any
     raise InputError(f"{where}: no column {' or '.join(names)}; found {_found(fields)}{hint}")
 
 
-def _found(fields: Fields) -> str:
+def _found(fields: Row) -> str:
     shown = ", ".join(fields.written.values()) or "none"
     return shown if len(shown) <= 120 else f"{shown[:120]}..."
 
@@ -179,14 +179,14 @@ def _filled(path: Path, line: int, text: str) -> str:
     return text
 
 
-def _name(path: Path, line: int, fields: Fields) -> str:
+def _name(path: Path, line: int, fields: Row) -> str:
     label = _field(path, line, fields, LABEL_COLUMNS)
     if not isinstance(label, str | int) or isinstance(label, bool):
         raise InputError(f"{path}, line {line}: a label must be a name or an integer, not {shorten(label)}")
     return str(label)
 
 
-def _number(path: Path, line: int, fields: Fields) -> float:
+def _number(path: Path, line: int, fields: Row) -> float:
     label = _field(path, line, fields, LABEL_COLUMNS)
     # float() alone would also read 1_000, True and nan.
     plain = _NUMBER.fullmatch(label) if isinstance(label, str) else isinstance(label, int | float)

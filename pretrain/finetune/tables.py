@@ -28,7 +28,7 @@ _QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
 _EXCEL = re.compile(r"\Asep=.(?=[\r\n])")  # a first line that tells Excel what separates columns
 
 
-class Fields(dict[str, Any]):
+class Row(dict[str, Any]):
     """Column -> value, of one row; in a table every value is a string. Columns are called by their names in lower case,
     and `written` says how the file has them: for whoever reads a message."""
 
@@ -39,7 +39,7 @@ class Fields(dict[str, Any]):
         self.written = written if written is not None else {name: name for name in self}
 
 
-def read_rows(path: Path) -> list[tuple[int, Fields]]:
+def read_rows(path: Path) -> list[tuple[int, Row]]:
     """Return (line, column -> value) of every row that is not blank; at least one.
 
     Raises
@@ -108,7 +108,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-def _objects(path: Path, text: str) -> Iterator[tuple[int, Fields]]:
+def _objects(path: Path, text: str) -> Iterator[tuple[int, Row]]:
     for number, line in _lines(text):
         try:
             # Pairs, not a dict: of two fields with one name json would silently keep the last.
@@ -121,14 +121,14 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Fields]]:
             raise InputError(f"{path}, line {number}: not a JSON object: {shorten(line)}")
         header = [name for name, _ in pairs]
         names = _column_names(path, number, header)
-        yield number, Fields(names, (value for _, value in pairs), _written(names, header))
+        yield number, Row(names, (value for _, value in pairs), _written(names, header))
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object, before anything in it is dropped."""
 
 
-def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Fields]]:
+def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Row]]:
     top, header = next(rows, (1, []))
     names = _column_names(path, top, header)
     written = _written(names, header)
@@ -141,7 +141,7 @@ def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tup
             )
         if cells == header:
             raise InputError(f"{path}, line {number} repeats the header: files were joined; remove this line")
-        yield number, Fields(names, cells, written)
+        yield number, Row(names, cells, written)
 
 
 def _column_names(path: Path, line: int, header: list[str]) -> list[str]:

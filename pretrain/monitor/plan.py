@@ -19,7 +19,7 @@ from transformers import BertForPreTraining
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.advice import cautions, rules
-from pretrain.advice.machine import Machine, busy_cores, elsewhere, usable_cores
+from pretrain.advice.machine import Machine, busy_cores, machine_named, usable_cores
 from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity
 from pretrain.data import count_step
 from pretrain.model import architecture_of
@@ -193,7 +193,7 @@ def estimate_run(
     done = _steps_done(resumed_from, stores[0], model)
     precision, stage = settings.precision, settings.stage
     device = move_to_device(model, settings)
-    machine = elsewhere(config.gpu, ranks) if config.gpu else None
+    machine = machine_named(config.gpu, ranks) if config.gpu else None
     outlook = look_ahead(config, stores)
     data = [_measure_phase(phase, config, stores, model) for phase in phases]
     optimizer_seconds = None if machine else probe_optimizer(model, settings)
@@ -307,7 +307,7 @@ def _warnings(plan: Plan, config: TrainConfig, stores: list[Store], shape: Shape
     if on_cpu and plan.machine is None:
         tokens = sum(phase.tokens for phase in plan.phases)
         length = plan.phases[0].data.sample_tokens
-        one = elsewhere("a100").tokens_per_second(shape, stores[0].vocab_size, length, config.mask_rate)
+        one = machine_named("a100").tokens_per_second(shape, stores[0].vocab_size, length, config.mask_rate)
         found += cautions.days_on_a_cpu(plan.seconds, tokens / one)
         if plan.ranks > usable_cores():
             found.append(

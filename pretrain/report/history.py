@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep.cli import ROOT, InputError
 from data_prep.fields import Fields, is_number, read_fields
-from data_prep.samples.mixture import temperature_weights
+from data_prep.samples.mixture import passes_by_temperature
 from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
 from pretrain.monitor.lines import read_lines
@@ -223,7 +223,7 @@ class History:
         if any(store.identity != identity for store, identity in found) or len(weights) != len(found):
             return []
         stores = [store for store, _ in found]
-        passes = temperature_weights(
+        passes = passes_by_temperature(
             weights, [store.tokens for store in stores], self.config["train"].get("temperature", 1.0)
         )
         return list(zip(stores, passes, strict=True))

@@ -17,7 +17,7 @@ from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
-from data_prep.samples.mixture import temperature_weights
+from data_prep.samples.mixture import passes_by_temperature
 from data_prep.samples.sample_index import Objective
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
@@ -183,7 +183,7 @@ class TrainConfig:
 
     def passes(self, tokens: Sequence[int]) -> list[float]:
         """Return passes per epoch of each store of --data, which hold so many tokens: their weights, smoothed."""
-        return temperature_weights([weight for _, weight in self.weighted_stores], tokens, self.temperature)
+        return passes_by_temperature([weight for _, weight in self.weighted_stores], tokens, self.temperature)
 
     def stop_at(self, now: float) -> float | None:
         """Return when the run should save and stop, in seconds as time.time() counts them; None without a limit."""

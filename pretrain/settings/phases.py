@@ -21,6 +21,11 @@ from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
 from pretrain.settings.limits import COUNT, SEQ_LEN, STEPS, WARMUP
 from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 
+CLOCK_STEPS = 1_000_000  # a schedule by the clock is one of so many steps
+INTEGERS = ("seq_len", "steps", "global_batch", "micro_batch", "batch_warmup")
+NUMBERS = ("lr", "warmup")
+NAMES = (*INTEGERS, *NUMBERS, "schedule")
+
 
 class Span(NamedTuple):
     """A phase as the command line has it."""
@@ -89,20 +94,14 @@ class Phase:
             place = (int(share_of_hours * CLOCK_STEPS), round(span.warmup * CLOCK_STEPS), CLOCK_STEPS)
         return self.lr * lr_multiplier(span.schedule, *place)
 
-    def batch_after(self, taken: int) -> int:
-        """Return the samples of the step that begins after `taken` samples of this phase."""
-        return batch_size(taken, self.global_batch, self.span.batch_warmup)
+    def batch_after(self, samples_in_phase: int) -> int:
+        """Return the samples of the step that begins after so many samples of this phase."""
+        return batch_size(samples_in_phase, self.global_batch, self.span.batch_warmup)
 
 
 def phase_at(phases: list[Phase], step: int) -> Phase:
     """Return the phase of the step after `step` of the run; behind the end the last one."""
     return next((phase for phase in phases if step < phase.end), phases[-1])
-
-
-CLOCK_STEPS = 1_000_000  # a schedule by the clock is one of so many steps
-INTEGERS = ("seq_len", "steps", "global_batch", "micro_batch", "batch_warmup")
-NUMBERS = ("lr", "warmup")
-NAMES = (*INTEGERS, *NUMBERS, "schedule")
 
 
 def parse_span(text: str, defaults: Span) -> Span:

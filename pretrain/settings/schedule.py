@@ -29,13 +29,13 @@ def lr_multiplier(schedule: Schedule, step: int, warmup: int, total: int) -> flo
     return 1.0
 
 
-def batch_size(taken: int, full: int, warmup: int) -> int:
-    """Return the samples of the step that begins after `taken` samples of the phase.
+def batch_size(samples_in_phase: int, full: int, warmup: int) -> int:
+    """Return the samples of the step that begins after so many samples of the phase.
 
     The batch grows from an eighth of `full` to all of it in eight equal stages over `warmup` steps, as in Megatron's
     --rampup-batch-size. A function of samples, not of steps: a step skipped for an overflow changes nothing.
     """
-    unit, left = full // BATCH_STAGES, taken
+    unit, left = full // BATCH_STAGES, samples_in_phase
     for stage in range(1, BATCH_STAGES):
         steps = warmup * stage // BATCH_STAGES - warmup * (stage - 1) // BATCH_STAGES
         if left < steps * stage * unit:
