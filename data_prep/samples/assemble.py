@@ -44,8 +44,8 @@ def gather_tokens(stores: tuple[Store, ...], samples: Samples) -> Assembled:
     ids[a_stops] = special["sep"]
     ids[stops - 1] = special["sep"]
     is_special = ids >= 0
-    for store, places, begins, sizes in _spans_by_store(stores, samples, is_special):
-        ids[places] = store.read_spans(begins, sizes)
+    for store, rows, begins, sizes in _spans_by_store(stores, samples, is_special):
+        ids[rows] = store.read_spans(begins, sizes)
     # +1 where B begins, -1 after its end: the running sum is 1 in B. Without a B both fall on one place.
     change = np.zeros(len(ids) + 1, np.int64)
     change[a_stops + 1] += 1
@@ -58,19 +58,19 @@ def word_continuations(stores: tuple[Store, ...], samples: Samples, assembled: A
     if all(store.shards[0].continues is None for store in stores):  # stores of a mixture have one vocabulary
         return stores[0].continues[assembled.ids]
     found = np.zeros(len(assembled.ids), bool)
-    for store, places, starts, sizes in _spans_by_store(stores, samples, assembled.is_special):
-        found[places] = store.read_continues(assembled.ids[places], starts, sizes)
+    for store, rows, starts, sizes in _spans_by_store(stores, samples, assembled.is_special):
+        found[rows] = store.read_continues(assembled.ids[rows], starts, sizes)
     return found
 
 
 def _spans_by_store(
     stores: tuple[Store, ...], samples: Samples, is_special: np.ndarray
 ) -> Iterator[tuple[Store, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield each store that is drawn from, where its tokens lie among the assembled, and its spans: starts, lengths."""
+    """Yield each store that is drawn from, the rows of its tokens among the assembled, and its spans: starts, lengths."""
     starts = np.stack([samples.spans["a_start"], samples.spans["b_start"]], 1)
     sizes = np.stack([samples.spans["a_length"], samples.spans["b_length"]], 1).astype(np.int64)
     body = np.flatnonzero(~is_special)
     owner = np.repeat(samples.store, sizes.sum(1))
     for index in np.unique(samples.store):
-        rows = samples.store == index
-        yield stores[index], body[owner == index], starts[rows].ravel(), sizes[rows].ravel()
+        is_drawn = samples.store == index
+        yield stores[index], body[owner == index], starts[is_drawn].ravel(), sizes[is_drawn].ravel()
