@@ -66,7 +66,7 @@ def word_continuations(stores: tuple[Store, ...], samples: Samples, assembled: A
 def _spans_by_store(
     stores: tuple[Store, ...], samples: Samples, is_special: np.ndarray
 ) -> Iterator[tuple[Store, np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield each store that is drawn from, the rows of its tokens among the assembled, and its spans: starts, lengths."""
+    """Yield each store that is drawn from, the rows of its tokens, and its spans: starts, lengths."""
     starts = np.stack([samples.spans["a_start"], samples.spans["b_start"]], 1)
     sizes = np.stack([samples.spans["a_length"], samples.spans["b_length"]], 1).astype(np.int64)
     body = np.flatnonzero(~is_special)
