@@ -8,14 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BertForPreTraining
 
 import pretrain.trainer as train_module
 from data_prep.cli import ROOT, InputError
+from data_prep.samples.mixture import Mixture
 from pretrain.checkpoints.format import checkpoint_dir
+from pretrain.data import sample_stream
 from pretrain.settings.config import TrainConfig
+from pretrain.setup import prepare
+from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero import partition
 from tests.ranks import run_ranks
@@ -147,7 +152,14 @@ def test_other_masks_train(store, tmp_path, unit):
 
 def test_several_stores_with_weights(store, tmp_path):
     other = store_of(tmp_path / "other", random_documents(30, seed=9), held_out={1}).folder
-    run_ranks(1, train, config(store, tmp_path / "run", data=(str(store), f"{other}:2.5")))
+    settings = config(store, tmp_path / "run", data=(str(store), f"{other}:2.5"))
+    # Of what is trained on, two epochs are two passes over the one store and five over the other.
+    stream = sample_stream(prepare(settings, 1), DataPosition())
+    per_pass = [Mixture([opened], [1], seq_len=settings.seq_len, objective="nsp", seed=settings.seed).epoch(0).size
+                for opened in stream.mixture.stores]  # fmt: skip
+    drawn = stream.take(2 * per_pass[0] + 5 * per_pass[1])
+    assert np.bincount(drawn.store) == pytest.approx([2 * per_pass[0], 5 * per_pass[1]], abs=0.1 * sum(per_pass))
+    run_ranks(1, train, settings)
     assert lines_of(tmp_path / "run", "train")[-1]["step"] == 6
     record = json.loads((tmp_path / "run/config.json").read_text())
     assert [entry["passes"] for entry in record["stores"]] == [1.0, 2.5]
