@@ -2,8 +2,8 @@
 
 write(Path("runs/mine"), record) -> runs/mine/index.html
 
-make.json, store/manifest.json, logs/, run/, fill.json, finetuned/results.json -> page.html.jinja, which extends the
-page of pretrain.report
+make.json, store/manifest.json, logs/, run/, fill.json, finetuned/results.json -> make_page.html.jinja, which extends
+the page of pretrain.report
 """
 
 import json
@@ -28,7 +28,7 @@ from pretrain.report.history import History
 from pretrain.report.page import page_of
 from pretrain.wording import duration, filled_in
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = Path(__file__).with_name("make_page.html.jinja")
 FILES = 500  # in the table
 FEW = 0.7  # of the planned steps: worth a word
 # [MASK:was], [shown:was] for a random word, [was] for one that stays, as data_prep/show.py prints them.

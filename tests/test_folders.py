@@ -343,7 +343,7 @@ def test_a_store_of_all_kinds_does_not_depend_on_who_makes_it(folder, tmp_path, 
     sources = {source.path: source for source in store.manifest.sources}
     assert (sources["c/a.csv"].layout, sources["c/a.csv"].column) == ("commas", "content")
     assert (sources["c/b.tsv.gz"].encoding, sources["c/b.tsv.gz"].column) == ("utf-16-le", "")
-    assert {sources[name]["layout"] for name in ("c/AA/wiki_00", "c/f.txt")} == {"wikiextractor", "wikitext"}
+    assert {sources[name].layout for name in ("c/AA/wiki_00", "c/f.txt")} == {"wikiextractor", "wikitext"}
     assert store.manifest.irregularities["c/g.tar"]["other_members"] == 1
     # A second run finds nothing to do, a new file is appended.
     capsys.readouterr()

@@ -235,6 +235,6 @@ def test_a_bare_python_continues_in_the_venv():
 
 def test_a_bare_python_without_venv_says_what_to_run(tmp_path):
     copy_of_the_scripts(tmp_path)
-    result = run(bare_python(), "data_prep/cli.py", folder=tmp_path)
+    result = run(bare_python(), "data_prep/shard.py", "--help", folder=tmp_path)
     assert result.returncode == 1
     assert f"bash {tmp_path}/launch/setup.sh" in result.stderr
