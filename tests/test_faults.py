@@ -115,7 +115,7 @@ def train_with_stderr(settings: TrainConfig, path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path):
     run = tmp_path / "run"
-    ranks = start_ranks(2, train_with_stderr, saving_run(store, run, hang_timeout=10.0), run)
+    ranks = start_ranks(2, train_with_stderr, saving_run(store, run, hang_timeout=5.0), run)
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, signal.SIGSTOP)  # rank 1 is silent; rank 0 waits for it in a collective
     ranks[0][0].join(PATIENCE)
