@@ -106,7 +106,9 @@ class PretrainingModule(nn.Module):
 
 def _per_sample_losses(mlm_logits: Tensor, nsp_logits: Tensor, batch: Batch) -> Losses:
     """Return the losses of each sample [B], for evaluation by source."""
-    masked = torch.tensor(batch.head_seqlens.lengths, device=mlm_logits.device) - 1  # the other head row is [CLS]
+    # Beside its masked rows, a sample's [CLS] is a head row: of all samples, or of none.
+    lengths = batch.head_seqlens.lengths
+    masked = torch.tensor(lengths, device=mlm_logits.device) - len(batch.cls_index) // len(lengths)
     sample = torch.arange(len(masked), device=mlm_logits.device).repeat_interleave(masked)  # [M]
 
     def summed(values: Tensor) -> Tensor:
