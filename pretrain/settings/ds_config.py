@@ -200,7 +200,7 @@ def resolve(
 ) -> DeepSpeedSettings:
     """Return the complete DeepSpeed settings of a phase.
 
-    What the phase says (of batches and learning rate) goes before the JSON and the flags.
+    What the phase says (of batches, learning rate and weight decay) goes before the JSON and the flags.
 
     Raises
     ------
@@ -239,8 +239,9 @@ def resolve(
 
 def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
     """Write a phase's values into the JSON; return the flags without those."""
-    if phase.lr is not None:
-        content.setdefault("optimizer", {}).setdefault("params", {})["lr"] = phase.lr
+    for name in ("lr", "weight_decay"):
+        if (value := getattr(phase, name)) is not None:
+            content.setdefault("optimizer", {}).setdefault("params", {})[name] = value
     if phase.global_batch is not None:
         content["train_batch_size"] = phase.global_batch
     if phase.micro_batch is not None:
