@@ -112,7 +112,9 @@ def loader_rate(config: Config, store: Store, masking: Masking) -> float:
 def steps_of_one_batch(config: Config, stream: SampleStream, masking: Masking) -> Iterator[StepData]:
     """Steps of a single micro-batch on one rank."""
     batch = config.batch
-    return train_steps(stream, masking=masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1)
+    return train_steps(
+        stream, masking_after=lambda taken: masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1
+    )
 
 
 def resume_seconds(config: Config, store: Store) -> dict[str, float]:

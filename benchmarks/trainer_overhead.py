@@ -242,7 +242,7 @@ def bare(config: BenchmarkConfig) -> Times:
     )
     steps = train_steps(
         stream,
-        masking=settings.masking,
+        masking_after=lambda taken: settings.masking(settings.mask_rate),
         batch_after=lambda taken: config.global_batch,
         micro_batch=config.micro_batch,
         rank=0,

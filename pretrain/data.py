@@ -27,6 +27,7 @@ from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
+from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.state import DataPosition, StepCounts
 
@@ -87,15 +88,17 @@ class SampleStream:
         return part
 
 
-def train_mixture(setup: Setup, seq_len: int) -> Mixture:
-    """Return what a phase of this sequence length trains on."""
+def train_mixture(setup: Setup, phase: Phase) -> Mixture:
+    """Return what a phase trains on."""
     config = setup.config
-    return Mixture(setup.stores, setup.passes, seq_len=seq_len, objective=config.objective, seed=config.seed)
+    return Mixture(
+        setup.stores, setup.passes(phase), seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed
+    )
 
 
 def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
     """Return the samples from a position on, of the phase that it lies in."""
-    return SampleStream(train_mixture(setup, setup.phases[position.phase].span.seq_len), position)
+    return SampleStream(train_mixture(setup, setup.phases[position.phase]), position)
 
 
 def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[StepData]:
@@ -103,7 +106,7 @@ def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Ge
     phase, stream = setup.phases[position.phase], sample_stream(setup, position)
     steps = train_steps(
         stream,
-        masking=setup.config.masking,
+        masking_after=lambda taken: setup.config.masking(phase.mask_rate_after(taken)),
         batch_after=phase.batch_after,
         micro_batch=phase.micro_batch,
         rank=dist.get_rank(),
@@ -118,7 +121,7 @@ def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Ge
 def train_steps(
     stream: SampleStream,
     *,
-    masking: Masking,
+    masking_after: Callable[[int], Masking],
     batch_after: Callable[[int], int],
     micro_batch: int,
     rank: int,
@@ -127,10 +130,11 @@ def train_steps(
     """Yield this rank's steps for ever.
 
     A step that begins after n samples of its phase has `batch_after(n)` samples over all ranks, a multiple of
-    micro_batch * world.
+    micro_batch * world, which are masked as `masking_after(n)` says.
     """
     while True:
-        samples = stream.take(batch_after(stream.position.samples_in_phase))
+        taken = stream.position.samples_in_phase
+        samples, masking = stream.take(batch_after(taken)), masking_after(taken)
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
         # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
         splits = split_by_length(samples, counts.samples // micro_batch)

@@ -70,7 +70,7 @@ def train_loop(run: Run, state: RunState) -> RunState:
         if state.position.phase != phase.index:
             details = {"number": phase.index + 1, "of": len(run.setup.phases)}
             run.meter.event(state.step, "phase", **details, **phase.described())
-        state, reason = train_phase(run, phase, state.entering(phase.index, phase.span.seq_len))
+        state, reason = train_phase(run, phase, run.setup.entering(state, phase))
     with run.stop.answering("the checkpoint is written"), run.watchdog.working():
         run.saver.wait()
     seconds, is_finished = time.perf_counter() - started, run.setup.is_finished(state)
@@ -81,6 +81,7 @@ def train_loop(run: Run, state: RunState) -> RunState:
 def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
     """Train to the end of a phase, to a request to stop, or to a rollback."""
     setup, engine, meter = run.setup, run.engine, run.meter
+    engine.set_weight_decay(phase.weight_decay)
     with run.stop.answering("the index of the samples is made"), run.watchdog.working():
         loader = load_steps(setup, state.position, engine.device)
         held_out = held_out_set(setup, phase)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from data_prep.cli import InputError, number_in
 from data_prep.files import check_writable
+from data_prep.samples.mixture import fresh_epoch
 from data_prep.store import HELD_OUT, Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
@@ -43,10 +44,21 @@ class Setup(NamedTuple):
         """The stores' tokenizer folder."""
         return self.stores[0].folder / "vocab"
 
-    @property
-    def passes(self) -> list[float]:
-        """Passes per epoch over each store."""
-        return self.config.passes([store.tokens for store in self.stores])
+    def passes(self, phase: Phase) -> list[float]:
+        """Return the passes per epoch over each store in a phase."""
+        return phase.span.passes([store.tokens for store in self.stores])
+
+    def entering(self, state: RunState, phase: Phase) -> RunState:
+        """Return the state at its place in the data of a phase: where the stores have other weights than in the phase
+        before, at the beginning of the first epoch of which no pass has begun."""
+        position, fresh = state.position, None
+        if position.phase < len(self.phases) and position.epochs_begun:
+            had, have = (
+                {store.identity: passes for store, passes in zip(self.stores, self.passes(each), strict=True)}
+                for each in (self.phases[position.phase], phase)
+            )
+            fresh = fresh_epoch(position.epochs_begun, had, have) if had != have else None
+        return state.entering(phase.index, phase.span.seq_len, fresh)
 
     def with_precision(self, default_precision: str) -> "Setup":
         """Return the same, with a precision in place of every "auto".

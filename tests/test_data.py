@@ -56,7 +56,12 @@ def first_steps(
 ) -> list[StepData]:
     stream = SampleStream(mixture(store), start)
     steps = train_steps(
-        stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=micro, rank=rank, world=world
+        stream,
+        masking_after=lambda taken: Masking(),
+        batch_after=lambda taken: GLOBAL,
+        micro_batch=micro,
+        rank=rank,
+        world=world,
     )
     return list(islice(steps, count))
 
@@ -124,7 +129,11 @@ def test_counts_of_a_step_are_those_of_its_batches(store):
 
 def test_without_pairs_nothing_has_a_pair_label(store):
     stream = SampleStream(mixture(store, objective="mlm"), DataPosition())
-    step = next(train_steps(stream, masking=Masking(), batch_after=lambda taken: 4, micro_batch=4, rank=0, world=1))
+    step = next(
+        train_steps(
+            stream, masking_after=lambda taken: Masking(), batch_after=lambda taken: 4, micro_batch=4, rank=0, world=1
+        )
+    )
     assert step.counts.pairs == 0
     assert (step.micro_batches[0].nsp_labels == IGNORED).all()
     assert not step.micro_batches[0].token_types.any()

@@ -198,7 +198,7 @@ class DsConfig:
 def resolve(path: Path, flags: Flags, world_size: int, default_precision: str, phase: Flags = NOTHING) -> DsConfig:
     """Return the complete DeepSpeed JSON of a phase.
 
-    What the phase says (of batches and learning rate) goes before the JSON and the flags.
+    What the phase says (of batches, learning rate and weight decay) goes before the JSON and the flags.
 
     Raises
     ------
@@ -237,8 +237,9 @@ def resolve(path: Path, flags: Flags, world_size: int, default_precision: str, p
 
 def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
     """Write a phase's values into the JSON; return the flags without those."""
-    if phase.lr is not None:
-        content.setdefault("optimizer", {}).setdefault("params", {})["lr"] = phase.lr
+    for name in ("lr", "weight_decay"):
+        if (value := getattr(phase, name)) is not None:
+            content.setdefault("optimizer", {}).setdefault("params", {})[name] = value
     if phase.global_batch is not None:
         content["train_batch_size"] = phase.global_batch
     if phase.micro_batch is not None:

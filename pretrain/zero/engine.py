@@ -125,6 +125,11 @@ class Engine:
         for group in self.deepspeed_engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Set the weight decay from the next step on; a group of parameters has `decay_scale` times as much."""
+        for group in self.deepspeed_engine.optimizer.param_groups:
+            group["weight_decay"] = weight_decay * group["decay_scale"]
+
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add a micro-batch's gradients; after the last one of a step they are averaged over ranks, and step() is due.
 
