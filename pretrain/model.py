@@ -315,7 +315,12 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
         is_plain = name.endswith(".bias") or "LayerNorm" in name
         groups.setdefault((above, is_plain), []).append(parameter)
     return [
-        {"params": groups[key], "weight_decay": 0.0 if key[1] else weight_decay, "lr_scale": layer_decay ** key[0]}
+        {
+            "params": groups[key],
+            "weight_decay": 0.0 if key[1] else weight_decay,
+            "decay_scale": 0.0 if key[1] else 1.0,
+            "lr_scale": layer_decay ** key[0],
+        }
         for key in sorted(groups)
     ]
 

@@ -36,13 +36,13 @@ def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
     config, stores = setup.config, setup.stores
     return {
         "train": config.record(),
-        "phases": [phase.described() for phase in setup.phases],
+        "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
-        "deepspeed": setup.deepspeed.content,
+        "deepspeed": setup.ds_config.content,
         "outlook": look_ahead(config, stores)._asdict(),
         "stores": [
             {"folder": str(store.folder), "identity": store.identity, "passes": store_passes}
-            for store, store_passes in zip(stores, setup.passes, strict=True)
+            for store, store_passes in zip(stores, setup.passes(setup.phases[0]), strict=True)
         ],
         "samples_version": VERSION,
         "vocab_sha256": stores[0].vocab_sha256,

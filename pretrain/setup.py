@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 from data_prep.cli import InputError, number_in
 from data_prep.files import check_writable
+from data_prep.samples.mixture import fresh_epoch
 from data_prep.store import HELD_OUT, Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 from pretrain.settings.limits import MAX_POSITIONS
-from pretrain.settings.phases import Phase, engine_settings, phases_of
+from pretrain.settings.phases import Phase, engine_ds_config, phases_of
 from pretrain.state import RunState
 
 
@@ -34,19 +35,30 @@ class Setup(NamedTuple):
     phases: list[Phase]
 
     @property
-    def deepspeed(self) -> DeepSpeedSettings:
+    def ds_config(self) -> DsConfig:
         """What the engine is started with."""
-        return engine_settings(self.phases)
+        return engine_ds_config(self.phases)
 
     @property
     def vocab(self) -> Path:
         """The stores' tokenizer folder."""
         return self.stores[0].folder / "vocab"
 
-    @property
-    def passes(self) -> list[float]:
-        """Passes per epoch over each store."""
-        return self.config.passes([store.tokens for store in self.stores])
+    def passes(self, phase: Phase) -> list[float]:
+        """Return the passes per epoch over each store in a phase."""
+        return phase.span.passes([store.tokens for store in self.stores])
+
+    def entering(self, state: RunState, phase: Phase) -> RunState:
+        """Return the state at its place in the data of a phase: where the stores have other weights than in the phase
+        before, at the beginning of the first epoch of which no pass has begun."""
+        position, fresh = state.position, None
+        if position.phase < len(self.phases) and position.epochs_begun:
+            had, have = (
+                {store.identity: passes for store, passes in zip(self.stores, self.passes(each), strict=True)}
+                for each in (self.phases[position.phase], phase)
+            )
+            fresh = fresh_epoch(position.epochs_begun, had, have) if had != have else None
+        return state.entering(phase.index, phase.span.seq_len, fresh)
 
     def with_precision(self, default_precision: str) -> "Setup":
         """Return the same, with a precision in place of every "auto".
@@ -122,7 +134,7 @@ def ranks_in(environment: Mapping[str, str]) -> int | None:
 
 def check_compile(setup: Setup) -> None:
     """Refuse --compile at stage 3."""
-    if setup.config.compile and setup.deepspeed.stage == 3:
+    if setup.config.compile and setup.ds_config.stage == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
 
 

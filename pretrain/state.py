@@ -40,13 +40,19 @@ class DataPosition(NamedTuple):
         epoch, sample, phase, taken, seq_len = self
         return {"epoch": epoch, "sample": sample, "phase": phase, "taken": taken, "seq_len": seq_len}
 
-    def entering(self, phase: int, seq_len: int) -> "DataPosition":
-        """Return where a phase goes on: where it was, else where the one before ended, else at the first of other
-        samples."""
+    @property
+    def epochs_begun(self) -> int:
+        """Epochs of which a sample has been drawn."""
+        return self.epoch + (self.sample > 0)
+
+    def entering(self, phase: int, seq_len: int, fresh_epoch: int | None = None) -> "DataPosition":
+        """Return where a phase goes on: where it was, else where the one before ended, or where its samples come in
+        another order at the beginning of `fresh_epoch`, else at the first of other samples."""
         had = self.samples_in_phase if phase == self.phase else 0
-        if self.seq_len in (0, seq_len):
-            return self._replace(phase=phase, samples_in_phase=had, seq_len=seq_len)
-        return DataPosition(phase=phase, samples_in_phase=had, seq_len=seq_len)
+        if self.seq_len not in (0, seq_len):
+            return DataPosition(phase=phase, samples_in_phase=had, seq_len=seq_len)
+        place = {} if fresh_epoch is None else {"epoch": fresh_epoch, "sample": 0}
+        return self._replace(phase=phase, samples_in_phase=had, seq_len=seq_len, **place)
 
 
 class StepCounts(NamedTuple):
@@ -139,10 +145,10 @@ class RunState(NamedTuple):
         """Return the state that remembers the loss of its step."""
         return self._replace(recent_losses=(*self.recent_losses, loss)[-LOSS_WINDOW:])
 
-    def entering(self, phase: int, seq_len: int) -> "RunState":
+    def entering(self, phase: int, seq_len: int, fresh_epoch: int | None = None) -> "RunState":
         """Return the state at its place in the data of a phase; what it was best at in another phase does not count."""
         state = self if self.position.phase == phase else self._replace(best_loss=None, evals_since_best=0)
-        return state._replace(position=self.position.entering(phase, seq_len))
+        return state._replace(position=self.position.entering(phase, seq_len, fresh_epoch))
 
     def after_evaluation(self, loss: float, held_out: str) -> "RunState":
         """Return the state after an evaluation; losses of another held-out set are no measure for this one."""

@@ -179,6 +179,7 @@ class Meter:
             "nsp_loss": nsp / pairs,
             "mlm_acc": mlm_correct / masked,
             "nsp_acc": nsp_correct / pairs,
+            "mask_rate": self.counts["masked"] / max(self.counts["tokens"], 1),
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens_per_s": self.counts["tokens"] / elapsed,

@@ -44,7 +44,10 @@ class RunLog:
     def event(self, step: int, event: str, **details: Any) -> None:
         """Write that something happened, for programs and for people."""
         self.record({"kind": "event", "step": step, "event": event, **details}, step)
-        self.say(f"{event}, step {step}" + "".join(f", {name} {value}" for name, value in details.items()))
+        self.say(
+            f"{event}, step {step}"
+            + "".join(f", {name} {value}" for name, value in details.items() if value is not None)
+        )
 
     def fail(self, step: int, why: str) -> None:
         """Write that the run goes no further than `step`; the console hears of it where the error is met."""

@@ -38,12 +38,14 @@ def start_summary(
     if several:
         told |= {"Learning rate": f"{config.schedule}, by phase"}
         told |= {f"Phase {phase.index + 1}": _phase_in_words(phase) for phase in setup.phases}
+    shares = dict.fromkeys(_mask_rate(phase) for phase in setup.phases)
+    masked = shares.popitem()[0] if len(shares) == 1 else "by phase a share"
     if config.hours:
         told["Steps"] = f"as many as {config.hours:g} hours hold, {config.total_steps:,} at most"
     outlook = record["outlook"]
     told |= {
         "Tokens seen": outlook["seen"],
-        "Masking": f"{100 * config.mask_rate:g}% of the tokens, by {config.mask_unit}",
+        "Masking": f"{masked} of the tokens, by {config.mask_unit}",
         "Evaluation": f"{config.eval_samples} held-out samples "
         + (_rhythm(config.eval_every, config.eval_minutes) or "at the end")
         if outlook["is_evaluated"]
@@ -64,11 +66,18 @@ def _rhythm(steps: int, minutes: float) -> str:
     return " and ".join([f"every {steps:,} steps"] * (steps > 0) + [f"every {minutes:g} minutes"] * (minutes > 0))
 
 
+def _mask_rate(phase: Phase) -> str:
+    begin, end = phase.span.mask_rate, phase.span.mask_rate_end
+    return f"{100 * begin:g}%" if end is None else f"{100 * begin:g}% to {100 * end:g}%"
+
+
 def _phase_in_words(phase: Phase) -> str:
-    span, told = phase.span, phase.described()
+    span = phase.span
+    weights = f", stores {':'.join(f'{weight:g}' for weight in span.weights)}" if len(span.weights) > 1 else ""
     return (
-        f"{span.steps:,} steps of {told['global_batch']:,} samples of {span.seq_len} tokens, "
-        f"lr {told['lr']:g}, warm-up {span.warmup_steps:,} steps"
+        f"{span.steps:,} steps of {phase.global_batch:,} samples of {span.seq_len} tokens, "
+        f"lr {phase.lr:g}, warm-up {span.warmup_steps:,} steps, decay {phase.weight_decay:g}, "
+        f"{_mask_rate(phase)} masked{weights}"
     )
 
 

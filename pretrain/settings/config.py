@@ -17,24 +17,24 @@ from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
-from data_prep.samples.mixture import passes_by_temperature
 from data_prep.samples.sample_index import Objective
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
     COUNT,
+    MASK_RATE,
     MINUTES,
+    PASSES,
     SECONDS,
     SEED,
     SEQ_LEN,
     SHARE,
     STEPS,
+    TEMPERATURE,
     WARMUP,
     Preset,
 )
 from pretrain.settings.phases import Span, check_phases, parse_spans
 from pretrain.settings.schedule import Schedule
-
-PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ class TrainConfig:
     """optimizer steps, not micro-batches"""
     phase: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a span of steps, in place of --steps; repeat it: --phase seq_len=128,steps=900,lr=1e-3 --phase
-    seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup; the rest is as without"""
+    seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup, weight_decay, mask_rate,
+    mask_rate_end, temperature, and weights=1:0.5 for the stores of --data; the rest is as without"""
     hours: Annotated[float, HOURS._replace(or_zero=True)] = 0.0
     """train for so long: the schedule follows the clock and --steps is only an upper limit; 0: by steps"""
     patience: Annotated[int, COUNT] = 0
@@ -68,12 +69,14 @@ class TrainConfig:
     """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
     objective: Objective = "nsp"
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
-    temperature: Annotated[float, Range(0, 1, why="0: equal shares, 1: as they are")] = 1.0
+    temperature: Annotated[float, TEMPERATURE] = 1.0
     """of several stores, languages say: a store's share of an epoch goes with its tokens to this power (XLM-R 0.3)"""
     mask_unit: MaskUnit = "token"
     """what is masked together: tokens (BERT), whole words, runs of words (span: SpanBERT; ngram: MacBERT)"""
-    mask_rate: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.15
+    mask_rate: Annotated[float, MASK_RATE] = 0.15
     """share of the tokens to predict; evaluation always has 0.15, by tokens"""
+    mask_rate_end: Annotated[float | None, MASK_RATE] = None
+    """share at the end of the steps, or of each phase, to which --mask_rate goes in a straight line; None: it stays"""
     mask_split: Annotated[tuple[float, float], Range(0, 1)] = (0.8, 0.1)
     """shares of these that become [MASK], and a random token; the rest stay"""
     schedule: Schedule = "linear"
@@ -148,6 +151,11 @@ class TrainConfig:
             raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
+        if self.hours and self.mask_rate_end is not None:
+            raise InputError(
+                f"--mask_rate_end {self.mask_rate_end:g} goes by steps, as samples are drawn ahead of the clock; give "
+                "--steps in place of --hours"
+            )
         if self.gpu and not self.dry_run:
             raise InputError(f"--gpu {self.gpu} goes with --dry_run: it plans for a GPU that is elsewhere")
         if self.patience and not (self.eval_samples and (self.eval_every or self.eval_minutes)):
@@ -159,7 +167,17 @@ class TrainConfig:
     @property
     def _whole(self) -> Span:
         """The run as one span of steps, without --phase."""
-        return Span(self.seq_len, self.steps, self.warmup, self.schedule, self.batch_warmup)
+        return Span(
+            seq_len=self.seq_len,
+            steps=self.steps,
+            warmup=self.warmup,
+            schedule=self.schedule,
+            batch_warmup=self.batch_warmup,
+            mask_rate=self.mask_rate,
+            mask_rate_end=self.mask_rate_end,
+            weights=tuple(weight for _, weight in self.weighted_stores),
+            temperature=self.temperature,
+        )
 
     @property
     def spans(self) -> list[Span]:
@@ -171,19 +189,14 @@ class TrainConfig:
         """Optimizer steps of all phases."""
         return sum(span.steps for span in self.spans)
 
-    @property
-    def masking(self) -> Masking:
-        """How training samples are masked."""
-        return Masking(self.mask_rate, *self.mask_split, unit=self.mask_unit)
+    def masking(self, rate: float) -> Masking:
+        """Return how training samples are masked, where so large a share of their tokens is to be predicted."""
+        return Masking(rate, *self.mask_split, unit=self.mask_unit)
 
     @property
     def weighted_stores(self) -> list[tuple[Path, float]]:
         """--data as (folder, passes per epoch)."""
         return [_weighted(entry) for entry in self.data]
-
-    def passes(self, tokens: Sequence[int]) -> list[float]:
-        """Return passes per epoch of each store of --data, which hold so many tokens: their weights, smoothed."""
-        return passes_by_temperature([weight for _, weight in self.weighted_stores], tokens, self.temperature)
 
     def stop_at(self, now: float) -> float | None:
         """Return when the run should save and stop, in seconds as time.time() counts them; None without a limit."""
