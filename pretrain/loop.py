@@ -21,6 +21,8 @@ from pretrain.clock import Clock
 from pretrain.data import StepData, load_steps
 from pretrain.divergence import Divergence
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
+from pretrain.likelihood.minimal_pairs import PairScores
+from pretrain.likelihood.pair_evaluation import PairSet, evaluate_pairs
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.summary import end_summary
 from pretrain.settings.phases import Phase, phase_at
@@ -37,6 +39,7 @@ class Run(NamedTuple):
     """What stays the same from the first step to the last: the setup, and what acts on it, on every rank."""
 
     setup: Setup
+    pairs: PairSet | None  # that each evaluation scores
     engine: Engine
     meter: Meter
     saver: Saver
@@ -195,10 +198,24 @@ def evaluate_held_out(run: Run, held_out: HeldOutSet, step: int) -> float:
             title=f"evaluation, step {step}",
             on_batch=run.watchdog.heartbeat,
         )
+        scores = score_minimal_pairs(run, step)
         engine.train()
-        line = run.meter.write_evaluation(step, sums, held_out.sources, held_out.identity)
+        line = run.meter.write_evaluation(step, sums, held_out.sources, held_out.identity, scores)
     run.timetable.evaluated()
     return line["mlm_loss"]
+
+
+def score_minimal_pairs(run: Run, step: int) -> PairScores | None:
+    """Return how the model does on the minimal pairs; None where there are none."""
+    if run.pairs is None:
+        return None
+    return evaluate_pairs(
+        partial(run.engine, by_sample=True),
+        run.pairs,
+        device=run.engine.device,
+        title=f"minimal pairs, step {step}",
+        on_batch=run.watchdog.heartbeat,
+    )
 
 
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:

@@ -34,6 +34,7 @@ from transformers import BertConfig
 from data_prep.outlets import can_redraw
 from data_prep.progress import clock_time
 from pretrain.evaluation import EvalSource
+from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
@@ -212,12 +213,18 @@ class Meter:
         )
 
     def write_evaluation(
-        self, step: int, sums: Tensor, sources: list[EvalSource], held_out: str = ""
+        self,
+        step: int,
+        sums: Tensor,
+        sources: list[EvalSource],
+        held_out: str = "",
+        pairs: PairScores | None = None,
     ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
-        `held_out` says which samples they are: losses on others do not compare.
+        `held_out` says which samples they are: losses on others do not compare. `pairs`: how the model does on minimal
+        pairs, where these are scored.
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
@@ -229,6 +236,9 @@ class Meter:
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
                 for row, source in enumerate(sources)
             }
+        if pairs is not None:
+            line["pairs_acc"] = pairs.accuracy
+            line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
         self.log.record(line, step, "eval")
         self.log.say(
             f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
@@ -237,6 +247,10 @@ class Meter:
         if "by_source" in line:
             each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
             self.log.say(f"  mlm loss (samples) by source: {', '.join(each)}")
+        if pairs is not None:
+            ties = f", {pairs.ties:,} ties" if pairs.ties else ""
+            of = f"{pairs.pairs:,} pairs in {len(pairs.groups)} group{'s' * (len(pairs.groups) > 1)}"
+            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f} ({of}{ties})")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:
