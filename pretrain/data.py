@@ -1,6 +1,6 @@
 """The steps of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    load_steps(setup, position, device) -> Step, Step, ...     made ahead by a thread, for ever
+    load_steps(setup, position, device) -> StepData, StepData, ...     made ahead by a thread, for ever
 
     stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> collate(...) -> prefetch(...)
 
@@ -36,13 +36,13 @@ LOOKUP_SAMPLES = 1 << 14  # looked up at once: the shuffle is slow on small call
 PREFETCH_MICRO_BATCHES = 4  # made in advance, and at least one step
 
 
-class Step(NamedTuple):
-    """One optimizer step."""
+class StepData(NamedTuple):
+    """What one optimizer step sees."""
 
     counts: StepCounts  # over all ranks
     micro_batches: list[Batch]  # of this rank
 
-    def pin_memory(self) -> "Step":
+    def pin_memory(self) -> "StepData":
         """Move into memory from which a GPU can copy while the host goes on."""
         return self._replace(micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
@@ -101,7 +101,7 @@ def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
     return SampleStream(train_mixture(setup, setup.phases[position.phase]), position)
 
 
-def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[Step]:
+def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[StepData]:
     """Yield this rank's steps from a position on, made ahead, for ever. Closing the generator ends its thread."""
     phase, stream = setup.phases[position.phase], sample_stream(setup, position)
     steps = train_steps(
@@ -113,7 +113,7 @@ def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Ge
         world=dist.get_world_size(),
     )
     if device.type == "cuda":
-        steps = map(Step.pin_memory, steps)
+        steps = map(StepData.pin_memory, steps)
     ahead = ceil_div(PREFETCH_MICRO_BATCHES, phase.accumulation)
     return prefetch(steps, ahead=ahead, at_end=stream.mixture.abandon)
 
@@ -126,7 +126,7 @@ def train_steps(
     micro_batch: int,
     rank: int,
     world: int,
-) -> Iterator[Step]:
+) -> Iterator[StepData]:
     """Yield this rank's steps for ever.
 
     A step that begins after n samples of its phase has `batch_after(n)` samples over all ranks, a multiple of
@@ -139,7 +139,7 @@ def train_steps(
         # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
         splits = split_by_length(samples, counts.samples // micro_batch)
         shares = [samples.take(indices) for indices in splits[rank::world]]
-        yield Step(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
+        yield StepData(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
 
 
 def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from data_prep.samples.counter_rng import random_bits
 from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
-from pretrain.data import Step, load_steps
+from pretrain.data import StepData, load_steps
 from pretrain.divergence import Divergence
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
 from pretrain.monitor.meter import Meter
@@ -92,26 +92,26 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
         return PhaseEnd(state, EndReason.STOPPED)
 
     with closing(loader):
-        for step in run.watchdog.working_on(loader):
+        for step_data in run.watchdog.working_on(loader):
             lr = phase.lr_at(state.step, clock.read())
             engine.set_lr(lr)
-            result = train_step(run, step, state)
-            state = state.after_step(step.counts, skipped=result.skipped, seconds=clock.seconds)
+            result = train_step(run, step_data, state)
+            state = state.after_step(step_data.counts, skipped=result.skipped, seconds=clock.seconds)
 
             # Is it still training? A skipped step leaves the weights as they are; a spike leads back to a checkpoint.
             if result.skipped:
                 skip_step(run, state)
             else:
                 if setup.config.rollback:
-                    loss = meter.step_loss(step.counts)
+                    loss = meter.step_loss(step_data.counts)
                     with run.watchdog.working():
-                        earlier = run.divergence.on_loss(state, loss, step.counts.samples)
+                        earlier = run.divergence.on_loss(state, loss, step_data.counts.samples)
                     if earlier is not None:
                         clock.read()  # the way back took time, too
                         return PhaseEnd(earlier._replace(seconds=clock.seconds), EndReason.ROLLED_BACK)
                     state = state.after_loss(loss)
                 run.divergence.on_step()
-                meter.add_step(step.counts)
+                meter.add_step(step_data.counts)
                 meter.show_place(state.step, state.seconds)
 
             # What is due, on all ranks alike: metrics, an evaluation, the end, a checkpoint.
@@ -153,15 +153,15 @@ def why_ends(setup: Setup, phase: Phase, state: RunState, asked: str, *, is_out_
     return Ending(EndReason.STOPPED if asked else EndReason.DONE, why)
 
 
-def train_step(run: Run, step: Step, state: RunState) -> StepResult:
+def train_step(run: Run, step_data: StepData, state: RunState) -> StepResult:
     """Compute the micro-batches of a step and let the optimizer act."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    for index, batch in enumerate(step.micro_batches):
+    for index, batch in enumerate(step_data.micro_batches):
         torch.manual_seed(dropout_seed(run.setup.config.seed, state.step + state.skipped, index, rank))
         losses = run.engine(batch.to(run.engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
-        loss = losses.mlm / step.counts.masked + losses.nsp / max(step.counts.pairs, 1)
-        run.engine.backward(loss * world, is_last=index == len(step.micro_batches) - 1)
+        loss = losses.mlm / step_data.counts.masked + losses.nsp / max(step_data.counts.pairs, 1)
+        run.engine.backward(loss * world, is_last=index == len(step_data.micro_batches) - 1)
         run.meter.add_losses(losses)
         run.watchdog.heartbeat()
     return run.engine.step()

@@ -1,6 +1,6 @@
 """What must be alike on all ranks: software, settings, stores, and the folder that they write into.
 
-    distributed.check_same_on_all_ranks(what_ranks_share(record, settings, identity))      before anything is written
+    distributed.check_same_on_all_ranks(what_ranks_share(record, ds_configs, identity))      before anything is written
     check_shared(run)                                                             once the first rank has locked it
 
 Two nodes with other versions, another copy of a store or another command would train on, each at its own.
@@ -21,11 +21,13 @@ OF_NODES = ("data", "out", "ds_config", "init_from", "resume")
 SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
 
 
-def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], identity: ModelIdentity) -> dict[str, Any]:
+def what_ranks_share(
+    record: dict[str, Any], ds_configs: list[dict[str, Any]], identity: ModelIdentity
+) -> dict[str, Any]:
     """Return all that must be the same on every rank: software, settings, and the contents of stores and models."""
     shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
-    for index, phase in enumerate(settings, 1):
-        shared |= _flat(phase, "DeepSpeed setting " if len(settings) == 1 else f"phase {index}'s DeepSpeed setting ")
+    for index, phase in enumerate(ds_configs, 1):
+        shared |= _flat(phase, "DeepSpeed setting " if len(ds_configs) == 1 else f"phase {index}'s DeepSpeed setting ")
     shared |= record["versions"] | {"python": record["python"], "zerobert's code": code_sha256()[:12]}
     shared["tokenizer"] = identity.vocab_sha256[:12]
     shared |= {f"store {number}": store["identity"][:12] for number, store in enumerate(record["stores"], 1)}

@@ -38,7 +38,7 @@ def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
         "train": config.record(),
         "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
-        "deepspeed": setup.deepspeed.content,
+        "deepspeed": setup.ds_config.content,
         "outlook": look_ahead(config, stores)._asdict(),
         "stores": [
             {"folder": str(store.folder), "identity": store.identity, "passes": store_passes}

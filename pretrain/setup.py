@@ -20,9 +20,9 @@ from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 from pretrain.settings.limits import MAX_POSITIONS
-from pretrain.settings.phases import Phase, engine_settings, phases_of
+from pretrain.settings.phases import Phase, engine_ds_config, phases_of
 from pretrain.state import RunState
 
 
@@ -35,9 +35,9 @@ class Setup(NamedTuple):
     phases: list[Phase]
 
     @property
-    def deepspeed(self) -> DeepSpeedSettings:
+    def ds_config(self) -> DsConfig:
         """What the engine is started with."""
-        return engine_settings(self.phases)
+        return engine_ds_config(self.phases)
 
     @property
     def vocab(self) -> Path:
@@ -134,7 +134,7 @@ def ranks_in(environment: Mapping[str, str]) -> int | None:
 
 def check_compile(setup: Setup) -> None:
     """Refuse --compile at stage 3."""
-    if setup.config.compile and setup.deepspeed.stage == 3:
+    if setup.config.compile and setup.ds_config.stage == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
 
 

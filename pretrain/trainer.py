@@ -96,7 +96,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         silence_libraries()
         setup = setup.with_precision(machine_named(config.gpu).precision if config.gpu else default_precision())
         if not config.gpu:
-            check_precision(setup.deepspeed)
+            check_precision(setup.ds_config)
 
         # The model, and what the run folder will say of it.
         model = model_of(setup)
@@ -124,7 +124,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         # The engine, as the checkpoint left it.
         engine = init_engine(
             model,
-            setup.deepspeed,
+            setup.ds_config,
             allow_untested=config.allow_untested_deepspeed,
             checkpoint_activations=config.checkpoint_activations,
         )
@@ -141,7 +141,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             config.out,
             engine,
             identity=identity,
-            settings=setup.deepspeed.content,
+            ds_config=setup.ds_config.content,
             keep=config.keep,
             record=start.record,
         )
@@ -172,7 +172,7 @@ def find_common_start(
     if setup.config.verify_store:
         with all_ranks_or_none("stores of --data"), watchdog.working():
             verify_stores(setup.stores)
-    check_same_on_all_ranks(what_ranks_share(record, [phase.settings.content for phase in setup.phases], identity))
+    check_same_on_all_ranks(what_ranks_share(record, [phase.ds_config.content for phase in setup.phases], identity))
     with watchdog.working():  # rank 0 reads all of a checkpoint, for its checksums
         return on_rank_0(
             f"run folder {setup.config.out}",
@@ -269,7 +269,7 @@ def print_plan(setup: Setup, model: BertForPreTraining, record: Record, identity
     what = start_summary(setup, start.record, devices=where, resumed_from=start.checkpoint)
     print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
-        "settings": setup.deepspeed.content,
+        "settings": setup.ds_config.content,
         "parameters": model.num_parameters(),
         "resume": str(start.checkpoint or ""),
         "changes": {change.setting: change.text for change in start.changes},

@@ -35,7 +35,7 @@ RECORD = {
 }  # fmt: skip
 
 
-SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
+DS_CONFIG = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
 
 
 def tiny_model(seed: int = 0) -> BertForPreTraining:
@@ -81,7 +81,7 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     scaler = {"cur_scale": 65536.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
     manifest = Manifest(
-        step=step, world_size=2, zero_stage=1, held_out_loss=3.25, identity=identity, settings=SETTINGS,
+        step=step, world_size=2, zero_stage=1, held_out_loss=3.25, identity=identity, ds_config=DS_CONFIG,
         parameters=shapes, files={},
     )  # fmt: skip
     finalize(staged, target, state=state, scaler=scaler, manifest=manifest)

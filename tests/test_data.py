@@ -10,7 +10,7 @@ from data_prep.samples.assemble import split_by_length
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.data import SampleStream, Step, prefetch, train_steps
+from pretrain.data import SampleStream, StepData, prefetch, train_steps
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition
 from tests.stores import random_documents, store_of
@@ -53,7 +53,7 @@ def samples_of(batch: Batch) -> list[tuple]:
 
 def first_steps(
     store: Store, count: int, world: int, micro: int, rank: int = 0, start: DataPosition = BEGIN
-) -> list[Step]:
+) -> list[StepData]:
     stream = SampleStream(mixture(store), start)
     steps = train_steps(
         stream,

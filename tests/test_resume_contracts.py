@@ -375,7 +375,7 @@ def test_best_never_compares_losses_on_different_samples(tmp_path):
         files = {name: FileEntry(1, "ab" * 32) for name in (STATE, rank_file(0, 1))}
         Manifest(
             step=step, world_size=1, zero_stage=0, held_out_loss=loss, identity=ModelIdentity({}, "ab" * 32, 5),
-            settings={}, parameters={"weight": [1]}, files=files, held_out=held_out,
+            ds_config={}, parameters={"weight": [1]}, files=files, held_out=held_out,
         ).write(folder)  # fmt: skip
     best = best_checkpoint(list_checkpoints(tmp_path))
     assert best is not None

@@ -64,7 +64,7 @@ class Manifest:
     zero_stage: int
     held_out_loss: float | None  # nearest before
     identity: ModelIdentity
-    settings: dict[str, Any]  # the DeepSpeed JSON
+    ds_config: dict[str, Any]  # the DeepSpeed JSON
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one per rank
     held_out: str = ""  # which held-out set held_out_loss is of
@@ -90,7 +90,7 @@ class Manifest:
             zero_stage=fields.whole("zero_stage", most=3),
             held_out_loss=_loss(fields),
             identity=_identity(fields.of("identity")),
-            settings=fields.of("settings").content,
+            ds_config=fields.of("settings").content,
             parameters=_shapes(fields.of("parameters")),
             files=_files(fields),
             held_out=fields.text("held_out", default=""),
@@ -106,7 +106,7 @@ class Manifest:
             "zero_stage": self.zero_stage,
             "held_out_loss": self.held_out_loss,
             "identity": self.identity._asdict(),
-            "settings": self.settings,
+            "settings": self.ds_config,
             "parameters": self.parameters,
             "files": {name: entry._asdict() for name, entry in self.files.items()},
         }
@@ -256,7 +256,7 @@ def record_under(folder: Path, manifest: Manifest) -> dict[str, Any]:
         content = {}
     content.pop(SEAL, None)  # of the file
     known = {"samples_version": 2} | content if content else {}
-    return known | {"deepspeed": manifest.settings}
+    return known | {"deepspeed": manifest.ds_config}
 
 
 def _loss(fields: Fields) -> float | None:

@@ -22,7 +22,7 @@ from data_prep.cli import InputError
 from data_prep.samples.mixture import fresh_epoch
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 
 Record = dict[str, Any]
 Getter = Callable[[Record, int], Any]
@@ -136,14 +136,14 @@ def _start_in_words(record: Record) -> str:
 
 
 def _ranks(record: Record, step: int) -> int:
-    return DeepSpeedSettings(record["deepspeed"]).ranks
+    return DsConfig(record["deepspeed"]).ranks
 
 
 PLACE = "the place in the data is one in the order of the other samples"
 SETTINGS = (
     Setting(
         "optimizer",
-        lambda record, step: DeepSpeedSettings(record["deepspeed"]).optimizer,
+        lambda record, step: DsConfig(record["deepspeed"]).optimizer,
         "the checkpoint's moments are the other one's",
     ),
     Setting("data", _stores, PLACE, moves=True, text=_stores_in_words),
@@ -169,9 +169,9 @@ SETTINGS = (
     Setting("mask_rate", _of_phases("mask_rate", _of_train("mask_rate"))),
     Setting("mask_rate_end", _of_phases("mask_rate_end", lambda record, step: None)),
     *(Setting(name, _of_optimizer(name)) for name in ("betas", "eps", "layer_decay", "variant")),
-    Setting("clip", lambda record, step: DeepSpeedSettings(record["deepspeed"]).clip),
-    Setting("precision", lambda record, step: DeepSpeedSettings(record["deepspeed"]).precision),
-    Setting("zero", lambda record, step: DeepSpeedSettings(record["deepspeed"]).stage),
+    Setting("clip", lambda record, step: DsConfig(record["deepspeed"]).clip),
+    Setting("precision", lambda record, step: DsConfig(record["deepspeed"]).precision),
+    Setting("zero", lambda record, step: DsConfig(record["deepspeed"]).stage),
     Setting("ranks", _ranks),
     *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_split", "eval_samples")),
     Setting("rollback", _of_train("rollback")),

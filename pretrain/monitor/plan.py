@@ -188,15 +188,15 @@ def estimate_run(
     InputError: no room on the disk, a checkpoint of another model or tokenizer.
     """
     config, stores, ranks, phases = setup
-    parameters, settings = model.num_parameters(), phases[0].settings
+    parameters, ds_config = model.num_parameters(), phases[0].ds_config
     disk = check_disk(setup, parameters)
     done = _steps_done(resumed_from, stores[0], model)
-    precision, stage = settings.precision, settings.stage
-    device = move_to_device(model, settings)
+    precision, stage = ds_config.precision, ds_config.stage
+    device = move_to_device(model, ds_config)
     machine = machine_named(config.gpu, ranks) if config.gpu else None
     outlook = look_ahead(config, stores)
     data = [_measure_phase(phase, config, stores, model) for phase in phases]
-    optimizer_seconds = None if machine else probe_optimizer(model, settings)
+    optimizer_seconds = None if machine else probe_optimizer(model, ds_config)
     plan = Plan(
         parameters=parameters, ranks=ranks, stage=stage, precision=precision,
         phases=[
@@ -231,7 +231,7 @@ def _plan_phase(
     optimizer_seconds: float | None,
 ) -> PhasePlan:
     """Reckon a phase from what was measured of it."""
-    stage, precision, accumulation = phase.settings.stage, phase.settings.precision, phase.accumulation
+    stage, precision, accumulation = phase.ds_config.stage, phase.ds_config.precision, phase.accumulation
     micro_tokens = phase.micro_batch * data.sample_tokens
     # Seconds of a step: here by the probe, each rank with a share of the optimizer; elsewhere by the data sheet.
     if machine is None:

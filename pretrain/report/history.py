@@ -104,7 +104,7 @@ class History:
             self.notes.append(f"{error}.")
             self.config = {"train": {"data": []}}
             if self.checkpoint is not None:
-                told = self.checkpoint.record or {"train": {"data": []}, "deepspeed": self.checkpoint.settings}
+                told = self.checkpoint.record or {"train": {"data": []}, "deepspeed": self.checkpoint.ds_config}
                 with suppress(InputError):
                     self.config = _checked(Fields(told, str(path), ""))
 

@@ -3,7 +3,7 @@
     --phase seq_len=128,steps=7038,global_batch=65536,lr=6e-3,warmup=.2843 --phase seq_len=512,steps=1563,...
 
     parse_span(text, defaults) -> Span          what one --phase says
-    phases_of(spans, ...)      -> [Phase, ...]  with the DeepSpeed settings of each; a run without --phase has one
+    phases_of(spans, ...)      -> [Phase, ...]  with the DeepSpeed JSON of each; a run without --phase has one
     phase_at(phases, step)     -> Phase         which one a step belongs to
 
 A phase begins its own schedule. It goes on in the data where the one before ended if it has the same sequence length;
@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 from data_prep.cli import InputError
 from data_prep.ranges import check_ranges
 from data_prep.samples.mixture import passes_by_temperature
-from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
+from pretrain.settings.ds_config import DsConfig, Flags, resolve
 from pretrain.settings.limits import COUNT, MASK_RATE, PASSES, SEQ_LEN, STEPS, TEMPERATURE, WARMUP
 from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 
@@ -68,7 +68,7 @@ class Phase:
     index: int
     first: int  # steps of the run before it
     span: Span
-    settings: DeepSpeedSettings
+    ds_config: DsConfig
 
     @property
     def end(self) -> int:
@@ -78,27 +78,27 @@ class Phase:
     @property
     def global_batch(self) -> int:
         """Samples of a step over all ranks, once the batch has grown."""
-        return self.settings.global_batch
+        return self.ds_config.global_batch
 
     @property
     def micro_batch(self) -> int:
         """Samples that a rank takes through the model at once."""
-        return self.settings.micro_batch
+        return self.ds_config.micro_batch
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step on each rank."""
-        return self.settings.accumulation
+        return self.ds_config.accumulation
 
     @property
     def lr(self) -> float:
         """Peak learning rate."""
-        return self.settings.lr
+        return self.ds_config.lr
 
     @property
     def weight_decay(self) -> float:
         """Of weights, not of biases and LayerNorm."""
-        return self.settings.weight_decay
+        return self.ds_config.weight_decay
 
     def described(self) -> dict[str, Any]:
         """Return its settings by name, as a record and a page have them."""
@@ -222,8 +222,8 @@ def check_span(span: Span, option: str = "--") -> Span:
     return span
 
 
-def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int, default_precision: str) -> list[Phase]:
-    """Return the phases of a run with the DeepSpeed settings of each.
+def phases_of(spans: list[Span], path: Path, flags: Flags, world_size: int, default_precision: str) -> list[Phase]:
+    """Return the phases of a run, with the DeepSpeed JSON at `path` resolved for each.
 
     Raises
     ------
@@ -231,9 +231,9 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
     """
     phases: list[Phase] = []
     for span in spans:
-        settings = resolve(ds_config, flags, world_size, default_precision, span.flags)
+        ds_config = resolve(path, flags, world_size, default_precision, span.flags)
         first = phases[-1].end if phases else 0
-        phase = Phase(len(phases), first, span, settings)
+        phase = Phase(len(phases), first, span, ds_config)
         if span.batch_warmup and phase.global_batch % (BATCH_STAGES * phase.micro_batch * world_size):
             raise InputError(
                 f"a batch that grows in {BATCH_STAGES} stages to {phase.global_batch} samples needs a multiple of "
@@ -244,6 +244,6 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
     return phases
 
 
-def engine_settings(phases: list[Phase]) -> DeepSpeedSettings:
+def engine_ds_config(phases: list[Phase]) -> DsConfig:
     """Return what DeepSpeed is started with: the phase of most micro-batches; offloading makes its buffers for them."""
-    return max((phase.settings for phase in phases), key=lambda settings: settings.accumulation)
+    return max((phase.ds_config for phase in phases), key=lambda ds_config: ds_config.accumulation)
