@@ -14,8 +14,10 @@ import json
 import os
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
@@ -112,6 +114,14 @@ class StepClock(TrainerCallback):
 
 
 def main(config: BenchmarkConfig) -> None:
+    with redirect_stdout(sys.stderr):  # what Trainer and DeepSpeed have to say
+        result = train(config)
+    if result is not None:
+        print(json.dumps(result))
+
+
+def train(config: BenchmarkConfig) -> dict[str, Any] | None:
+    """Train, or time some steps; return the result on the first process."""
     store = Store.open(config.store)
     tokenizer = AutoTokenizer.from_pretrained(store.folder / "vocab", local_files_only=True)
     torch.manual_seed(config.seed)
@@ -139,7 +149,7 @@ def main(config: BenchmarkConfig) -> None:
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=None if config.probe else get_last_checkpoint(str(config.out)))
     if not trainer.is_world_process_zero():
-        return
+        return None
     done = trainer.state.global_step - clock.first
     seconds = time.perf_counter() - clock.started
     figures = {"tokens_per_s": round((done - 10) * config.batch * config.seq_len / seconds)}
@@ -151,7 +161,7 @@ def main(config: BenchmarkConfig) -> None:
         figures |= {"tokens": steps * config.batch * config.seq_len} | score._asdict()
     settings = {name: value for name, value in config.__dict__.items() if name not in ("store", "out")}
     result = {"name": "run_mlm", "figures": figures, "ratio": None, "settings": settings | {"processes": processes}}
-    print(json.dumps(result | machine("torch", "transformers")))
+    return result | machine("torch", "transformers")
 
 
 if __name__ == "__main__":
