@@ -29,8 +29,8 @@ from transformers import BertModel, PreTrainedTokenizerBase
 from benchmarks.machine import machine
 from data_prep.cli import parse
 from pretrain import hf_folder
-from pretrain.finetune.asked import subset
 from pretrain.finetune.baseline import bag_of_words
+from pretrain.finetune.examples import subset
 from pretrain.finetune.labelled import Example, read_texts
 
 BATCH = 64

@@ -85,7 +85,7 @@ class Blocks(torch.utils.data.Dataset):
 
 def training_tokens(store: Store) -> np.ndarray:
     """Return [CLS] document [SEP] [CLS] document [SEP] ... of all documents that are not held out, [N] int32."""
-    parts = []
+    parts: list[Any] = []
     first, last = ([store.special_ids[name]] for name in ("cls", "sep"))
     for shard in store.shards:
         # A document's tokens: the lengths of its sentences, added up.
