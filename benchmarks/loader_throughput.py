@@ -34,7 +34,7 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.samples.sample_index import Sentences, build_index
 from data_prep.store import Store
-from pretrain.data import SampleStream, Step, train_steps
+from pretrain.data import SampleStream, StepData, train_steps
 from pretrain.state import DataPosition
 
 FIXED = 200  # batches measured at once
@@ -109,10 +109,12 @@ def loader_rate(config: Config, store: Store, masking: Masking) -> float:
     return best(config, f"loader, {masking.unit}", measure)
 
 
-def steps_of_one_batch(config: Config, stream: SampleStream, masking: Masking) -> Iterator[Step]:
+def steps_of_one_batch(config: Config, stream: SampleStream, masking: Masking) -> Iterator[StepData]:
     """Steps of a single micro-batch on one rank."""
     batch = config.batch
-    return train_steps(stream, masking=masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1)
+    return train_steps(
+        stream, masking_after=lambda taken: masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1
+    )
 
 
 def resume_seconds(config: Config, store: Store) -> dict[str, float]:

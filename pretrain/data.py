@@ -1,6 +1,6 @@
 """The steps of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    load_steps(setup, position, device) -> Step, Step, ...     made ahead by a thread, for ever
+    load_steps(setup, position, device) -> StepData, StepData, ...     made ahead by a thread, for ever
 
     stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> collate(...) -> prefetch(...)
 
@@ -27,6 +27,7 @@ from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
+from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.state import DataPosition, StepCounts
 
@@ -35,13 +36,13 @@ LOOKUP_SAMPLES = 1 << 14  # looked up at once: the shuffle is slow on small call
 PREFETCH_MICRO_BATCHES = 4  # made in advance, and at least one step
 
 
-class Step(NamedTuple):
-    """One optimizer step."""
+class StepData(NamedTuple):
+    """What one optimizer step sees."""
 
     counts: StepCounts  # over all ranks
     micro_batches: list[Batch]  # of this rank
 
-    def pin_memory(self) -> "Step":
+    def pin_memory(self) -> "StepData":
         """Move into memory from which a GPU can copy while the host goes on."""
         return self._replace(micro_batches=[batch.pin_memory() for batch in self.micro_batches])
 
@@ -87,30 +88,32 @@ class SampleStream:
         return part
 
 
-def train_mixture(setup: Setup, seq_len: int) -> Mixture:
-    """Return what a phase of this sequence length trains on."""
+def train_mixture(setup: Setup, phase: Phase) -> Mixture:
+    """Return what a phase trains on."""
     config = setup.config
-    return Mixture(setup.stores, setup.passes, seq_len=seq_len, objective=config.objective, seed=config.seed)
+    return Mixture(
+        setup.stores, setup.passes(phase), seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed
+    )
 
 
 def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
     """Return the samples from a position on, of the phase that it lies in."""
-    return SampleStream(train_mixture(setup, setup.phases[position.phase].span.seq_len), position)
+    return SampleStream(train_mixture(setup, setup.phases[position.phase]), position)
 
 
-def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[Step]:
+def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[StepData]:
     """Yield this rank's steps from a position on, made ahead, for ever. Closing the generator ends its thread."""
     phase, stream = setup.phases[position.phase], sample_stream(setup, position)
     steps = train_steps(
         stream,
-        masking=setup.config.masking,
+        masking_after=lambda taken: setup.config.masking(phase.mask_rate_after(taken)),
         batch_after=phase.batch_after,
         micro_batch=phase.micro_batch,
         rank=dist.get_rank(),
         world=dist.get_world_size(),
     )
     if device.type == "cuda":
-        steps = map(Step.pin_memory, steps)
+        steps = map(StepData.pin_memory, steps)
     ahead = ceil_div(PREFETCH_MICRO_BATCHES, phase.accumulation)
     return prefetch(steps, ahead=ahead, at_end=stream.mixture.abandon)
 
@@ -118,24 +121,25 @@ def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Ge
 def train_steps(
     stream: SampleStream,
     *,
-    masking: Masking,
+    masking_after: Callable[[int], Masking],
     batch_after: Callable[[int], int],
     micro_batch: int,
     rank: int,
     world: int,
-) -> Iterator[Step]:
+) -> Iterator[StepData]:
     """Yield this rank's steps for ever.
 
     A step that begins after n samples of its phase has `batch_after(n)` samples over all ranks, a multiple of
-    micro_batch * world.
+    micro_batch * world, which are masked as `masking_after(n)` says.
     """
     while True:
-        samples = stream.take(batch_after(stream.position.samples_in_phase))
+        taken = stream.position.samples_in_phase
+        samples, masking = stream.take(batch_after(taken)), masking_after(taken)
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
         # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
         splits = split_by_length(samples, counts.samples // micro_batch)
         shares = [samples.take(indices) for indices in splits[rank::world]]
-        yield Step(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
+        yield StepData(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
 
 
 def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
