@@ -44,7 +44,7 @@ def reference_weights(
     steps = train_steps(
         stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=GLOBAL, rank=0, world=1
     )
-    for index, (counts, [batch]) in enumerate(islice(steps, STEPS)):
+    for index, (counts, _, [batch]) in enumerate(islice(steps, STEPS)):
         module.zero_grad()
         losses = module(batch)
         (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()
