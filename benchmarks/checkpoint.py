@@ -95,13 +95,13 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[int, Figures]:
     silence_libraries()
     init_distributed()
     flags = Flags(global_batch=config.ranks, micro_batch=1, lr=1e-4, precision="fp32", zero=config.zero)
-    settings = resolve(ROOT / "ds_configs/auto.json", flags, config.ranks, "fp32")
+    ds_config = resolve(ROOT / "ds_configs/auto.json", flags, config.ranks, "fp32")
     model = build_model(preset=config.model, vocab_size=config.vocab_size, dropout=0.0, seed=0, needs_nsp=True)
     parameters = model.num_parameters()
-    engine = init_engine(model, settings)
+    engine = init_engine(model, ds_config)
     fill_moments(engine.partition)
     identity = ModelIdentity(architecture_of(model.config), "0" * 64, config.vocab_size)
-    saver = Saver(folder / "ours", engine, identity=identity, settings=settings.content, keep=1)
+    saver = Saver(folder / "ours", engine, identity=identity, ds_config=ds_config.content, keep=1)
     figures: Figures = {}
 
     def note(name: str, action: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> None:

@@ -114,7 +114,9 @@ def loader_rate(config: Config, store: Store, masking: Masking) -> float:
 def batches_of_a_step_each(config: Config, stream: SampleStream, masking: Masking) -> Iterator[Batch]:
     """The batches of steps of a single micro-batch on one rank."""
     batch = config.batch
-    steps = train_steps(stream, masking=masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1)
+    steps = train_steps(
+        stream, masking_after=lambda taken: masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1
+    )
     return chain.from_iterable(step.micro_batches for step in steps)
 
 

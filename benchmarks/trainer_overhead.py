@@ -41,7 +41,7 @@ from data_prep.cli import parse, print_json, say
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain import data, loop, train
-from pretrain.data import SampleStream, Step, train_steps
+from pretrain.data import SampleStream, StepData, train_steps
 from pretrain.model import PretrainingModule, build_model, parameter_groups
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
@@ -93,22 +93,22 @@ def main(config: BenchmarkConfig) -> None:
     slowest = min(two, key=lambda found: found["tokens_per_s"])
     kept = {clock: best(trainer, clock) / best(bare, clock) for clock in ("seconds", "cpu_seconds")}
     extra = trainer["evaluation_seconds"] / PER_EVALUATION + trainer["saving_seconds"] / PER_SAVE
-    step = best(trainer, "seconds") / INTERVAL
+    step_seconds = best(trainer, "seconds") / INTERVAL
     result = {
         "name": "trainer_overhead",
         "figures": {
             "bare_tokens_per_s": round(bare["tokens_per_s"]),
-            "trainer_tokens_per_s": round(trainer["tokens_per_s"] * step / (step + extra)),
+            "trainer_tokens_per_s": round(trainer["tokens_per_s"] * step_seconds / (step_seconds + extra)),
             "two_ranks_tokens_per_s": round(slowest["tokens_per_s"]),
             "evaluation_s": round(trainer["evaluation_seconds"], 2),
             "saving_s": round(trainer["saving_seconds"], 3),
-            "step_s": round(step, 3),
+            "step_s": round(step_seconds, 3),
             "loader_wait_share": round(trainer["loader_wait_seconds"] / trainer["all_seconds"], 4),
             "loader_cpu_share": round(trainer["loader_cpu_seconds"] / trainer["all_cpu_seconds"], 4),
             "two_ranks_ratio": round(slowest["tokens_per_s"] / trainer["tokens_per_s"], 2),
         },
-        "ratio": round(1 / kept["seconds"] * step / (step + extra), 3),
-        "ratio_cpu": round(1 / kept["cpu_seconds"] * step / (step + extra), 3),
+        "ratio": round(1 / kept["seconds"] * step_seconds / (step_seconds + extra), 3),
+        "ratio_cpu": round(1 / kept["cpu_seconds"] * step_seconds / (step_seconds + extra), 3),
         "settings": {name: str(value) for name, value in config.__dict__.items() if name != "side"},
     }
     print_json(result | machine("torch", "deepspeed"))
@@ -169,7 +169,7 @@ class Times:
         yield
         self.sums[name] += time.perf_counter() - start
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         (start, cpu, _), *_, (stop, cpu_stop, _) = self.ends
         intervals = list(zip(self.ends, self.ends[1:], strict=False))
@@ -196,11 +196,11 @@ def trainer(config: BenchmarkConfig) -> Times:
     times = Times()
     train_step, evaluate, save, prefetch = loop.train_step, loop.evaluate_held_out, loop.save, data.prefetch
 
-    def timed_step(run: Any, step: Step, state: Any) -> Any:
+    def timed_step(run: Any, step_data: StepData, state: Any) -> Any:
         if not times.steps:
             times.__init__()  # type: ignore[misc]  # the first step begins
-        found = train_step(run, step, state)
-        times.add_step(step.counts.tokens)
+        found = train_step(run, step_data, state)
+        times.add_step(step_data.counts.tokens)
         return found
 
     def evaluated(*arguments: Any) -> Any:
@@ -242,7 +242,7 @@ def bare(config: BenchmarkConfig) -> Times:
     )
     steps = train_steps(
         stream,
-        masking=settings.masking,
+        masking_after=lambda taken: settings.masking(settings.mask_rate),
         batch_after=lambda taken: config.global_batch,
         micro_batch=config.micro_batch,
         rank=0,
@@ -276,4 +276,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         sys.stdout = sys.stderr  # the last line of stdout is the result's
         found = (bare if config.side == "bare" else trainer)(config)
-        print(json.dumps(found.record()), file=sys.__stdout__)
+        print(json.dumps(found.to_json()), file=sys.__stdout__)

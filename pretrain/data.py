@@ -1,6 +1,6 @@
 """The steps of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    load_steps(setup, position, device) -> Step, Step, ...     for ever; their micro-batches are made ahead by a thread
+    load_steps(setup, position, device) -> StepData, ...    for ever; their micro-batches are made ahead by a thread
 
     stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> collate_splits(...) -> prefetch_steps(...)
 
@@ -29,6 +29,7 @@ from data_prep.samples.mixture import Epoch, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
+from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.state import DataPosition, StepCounts
 
@@ -38,14 +39,14 @@ COLLATE_TOKENS = 1 << 15  # of the samples that are made into batches at once; a
 PREFETCH_MICRO_BATCHES = 4  # made in advance
 
 
-class Step(NamedTuple):
-    """One optimizer step."""
+class StepData(NamedTuple):
+    """What one optimizer step sees."""
 
     counts: StepCounts  # over all ranks
     micro_batch_count: int  # of this rank
     micro_batches: Iterator[Batch]  # each made when it is asked for
 
-    def pin_memory(self) -> "Step":
+    def pin_memory(self) -> "StepData":
         """Move micro-batches, as they are made, into memory from which a GPU can copy while the host goes on."""
         return self._replace(micro_batches=map(Batch.pin_memory, self.micro_batches))
 
@@ -91,54 +92,57 @@ class SampleStream:
         return part
 
 
-def train_mixture(setup: Setup, seq_len: int) -> Mixture:
-    """Return what a phase of this sequence length trains on."""
+def train_mixture(setup: Setup, phase: Phase) -> Mixture:
+    """Return what a phase trains on."""
     config = setup.config
-    return Mixture(setup.stores, setup.passes, seq_len=seq_len, objective=config.objective, seed=config.seed)
+    return Mixture(
+        setup.stores, setup.passes(phase), seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed
+    )
 
 
 def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
     """Return the samples from a position on, of the phase that it lies in."""
-    return SampleStream(train_mixture(setup, setup.phases[position.phase].span.seq_len), position)
+    return SampleStream(train_mixture(setup, setup.phases[position.phase]), position)
 
 
-def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[Step]:
+def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[StepData]:
     """Yield this rank's steps from a position on, for ever. Closing the generator ends its thread."""
     phase, stream = setup.phases[position.phase], sample_stream(setup, position)
     steps = train_steps(
         stream,
-        masking=setup.config.masking,
+        masking_after=lambda taken: setup.config.masking(phase.mask_rate_after(taken)),
         batch_after=phase.batch_after,
         micro_batch=phase.micro_batch,
         rank=dist.get_rank(),
         world=dist.get_world_size(),
     )
     if device.type == "cuda":
-        steps = map(Step.pin_memory, steps)
+        steps = map(StepData.pin_memory, steps)
     return prefetch_steps(steps, at_end=stream.mixture.abandon)
 
 
 def train_steps(
     stream: SampleStream,
     *,
-    masking: Masking,
+    masking_after: Callable[[int], Masking],
     batch_after: Callable[[int], int],
     micro_batch: int,
     rank: int,
     world: int,
-) -> Iterator[Step]:
+) -> Iterator[StepData]:
     """Yield this rank's steps for ever.
 
     A step that begins after n samples of its phase has `batch_after(n)` samples over all ranks, a multiple of
-    micro_batch * world.
+    micro_batch * world, which are masked as `masking_after(n)` says.
     """
     while True:
-        samples = stream.take(batch_after(stream.position.samples_in_phase))
+        taken = stream.position.samples_in_phase
+        samples, masking = stream.take(batch_after(taken)), masking_after(taken)
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
         # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
         splits = split_by_length(samples, counts.samples // micro_batch)[rank::world]
         batches = collate_splits(stream.mixture.stores, samples, splits, masking, stream.mixture.seq_len)
-        yield Step(counts, len(splits), batches)
+        yield StepData(counts, len(splits), batches)
 
 
 def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
@@ -261,8 +265,8 @@ class _Collated(NamedTuple):
 
 
 def prefetch_steps(
-    steps: Iterator[Step], *, ahead: int = PREFETCH_MICRO_BATCHES, at_end: Callable[[], None] = lambda: None
-) -> Generator[Step]:
+    steps: Iterator[StepData], *, ahead: int = PREFETCH_MICRO_BATCHES, at_end: Callable[[], None] = lambda: None
+) -> Generator[StepData]:
     """Yield the same steps, whose micro-batches are made by a thread up to `ahead` in advance, those of the next step,
     too. A step's micro-batches are to be taken before the next step is. See `prefetch`."""
 

@@ -102,7 +102,7 @@ class Divergence:
             return None
         earlier = load_checkpoint(newest, saver.engine, saver.identity)
         phase = phase_at(setup.phases, earlier.step)
-        earlier = earlier.entering(phase.index, phase.span.seq_len)
+        earlier = setup.entering(earlier, phase)
         span = (earlier.samples_consumed, state.samples_consumed + SKIP_STEPS_AFTER_SPIKE * samples)
         stream = sample_stream(setup, earlier.position)
         stream.skip(span[1] - span[0])

@@ -117,7 +117,7 @@ def write_checkpoint(config: ImportConfig, store: Store, model: BertForPreTraini
         zero_stage=0,
         held_out_loss=None,
         identity=ModelIdentity(architecture_of(model.config), store.vocab_sha256, store.vocab_size),
-        settings={"imported_from": str(config.universal)},
+        ds_config={"imported_from": str(config.universal)},
         parameters={name: list(parameter.shape) for name, parameter in model.named_parameters()},
         files={},
     )

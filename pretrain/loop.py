@@ -18,18 +18,20 @@ import torch.distributed as dist
 from data_prep.samples.counter_rng import random_bits
 from pretrain.checkpoints.saver import Saver
 from pretrain.clock import Clock
-from pretrain.data import Step, load_steps
+from pretrain.data import StepData, load_steps
 from pretrain.divergence import Divergence
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
+from pretrain.likelihood.minimal_pairs import PairScores
+from pretrain.likelihood.pair_evaluation import PairSet, evaluate_pairs
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.summary import end_summary
+from pretrain.run_facts import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import StopRequests
 from pretrain.timetable import Timetable
 from pretrain.watchdog import Watchdog
-from pretrain.wording import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.zero.engine import Engine, StepResult
 
 
@@ -37,6 +39,7 @@ class Run(NamedTuple):
     """What stays the same from the first step to the last: the setup, and what acts on it, on every rank."""
 
     setup: Setup
+    pairs: PairSet | None  # that each evaluation scores
     engine: Engine
     meter: Meter
     saver: Saver
@@ -70,7 +73,7 @@ def train_loop(run: Run, state: RunState) -> RunState:
         if state.position.phase != phase.index:
             details = {"number": phase.index + 1, "of": len(run.setup.phases)}
             run.meter.event(state.step, "phase", **details, **phase.described())
-        state, reason = train_phase(run, phase, state.entering(phase.index, phase.span.seq_len))
+        state, reason = train_phase(run, phase, run.setup.entering(state, phase))
     with run.stop.answering("the checkpoint is written"), run.watchdog.working():
         run.saver.wait()
     seconds, is_finished = time.perf_counter() - started, run.setup.is_finished(state)
@@ -81,6 +84,7 @@ def train_loop(run: Run, state: RunState) -> RunState:
 def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
     """Train to the end of a phase, to a request to stop, or to a rollback."""
     setup, engine, meter = run.setup, run.engine, run.meter
+    engine.set_weight_decay(phase.weight_decay)
     with run.stop.answering("the index of the samples is made"), run.watchdog.working():
         loader = load_steps(setup, state.position, engine.device)
         held_out = held_out_set(setup, phase)
@@ -91,31 +95,31 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
         return PhaseEnd(state, EndReason.STOPPED)
 
     with closing(loader):
-        for step in run.watchdog.working_on(loader):
+        for step_data in run.watchdog.working_on(loader):
             lr = phase.lr_at(state.step, clock.read())
             engine.set_lr(lr)
-            result = train_step(run, step, state)
-            state = state.after_step(step.counts, skipped=result.skipped, seconds=clock.seconds)
+            result = train_step(run, step_data, state)
+            state = state.after_step(step_data.counts, is_skipped=result.is_skipped, seconds=clock.seconds)
 
             # Is it still training? A skipped step leaves the weights as they are; a spike leads back to a checkpoint.
-            if result.skipped:
+            if result.is_skipped:
                 skip_step(run, state)
             else:
                 if setup.config.rollback:
-                    loss = meter.step_loss(step.counts)
+                    loss = meter.step_loss(step_data.counts)
                     with run.watchdog.working():
-                        earlier = run.divergence.on_loss(state, loss, step.counts.samples)
+                        earlier = run.divergence.on_loss(state, loss, step_data.counts.samples)
                     if earlier is not None:
                         clock.read()  # the way back took time, too
                         return PhaseEnd(earlier._replace(seconds=clock.seconds), EndReason.ROLLED_BACK)
                     state = state.after_loss(loss)
                 run.divergence.on_step()
-                meter.add_step(step.counts)
+                meter.add_step(step_data.counts)
                 meter.show_place(state.step, state.seconds)
 
             # What is due, on all ranks alike: metrics, an evaluation, the end, a checkpoint.
             is_last = state.step == phase.end or setup.is_finished(state)
-            due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.skipped)
+            due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.is_skipped)
             if due.log:
                 left = 3600 * setup.config.hours - state.seconds if setup.config.hours else None
                 meter.write_interval(state.step, state.samples, state.tokens, lr, result.grad_norm(), left)
@@ -152,15 +156,15 @@ def why_ends(setup: Setup, phase: Phase, state: RunState, asked: str, *, is_out_
     return Ending(EndReason.STOPPED if asked else EndReason.DONE, why)
 
 
-def train_step(run: Run, step: Step, state: RunState) -> StepResult:
+def train_step(run: Run, step_data: StepData, state: RunState) -> StepResult:
     """Compute the micro-batches of a step and let the optimizer act."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    for index, batch in enumerate(run.watchdog.working_on(step.micro_batches)):
-        torch.manual_seed(dropout_seed(run.setup.config.seed, state.step + state.skipped, index, rank))
+    for index, batch in enumerate(run.watchdog.working_on(step_data.micro_batches)):
+        torch.manual_seed(dropout_seed(run.setup.config.seed, state.step + state.steps_skipped, index, rank))
         losses = run.engine(batch.to(run.engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
-        loss = losses.mlm / step.counts.masked + losses.nsp / max(step.counts.pairs, 1)
-        run.engine.backward(loss * world, is_last=index == step.micro_batch_count - 1)
+        loss = losses.mlm / step_data.counts.masked + losses.nsp / max(step_data.counts.pairs, 1)
+        run.engine.backward(loss * world, is_last=index == step_data.micro_batch_count - 1)
         run.meter.add_losses(losses)
         run.watchdog.heartbeat()
     return run.engine.step()
@@ -194,10 +198,24 @@ def evaluate_held_out(run: Run, held_out: HeldOutSet, step: int) -> float:
             title=f"evaluation, step {step}",
             on_batch=run.watchdog.heartbeat,
         )
+        scores = score_minimal_pairs(run, step)
         engine.train()
-        line = run.meter.write_evaluation(step, sums, held_out.sources, held_out.identity)
+        line = run.meter.write_evaluation(step, sums, held_out.sources, held_out.identity, scores)
     run.timetable.evaluated()
     return line["mlm_loss"]
+
+
+def score_minimal_pairs(run: Run, step: int) -> PairScores | None:
+    """Return how the model does on the minimal pairs; None where there are none."""
+    if run.pairs is None:
+        return None
+    return evaluate_pairs(
+        partial(run.engine, by_sample=True),
+        run.pairs,
+        device=run.engine.device,
+        title=f"minimal pairs, step {step}",
+        on_batch=run.watchdog.heartbeat,
+    )
 
 
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:

@@ -1,6 +1,6 @@
 """What must be alike on all ranks: software, settings, stores, and the folder that they write into.
 
-    distributed.check_same_on_all_ranks(what_ranks_share(record, settings, identity))      before anything is written
+    distributed.check_same_on_all_ranks(what_ranks_share(record, ds_configs, identity))      before anything is written
     check_shared(run)                                                             once the first rank has locked it
 
 Two nodes with other versions, another copy of a store or another command would train on, each at its own.
@@ -17,23 +17,27 @@ from pretrain.checkpoints.run_lock import lock_holder
 from pretrain.distributed import all_ranks_or_none, broadcast_object
 
 # Of the settings, these may be others on each node: folders mounted elsewhere. What they hold is compared.
-OF_NODES = ("data", "out", "ds_config", "init_from", "resume")
+OF_NODES = ("data", "out", "ds_config", "init_from", "eval_pairs", "resume")
 SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
 
 
-def what_ranks_share(record: dict[str, Any], settings: list[dict[str, Any]], identity: ModelIdentity) -> dict[str, Any]:
+def what_ranks_share(
+    record: dict[str, Any], ds_configs: list[dict[str, Any]], identity: ModelIdentity
+) -> dict[str, Any]:
     """Return all that must be the same on every rank: software, settings, and the contents of stores and models."""
     shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
-    for index, phase in enumerate(settings, 1):
-        shared |= _flat(phase, "DeepSpeed setting " if len(settings) == 1 else f"phase {index}'s DeepSpeed setting ")
+    for index, phase in enumerate(ds_configs, 1):
+        shared |= _flat(phase, "DeepSpeed setting " if len(ds_configs) == 1 else f"phase {index}'s DeepSpeed setting ")
     shared |= record["versions"] | {"python": record["python"], "zerobert's code": code_sha256()[:12]}
     shared["tokenizer"] = identity.vocab_sha256[:12]
     shared |= {f"store {number}": store["identity"][:12] for number, store in enumerate(record["stores"], 1)}
-    shared |= {f"passes of store {number}": store["passes"] for number, store in enumerate(record["stores"], 1)}
+    for index, phase in enumerate(record["phases"], 1):
+        which = "" if len(record["phases"]) == 1 else f"phase {index}'s "
+        shared |= {f"{which}passes of store {number}": passes for number, passes in enumerate(phase["passes"], 1)}
     return (
         shared
         | {f"model's {name}": value for name, value in identity.model.items()}
-        | {"--init_from": record.get("init_sha256", "")[:12]}
+        | {f"--{name}": record.get(f"{name}_sha256", "")[:12] for name in ("init_from", "eval_pairs")}
     )
 
 

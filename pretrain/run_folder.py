@@ -27,22 +27,23 @@ from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.version import project_version
 from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
-from pretrain.outlook import look_ahead
+from pretrain.data_coverage import data_coverage_of
+from pretrain.likelihood.minimal_pairs import identity_of
 from pretrain.setup import Setup
 
 
 def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
     """Return what is needed to repeat the run: the content of config.json, but for what came before."""
     config, stores = setup.config, setup.stores
-    return {
-        "train": config.record(),
-        "phases": [phase.described() for phase in setup.phases],
+    record: dict[str, Any] = {
+        "train": config.to_json(),
+        "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
-        "deepspeed": setup.deepspeed.content,
-        "outlook": look_ahead(config, stores)._asdict(),
+        "deepspeed": setup.ds_config.content,
+        "outlook": data_coverage_of(config, stores)._asdict(),
         "stores": [
             {"folder": str(store.folder), "identity": store.identity, "passes": store_passes}
-            for store, store_passes in zip(stores, setup.passes, strict=True)
+            for store, store_passes in zip(stores, setup.passes(setup.phases[0]), strict=True)
         ],
         "samples_version": VERSION,
         "vocab_sha256": stores[0].vocab_sha256,
@@ -51,7 +52,12 @@ def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "deepspeed", "transformers", "numpy")},
         "python": platform.python_version(),
         "git": git_state(),
-    } | ({} if config.init_from is None else {"init_sha256": weights_sha256(config.init_from)})
+    }
+    if config.init_from is not None:
+        record["init_sha256"] = weights_sha256(config.init_from)
+    if setup.minimal_pairs:
+        record["eval_pairs_sha256"] = identity_of(setup.minimal_pairs)
+    return record
 
 
 def write_run_folder(run: Path, start: Start, stores: list[Store]) -> None:

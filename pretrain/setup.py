@@ -8,20 +8,23 @@ What needs the model (its weights, a checkpoint's shapes) or a GPU is refused la
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cli import InputError, number_in
 from data_prep.files import check_writable
+from data_prep.samples.coverage import evaluated, why_not_evaluated
+from data_prep.samples.mixture import fresh_epoch
 from data_prep.store import HELD_OUT, Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
+from pretrain.likelihood.minimal_pairs import MinimalPair, choose_evenly, read_pairs
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 from pretrain.settings.limits import MAX_POSITIONS
-from pretrain.settings.phases import Phase, engine_settings, phases_of
+from pretrain.settings.phases import Phase, engine_ds_config, phases_of
 from pretrain.state import RunState
 
 
@@ -32,21 +35,33 @@ class Setup(NamedTuple):
     stores: list[Store]
     ranks: int
     phases: list[Phase]
+    minimal_pairs: Sequence[MinimalPair] = ()  # that each evaluation scores
 
     @property
-    def deepspeed(self) -> DeepSpeedSettings:
+    def ds_config(self) -> DsConfig:
         """What the engine is started with."""
-        return engine_settings(self.phases)
+        return engine_ds_config(self.phases)
 
     @property
     def vocab(self) -> Path:
         """The stores' tokenizer folder."""
         return self.stores[0].folder / "vocab"
 
-    @property
-    def passes(self) -> list[float]:
-        """Passes per epoch over each store."""
-        return self.config.passes([store.tokens for store in self.stores])
+    def passes(self, phase: Phase) -> list[float]:
+        """Return the passes per epoch over each store in a phase."""
+        return phase.span.passes([store.tokens for store in self.stores])
+
+    def entering(self, state: RunState, phase: Phase) -> RunState:
+        """Return the state at its place in the data of a phase: where the stores have other weights than in the phase
+        before, at the beginning of the first epoch of which no pass has begun."""
+        position, fresh = state.position, None
+        if position.phase < len(self.phases) and position.epochs_begun:
+            had, have = (
+                {store.identity: passes for store, passes in zip(self.stores, self.passes(each), strict=True)}
+                for each in (self.phases[position.phase], phase)
+            )
+            fresh = fresh_epoch(position.epochs_begun, had, have) if had != have else None
+        return state.entering(phase.index, phase.span.seq_len, fresh)
 
     def with_precision(self, default_precision: str) -> "Setup":
         """Return the same, with a precision in place of every "auto".
@@ -74,7 +89,7 @@ def prepare(config: TrainConfig, ranks: int) -> Setup:
     """
     stores = open_named(config)
     # The precision without a GPU: nothing is refused that a GPU would not refuse.
-    setup = Setup(config, stores, ranks, _phases(config, ranks, "fp32"))
+    setup = Setup(config, stores, ranks, _phases(config, ranks, "fp32"), pairs_to_score(config, stores))
     check_compile(setup)
     check_lengths(setup)
     check_text(stores)
@@ -95,9 +110,28 @@ def open_named(config: TrainConfig) -> list[Store]:
     opened = [Store.open(first)]
     stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
     check_resume(config)
+    if config.eval_pairs is not None and not config.eval_pairs.exists():
+        raise InputError(f"--eval_pairs {config.eval_pairs}: no such file")
     if not config.dry_run and not config.out.exists():
         check_writable(config.out)
     return stores
+
+
+def pairs_to_score(config: TrainConfig, stores: list[Store]) -> list[MinimalPair]:
+    """Return the minimal pairs of --eval_pairs that evaluations score; none without it.
+
+    Raises
+    ------
+    InputError: as read_pairs(), or no evaluation that could score them.
+    """
+    if config.eval_pairs is None:
+        return []
+    if not evaluated(stores, config.objective):
+        raise InputError(
+            f"--eval_pairs {config.eval_pairs} goes with evaluations, and there is none: "
+            + why_not_evaluated(stores, config.objective)
+        )
+    return choose_evenly(read_pairs(config.eval_pairs), config.eval_pairs_max)
 
 
 def check_launch(environment: Mapping[str, str] = os.environ) -> None:
@@ -122,7 +156,7 @@ def ranks_in(environment: Mapping[str, str]) -> int | None:
 
 def check_compile(setup: Setup) -> None:
     """Refuse --compile at stage 3."""
-    if setup.config.compile and setup.deepspeed.stage == 3:
+    if setup.config.compile and setup.ds_config.stage == 3:
         raise InputError("--compile goes with --zero 0 to 2: at stage 3 weights come and go inside the layers")
 
 

@@ -29,6 +29,9 @@ from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
 from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
 from pretrain.divergence import DivergedError, Divergence
+from pretrain.hf_folder import positions
+from pretrain.likelihood.pair_evaluation import PairSet, encode_pairs
+from pretrain.likelihood.pseudo_likelihood import load_vocab
 from pretrain.loop import Run, train_loop
 from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr
@@ -96,10 +99,11 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         silence_libraries()
         setup = setup.with_precision(machine_named(config.gpu).precision if config.gpu else default_precision())
         if not config.gpu:
-            check_precision(setup.deepspeed)
+            check_precision(setup.ds_config)
 
         # The model, and what the run folder will say of it.
         model = model_of(setup)
+        pairs = pair_set_of(setup, positions(model.config))
         record = run_record(setup, model.num_parameters())
         identity = ModelIdentity(
             architecture_of(model.config), setup.stores[0].vocab_sha256, setup.stores[0].vocab_size
@@ -124,7 +128,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         # The engine, as the checkpoint left it.
         engine = init_engine(
             model,
-            setup.deepspeed,
+            setup.ds_config,
             allow_untested=config.allow_untested_deepspeed,
             checkpoint_activations=config.checkpoint_activations,
         )
@@ -141,7 +145,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             config.out,
             engine,
             identity=identity,
-            settings=setup.deepspeed.content,
+            ds_config=setup.ds_config.content,
             keep=config.keep,
             record=start.record,
         )
@@ -150,6 +154,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         watchdog.tighten()
         run = Run(
             setup=setup,
+            pairs=pairs,
             engine=engine,
             meter=meter,
             saver=saver,
@@ -172,7 +177,7 @@ def find_common_start(
     if setup.config.verify_store:
         with all_ranks_or_none("stores of --data"), watchdog.working():
             verify_stores(setup.stores)
-    check_same_on_all_ranks(what_ranks_share(record, [phase.settings.content for phase in setup.phases], identity))
+    check_same_on_all_ranks(what_ranks_share(record, [phase.ds_config.content for phase in setup.phases], identity))
     with watchdog.working():  # rank 0 reads all of a checkpoint, for its checksums
         return on_rank_0(
             f"run folder {setup.config.out}",
@@ -217,6 +222,23 @@ def model_of(setup: Setup) -> BertForPreTraining:
         pad_id=setup.stores[0].special_ids["pad"],
         vocab=setup.vocab,
     )
+
+
+def pair_set_of(setup: Setup, longest: int) -> PairSet | None:
+    """Return the minimal pairs that evaluations score, by a model of `longest` positions; None where there are none.
+
+    Raises
+    ------
+    InputError: as encode_pairs() does.
+    """
+    if not setup.minimal_pairs:
+        return None
+    name, vocab = f"--eval_pairs {setup.config.eval_pairs}", load_vocab(setup.vocab)
+    pairs = encode_pairs(vocab, setup.minimal_pairs, longest, name=f"the tokenizer of {setup.stores[0].folder}")
+    if pairs.left_out and is_rank_0():
+        share = f"{pairs.left_out:,} of {len(setup.minimal_pairs):,} pairs"
+        say(f"{name}: left out: {share} hold a sentence longer than the model's {longest} tokens")
+    return PairSet.of(pairs, setup.stores[0].special_ids["mask"])
 
 
 def shapes_of(model: BertForPreTraining) -> dict[str, torch.Size]:
@@ -269,12 +291,12 @@ def print_plan(setup: Setup, model: BertForPreTraining, record: Record, identity
     what = start_summary(setup, start.record, devices=where, resumed_from=start.checkpoint)
     print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
-        "settings": setup.deepspeed.content,
+        "settings": setup.ds_config.content,
         "parameters": model.num_parameters(),
         "resume": str(start.checkpoint or ""),
         "changes": {change.setting: change.text for change in start.changes},
     }
-    print_json(first | plan.record())
+    print_json(first | plan.to_json())
 
 
 def is_rank_0() -> bool:

@@ -35,7 +35,7 @@ RECORD = {
 }  # fmt: skip
 
 
-SETTINGS = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
+DS_CONFIG = {"train_batch_size": 8, "gradient_clipping": 1.0, "optimizer": {"type": "adamw", "params": {"lr": 1e-4}}}
 
 
 def tiny_model(seed: int = 0) -> BertForPreTraining:
@@ -66,13 +66,13 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         write_slices(staged / rank_file(rank, 2), slices)
     state = RunState(
         step,
-        skipped=1,
+        steps_skipped=1,
         samples=8 * step + 8,
         tokens=900 * step,
         position=DataPosition(0, 8 * step + 8, 0, 8 * step, 32),
         seconds=2.5,
         best_loss=3.25,
-        held_out="ab",
+        held_out_identity="ab",
         evals_since_best=1,
         recent_losses=(3.5, 3.25),
         skipped_spans=((0, 8),),
@@ -81,7 +81,7 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
     shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
     scaler = {"cur_scale": 65536.0, "cur_iter": 3, "last_overflow_iter": -1, "cur_hysteresis": 2}
     manifest = Manifest(
-        step=step, world_size=2, zero_stage=1, held_out_loss=3.25, identity=identity, settings=SETTINGS,
+        step=step, world_size=2, zero_stage=1, held_out_loss=3.25, identity=identity, ds_config=DS_CONFIG,
         parameters=shapes, files={},
     )  # fmt: skip
     finalize(staged, target, state=state, scaler=scaler, manifest=manifest)

@@ -42,7 +42,12 @@ def reference_weights(
     }
     stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=0), DataPosition())
     steps = train_steps(
-        stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=GLOBAL, rank=0, world=1
+        stream,
+        masking_after=lambda taken: Masking(),
+        batch_after=lambda taken: GLOBAL,
+        micro_batch=GLOBAL,
+        rank=0,
+        world=1,
     )
     for index, (counts, _, [batch]) in enumerate(islice(steps, STEPS)):
         module.zero_grad()

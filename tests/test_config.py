@@ -30,16 +30,17 @@ def test_a_folder_with_a_colon_in_its_name_is_no_weight(tmp_path):
 
 def test_temperature_makes_the_shares_of_stores_more_equal():
     tokens = [100_000, 40_000]  # of weight 1 and 2.5: shares 1 : 1
-    assert from_line(BASE).passes(tokens) == [1.0, 2.5]
+    assert from_line(BASE).spans[0].passes(tokens) == [1.0, 2.5]
     line = "--data en:1 ur --out run --model bert-tiny --temperature"
     tokens = [900_000, 100_000]
     for power in (0.0, 0.3, 0.7):
         shares = [
-            passes * count for passes, count in zip(from_line(f"{line} {power}").passes(tokens), tokens, strict=True)
+            passes * count
+            for passes, count in zip(from_line(f"{line} {power}").spans[0].passes(tokens), tokens, strict=True)
         ]
         assert sum(shares) == pytest.approx(1_000_000)  # an epoch is as long as before
         assert shares[0] / shares[1] == pytest.approx(9**power)
-    assert from_line(f"{BASE} --temperature 0").passes([100, 10]) == pytest.approx([0.625, 6.25])
+    assert from_line(f"{BASE} --temperature 0").spans[0].passes([100, 10]) == pytest.approx([0.625, 6.25])
     for wrong in ("-0.1", "1.1", "nan"):
         with pytest.raises(InputError, match="--temperature"):
             from_line(f"{line} {wrong}")
@@ -68,7 +69,7 @@ def test_the_json_s_flags_are_passed_on_untouched():
 def test_everything_is_recorded_as_json():
     import json
 
-    assert json.loads(json.dumps(from_line(BASE).record()))["data"] == ["a", "b:2.5"]
+    assert json.loads(json.dumps(from_line(BASE).to_json()))["data"] == ["a", "b:2.5"]
 
 
 def test_a_misspelt_option_is_refused_with_what_was_meant():
@@ -78,8 +79,8 @@ def test_a_misspelt_option_is_refused_with_what_was_meant():
 
 def test_masking_is_an_option():
     config = from_line(f"{BASE} --mask_unit word --mask_rate 0.4 --mask_split 1 0")
-    assert config.masking == Masking(0.4, 1.0, 0.0, "word")
-    assert from_line(BASE).masking == Masking()
+    assert config.masking(config.mask_rate) == Masking(0.4, 1.0, 0.0, "word")
+    assert from_line(BASE).masking(0.15) == Masking()
 
 
 @pytest.mark.parametrize(

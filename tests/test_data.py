@@ -12,7 +12,7 @@ from data_prep.samples.assemble import split_by_length
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.data import SampleStream, Step, prefetch, prefetch_steps, train_steps
+from pretrain.data import SampleStream, StepData, prefetch, prefetch_steps, train_steps
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition
 from tests.stores import random_documents, store_of
@@ -55,10 +55,15 @@ def samples_of(batch: Batch) -> list[tuple]:
 
 def first_steps(
     store: Store, count: int, world: int, micro: int, rank: int = 0, start: DataPosition = BEGIN
-) -> list[Step]:
+) -> list[StepData]:
     stream = SampleStream(mixture(store), start)
     steps = train_steps(
-        stream, masking=Masking(), batch_after=lambda taken: GLOBAL, micro_batch=micro, rank=rank, world=world
+        stream,
+        masking_after=lambda taken: Masking(),
+        batch_after=lambda taken: GLOBAL,
+        micro_batch=micro,
+        rank=rank,
+        world=world,
     )
     return list(islice(steps, count))
 
@@ -127,7 +132,11 @@ def test_counts_of_a_step_are_those_of_its_batches(store):
 
 def test_without_pairs_nothing_has_a_pair_label(store):
     stream = SampleStream(mixture(store, objective="mlm"), DataPosition())
-    step = next(train_steps(stream, masking=Masking(), batch_after=lambda taken: 4, micro_batch=4, rank=0, world=1))
+    step = next(
+        train_steps(
+            stream, masking_after=lambda taken: Masking(), batch_after=lambda taken: 4, micro_batch=4, rank=0, world=1
+        )
+    )
     assert step.counts.pairs == 0
     [batch] = step.micro_batches
     assert (batch.nsp_labels == IGNORED).all()
@@ -147,7 +156,9 @@ def test_what_is_left_of_a_step_is_no_part_of_the_next(store):
 
 def test_of_a_step_a_few_micro_batches_are_in_memory(store):
     stream = SampleStream(mixture(store), DataPosition())
-    steps = train_steps(stream, masking=Masking(), batch_after=lambda taken: 96, micro_batch=1, rank=0, world=1)
+    steps = train_steps(
+        stream, masking_after=lambda taken: Masking(), batch_after=lambda taken: 96, micro_batch=1, rank=0, world=1
+    )
     with closing(prefetch_steps(steps, ahead=4)) as steps:
         for step in islice(steps, 2):
             # Four that are ready, one that waits for room, one that is handed over, and the one in use.

@@ -49,10 +49,10 @@ def test_the_files_that_the_documentation_names_are_there():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("world_size", [1, 8, 64])
 def test_files_resolve_on_any_usual_number_of_ranks(path, world_size):
-    settings = resolve(path, Flags(), world_size, "bf16")
-    assert settings.global_batch == settings.micro_batch * settings.accumulation * world_size
-    assert settings.ranks == world_size
-    assert "auto" not in json.dumps(settings.content)
+    ds_config = resolve(path, Flags(), world_size, "bf16")
+    assert ds_config.global_batch == ds_config.micro_batch * ds_config.accumulation * world_size
+    assert ds_config.ranks == world_size
+    assert "auto" not in json.dumps(ds_config.content)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -63,10 +63,10 @@ def test_precision_is_open_except_on_cpu(path):
 
 def test_auto_leaves_everything_to_the_command_line():
     flags = Flags(96, 8, 3e-4, 0.1, 0.5, "fp32", 2, "adamw")
-    settings = resolve(ROOT / "ds_configs/auto.json", flags, 4, "bf16")
-    assert (settings.global_batch, settings.micro_batch, settings.accumulation) == (96, 8, 3)
-    assert (settings.lr, settings.weight_decay, settings.clip) == (3e-4, 0.1, 0.5)
-    assert (settings.optimizer, settings.precision, settings.stage) == ("adamw", "fp32", 2)
+    ds_config = resolve(ROOT / "ds_configs/auto.json", flags, 4, "bf16")
+    assert (ds_config.global_batch, ds_config.micro_batch, ds_config.accumulation) == (96, 8, 3)
+    assert (ds_config.lr, ds_config.weight_decay, ds_config.clip) == (3e-4, 0.1, 0.5)
+    assert (ds_config.optimizer, ds_config.precision, ds_config.stage) == ("adamw", "fp32", 2)
 
 
 def in_two_parts(path: Path) -> Flags:
@@ -76,8 +76,8 @@ def in_two_parts(path: Path) -> Flags:
 
 def test_large_models_have_the_published_recipe_of_lamb():
     for name, batch, lr in (("large_128", 65536, 6e-3), ("large_512", 32768, 4e-3)):
-        settings = resolve(ROOT / f"ds_configs/{name}.json", Flags(), 64, "bf16")
-        assert (settings.optimizer, settings.global_batch, settings.lr) == ("lamb", batch, lr)
+        ds_config = resolve(ROOT / f"ds_configs/{name}.json", Flags(), 64, "bf16")
+        assert (ds_config.optimizer, ds_config.global_batch, ds_config.lr) == ("lamb", batch, lr)
 
 
 @pytest.mark.slow

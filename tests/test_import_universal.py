@@ -62,7 +62,7 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
         stream = SampleStream(Mixture([opened], [1.0], seq_len=SEQ_LEN, objective="nsp", seed=seed), DataPosition())
         steps = train_steps(
             stream,
-            masking=Masking(),
+            masking_after=lambda taken: Masking(),
             batch_after=lambda taken: BATCH,
             micro_batch=BATCH // 2,
             rank=dist.get_rank(),

@@ -9,22 +9,33 @@ import pytest
 
 from data_prep.cli import ROOT, InputError
 from pretrain.checkpoints.format import checkpoint_dir
+from pretrain.data import sample_stream
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.phases import Span, parse_span, phases_of
+from pretrain.setup import prepare
+from pretrain.state import DataPosition, RunState
 from pretrain.train import train
 from tests.ranks import run_ranks
 from tests.runs import contents, distance, lines_of, tiny_run, weights
 from tests.stores import random_documents, store_of
 
 WHOLE = Span(128, 1000, 0.1, "linear", 0)
-TWO = ("seq_len=24,steps=4,global_batch=8,lr=2e-3", "seq_len=48,steps=3,global_batch=16,micro_batch=4,warmup=1")
+TWO = (
+    "seq_len=24,steps=4,global_batch=8,lr=2e-3,mask_rate=.4,mask_rate_end=.2",
+    "seq_len=48,steps=3,global_batch=16,micro_batch=4,warmup=1,weight_decay=.5",
+)
 
 
 def test_a_phase_takes_from_the_command_line_what_it_does_not_say():
     span = parse_span("steps=50, lr=6e-3, schedule=poly", WHOLE)
-    assert span == Span(128, 50, 0.1, "poly", 0, Flags(lr=6e-3))
+    assert span == Span(128, 50, 0.1, "poly", 0, flags=Flags(lr=6e-3))
     assert span.warmup_steps == 5
+    two = WHOLE._replace(weights=(1.0, 2.5), mask_rate=0.3)
+    span = parse_span("steps=50,mask_rate_end=.15,weights=0:1.5,temperature=.5,weight_decay=.1", two)
+    assert (span.mask_rate, span.mask_rate_end, span.weights, span.temperature) == (0.3, 0.15, (0.0, 1.5), 0.5)
+    assert span.flags == Flags(weight_decay=0.1)
+    assert parse_span("steps=50", two).weights == (1.0, 2.5)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +51,13 @@ def test_a_phase_takes_from_the_command_line_what_it_does_not_say():
         ("steps=10,warmup=10", "warmup 10"),
         ("steps=10,seq_len=4", "seq_len 4"),
         ("steps=10,batch_warmup=11", "batch_warmup 11"),
+        ("steps=10,mask_rate=0", "mask_rate 0"),
+        ("steps=10,mask_rate_end=1", "mask_rate_end 1"),
+        ("steps=10,weight_decay=-1", "weight_decay -1"),
+        ("steps=10,temperature=nan", "temperature nan"),
+        ("steps=10,weights=1:2", "each of the 1 stores"),
+        ("steps=10,weights=0", "not all 0"),
+        ("steps=10,weights=all", "'all'"),
         ("", "steps="),
     ],
 )
@@ -68,6 +86,19 @@ def test_a_phase_goes_before_the_json(tmp_path):
 def test_by_the_clock_the_schedule_follows_the_time():
     phase, *_ = phases_of([WHOLE], ROOT / "ds_configs/auto.json", Flags(lr=1.0), 1, "fp32")
     assert [phase.lr_at(7, share) for share in (0.05, 0.1, 0.55, 1.0)] == pytest.approx([0.5, 1.0, 0.5, 0.0], abs=1e-4)
+
+
+def test_the_mask_rate_falls_in_a_straight_line_over_the_samples():
+    span = WHOLE._replace(steps=10, mask_rate=0.3, mask_rate_end=0.1)
+    phase, *_ = phases_of([span], ROOT / "ds_configs/auto.json", Flags(global_batch=8), 1, "fp32")
+    assert [phase.mask_rate_after(samples) for samples in (0, 20, 80, 100)] == pytest.approx([0.3, 0.25, 0.1, 0.1])
+    # 8 steps of a batch that grows, 1 to 8 samples, and 2 whole ones: 52 samples.
+    phase, *_ = phases_of(
+        [span._replace(batch_warmup=8)], ROOT / "ds_configs/auto.json", Flags(global_batch=8, micro_batch=1), 1, "fp32"
+    )
+    assert phase.samples_of(10) == 52
+    assert phase.mask_rate_after(26) == pytest.approx(0.2)
+    assert phases_of([WHOLE], ROOT / "ds_configs/auto.json", Flags(), 1, "fp32")[0].mask_rate_after(77) == 0.15
 
 
 def test_a_growing_batch_must_divide():
@@ -107,8 +138,11 @@ def test_each_phase_has_its_own_samples_batch_and_rate(whole):
     phase = [line for line in lines_of(whole, "event") if line["event"] == "phase"]
     assert phase == [
         {"kind": "event", "step": 4, "event": "phase", "number": 2, "of": 2, "seq_len": 48, "steps": 3,
-         "warmup": 1.0, "schedule": "linear", "batch_warmup": 0, "global_batch": 16, "micro_batch": 4, "lr": 1e-4},
+         "warmup": 1.0, "schedule": "linear", "batch_warmup": 0, "mask_rate": 0.15, "mask_rate_end": None,
+         "weights": [1.0], "temperature": 1.0, "global_batch": 16, "micro_batch": 4, "lr": 1e-4, "weight_decay": 0.5},
     ]  # fmt: skip
+    # The count of a sample is rounded: of 22 to 24 tokens 9 or 10 at .4, 5 at .2.
+    assert [line["mask_rate"] for line in lines] == pytest.approx([0.4, 0.35, 0.3, 0.25, 0.15, 0.15, 0.15], abs=0.02)
     record = json.loads((whole / "config.json").read_text())
     assert record["train"]["steps"] == 7
     assert [(each["seq_len"], each["steps"], each["lr"]) for each in record["phases"]] == [(24, 4, 2e-3), (48, 3, 1e-4)]
@@ -149,3 +183,37 @@ def test_a_phase_of_the_same_length_goes_on_in_the_data(store, tmp_path):
     assert {name: data for name, data in a.items() if name != "state.json"} == {
         name: data for name, data in b.items() if name != "state.json"
     }
+
+
+@pytest.mark.slow
+def test_the_weight_decay_of_a_phase_is_that_of_a_run_that_goes_on_with_it(store, tmp_path):
+    steps = "seq_len=24,steps=2,global_batch=8,warmup=0"
+    phases = (steps, f"{steps},weight_decay=.5")
+    run_ranks(1, train, config(store, tmp_path / "phases", phase=phases, eval_samples=0))
+    begun = checkpoint_dir(tmp_path / "phases", 2)
+    run_ranks(1, train, config(store, tmp_path / "flag", phase=(steps,) * 2, resume=str(begun), weight_decay=0.5))
+    run_ranks(1, train, config(store, tmp_path / "same", phase=(steps,) * 2, resume=str(begun)))
+    found, expected, same = (weights(checkpoint_dir(tmp_path / name, 4)) for name in ("phases", "flag", "same"))
+    assert all(found[name].equal(expected[name]) for name in expected)
+    assert not found["bert.embeddings.word_embeddings.weight"].equal(same["bert.embeddings.word_embeddings.weight"])
+
+
+def test_other_weights_of_the_stores_go_on_with_a_pass_that_has_not_begun(tmp_path):
+    stores = [
+        store_of(tmp_path / name, random_documents(40, seed=seed), held_out={3}) for seed, name in enumerate("ab")
+    ]
+    run = tiny_run(
+        stores[0].folder, tmp_path / "run", phase=("steps=9", "steps=9", "steps=9,weights=0:2"), objective="mlm",
+        data=tuple(str(store.folder) for store in stores),
+    )  # fmt: skip
+    setup = prepare(run, 1)
+    assert [setup.passes(phase) for phase in setup.phases] == [[1.0, 1.0], [1.0, 1.0], [0.0, 2.0]]
+    state = RunState(18, position=DataPosition(epoch=2, sample=5, phase=0, samples_in_phase=300, seq_len=32))
+    same, other = (setup.entering(state, phase) for phase in setup.phases[1:])
+    assert same.position == DataPosition(2, 5, 1, 0, 32)
+    # Passes 0 to 2 of store b have begun: of two an epoch, epoch 2 is the first that begins behind them, with pass 4.
+    assert other.position == DataPosition(2, 0, 2, 0, 32)
+    assert setup.entering(other._replace(step=20), setup.phases[2]).position == other.position
+    samples = sample_stream(setup, other.position).take(64)
+    assert samples.store.tolist() == [1] * 64
+    assert set(sample_stream(setup, same.position).take(64).store.tolist()) == {0, 1}

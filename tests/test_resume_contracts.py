@@ -253,6 +253,35 @@ def names(now: dict[str, Any], step: int = 50) -> list[str]:
     return [change.setting for change in changes_of(RECORD, now, step)]
 
 
+def test_what_phases_say_for_themselves_is_compared_with_what_the_whole_run_had():
+    old = [phase | {"seq_len": 128} for phase in RECORD["phases"]]
+    train = {"mask_rate": 0.15, "data": RECORD["train"]["data"], "temperature": 1.0}
+    before = RECORD | {"phases": old, "train": RECORD["train"] | train}
+    mixture = {"weights": [1.0, 2.0], "temperature": 1.0, "passes": [1.0, 2.0]}
+    own = {"mask_rate": 0.15, "mask_rate_end": None, "weight_decay": 0.01} | mixture
+
+    def of(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
+        phases = [phase | own | more for phase, more in zip(old, (first, second), strict=True)]
+        return [change.setting for change in changes_of(before, before | {"phases": phases}, 50)]
+
+    assert of({}, {}) == []
+    assert of({"mask_rate": 0.3}, {}) == ["mask_rate"]
+    assert of({}, {"mask_rate_end": 0.1}) == ["mask_rate_end"]
+    assert of({}, {"weight_decay": 0.1}) == ["weight_decay"]
+    assert of({"weights": [1.0, 0.5]}, {}) == ["weights"], "of the phase that is under way"
+    assert of({"temperature": 0.5}, {}) == ["temperature"]
+    # A later phase moves nothing now: its samples are come to when it begins.
+    now = before | {"phases": [old[0] | own, old[1] | own | {"weights": [0.0, 1.0]}]}
+    changes = changes_of(before | {"phases": [phase | own for phase in old]}, now, 50)
+    assert [(change.setting, change.moves) for change in changes] == [("later_weights", False)]
+    # The first phase has begun 3 epochs of 2 passes of b: 6 passes, which end with epoch 12 where half a one is taken.
+    half = [old[0] | own | {"weights": [1.0, 0.5], "passes": [1.0, 0.5]}, old[1] | own]
+    slower = before | {"phases": half}
+    state = RunState(50, position=DataPosition(2, 17, 0, 400, 128))
+    moved = move_position(state, before, slower, changes_of(before, slower, 50))
+    assert moved.position == DataPosition(12, 0, 0, 400, 128)
+
+
 def test_a_phase_that_is_behind_or_ahead_may_change():
     def lengths(*phases: tuple[int, int]) -> dict[str, Any]:
         rows = [{"seq_len": seq_len, "steps": steps, "lr": 1e-3} for seq_len, steps in phases]
@@ -346,7 +375,7 @@ def test_best_never_compares_losses_on_different_samples(tmp_path):
         files = {name: FileEntry(1, "ab" * 32) for name in (STATE, rank_file(0, 1))}
         Manifest(
             step=step, world_size=1, zero_stage=0, held_out_loss=loss, identity=ModelIdentity({}, "ab" * 32, 5),
-            settings={}, parameters={"weight": [1]}, files=files, held_out=held_out,
+            ds_config={}, parameters={"weight": [1]}, files=files, held_out_identity=held_out,
         ).write(folder)  # fmt: skip
     best = best_checkpoint(list_checkpoints(tmp_path))
     assert best is not None
@@ -359,8 +388,10 @@ def test_the_held_out_set_is_known_by_what_decides_it(whole, store, tmp_path):
     sets = {line["held_out"] for line in lines if line["kind"] == "eval"}
     assert len(sets) == 1
     manifest = verify_checkpoint(checkpoint_dir(whole, STEPS))
-    assert manifest.held_out == sets.pop()
-    assert json.loads((checkpoint_dir(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out
+    assert manifest.held_out_identity == sets.pop()
+    assert (
+        json.loads((checkpoint_dir(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out_identity
+    )
 
 
 def test_export_takes_no_other_tokenizer_or_settings(store, whole, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
-from pretrain.settings.phases import engine_settings, phases_of
+from pretrain.settings.phases import engine_ds_config, phases_of
 from pretrain.train import parse_command, train
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
@@ -22,9 +22,9 @@ MEASURED = ("seconds", "tokens_per_s", "mfu", "memory_gb")  # of the machine
 
 def record_of(config: TrainConfig, folder: Path, **more: object) -> Path:
     """A record as config.json has it, of what this is about."""
-    settings = engine_settings(phases_of(config.spans, config.ds_config, config.flags, 2, "fp32"))
+    ds_config = engine_ds_config(phases_of(config.spans, config.ds_config, config.flags, 2, "fp32"))
     folder.mkdir()
-    write_sealed(folder / "config.json", {"train": config.record(), "deepspeed": settings.content, "seed": 7} | more)
+    write_sealed(folder / "config.json", {"train": config.to_json(), "deepspeed": ds_config.content, "seed": 7} | more)
     return folder / "config.json"
 
 

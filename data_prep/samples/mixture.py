@@ -15,7 +15,7 @@ position -> feistel_permutation -> place -> (slice of a pass, sample) -> spans: 
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -124,8 +124,21 @@ def passes_by_temperature(weights: Sequence[float], tokens: Sequence[int], tempe
     if temperature == 1:
         return list(weights)
     sizes = [weight * count for weight, count in zip(weights, tokens, strict=True)]
-    powers = [size**temperature for size in sizes]
+    powers = [size**temperature if size else 0.0 for size in sizes]  # a store that is left out stays out
     return [power / sum(powers) * sum(sizes) / count for power, count in zip(powers, tokens, strict=True)]
+
+
+def fresh_epoch(epochs_begun: int, had: Mapping[str, float], have: Mapping[str, float]) -> int:
+    """Return the first epoch behind every pass that `epochs_begun` epochs have begun, when passes per epoch change.
+
+    `had`, `have`: passes per epoch of stores, by any name of theirs; without one of them, it begins anew. 2 epochs of
+    2 passes have begun passes 0 to 3: with half a pass an epoch, epoch 8 is the first that begins with pass 4.
+    """
+    # Rounded, since 2 x 0.3 / 0.1 is a little more than 6.
+    return max(
+        (math.ceil(round(epochs_begun * had[name] / have[name], 6)) for name in have if have[name] and name in had),
+        default=0,
+    )
 
 
 class Mixture:

@@ -64,10 +64,10 @@ class Manifest:
     zero_stage: int
     held_out_loss: float | None  # nearest before
     identity: ModelIdentity
-    settings: dict[str, Any]  # the DeepSpeed JSON
+    ds_config: dict[str, Any]  # the DeepSpeed JSON
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one per rank
-    held_out: str = ""  # which held-out set held_out_loss is of
+    held_out_identity: str = ""  # of the set that held_out_loss is of
     record: dict[str, Any] | None = None  # config.json as it was when the checkpoint was written
 
     @classmethod
@@ -89,12 +89,12 @@ class Manifest:
             world_size=fields.whole("world_size", least=1),
             zero_stage=fields.whole("zero_stage", most=3),
             held_out_loss=_loss(fields),
-            identity=_identity(fields.of("identity")),
-            settings=fields.of("settings").content,
-            parameters=_shapes(fields.of("parameters")),
+            identity=_identity(fields.object("identity")),
+            ds_config=fields.object("settings").content,
+            parameters=_shapes(fields.object("parameters")),
             files=_files(fields),
-            held_out=fields.text("held_out", default=""),
-            record=fields.of("record").content if "record" in fields.content else None,
+            held_out_identity=fields.text("held_out", default=""),
+            record=fields.object("record").content if "record" in fields.content else None,
         )
 
     def write(self, folder: Path) -> None:
@@ -106,12 +106,12 @@ class Manifest:
             "zero_stage": self.zero_stage,
             "held_out_loss": self.held_out_loss,
             "identity": self.identity._asdict(),
-            "settings": self.settings,
+            "settings": self.ds_config,
             "parameters": self.parameters,
             "files": {name: entry._asdict() for name, entry in self.files.items()},
         }
-        if self.held_out:
-            content["held_out"] = self.held_out
+        if self.held_out_identity:
+            content["held_out"] = self.held_out_identity
         if self.record is not None:
             content["record"] = self.record
         write_sealed(folder / MANIFEST, content)
@@ -183,7 +183,7 @@ def read_state(folder: Path, manifest: Manifest) -> SavedState:
     InputError: not readable, or not true to itself or the manifest.
     """
     fields = read_fields(folder / STATE, NOT_WHOLE)
-    state, scaler = RunState.from_json(fields), fields.of("loss_scaler", default={})
+    state, scaler = RunState.from_json(fields), fields.object("loss_scaler", default={})
     if state.step != manifest.step:
         raise fields.error(f"says step {state.step}, {MANIFEST} {manifest.step}")
     for name in SCALER_FIELDS:
@@ -206,14 +206,14 @@ def best_checkpoint(folders: Sequence[Path]) -> ScoredCheckpoint | None:
     """Return the checkpoint with the lowest held-out loss, of those on the held-out set of the newest of `folders`
     (newest first) that has one: losses on different sets do not compare. None where there was no evaluation."""
     scored: list[ScoredCheckpoint] = []
-    held_out = None
+    held_out_identity = None
     for folder in folders:
         try:
             manifest = Manifest.read(folder)
         except InputError:
             continue  # whoever looks for a checkpoint to resume says what is wrong with it
-        if manifest.held_out_loss is not None and (not scored or manifest.held_out == held_out):
-            held_out = manifest.held_out
+        if manifest.held_out_loss is not None and (not scored or manifest.held_out_identity == held_out_identity):
+            held_out_identity = manifest.held_out_identity
             scored.append(ScoredCheckpoint(manifest.held_out_loss, folder))
     return min(scored, key=lambda one: one.loss, default=None)
 
@@ -256,7 +256,7 @@ def record_under(folder: Path, manifest: Manifest) -> dict[str, Any]:
         content = {}
     content.pop(SEAL, None)  # of the file
     known = {"samples_version": 2} | content if content else {}
-    return known | {"deepspeed": manifest.settings}
+    return known | {"deepspeed": manifest.ds_config}
 
 
 def _loss(fields: Fields) -> float | None:
@@ -265,7 +265,9 @@ def _loss(fields: Fields) -> float | None:
 
 
 def _identity(fields: Fields) -> ModelIdentity:
-    return ModelIdentity(fields.of("model").content, fields.digest("vocab_sha256"), fields.whole("vocab_size", least=1))
+    return ModelIdentity(
+        fields.object("model").content, fields.digest("vocab_sha256"), fields.whole("vocab_size", least=1)
+    )
 
 
 def _shapes(fields: Fields) -> dict[str, list[int]]:
@@ -281,7 +283,7 @@ def _shapes(fields: Fields) -> dict[str, list[int]]:
 
 def _files(fields: Fields) -> dict[str, FileEntry]:
     """Return the entries of exactly the files that so many ranks write: no name leads out of the folder."""
-    entries = fields.of("files")
+    entries = fields.object("files")
     world_size = fields.whole("world_size", least=1)
     # The number first: world_size may be anything, and so many names are not made in vain.
     if len(entries.content) != world_size + 1 or entries.content.keys() != _names(world_size):

@@ -23,7 +23,7 @@ from pretrain.checkpoints.resume_policy import (
     Record,
     changes_of,
     check_resume,
-    fresh_epoch,
+    fresh_epoch_of,
     refuse_changes,
 )
 from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
@@ -100,9 +100,9 @@ def move_position(state: RunState, before: Record, now: Record, changes: tuple[C
         phases = before.get("phases", [])
         if position.phase < len(phases):
             position = position._replace(seq_len=phases[position.phase]["seq_len"])
-    epochs_begun = position.epoch + (position.sample > 0)
-    if epochs_begun and any(change.moves for change in changes):
-        position = position._replace(epoch=fresh_epoch(epochs_begun, before, now), sample=0)
+    if position.epochs_begun and any(change.moves for change in changes):
+        epoch = fresh_epoch_of(before, now, state.step, position.epochs_begun)
+        position = position._replace(epoch=epoch, sample=0)
     return state._replace(position=position)
 
 

@@ -3,7 +3,7 @@
     check_resume(config)                                 what a --resume names is there
     changes_of(before, now, step) -> (Change, ...)     two records, as run_folder.run_record() makes them, compared
     refuse_changes(folder, changes, allowed)           what makes no sense, unless it is asked for by --allow_change
-    fresh_epoch(epochs_begun, before, now) -> int      where to go on in the data, if its order is another one
+    fresh_epoch_of(before, now, ...) -> int            where to go on in the data, if its order is another one
 
 Model and tokenizer are not here: with others the weights mean nothing, and no option helps. What is neither here nor
 there (intervals, time limits, folders) may change in silence. A value that one of the records does not have, because an
@@ -14,24 +14,25 @@ another order, in which the same numbers are another place. Then the run goes on
 none of whose passes has begun: nothing comes a second time, and what was left of the old epoch is not trained on.
 """
 
-import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
+from data_prep.samples.mixture import fresh_epoch
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 
 Record = dict[str, Any]
+Getter = Callable[[Record, int], Any]
 
 
 class Setting(NamedTuple):
     """One thing that is compared."""
 
     name: str
-    value: Callable[[Record, int], Any]  # in a record, after so many steps of the run
+    value: Getter  # in a record, after so many steps of the run
     why_refused: str = ""  # empty: it may change, and is said
     moves: bool = False  # another value makes another order of samples
     text: Callable[[Record], str] | None = None  # for people, where the value itself says nothing
@@ -46,26 +47,36 @@ class Change(NamedTuple):
     moves: bool
 
 
-def _of_train(name: str) -> Callable[[Record, int], Any]:
+def _of_train(name: str) -> Getter:
     return lambda record, step: record["train"][name]
 
 
-def _of_phases(name: str) -> Callable[[Record, int], Any]:
+def _of_phases(name: str, before: Getter | None = None) -> Getter:
     """Return a getter of the values of all phases; of one, where all have the same: more or fewer phases are told by
-    their steps."""
+    their steps. `before`: where the value stood before phases had one of their own."""
 
     def values(record: Record, step: int) -> list[Any]:
-        found = [phase[name] for phase in record["phases"]]
+        found = [before(record, step) if before and name not in phase else phase[name] for phase in record["phases"]]
         return found if found.count(found[0]) < len(found) else found[:1]
 
     return values
+
+
+def _under_way(name: str, before: Getter) -> Getter:
+    """Return a getter of the value of the phase that is under way."""
+
+    def value(record: Record, step: int) -> Any:
+        phase = record["phases"][_phase_trained_last(record, step)]
+        return phase[name] if name in phase else before(record, step)
+
+    return value
 
 
 def _steps(record: Record, step: int) -> list[int]:
     return [phase["steps"] for phase in record["phases"]]
 
 
-def _of_optimizer(name: str) -> Callable[[Record, int], Any]:
+def _of_optimizer(name: str) -> Getter:
     return lambda record, step: record["deepspeed"]["optimizer"]["params"][name]
 
 
@@ -95,8 +106,18 @@ def _stores_in_words(record: Record) -> str:
     return ", ".join(f"{store['folder']} ({store['identity'][:12]})" for store in record["stores"])
 
 
-def _weights(record: Record, step: int) -> list[float]:
+def _weights_of_data(record: Record, step: int) -> list[float]:
     return [_weight(entry) for entry in record["train"]["data"]]
+
+
+def _passes_of_data(record: Record, step: int) -> list[float]:
+    return [store["passes"] for store in record["stores"]]
+
+
+def _later_mixtures(record: Record, step: int) -> list[list[float]]:
+    return [
+        [*phase["weights"], phase["temperature"]] for phase in record["phases"][_phase_trained_last(record, step) + 1 :]
+    ]
 
 
 def _weight(entry: str) -> float:
@@ -115,14 +136,14 @@ def _start_in_words(record: Record) -> str:
 
 
 def _ranks(record: Record, step: int) -> int:
-    return DeepSpeedSettings(record["deepspeed"]).ranks
+    return DsConfig(record["deepspeed"]).ranks
 
 
 PLACE = "the place in the data is one in the order of the other samples"
 SETTINGS = (
     Setting(
         "optimizer",
-        lambda record, step: DeepSpeedSettings(record["deepspeed"]).optimizer,
+        lambda record, step: DsConfig(record["deepspeed"]).optimizer,
         "the checkpoint's moments are the other one's",
     ),
     Setting("data", _stores, PLACE, moves=True, text=_stores_in_words),
@@ -131,8 +152,9 @@ SETTINGS = (
     Setting("seq_len", _seq_len, "the phase that is under way has samples of that length"),
     Setting("init_from", _start, "weights come from the checkpoint, not from another start", text=_start_in_words),
     # All that follows makes sense, and is said.
-    Setting("weights", _weights, moves=True),
-    Setting("temperature", _of_train("temperature"), moves=True),
+    Setting("weights", _under_way("weights", _weights_of_data), moves=True),
+    Setting("temperature", _under_way("temperature", _of_train("temperature")), moves=True),
+    Setting("later_weights", _later_mixtures),
     Setting("samples_version", lambda record, step: record["samples_version"], moves=True),
     Setting("lr", _of_phases("lr")),
     Setting("schedule", _of_phases("schedule")),
@@ -143,12 +165,16 @@ SETTINGS = (
     Setting("global_batch", _of_phases("global_batch")),
     Setting("micro_batch", _of_phases("micro_batch")),
     Setting("batch_warmup", _of_phases("batch_warmup")),
-    *(Setting(name, _of_optimizer(name)) for name in ("weight_decay", "betas", "eps", "layer_decay", "variant")),
-    Setting("clip", lambda record, step: DeepSpeedSettings(record["deepspeed"]).clip),
-    Setting("precision", lambda record, step: DeepSpeedSettings(record["deepspeed"]).precision),
-    Setting("zero", lambda record, step: DeepSpeedSettings(record["deepspeed"]).stage),
+    Setting("weight_decay", _of_phases("weight_decay", _of_optimizer("weight_decay"))),
+    Setting("mask_rate", _of_phases("mask_rate", _of_train("mask_rate"))),
+    Setting("mask_rate_end", _of_phases("mask_rate_end", lambda record, step: None)),
+    *(Setting(name, _of_optimizer(name)) for name in ("betas", "eps", "layer_decay", "variant")),
+    Setting("clip", lambda record, step: DsConfig(record["deepspeed"]).clip),
+    Setting("precision", lambda record, step: DsConfig(record["deepspeed"]).precision),
+    Setting("zero", lambda record, step: DsConfig(record["deepspeed"]).stage),
     Setting("ranks", _ranks),
-    *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_rate", "mask_split", "eval_samples")),
+    *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_split", "eval_samples")),
+    Setting("eval_pairs", lambda record, step: record["eval_pairs_sha256"]),
     Setting("rollback", _of_train("rollback")),
     Setting("python", lambda record, step: record["python"]),
     *(
@@ -225,14 +251,14 @@ def refuse_changes(folder: Path, changes: Collection[Change], allowed: Collectio
         )
 
 
-def fresh_epoch(epochs_begun: int, before: Record, now: Record) -> int:
+def fresh_epoch_of(before: Record, now: Record, step: int, epochs_begun: int) -> int:
     """Return the first epoch of `now` behind every pass that `epochs_begun` epochs of `before` have begun."""
+    passes = _under_way("passes", _passes_of_data)
     try:
-        had, have = ({store["identity"]: store["passes"] for store in record["stores"]} for record in (before, now))
-    except KeyError:
+        had, have = (dict(zip(_stores(record, step), passes(record, step), strict=True)) for record in (before, now))
+    except (KeyError, IndexError, TypeError, ValueError):
         return epochs_begun
-    # Rounded, since 2 x 0.3 / 0.1 is a little more than 6.
-    return max((math.ceil(round(epochs_begun * had[name] / have[name], 6)) for name in have if name in had), default=0)
+    return fresh_epoch(epochs_begun, had, have)
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Write checkpoints while training goes on.
 
-    saver = Saver(run, engine, identity=..., settings=..., keep=..., record=...)
+    saver = Saver(run, engine, identity=..., ds_config=..., keep=..., record=...)
     saver.save(state, held_out_loss)        training stops for a copy to memory only
     saver.wait()                            the newest checkpoint is on disk, or this raises
 
@@ -49,13 +49,13 @@ class Saver:
         engine: Engine,
         *,
         identity: ModelIdentity,
-        settings: dict[str, Any],
+        ds_config: dict[str, Any],
         keep: int,
         record: dict[str, Any] | None = None,
     ):
-        """`settings`: the DeepSpeed JSON; `record`: what config.json says of the run."""
+        """`ds_config`: the DeepSpeed JSON; `record`: what config.json says of the run."""
         self.run, self.engine, self.keep = run, engine, keep
-        self.identity, self.settings, self.record = identity, settings, record
+        self.identity, self.ds_config, self.record = identity, ds_config, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         gloo_group("saver")  # made here, by all ranks together, and used by the thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -141,10 +141,10 @@ class Saver:
             zero_stage=self.engine.partition.stage,
             held_out_loss=held_out_loss if held_out_loss is not None and math.isfinite(held_out_loss) else None,
             identity=self.identity,
-            settings=self.settings,
+            ds_config=self.ds_config,
             parameters={name: list(shape) for name, shape in self.engine.partition.shapes.items()},
             files={},
-            held_out=state.held_out,
+            held_out_identity=state.held_out_identity,
             record=self.record,
         )
 

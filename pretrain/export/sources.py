@@ -116,7 +116,7 @@ def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple
     else:
         return name, title, story, kept | {"segments": record.get("segments", [])}
     story = f"pretrained with zerobert: {manifest.step:,} steps. The settings of the run are not known any more."
-    return run.name, run.name, story, {"deepspeed": manifest.settings, "versions": {}}
+    return run.name, run.name, story, {"deepspeed": manifest.ds_config, "versions": {}}
 
 
 def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:

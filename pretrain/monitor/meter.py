@@ -31,9 +31,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BertConfig
 
-from data_prep.outlets import can_redraw
 from data_prep.progress import clock_time
+from data_prep.safe_output import can_redraw
 from pretrain.evaluation import EvalSource
+from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
@@ -179,6 +180,7 @@ class Meter:
             "nsp_loss": nsp / pairs,
             "mlm_acc": mlm_correct / masked,
             "nsp_acc": nsp_correct / pairs,
+            "mask_rate": self.counts["masked"] / max(self.counts["tokens"], 1),
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens_per_s": self.counts["tokens"] / elapsed,
@@ -187,7 +189,7 @@ class Meter:
             "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
-        self.log.record(line, step, "train")
+        self.log.write_line(line, step, "train")
         self.log.say(self._in_words(line, elapsed, seconds_left))
         self.last_time, self.last_step = now, step
         self._reset()
@@ -211,24 +213,33 @@ class Meter:
         )
 
     def write_evaluation(
-        self, step: int, sums: Tensor, sources: list[EvalSource], held_out: str = ""
+        self,
+        step: int,
+        sums: Tensor,
+        sources: list[EvalSource],
+        held_out_identity: str = "",
+        pairs: PairScores | None = None,
     ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
-        `held_out` says which samples they are: losses on others do not compare.
+        `held_out_identity` says which samples they are: losses on others do not compare. `pairs`: how the model does on
+        minimal pairs, where these are scored.
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
         line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
-        if held_out:
-            line["held_out"] = held_out
+        if held_out_identity:
+            line["held_out"] = held_out_identity
         if len(sources) > 1:
             line["by_source"] = {
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
                 for row, source in enumerate(sources)
             }
-        self.log.record(line, step, "eval")
+        if pairs is not None:
+            line["pairs_acc"] = pairs.accuracy
+            line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
+        self.log.write_line(line, step, "eval")
         self.log.say(
             f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
             f"accuracy {line['mlm_acc']:.3f})" + (f", nsp accuracy {line['nsp_acc']:.3f}" if whole.pairs else "")
@@ -236,6 +247,10 @@ class Meter:
         if "by_source" in line:
             each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
             self.log.say(f"  mlm loss (samples) by source: {', '.join(each)}")
+        if pairs is not None:
+            ties = f", {pairs.ties:,} ties" if pairs.ties else ""
+            of = f"{pairs.pairs:,} pairs in {len(pairs.groups)} group{'s' * (len(pairs.groups) > 1)}"
+            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f} ({of}{ties})")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:
@@ -245,7 +260,7 @@ class Meter:
             match = re.search(r"layer\.\d+|embeddings", name)
             by_layer[match[0] if match else "heads"].append(ratio)
         summary = {layer: _spread(values) for layer, values in by_layer.items()}
-        self.log.record(
+        self.log.write_line(
             {"kind": "trust", "step": step, "ratios": _spread(list(ratios.values())), "by_layer": summary}, step
         )
         self.log.draw_together(step, {f"trust_ratio/{layer}": spread for layer, spread in summary.items()})

@@ -1,6 +1,6 @@
 """What a run will be, before it runs: what --dry_run prints.
 
-    estimate_run(setup, model, ...) -> Plan      .record() for scripts; for people plan_tables.py
+    estimate_run(setup, model, ...) -> Plan      .to_json() for scripts; for people plan_tables.py
 
 Numbers of three kinds. Known: steps, tokens, bytes of a checkpoint. By formula: memory of the state at each ZeRO stage
 and bytes on the wire, as DeepSpeed 0.19.8 sends them (tests/test_plan.py counts its collectives). Measured in seconds
@@ -22,16 +22,16 @@ from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, machine_named, usable_cores
 from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity
 from pretrain.data import count_step
+from pretrain.data_coverage import DataCoverage, data_coverage_of
+from pretrain.formatting import two_digits
 from pretrain.model import architecture_of
 from pretrain.monitor.disk import DiskNeed, check_disk
 from pretrain.monitor.probe import Probe, move_to_device, probe, probe_optimizer
-from pretrain.outlook import Outlook, look_ahead
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.sizes import Shape, state_bytes
 from pretrain.state import DataPosition
-from pretrain.wording import two_digits
 
 SAMPLED_TOKENS = 20_000_000  # of a store of which samples are looked at; the rest is taken to be like them
 SAMPLED_SAMPLES = 1 << 14  # whose lengths are averaged
@@ -97,7 +97,7 @@ class PhasePlan:
         """Return the micro-batches of a step on each rank."""
         return self.phase.accumulation
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the phase as JSON values."""
         span = self.phase.span
         return self.phase.described() | {
@@ -132,7 +132,7 @@ class Plan:
     probe_device: str
     machine: Machine | None  # of --gpu; None: this one
     done: int  # steps that a checkpoint has
-    outlook: Outlook
+    coverage: DataCoverage
     warnings: list[str]
 
     @property
@@ -157,11 +157,11 @@ class Plan:
         """Return the bytes of weights, gradients and optimizer state that a rank has at a ZeRO stage."""
         return state_bytes(stage, self.parameters, self.ranks, self.precision)
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {
             "ranks": self.ranks,
-            "phases": [phase.record() for phase in self.phases],
+            "phases": [phase.to_json() for phase in self.phases],
             "state_bytes": {stage: round(self.state_bytes(stage)) for stage in STAGES},
             "activation_bytes": round(self.activation_bytes),
             "checkpoint": self.disk._asdict(),
@@ -169,9 +169,9 @@ class Plan:
             "probe_device": self.probe_device,
             "steps_done": self.done,
             "seconds": self.seconds,
-            "tokens_seen": self.outlook.tokens_seen,
-            "tokens_seen_10": self.outlook.tokens_seen_10,
-            "warnings": [*self.outlook.warnings, *self.warnings],
+            "tokens_seen": self.coverage.tokens_seen,
+            "tokens_seen_10": self.coverage.tokens_seen_10,
+            "warnings": [*self.coverage.warnings, *self.warnings],
         }
 
 
@@ -187,23 +187,23 @@ def estimate_run(
     ------
     InputError: no room on the disk, a checkpoint of another model or tokenizer.
     """
-    config, stores, ranks, phases = setup
-    parameters, settings = model.num_parameters(), phases[0].settings
+    config, stores, ranks, phases = setup.config, setup.stores, setup.ranks, setup.phases
+    parameters, ds_config = model.num_parameters(), phases[0].ds_config
     disk = check_disk(setup, parameters)
     done = _steps_done(resumed_from, stores[0], model)
-    precision, stage = settings.precision, settings.stage
-    device = move_to_device(model, settings)
+    precision, stage = ds_config.precision, ds_config.stage
+    device = move_to_device(model, ds_config)
     machine = machine_named(config.gpu, ranks) if config.gpu else None
-    outlook = look_ahead(config, stores)
+    coverage = data_coverage_of(config, stores)
     data = [_measure_phase(phase, config, stores, model) for phase in phases]
-    optimizer_seconds = None if machine else probe_optimizer(model, settings)
+    optimizer_seconds = None if machine else probe_optimizer(model, ds_config)
     plan = Plan(
         parameters=parameters, ranks=ranks, stage=stage, precision=precision,
         phases=[
             _plan_phase(phase, found, config, model, ranks=ranks, machine=machine, optimizer_seconds=optimizer_seconds)
             for phase, found in zip(phases, data, strict=True)
         ],
-        disk=disk, optimizer_seconds=optimizer_seconds, machine=machine, done=done, outlook=outlook, warnings=[],
+        disk=disk, optimizer_seconds=optimizer_seconds, machine=machine, done=done, coverage=coverage, warnings=[],
         probe_device=config.gpu or ("this GPU" if device.type == "cuda" else "this CPU, fp32"),
     )  # fmt: skip
     return replace(plan, warnings=list(_warnings(plan, config, stores, _shape_of(model), device.type == "cpu")))
@@ -231,7 +231,7 @@ def _plan_phase(
     optimizer_seconds: float | None,
 ) -> PhasePlan:
     """Reckon a phase from what was measured of it."""
-    stage, precision, accumulation = phase.settings.stage, phase.settings.precision, phase.accumulation
+    stage, precision, accumulation = phase.ds_config.stage, phase.ds_config.precision, phase.accumulation
     micro_tokens = phase.micro_batch * data.sample_tokens
     # Seconds of a step: here by the probe, each rank with a share of the optimizer; elsewhere by the data sheet.
     if machine is None:
@@ -239,7 +239,7 @@ def _plan_phase(
         step_seconds += (optimizer_seconds or 0.0) / (ranks if stage else 1)
     else:
         speed = machine.tokens_per_second(
-            _shape_of(model), model.config.vocab_size, data.sample_tokens, config.mask_rate, micro_tokens
+            _shape_of(model), model.config.vocab_size, data.sample_tokens, phase.span.mean_mask_rate, micro_tokens
         )
         step_seconds = phase.global_batch * data.sample_tokens / speed
     # Steps: those that were asked for, or as many as the hours hold.
@@ -249,7 +249,7 @@ def _plan_phase(
     element_bytes = 4 if precision == "fp32" else 2
     kept = data.probe.kept_bytes * micro_tokens / data.probe.tokens * element_bytes / data.probe.element_bytes
     return PhasePlan(
-        phase=phase, data=data, steps=steps, samples=_samples_taken(phase, steps), activation_bytes=kept,
+        phase=phase, data=data, steps=steps, samples=phase.samples_of(steps), activation_bytes=kept,
         wire_bytes=wire_bytes(stage, model.num_parameters(), ranks, precision, accumulation),
         step_seconds=step_seconds,
     )  # fmt: skip
@@ -265,7 +265,8 @@ def _measure_phase(phase: Phase, config: TrainConfig, stores: list[Store], model
     def mixture_of(some: list[Store], weights: list[float]) -> Mixture:
         return Mixture(some, weights, seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed)
 
-    weights = config.passes([store.tokens for store in stores])
+    weights = phase.span.passes([store.tokens for store in stores])
+    masking = config.masking(phase.span.mean_mask_rate)
     heads = [_head_of(store) for store in stores]
     # Samples of an epoch: those of the first shards, by their share of the store's tokens.
     epoch_samples = sum(
@@ -275,9 +276,9 @@ def _measure_phase(phase: Phase, config: TrainConfig, stores: list[Store], model
     mixture = mixture_of(heads, weights)
     epoch = mixture.epoch(0)
     some = epoch.samples_at(np.arange(min(SAMPLED_SAMPLES, epoch.size)))
-    counts = count_step(some, config.masking, phase.span.seq_len, DataPosition())
+    counts = count_step(some, masking, phase.span.seq_len, DataPosition())
     probed = probe(
-        model, mixture, config.masking, micro_batch=phase.micro_batch,
+        model, mixture, masking, micro_batch=phase.micro_batch,
         checkpoint_activations=config.checkpoint_activations,
     )  # fmt: skip
     return PhaseData(epoch_samples=epoch_samples, sample_tokens=counts.tokens / counts.samples, probe=probed)
@@ -291,14 +292,6 @@ def _head_of(store: Store) -> Store:
     return replace(store, shards=store.shards[:count], identity=f"{store.identity}-first-{count}")
 
 
-def _samples_taken(phase: Phase, steps: int) -> int:
-    """Return the samples of the first steps; they take fewer where the batch grows."""
-    taken, growing = 0, min(steps, phase.span.batch_warmup)
-    for _ in range(growing):
-        taken += phase.batch_after(taken)
-    return taken + (steps - growing) * phase.global_batch
-
-
 def _warnings(plan: Plan, config: TrainConfig, stores: list[Store], shape: Shape, on_cpu: bool) -> Iterator[str]:
     """Yield what is absurd, with its remedy: a plan is asked for so that it is seen before the run."""
     steps = sum(phase.steps for phase in plan.phases)
@@ -306,8 +299,8 @@ def _warnings(plan: Plan, config: TrainConfig, stores: list[Store], shape: Shape
     found = [*cautions.many_passes(passes, _longer(config, steps, rules.MANY_PASSES / passes))]
     if on_cpu and plan.machine is None:
         tokens = sum(phase.tokens for phase in plan.phases)
-        length = plan.phases[0].data.sample_tokens
-        one = machine_named("a100").tokens_per_second(shape, stores[0].vocab_size, length, config.mask_rate)
+        length, masked = plan.phases[0].data.sample_tokens, plan.phases[0].phase.span.mean_mask_rate
+        one = machine_named("a100").tokens_per_second(shape, stores[0].vocab_size, length, masked)
         found += cautions.days_on_a_cpu(plan.seconds, tokens / one)
         if plan.ranks > usable_cores():
             found.append(

@@ -1,7 +1,7 @@
 """A few samples through the model on this machine, for the plan of a dry run.
 
     probe(model, mixture, masking, ...)       seconds of a micro-batch, and the bytes that autograd keeps
-    probe_optimizer(model, settings)          seconds of a step
+    probe_optimizer(model, ds_config)         seconds of a step
 
 Bare torch, in one process and without DeepSpeed: on a GPU in the run's precision, on a CPU in fp32, where 16 bit has no
 kernels worth timing. The weights are of no use afterwards.
@@ -21,7 +21,7 @@ from data_prep.samples.mixture import Mixture
 from pretrain.data import collate
 from pretrain.model import Batch, PretrainingModule
 from pretrain.monitor.memory import peak, start_peak
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 from pretrain.zero.engine import make_optimizer
 from pretrain.zero.lamb import Lamb
 from pretrain.zero.partition import unsharded_partition
@@ -42,12 +42,12 @@ class Probe(NamedTuple):
     element_bytes: int  # of the precision that it ran in
 
 
-def move_to_device(model: BertForPreTraining, settings: DeepSpeedSettings) -> torch.device:
+def move_to_device(model: BertForPreTraining, ds_config: DsConfig) -> torch.device:
     """Move the model to where, and into the precision in which, it is probed. Return where."""
     if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    model.to(device).to(DTYPES[settings.precision])  # type: ignore[arg-type]
+    model.to(device).to(DTYPES[ds_config.precision])  # type: ignore[arg-type]
     return device
 
 
@@ -109,7 +109,7 @@ def _timed(module: PretrainingModule, batch: Batch) -> float:
     return time.perf_counter() - start
 
 
-def probe_optimizer(model: BertForPreTraining, settings: DeepSpeedSettings) -> float | None:
+def probe_optimizer(model: BertForPreTraining, ds_config: DsConfig) -> float | None:
     """Return the seconds of an optimizer step over all parameters, after probe(); None where moments would not fit into
     memory."""
     weight = next(model.parameters())
@@ -117,7 +117,7 @@ def probe_optimizer(model: BertForPreTraining, settings: DeepSpeedSettings) -> f
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if 12 * model.num_parameters() > free:
             return None
-    optimizer = make_optimizer(model, settings.content["optimizer"])
+    optimizer = make_optimizer(model, ds_config.content["optimizer"])
     if isinstance(optimizer, Lamb):
         optimizer.set_partition(unsharded_partition(model, optimizer))
     seconds = []

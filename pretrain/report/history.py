@@ -26,7 +26,7 @@ from data_prep.samples.mixture import passes_by_temperature
 from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
 from pretrain.monitor.lines import read_lines
-from pretrain.wording import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
+from pretrain.run_facts import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
 
 Axis = Literal["step", "tokens", "hours"]
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
@@ -104,7 +104,7 @@ class History:
             self.notes.append(f"{error}.")
             self.config = {"train": {"data": []}}
             if self.checkpoint is not None:
-                told = self.checkpoint.record or {"train": {"data": []}, "deepspeed": self.checkpoint.settings}
+                told = self.checkpoint.record or {"train": {"data": []}, "deepspeed": self.checkpoint.ds_config}
                 with suppress(InputError):
                     self.config = _checked(Fields(told, str(path), ""))
 
@@ -175,8 +175,8 @@ class History:
         if axis == "step" or not len(steps):
             return steps.astype(float)
         known = [0, *(line["step"] for line in self.train)]
-        name, unit = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
-        return np.interp(steps, known, [0.0, *(line[name] / unit for line in self.train)])
+        name, divisor = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
+        return np.interp(steps, known, [0.0, *(line[name] / divisor for line in self.train)])
 
     @property
     def steps(self) -> int | None:
@@ -273,7 +273,7 @@ class History:
             "held_out": bool(held_out),
             "held_out_set": scored.get("held_out"),  # scores on another set do not compare; None: not told
             "scored_at": scored["step"],
-            **{name: scored.get(name) for name in ("mlm_loss", "mlm_acc", "nsp_loss", "nsp_acc")},
+            **{name: scored.get(name) for name in ("mlm_loss", "mlm_acc", "nsp_loss", "nsp_acc", "pairs_acc")},
             "perplexity": math.exp(min(scored["mlm_loss"], 700)),
             "tokens": last.get("tokens"),
             "seconds": self.clock,
@@ -316,18 +316,18 @@ def _checked(fields: Fields) -> dict[str, Any]:
     ------
     InputError: naming what has not.
     """
-    fields.of("train").list("data")
+    fields.object("train").list("data")
     for part, types in TYPES.items():
-        within = fields.of(part, default={}) if part else fields
+        within = fields.object(part, default={}) if part else fields
         for name, kind in types.items():
             if name in within.content and not isinstance(within.content[name], kind):
                 raise within.error(f"says {name} {within.content[name]!r:.40}")
             if kind is list and part and not all(isinstance(entry, str) for entry in within.list(name, default=[])):
                 raise within.error(f"says {name} of other things than texts")
-    deepspeed = fields.of("deepspeed", default={})
-    optimizer = deepspeed.of("optimizer", default={})
+    deepspeed = fields.object("deepspeed", default={})
+    optimizer = deepspeed.object("optimizer", default={})
     optimizer.text("type", default="")
-    optimizer.of("params", default={}).number("lr", default=0.0)
+    optimizer.object("params", default={}).number("lr", default=0.0)
     deepspeed.whole("gradient_accumulation_steps", least=1, default=1)
     return fields.content
 

@@ -17,30 +17,31 @@ from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
-from data_prep.samples.mixture import passes_by_temperature
 from data_prep.samples.sample_index import Objective
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
     COUNT,
+    MASK_RATE,
     MINUTES,
+    PASSES,
     SECONDS,
     SEED,
     SEQ_LEN,
     SHARE,
     STEPS,
+    TEMPERATURE,
     WARMUP,
     Preset,
 )
 from pretrain.settings.phases import Span, check_phases, parse_spans
 from pretrain.settings.schedule import Schedule
 
-PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One pretraining run."""
 
+    # What goes in, where it goes to, and the model that it begins with
     data: tuple[str, ...]
     """token stores written by data_prep/shard.py: STORE or STORE:WEIGHT, the weight in passes an epoch (default 1)"""
     out: Path
@@ -51,43 +52,58 @@ class TrainConfig:
     """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
     ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
     """DeepSpeed JSON; any value may be "auto", which the flags below fill"""
+
+    # How long
     seq_len: Annotated[int, SEQ_LEN] = 128
     """tokens of a sample, [CLS] and [SEP] included"""
     steps: Annotated[int, STEPS] = 10_000
     """optimizer steps, not micro-batches"""
     phase: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """a span of steps, in place of --steps; repeat it: --phase seq_len=128,steps=900,lr=1e-3 --phase
-    seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup; the rest is as without"""
+    seq_len=512,steps=100. Also global_batch, micro_batch, warmup, schedule, batch_warmup, weight_decay, mask_rate,
+    mask_rate_end, temperature, and weights=1:0.5 for the stores of --data; the rest is as without"""
     hours: Annotated[float, HOURS._replace(or_zero=True)] = 0.0
     """train for so long: the schedule follows the clock and --steps is only an upper limit; 0: by steps"""
     patience: Annotated[int, COUNT] = 0
     """stop after so many evaluations in a row that were no better than the best; 0: never"""
+
+    # Samples, their masks, and chance
     seed: Annotated[int, SEED] = 0
     """decides initial weights, samples, masks and dropout"""
     dropout: Annotated[float, SHARE] = 0.1
     """hidden dropout; attention dropout is 0, as the variable-length kernels have none"""
     objective: Objective = "nsp"
     """sentence pairs: nsp (BERT), sop (ALBERT), or mlm (no pairs, whole sentences)"""
-    temperature: Annotated[float, Range(0, 1, why="0: equal shares, 1: as they are")] = 1.0
+    temperature: Annotated[float, TEMPERATURE] = 1.0
     """of several stores, languages say: a store's share of an epoch goes with its tokens to this power (XLM-R 0.3)"""
     mask_unit: MaskUnit = "token"
     """what is masked together: tokens (BERT), whole words, runs of words (span: SpanBERT; ngram: MacBERT)"""
-    mask_rate: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 0.15
+    mask_rate: Annotated[float, MASK_RATE] = 0.15
     """share of the tokens to predict; evaluation always has 0.15, by tokens"""
+    mask_rate_end: Annotated[float | None, MASK_RATE] = None
+    """share at the end of the steps, or of each phase, to which --mask_rate goes in a straight line; None: it stays"""
     mask_split: Annotated[tuple[float, float], Range(0, 1)] = (0.8, 0.1)
     """shares of these that become [MASK], and a random token; the rest stay"""
+
+    # The learning rate and the batch, as the steps go by
     schedule: Schedule = "linear"
     """learning rate after the warm-up"""
     warmup: Annotated[float, WARMUP] = 0.1
     """rise of the learning rate: steps, or below 1 a share of --steps"""
     batch_warmup: Annotated[int, COUNT] = 0
     """steps over which the batch grows from an eighth of --global_batch to all of it"""
+
+    # What it measures, keeps and writes on the way
     eval_every: Annotated[int, COUNT] = 500
     """steps between evaluations on the held-out documents; 0: only at the end"""
     eval_minutes: Annotated[float, MINUTES] = 0.0
     """minutes after which there is an evaluation in any case; 0: by steps only"""
     eval_samples: Annotated[int, COUNT] = 1024
     """held-out samples of an evaluation, always the same; 0: no evaluation"""
+    eval_pairs: Path | None = None
+    """minimal pairs that each evaluation scores, too: a file, or a folder of files, as pretrain.score takes them"""
+    eval_pairs_max: Annotated[int, STEPS] = 1000
+    """of these so many at most, each group with as many as any other, always the same"""
     save_every: Annotated[int, COUNT] = 500
     """steps between checkpoints; 0: only at the end"""
     save_minutes: Annotated[float, MINUTES] = 15.0
@@ -96,26 +112,36 @@ class TrainConfig:
     """newest checkpoints kept; 0: all"""
     log_every: Annotated[int, STEPS] = 10
     """steps between lines of metrics"""
+
+    # Going on with a run
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
     allow_change: tuple[str, ...] = ()
     """settings that may be others than the checkpoint's, of those that are refused otherwise: optimizer, data, seed,
     objective, seq_len, init_from; with other samples the run goes on at the beginning of an epoch"""
+
+    # When it ends by itself
     hang_timeout: Annotated[float, SECONDS] = 600.0
     """seconds without progress of any rank after which each prints its stacks and ends; 0: never"""
     time_limit: Annotated[float, SECONDS] = 0.0
     """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
     stop_before: Annotated[float, SECONDS] = 120.0
     """seconds before the time limit at which the run saves and stops"""
+
+    # What it does where training goes wrong
     rollback: Annotated[float, Range(0, 1e6)] = 0.0
     """a loss of more than so many times the median of the 32 steps before takes the run back to the last checkpoint,
     and past the data up to 100 steps after the spike; 0: never"""
     max_skips: Annotated[int, STEPS] = 20
     """steps in a row that may be skipped for gradients that are not finite"""
+
+    # How a step is computed
     checkpoint_activations: bool = False
     """keep only the inputs of layers and compute each again in the backward pass: less memory, a third more work"""
     compile: bool = False
     """fuse the arithmetic between matrix products with torch.compile: faster on a GPU, slower on a CPU; ZeRO 0 to 2"""
+
+    # What is looked at before it begins
     verify_store: bool = False
     """read all of --data and compare it with its checksums before training, each node what it has"""
     allow_untested_deepspeed: bool = False
@@ -125,10 +151,13 @@ class TrainConfig:
     gpu: str | None = None
     """with --dry_run: the plan's time and memory are those of this GPU, by its data sheet (a100, h100, h200, ...), and
     not of the machine that plans"""
+
+    # Where all these come from
     config: Path | None = None
     """settings to begin with: RUN/config.json, to run it again, or a .json, .yaml or .toml file of options by name;
     what is given beside it goes before it"""
 
+    # What DeepSpeed consumes: Flags in ds_config.py
     flags: OmitArgPrefixes[Flags] = dataclasses.field(default_factory=Flags)
     """what fills "auto" in the DeepSpeed JSON"""
 
@@ -148,8 +177,15 @@ class TrainConfig:
             raise InputError(f"--rollback {self.rollback:g} must be a factor above 1, such as 1.5, or 0 for never")
         if self.hours and (self.phase or self.warmup >= 1):
             raise InputError("--hours goes with one phase, and with a --warmup below 1, a share of the time")
+        if self.hours and self.mask_rate_end is not None:
+            raise InputError(
+                f"--mask_rate_end {self.mask_rate_end:g} goes by steps, as samples are drawn ahead of the clock; give "
+                "--steps in place of --hours"
+            )
         if self.gpu and not self.dry_run:
             raise InputError(f"--gpu {self.gpu} goes with --dry_run: it plans for a GPU that is elsewhere")
+        if self.eval_pairs is not None and not self.eval_samples:
+            raise InputError(f"--eval_pairs {self.eval_pairs} goes with evaluations; give --eval_samples above 0")
         if self.patience and not (self.eval_samples and (self.eval_every or self.eval_minutes)):
             raise InputError(
                 f"--patience {self.patience} waits for evaluations on the way; give --eval_every (or --eval_minutes) "
@@ -159,7 +195,17 @@ class TrainConfig:
     @property
     def _whole(self) -> Span:
         """The run as one span of steps, without --phase."""
-        return Span(self.seq_len, self.steps, self.warmup, self.schedule, self.batch_warmup)
+        return Span(
+            seq_len=self.seq_len,
+            steps=self.steps,
+            warmup=self.warmup,
+            schedule=self.schedule,
+            batch_warmup=self.batch_warmup,
+            mask_rate=self.mask_rate,
+            mask_rate_end=self.mask_rate_end,
+            weights=tuple(weight for _, weight in self.weighted_stores),
+            temperature=self.temperature,
+        )
 
     @property
     def spans(self) -> list[Span]:
@@ -171,26 +217,21 @@ class TrainConfig:
         """Optimizer steps of all phases."""
         return sum(span.steps for span in self.spans)
 
-    @property
-    def masking(self) -> Masking:
-        """How training samples are masked."""
-        return Masking(self.mask_rate, *self.mask_split, unit=self.mask_unit)
+    def masking(self, rate: float) -> Masking:
+        """Return how training samples are masked, where so large a share of their tokens is to be predicted."""
+        return Masking(rate, *self.mask_split, unit=self.mask_unit)
 
     @property
     def weighted_stores(self) -> list[tuple[Path, float]]:
         """--data as (folder, passes per epoch)."""
         return [_weighted(entry) for entry in self.data]
 
-    def passes(self, tokens: Sequence[int]) -> list[float]:
-        """Return passes per epoch of each store of --data, which hold so many tokens: their weights, smoothed."""
-        return passes_by_temperature([weight for _, weight in self.weighted_stores], tokens, self.temperature)
-
     def stop_at(self, now: float) -> float | None:
         """Return when the run should save and stop, in seconds as time.time() counts them; None without a limit."""
         end = now + self.time_limit if self.time_limit else check_job_end(os.environ)
         return end - self.stop_before if end else None
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, by the names of their options, for config.json."""
         settings = dataclasses.asdict(self)
         given = settings | settings.pop("flags")

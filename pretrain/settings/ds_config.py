@@ -1,6 +1,6 @@
 """The DeepSpeed JSON of a run: read, completed from the command line, checked.
 
-    ds_configs/*.json -> resolve(...) -> DeepSpeedSettings: what config.json records and deepspeed.initialize gets
+    ds_configs/*.json -> resolve(...) -> DsConfig: what config.json records and deepspeed.initialize gets
 
 The JSON owns what DeepSpeed consumes: batch sizes, optimizer and its hyper-parameters, precision, clipping, ZeRO. As
 in transformers' DeepSpeed integration "auto", or nothing, means: from the command line. DeepSpeed itself does not know
@@ -139,7 +139,7 @@ def _check_names(path: Path, prefix: str, found: Any, known: frozenset[str]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepSpeedSettings:
+class DsConfig:
     """A complete DeepSpeed JSON: no "auto", no absent batch size, optimizer, precision or stage."""
 
     content: dict[str, Any]  # as config.json records it, and deepspeed.initialize gets it
@@ -195,12 +195,10 @@ class DeepSpeedSettings:
         return self.content["zero_optimization"]["stage"]
 
 
-def resolve(
-    path: Path, flags: Flags, world_size: int, default_precision: str, phase: Flags = NOTHING
-) -> DeepSpeedSettings:
-    """Return the complete DeepSpeed settings of a phase.
+def resolve(path: Path, flags: Flags, world_size: int, default_precision: str, phase: Flags = NOTHING) -> DsConfig:
+    """Return the complete DeepSpeed JSON of a phase.
 
-    What the phase says (of batches and learning rate) goes before the JSON and the flags.
+    What the phase says (of batches, learning rate and weight decay) goes before the JSON and the flags.
 
     Raises
     ------
@@ -208,15 +206,15 @@ def resolve(
         stage 0, an unsupported optimizer.
     """
     content = read(path)
-    settings = _Settings(path, content)
+    draft = _Draft(path, content)
     flags = _override(content, flags, phase)
     zero = content.get("zero_optimization", {})
-    zero["stage"] = settings.choose("zero_optimization.stage", "--zero", flags.zero, 1)
+    zero["stage"] = draft.choose("zero_optimization.stage", "--zero", flags.zero, 1)
     content["zero_optimization"] = {key: value for key, value in zero.items() if value != AUTO or key not in ZERO_AUTO}
-    _resolve_precision(settings, flags.precision, default_precision)
-    _resolve_batches(settings, flags, world_size)
-    content["optimizer"] = _resolve_optimizer(settings, flags)
-    content["gradient_clipping"] = settings.choose("gradient_clipping", "--clip", flags.clip, 1.0)
+    _resolve_precision(draft, flags.precision, default_precision)
+    _resolve_batches(draft, flags, world_size)
+    content["optimizer"] = _resolve_optimizer(draft, flags)
+    content["gradient_clipping"] = draft.choose("gradient_clipping", "--clip", flags.clip, 1.0)
     content["zero_allow_untested_optimizer"] = True  # our optimizers are not on DeepSpeed's list
     content.setdefault("zero_force_ds_cpu_optimizer", False)  # nor are they DeepSpeed's, when it offloads
     content.setdefault("steps_per_print", 10**9)  # the console is meter.py's
@@ -226,7 +224,7 @@ def resolve(
             f"{path}: zero_optimization.round_robin_gradients scatters parameters over the ranks in an order that "
             "checkpoints and LAMB do not follow; remove it"
         )
-    resolved = DeepSpeedSettings(content)
+    resolved = DsConfig(content)
     if resolved.stage not in (0, 1, 2, 3):
         raise InputError(f"{path}: ZeRO stage {resolved.stage!r}; choose 0, 1, 2 or 3")
     if resolved.stage == 0 and resolved.precision != "fp32":
@@ -239,8 +237,9 @@ def resolve(
 
 def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
     """Write a phase's values into the JSON; return the flags without those."""
-    if phase.lr is not None:
-        content.setdefault("optimizer", {}).setdefault("params", {})["lr"] = phase.lr
+    for name in ("lr", "weight_decay"):
+        if (value := getattr(phase, name)) is not None:
+            content.setdefault("optimizer", {}).setdefault("params", {})[name] = value
     if phase.global_batch is not None:
         content["train_batch_size"] = phase.global_batch
     if phase.micro_batch is not None:
@@ -251,7 +250,7 @@ def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
     return dataclasses.replace(flags, **dict.fromkeys(given))
 
 
-class _Settings(NamedTuple):
+class _Draft(NamedTuple):
     path: Path
     content: dict[str, Any]
 
@@ -273,30 +272,28 @@ class _Settings(NamedTuple):
         return fixed if fixed is not None else given if given is not None else default
 
 
-def _resolve_precision(settings: _Settings, flag: str | None, default: str) -> None:
-    fixed = [name for name in ("bf16", "fp16") if settings.get(f"{name}.enabled")]
-    open_choice = any(settings.get(f"{name}.enabled") is None for name in ("bf16", "fp16"))
+def _resolve_precision(draft: _Draft, flag: str | None, default: str) -> None:
+    fixed = [name for name in ("bf16", "fp16") if draft.get(f"{name}.enabled")]
+    open_choice = any(draft.get(f"{name}.enabled") is None for name in ("bf16", "fp16"))
     if len(fixed) == 2:
-        raise InputError(f"{settings.path}: bf16 and fp16 are both enabled; enable one")
+        raise InputError(f"{draft.path}: bf16 and fp16 are both enabled; enable one")
     chosen = fixed[0] if fixed else (flag or default) if open_choice else "fp32"
-    if flag not in (None, chosen) or settings.get(f"{chosen}.enabled") is False:
-        raise InputError(
-            f'--precision {flag or chosen} contradicts {settings.path}; write "auto" for bf16 and fp16 there'
-        )
+    if flag not in (None, chosen) or draft.get(f"{chosen}.enabled") is False:
+        raise InputError(f'--precision {flag or chosen} contradicts {draft.path}; write "auto" for bf16 and fp16 there')
     for name in ("bf16", "fp16"):
-        settings.content.setdefault(name, {})["enabled"] = name == chosen
+        draft.content.setdefault(name, {})["enabled"] = name == chosen
     # Otherwise ZeRO 1 and 2 apply a gradient that is no number.
-    settings.content["bf16"].setdefault("check_grad_overflow", chosen == "bf16")
+    draft.content["bf16"].setdefault("check_grad_overflow", chosen == "bf16")
 
 
-def _resolve_batches(settings: _Settings, flags: Flags, world_size: int) -> None:
-    micro = settings.choose("train_micro_batch_size_per_gpu", "--micro_batch", flags.micro_batch, None)
-    accumulation = settings.get("gradient_accumulation_steps")
+def _resolve_batches(draft: _Draft, flags: Flags, world_size: int) -> None:
+    micro = draft.choose("train_micro_batch_size_per_gpu", "--micro_batch", flags.micro_batch, None)
+    accumulation = draft.get("gradient_accumulation_steps")
     product = micro * accumulation * world_size if micro and accumulation else None
-    total = settings.choose("train_batch_size", "--global_batch", flags.global_batch, product or DEFAULT_GLOBAL_BATCH)
+    total = draft.choose("train_batch_size", "--global_batch", flags.global_batch, product or DEFAULT_GLOBAL_BATCH)
     for name, value in (("global batch", total), ("micro-batch", micro), ("accumulation", accumulation)):
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"{settings.path}: {name} {value!r} must be a whole number above 0")
+            raise InputError(f"{draft.path}: {name} {value!r} must be a whole number above 0")
     if total % world_size:
         raise InputError(
             f"a global batch of {total} samples cannot be divided among {world_size} ranks; choose a multiple"
@@ -309,31 +306,31 @@ def _resolve_batches(settings: _Settings, flags: Flags, world_size: int) -> None
             f"a global batch of {total} samples is not {world_size} ranks x micro-batch {micro} x accumulation "
             f"{accumulation or share // micro or 1}; change --global_batch or --micro_batch"
         )
-    settings.content["train_batch_size"] = total
-    settings.content["train_micro_batch_size_per_gpu"] = micro
-    settings.content["gradient_accumulation_steps"] = share // micro
+    draft.content["train_batch_size"] = total
+    draft.content["train_micro_batch_size_per_gpu"] = micro
+    draft.content["gradient_accumulation_steps"] = share // micro
 
 
 def _largest_divisor(number: int, limit: int) -> int:
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
-def _resolve_optimizer(settings: _Settings, flags: Flags) -> dict[str, Any]:
-    written = settings.get("optimizer.type")
+def _resolve_optimizer(draft: _Draft, flags: Flags) -> dict[str, Any]:
+    written = draft.get("optimizer.type")
     flag = flags.optimizer
     kind = (written or flag or "adamw").lower()
     if kind not in OPTIMIZERS:
-        raise InputError(f"{settings.path}: optimizer.type {written or flag}; known: {', '.join(OPTIMIZERS)}")
+        raise InputError(f"{draft.path}: optimizer.type {written or flag}; known: {', '.join(OPTIMIZERS)}")
     if flag is not None and flag != kind:
-        raise InputError(f"--optimizer {flag} contradicts {settings.path}, where optimizer.type is {written}")
+        raise InputError(f"--optimizer {flag} contradicts {draft.path}, where optimizer.type is {written}")
     defaults = OPTIMIZERS[kind]
-    params = settings.content.get("optimizer", {}).get("params", {})
-    _check_names(settings.path, "optimizer.params.", params, frozenset(defaults))
+    params = draft.content.get("optimizer", {}).get("params", {})
+    _check_names(draft.path, "optimizer.params.", params, frozenset(defaults))
     given = {"lr": ("--lr", flags.lr), "weight_decay": ("--weight_decay", flags.weight_decay)}
     return {
         "type": kind,
         "params": {
-            name: settings.choose(f"optimizer.params.{name}", *given.get(name, ("", None)), default)
+            name: draft.choose(f"optimizer.params.{name}", *given.get(name, ("", None)), default)
             for name, default in defaults.items()
         },
     }

@@ -17,6 +17,9 @@ SEED = Range(0, 2**63 - 1, whole=True)  # a signed integer of 64 bits everywhere
 SECONDS = Range(0, 1e8)  # three years
 MINUTES = Range(0, 1e6)  # two years
 SHARE = Range(0, 1, high_open=True)
+MASK_RATE = Range(0, 1, low_open=True, high_open=True)
+PASSES = Range(0, 1e6, low_open=True)  # over a store, an epoch
+TEMPERATURE = Range(0, 1, why="0: equal shares, 1: as they are")
 LR = Range(0, 100, low_open=True)
 WEIGHT_DECAY = Range(0, 100)
 CLIP = Range(0, 1e9)

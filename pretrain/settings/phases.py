@@ -3,28 +3,33 @@
     --phase seq_len=128,steps=7038,global_batch=65536,lr=6e-3,warmup=.2843 --phase seq_len=512,steps=1563,...
 
     parse_span(text, defaults) -> Span          what one --phase says
-    phases_of(spans, ...)      -> [Phase, ...]  with the DeepSpeed settings of each; a run without --phase has one
+    phases_of(spans, ...)      -> [Phase, ...]  with the DeepSpeed JSON of each; a run without --phase has one
     phase_at(phases, step)     -> Phase         which one a step belongs to
 
 A phase begins its own schedule. It goes on in the data where the one before ended if it has the same sequence length;
-another length makes other samples, which begin at their first epoch.
+with other weights of the stores, at the next epoch of which no pass has begun; another length makes other samples,
+which begin at their first epoch.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
 from data_prep.ranges import check_ranges
-from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
-from pretrain.settings.limits import COUNT, SEQ_LEN, STEPS, WARMUP
+from data_prep.samples.mixture import passes_by_temperature
+from pretrain.settings.ds_config import DsConfig, Flags, resolve
+from pretrain.settings.limits import COUNT, MASK_RATE, PASSES, SEQ_LEN, STEPS, TEMPERATURE, WARMUP
 from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
 
 CLOCK_STEPS = 1_000_000  # a schedule by the clock is one of so many steps
 INTEGERS = ("seq_len", "steps", "global_batch", "micro_batch", "batch_warmup")
-NUMBERS = ("lr", "warmup")
-NAMES = (*INTEGERS, *NUMBERS, "schedule")
+NUMBERS = ("lr", "warmup", "weight_decay", "mask_rate", "mask_rate_end", "temperature")
+NAMES = (*INTEGERS, *NUMBERS, "schedule", "weights")
+OF_DEEPSPEED = ("global_batch", "micro_batch", "lr", "weight_decay")  # what a phase says in place of its JSON
+WEIGHTS = PASSES._replace(low_open=False)  # a phase may leave a store out
 
 
 class Span(NamedTuple):
@@ -35,12 +40,25 @@ class Span(NamedTuple):
     warmup: Annotated[float, WARMUP]  # steps, or below 1 a share of the steps
     schedule: Schedule
     batch_warmup: Annotated[int, COUNT]  # steps over which the batch grows
-    flags: Flags = Flags()  # its own batch sizes and learning rate
+    mask_rate: Annotated[float, MASK_RATE] = 0.15  # share of the tokens to predict, at its beginning
+    mask_rate_end: Annotated[float | None, MASK_RATE] = None  # and at its end; None: the same
+    weights: Annotated[tuple[float, ...], WEIGHTS] = (1.0,)  # passes an epoch over each store of --data
+    temperature: Annotated[float, TEMPERATURE] = 1.0  # smooths these
+    flags: Flags = Flags()  # its own batch sizes, learning rate and weight decay
 
     @property
     def warmup_steps(self) -> int:
         """Optimizer steps in which the learning rate rises."""
         return round(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+
+    @property
+    def mean_mask_rate(self) -> float:
+        """Share of the tokens to predict over all its steps."""
+        return self.mask_rate if self.mask_rate_end is None else (self.mask_rate + self.mask_rate_end) / 2
+
+    def passes(self, tokens: Sequence[int]) -> list[float]:
+        """Return passes per epoch of the stores of --data, which hold so many tokens: their weights, smoothed."""
+        return passes_by_temperature(self.weights, tokens, self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +68,7 @@ class Phase:
     index: int
     first: int  # steps of the run before it
     span: Span
-    settings: DeepSpeedSettings
+    ds_config: DsConfig
 
     @property
     def end(self) -> int:
@@ -60,27 +78,33 @@ class Phase:
     @property
     def global_batch(self) -> int:
         """Samples of a step over all ranks, once the batch has grown."""
-        return self.settings.global_batch
+        return self.ds_config.global_batch
 
     @property
     def micro_batch(self) -> int:
         """Samples that a rank takes through the model at once."""
-        return self.settings.micro_batch
+        return self.ds_config.micro_batch
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of a step on each rank."""
-        return self.settings.accumulation
+        return self.ds_config.accumulation
 
     @property
     def lr(self) -> float:
         """Peak learning rate."""
-        return self.settings.lr
+        return self.ds_config.lr
+
+    @property
+    def weight_decay(self) -> float:
+        """Of weights, not of biases and LayerNorm."""
+        return self.ds_config.weight_decay
 
     def described(self) -> dict[str, Any]:
         """Return its settings by name, as a record and a page have them."""
-        own = {"global_batch": self.global_batch, "micro_batch": self.micro_batch}
-        return {name: value for name, value in self.span._asdict().items() if name != "flags"} | own | {"lr": self.lr}
+        span = {name: value for name, value in self.span._asdict().items() if name != "flags"}
+        span["weights"] = list(self.span.weights)
+        return span | {name: getattr(self, name) for name in OF_DEEPSPEED}
 
     def lr_at(self, step: int, share_of_hours: float | None = None) -> float:
         """Return the learning rate of the step after `step` of the run, or where a share of its hours is over."""
@@ -97,6 +121,25 @@ class Phase:
     def batch_after(self, samples_in_phase: int) -> int:
         """Return the samples of the step that begins after so many samples of this phase."""
         return batch_size(samples_in_phase, self.global_batch, self.span.batch_warmup)
+
+    def samples_of(self, steps: int) -> int:
+        """Return the samples of its first `steps`; they take fewer where the batch grows."""
+        taken, growing = 0, min(steps, self.span.batch_warmup)
+        for _ in range(growing):
+            taken += self.batch_after(taken)
+        return taken + (steps - growing) * self.global_batch
+
+    @cached_property
+    def _samples(self) -> int:
+        return self.samples_of(self.span.steps)
+
+    def mask_rate_after(self, samples_in_phase: int) -> float:
+        """Return the share of the tokens to predict in the step that begins after so many samples of this phase.
+
+        From `mask_rate` to `mask_rate_end` in a straight line; a function of samples, as the batch is.
+        """
+        begin, end = self.span.mask_rate, self.span.mask_rate_end
+        return begin if end is None else begin + (end - begin) * min(samples_in_phase / self._samples, 1.0)
 
 
 def phase_at(phases: list[Phase], step: int) -> Phase:
@@ -116,10 +159,14 @@ def parse_span(text: str, defaults: Span) -> Span:
         name, equals, value = part.strip().partition("=")
         if not equals or name not in NAMES or name in values:
             raise InputError(f"--phase {text}: {part!r} is not one of {'=, '.join(NAMES)}=, each once")
-        values[name] = value if name == "schedule" else _number(text, name, value)
+        values[name] = (
+            value if name == "schedule"
+            else _weights(text, value, len(defaults.weights)) if name == "weights"
+            else _number(text, name, value)
+        )  # fmt: skip
     if "steps" not in values:
         raise InputError(f"--phase {text} does not say how long it is: steps=N")
-    own = Flags(**{name: values.pop(name, None) for name in ("global_batch", "micro_batch", "lr")})
+    own = Flags(**{name: values.pop(name, None) for name in OF_DEEPSPEED})
     return check_span(defaults._replace(**values, flags=own), f"--phase {text}: ")
 
 
@@ -129,6 +176,17 @@ def _number(text: str, name: str, value: str) -> int | float:
     except ValueError as error:
         kind = "whole number" if name in INTEGERS else "number"
         raise InputError(f"--phase {text}: {name} {value!r} is not a {kind}") from error
+
+
+def _weights(text: str, value: str, stores: int) -> tuple[float, ...]:
+    """Return 1:0.5 as (1.0, 0.5)."""
+    weights = tuple(_number(text, "weights", part) for part in value.split(":"))
+    if len(weights) != stores or not any(weights):
+        raise InputError(
+            f"--phase {text}: weights {value} must be one number for each of the {stores} stores of --data, such as "
+            f"{':'.join(['1'] * stores)}, and not all 0"
+        )
+    return weights
 
 
 def parse_spans(texts: Sequence[str], whole: Span) -> list[Span]:
@@ -164,8 +222,8 @@ def check_span(span: Span, option: str = "--") -> Span:
     return span
 
 
-def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int, default_precision: str) -> list[Phase]:
-    """Return the phases of a run with the DeepSpeed settings of each.
+def phases_of(spans: list[Span], path: Path, flags: Flags, world_size: int, default_precision: str) -> list[Phase]:
+    """Return the phases of a run, with the DeepSpeed JSON at `path` resolved for each.
 
     Raises
     ------
@@ -173,9 +231,9 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
     """
     phases: list[Phase] = []
     for span in spans:
-        settings = resolve(ds_config, flags, world_size, default_precision, span.flags)
+        ds_config = resolve(path, flags, world_size, default_precision, span.flags)
         first = phases[-1].end if phases else 0
-        phase = Phase(len(phases), first, span, settings)
+        phase = Phase(len(phases), first, span, ds_config)
         if span.batch_warmup and phase.global_batch % (BATCH_STAGES * phase.micro_batch * world_size):
             raise InputError(
                 f"a batch that grows in {BATCH_STAGES} stages to {phase.global_batch} samples needs a multiple of "
@@ -186,6 +244,6 @@ def phases_of(spans: list[Span], ds_config: Path, flags: Flags, world_size: int,
     return phases
 
 
-def engine_settings(phases: list[Phase]) -> DeepSpeedSettings:
+def engine_ds_config(phases: list[Phase]) -> DsConfig:
     """Return what DeepSpeed is started with: the phase of most micro-batches; offloading makes its buffers for them."""
-    return max((phase.settings for phase in phases), key=lambda settings: settings.accumulation)
+    return max((phase.ds_config for phase in phases), key=lambda ds_config: ds_config.accumulation)

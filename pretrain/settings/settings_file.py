@@ -24,7 +24,7 @@ from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
 from data_prep.ranges import hints_of, kind_of
 from pretrain.settings.config import TrainConfig
-from pretrain.settings.ds_config import DeepSpeedSettings, Flags, resolve
+from pretrain.settings.ds_config import DsConfig, Flags, resolve
 
 Settings = dict[str, Any]
 
@@ -142,7 +142,7 @@ def _of_record(path: Path, record: Settings, is_whole: bool) -> Settings:
     if not is_whole:
         return settings
     try:
-        before = DeepSpeedSettings(record["deepspeed"])
+        before = DsConfig(record["deepspeed"])
         flags, world = _flags_of(before), before.ranks
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"--config {path} does not say what DeepSpeed had ({error!r}); {EDITED}") from error
@@ -156,7 +156,7 @@ def _of_record(path: Path, record: Settings, is_whole: bool) -> Settings:
     return settings
 
 
-def _flags_of(resolved: DeepSpeedSettings) -> Flags:
+def _flags_of(resolved: DsConfig) -> Flags:
     """Return what flags can say of resolved settings, but for the micro-batch, which depends on the ranks."""
     return Flags(
         global_batch=resolved.global_batch,

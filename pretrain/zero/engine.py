@@ -1,7 +1,7 @@
 """DeepSpeed's engine around the model: ranks, optimizer, engine, and the step.
 
     init_distributed()
-    engine = init_engine(model, settings)      or Engine(deepspeed.initialize(...)[0], model), of a script of one's own
+    engine = init_engine(model, ds_config)      or Engine(deepspeed.initialize(...)[0], model), of a script of one's own
     engine.set_lr(lr)
     engine.backward(loss, is_last=False), ..., engine.backward(loss, is_last=True)
     result = engine.step()
@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
 from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
-from pretrain.settings.ds_config import DeepSpeedSettings
+from pretrain.settings.ds_config import DsConfig
 from pretrain.state import SCALER_FIELDS
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, map_partition
@@ -36,9 +36,9 @@ def default_precision() -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def check_precision(settings: DeepSpeedSettings) -> None:
+def check_precision(ds_config: DsConfig) -> None:
     """Refuse fp16 where DeepSpeed's accelerator does."""
-    if settings.precision == "fp16" and not get_accelerator().is_fp16_supported():
+    if ds_config.precision == "fp16" and not get_accelerator().is_fp16_supported():
         raise InputError("fp16 needs a GPU; use --precision bf16 or fp32 on this machine")
 
 
@@ -79,7 +79,7 @@ class LossScale(NamedTuple):
 class StepResult(NamedTuple):
     """What became of a step."""
 
-    skipped: bool  # the gradient is infinite or not a number: the weights are as they were
+    is_skipped: bool  # the gradient is infinite or not a number: the weights are as they were
     grad_norm: Callable[[], float]  # before clipping; asking for it makes the host wait for the device
 
 
@@ -125,6 +125,11 @@ class Engine:
         for group in self.deepspeed_engine.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Set the weight decay from the next step on; a group of parameters has `decay_scale` times as much."""
+        for group in self.deepspeed_engine.optimizer.param_groups:
+            group["weight_decay"] = weight_decay * group["decay_scale"]
+
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add a micro-batch's gradients; after the last one of a step they are averaged over ranks, and step() is due.
 
@@ -168,7 +173,7 @@ class Engine:
         scaler = self._scaler()
         return {name: getattr(scaler, name) for name in SCALER_FIELDS if hasattr(scaler, name)}
 
-    def restore(self, *, step: int, skipped: int, samples: int, scaler: dict[str, float]) -> None:
+    def restore(self, *, step: int, steps_skipped: int, samples: int, scaler: dict[str, float]) -> None:
         """Set counters and loss scaler to those of a checkpoint; its slices are written through `partition`."""
         for buffer in self.partition.fp32_buffers:
             self.partition.optimizer.state[buffer]["step"] = torch.tensor(float(step), device=buffer.device)
@@ -177,9 +182,9 @@ class Engine:
             # fp16 then and now; another precision has a constant scale, or none.
             for name, value in scaler.items():
                 setattr(own, name, value)
-        self.deepspeed_engine.global_steps = step + skipped
+        self.deepspeed_engine.global_steps = step + steps_skipped
         self.deepspeed_engine.global_samples = samples
-        self.deepspeed_engine.skipped_steps = skipped
+        self.deepspeed_engine.skipped_steps = steps_skipped
 
     def trust_ratios(self) -> dict[str, float]:
         """Return LAMB's newest trust ratio of every adapted parameter; of another optimizer none."""
@@ -192,7 +197,7 @@ class Engine:
 
 def init_engine(
     model: BertForPreTraining,
-    settings: DeepSpeedSettings,
+    ds_config: DsConfig,
     *,
     allow_untested: bool = False,
     checkpoint_activations: bool = False,
@@ -203,12 +208,12 @@ def init_engine(
     ------
     InputError: as make_optimizer() and Engine do.
     """
-    optimizer = make_optimizer(model, settings.content["optimizer"])
+    optimizer = make_optimizer(model, ds_config.content["optimizer"])
     import_muon_uncompiled()
     engine, *_ = deepspeed.initialize(
         model=PretrainingModule(model, checkpoint_activations),
         optimizer=optimizer,
-        config={key: value for key, value in settings.content.items() if key != "optimizer"},
+        config={key: value for key, value in ds_config.content.items() if key != "optimizer"},
     )
     return Engine(engine, model, allow_untested=allow_untested)
 
@@ -226,19 +231,19 @@ def import_muon_uncompiled() -> None:
         compiler.compile = compiled
 
 
-def make_optimizer(model: BertForPreTraining, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """Return AdamW or LAMB over the parameter groups, as the resolved JSON has it.
+def make_optimizer(model: BertForPreTraining, optimizer_json: dict[str, Any]) -> torch.optim.Optimizer:
+    """Return AdamW or LAMB over the parameter groups, as the section `optimizer` of the resolved JSON has it.
 
     Raises
     ------
     InputError: an unknown variant of LAMB, a decay by layer that is not one.
     """
-    params = dict(settings["params"])
+    params = dict(optimizer_json["params"])
     layer_decay = params.pop("layer_decay")
     if not 0 < layer_decay <= 1:
         raise InputError(f"optimizer.params.layer_decay {layer_decay} must lie in (0, 1]; 1: the same rate everywhere")
     groups = parameter_groups(model, params.pop("weight_decay"), layer_decay)
-    if settings["type"] == "adamw":
+    if optimizer_json["type"] == "adamw":
         return torch.optim.AdamW(groups, **params, fused=True)
     variant = params.pop("variant")
     if variant not in VARIANTS:
