@@ -9,9 +9,9 @@ Two nodes with other versions, another copy of a store or another command would 
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import ROOT, InputError
+from data_prep.json_types import JsonObject
 from pretrain.checkpoints.format import ModelIdentity
 from pretrain.checkpoints.run_lock import lock_holder
 from pretrain.distributed import all_ranks_or_none, broadcast_object
@@ -21,9 +21,7 @@ OF_NODES = ("data", "out", "ds_config", "init_from", "eval_pairs", "resume")
 SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
 
 
-def what_ranks_share(
-    record: dict[str, Any], ds_configs: list[dict[str, Any]], identity: ModelIdentity
-) -> dict[str, Any]:
+def what_ranks_share(record: JsonObject, ds_configs: list[JsonObject], identity: ModelIdentity) -> JsonObject:
     """Return all that must be the same on every rank: software, settings, and the contents of stores and models."""
     shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
     for index, phase in enumerate(ds_configs, 1):
@@ -41,9 +39,9 @@ def what_ranks_share(
     )
 
 
-def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _flat(content: JsonObject, prefix: str) -> JsonObject:
     """Return a nested dict by dotted names."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for name, value in content.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -6,6 +6,7 @@ run_facts(record, ...) -> {"Model": "bert-mini", ...}       from the content of 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from data_prep.json_types import JsonObject
 from pretrain.formatting import counted
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
@@ -21,7 +22,7 @@ class StoreSize(NamedTuple):
 
 
 def run_facts(
-    record: dict[str, Any], *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
+    record: JsonObject, *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
 ) -> dict[str, str]:
     """Return a run in words, the most telling first; what is not known is left out.
 
@@ -63,7 +64,7 @@ def run_facts(
     return {name: str(value) for name, value in told.items() if value}
 
 
-def _steps(train: dict[str, Any]) -> str | None:
+def _steps(train: JsonObject) -> str | None:
     if train.get("hours"):
         return f"as many as {train['hours']:g} hours hold"
     return f"{train['steps']:,}" if train.get("steps") else None
@@ -78,7 +79,7 @@ def _data(entries: list[str], sizes: Sequence[StoreSize]) -> list[str]:
     ]
 
 
-def _batch(deepspeed: dict[str, Any]) -> str | None:
+def _batch(deepspeed: JsonObject) -> str | None:
     samples, micro = deepspeed.get("train_batch_size"), deepspeed.get("train_micro_batch_size_per_gpu")
     accumulation = deepspeed.get("gradient_accumulation_steps", 1)
     if not samples or not micro:
@@ -88,7 +89,7 @@ def _batch(deepspeed: dict[str, Any]) -> str | None:
     return f"{samples:,} samples = {TIMES.join(parts)}"
 
 
-def _schedule(train: dict[str, Any], settings: dict[str, Any]) -> str | None:
+def _schedule(train: JsonObject, settings: JsonObject) -> str | None:
     if "lr" not in settings:
         return None
     warmup = train.get("warmup", 0)

@@ -35,6 +35,7 @@ FROM_DATA_PREP = {
             "files",
             "untrusted",
             "interpreter",
+            "json_types",
             "mapped",
             "safe_output",
             "progress",

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.samples.mixture import fresh_epoch
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig
 
-Record = dict[str, Any]
+Record = JsonObject
 Getter = Callable[[Record, int], Any]
 
 

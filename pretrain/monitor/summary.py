@@ -1,11 +1,11 @@
 """What a run says of itself at its start and at its end: on the console, and in log.txt."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
 from data_prep.calls import call
+from data_prep.json_types import JsonObject
 from pretrain.checkpoints.format import best_checkpoint, list_checkpoints
 from pretrain.formatting import counted, duration
 from pretrain.monitor.console import name_values
@@ -18,7 +18,7 @@ from pretrain.state import RunState
 
 def start_summary(
     setup: Setup,
-    record: dict[str, Any],
+    record: JsonObject,
     *,
     devices: str,
     resumed_from: Path | None,
