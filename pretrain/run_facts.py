@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from data_prep.json_types import JsonObject
 from pretrain.formatting import counted
+from pretrain.run_record import RunRecord
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
 OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
@@ -22,7 +23,7 @@ class StoreSize(NamedTuple):
 
 
 def run_facts(
-    record: JsonObject, *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
+    record: RunRecord, *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
 ) -> dict[str, str]:
     """Return a run in words, the most telling first; what is not known is left out.
 

@@ -29,13 +29,14 @@ from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
 from pretrain.data_coverage import data_coverage_of
 from pretrain.likelihood.minimal_pairs import identity_of
+from pretrain.run_record import RunRecord
 from pretrain.setup import Setup
 
 
-def run_record(setup: Setup, parameters: int) -> JsonObject:
+def run_record(setup: Setup, parameters: int) -> RunRecord:
     """Return what is needed to repeat the run: the content of config.json, but for what came before."""
     config, stores = setup.config, setup.stores
-    record: JsonObject = {
+    record: RunRecord = {
         "train": config.to_json(),
         "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
@@ -77,7 +78,7 @@ def write_run_folder(run: Path, start: Start, stores: list[Store]) -> None:
             not is_of_run(start.checkpoint, run) or folder.name > start.checkpoint.name
         ):
             _put_aside(folder)
-    write_sealed(run / "config.json", start.record)
+    write_sealed(run / "config.json", {**start.record})
 
     def copy_vocab(folder: Path) -> None:
         shutil.copytree(stores[0].folder / "vocab", folder, dirs_exist_ok=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 from rich.text import Text
 
 from data_prep.calls import call
-from data_prep.json_types import JsonObject
 from pretrain.checkpoints.format import best_checkpoint, list_checkpoints
 from pretrain.formatting import counted, duration
 from pretrain.monitor.console import name_values
 from pretrain.run_facts import FINISHED, STOPPED, StoreSize, run_facts
+from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
@@ -18,7 +18,7 @@ from pretrain.state import RunState
 
 def start_summary(
     setup: Setup,
-    record: JsonObject,
+    record: RunRecord,
     *,
     devices: str,
     resumed_from: Path | None,

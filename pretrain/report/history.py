@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
 from pretrain.monitor.lines import read_lines
 from pretrain.run_facts import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
+from pretrain.run_record import RunRecord
 
 Axis = Literal["step", "tokens", "hours"]
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
@@ -69,7 +70,7 @@ class History:
 
     folder: Path
     label: str
-    config: JsonObject
+    config: RunRecord
     train: list[JsonObject] = field(default_factory=list)
     evals: list[JsonObject] = field(default_factory=list)
     trusts: list[JsonObject] = field(default_factory=list)
@@ -310,7 +311,7 @@ def read_all(folders: tuple[Path, ...]) -> list[History]:
     return [History.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
-def _checked(fields: Fields) -> JsonObject:
+def _checked(fields: Fields) -> RunRecord:
     """Return the content of a config.json in which everything that is read has its type.
 
     Raises
@@ -330,7 +331,7 @@ def _checked(fields: Fields) -> JsonObject:
     optimizer.text("type", default="")
     optimizer.object("params", default={}).number("lr", default=0.0)
     deepspeed.whole("gradient_accumulation_steps", least=1, default=1)
-    return fields.content
+    return cast(RunRecord, fields.content)
 
 
 def _merged(events: list[Event]) -> list[Event]:
