@@ -35,6 +35,7 @@ from pretrain.checkpoints.format import (
 )
 from pretrain.checkpoints.slices import write_slices
 from pretrain.distributed import all_ranks_or_none, gloo_group
+from pretrain.run_record import RunRecord
 from pretrain.state import RunState
 from pretrain.zero.engine import Engine
 from pretrain.zero.partition import Slice
@@ -51,7 +52,7 @@ class Saver:
         identity: ModelIdentity,
         ds_config: dict[str, Any],
         keep: int,
-        record: dict[str, Any] | None = None,
+        record: RunRecord | None = None,
     ):
         """`ds_config`: the DeepSpeed JSON; `record`: what config.json says of the run."""
         self.run, self.engine, self.keep = run, engine, keep
