@@ -42,7 +42,7 @@ def test_recipes_pass_a_dry_run(command, paths, tmp_path, capsys, monkeypatch):
     config = parse(TrainConfig, None, [*arguments, "--dry_run"])
     train(config)
     plan = json.loads(capsys.readouterr().out)
-    assert plan["parameters"] > 0
+    assert plan["parameters"] == 504_386
     assert not (tmp_path / "run").exists()
 
 
