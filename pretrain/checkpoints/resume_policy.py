@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from data_prep.cli import InputError
 from data_prep.samples.mixture import fresh_epoch
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
+from pretrain.settings.averaging import parse_average
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig
 
@@ -135,6 +136,10 @@ def _start_in_words(record: Record) -> str:
     return str(record["train"]["init_from"] or f"--model {record['train']['model']}")
 
 
+def _average(record: Record, step: int) -> str:
+    return str(parse_average(record["train"].get("average", "off")))  # an older version knew none
+
+
 def _ranks(record: Record, step: int) -> int:
     return DsConfig(record["deepspeed"]).ranks
 
@@ -175,6 +180,7 @@ SETTINGS = (
     Setting("ranks", _ranks),
     *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_split", "eval_samples")),
     Setting("rollback", _of_train("rollback")),
+    Setting("average", _average),  # another one begins where the run goes on (keep_average() of format.py)
     Setting("python", lambda record, step: record["python"]),
     *(
         Setting(name, lambda record, step, name=name: record["versions"][name])  # type: ignore[misc]

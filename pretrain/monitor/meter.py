@@ -212,16 +212,25 @@ class Meter:
         )
 
     def write_evaluation(
-        self, step: int, sums: Tensor, sources: list[EvalSource], held_out: str = ""
+        self,
+        step: int,
+        sums: Tensor,
+        sources: list[EvalSource],
+        held_out: str = "",
+        *,
+        of_average: Tensor | None = None,
     ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
-        `held_out` says which samples they are: losses on others do not compare.
+        `held_out` says which samples they are: losses on others do not compare. `of_average` are the sums with averaged
+        weights: their scores have the names of the others behind "avg_".
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
         line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        if of_average is not None:
+            line |= _averaged(_scores(of_average.sum(0), whole))
         if held_out:
             line["held_out"] = held_out
         if len(sources) > 1:
@@ -229,11 +238,15 @@ class Meter:
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
                 for row, source in enumerate(sources)
             }
+            for row, source in enumerate(sources if of_average is not None else ()):
+                line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
         self.log.record(line, step, "eval")
-        self.log.say(
-            f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
-            f"accuracy {line['mlm_acc']:.3f})" + (f", nsp accuracy {line['nsp_acc']:.3f}" if whole.pairs else "")
-        )
+        for what, name in (("held out", ""), ("  averaged weights", "avg_"))[: 1 + (of_average is not None)]:
+            self.log.say(
+                f"{what}, step {step}: mlm loss {line[f'{name}mlm_loss']:.4f} (perplexity "
+                f"{line[f'{name}perplexity']:.1f}, accuracy {line[f'{name}mlm_acc']:.3f})"
+                + (f", nsp accuracy {line[f'{name}nsp_acc']:.3f}" if whole.pairs else "")
+            )
         if "by_source" in line:
             each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
             self.log.say(f"  mlm loss (samples) by source: {', '.join(each)}")
@@ -274,6 +287,10 @@ class Meter:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def _averaged(scores: dict[str, float]) -> dict[str, float]:
+    return {f"avg_{name}": value for name, value in scores.items()}
 
 
 def _scores(sums: Tensor, source: EvalSource) -> dict[str, float]:

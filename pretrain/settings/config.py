@@ -18,6 +18,7 @@ from data_prep.cli import ROOT, InputError, number_in
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.sample_index import Objective
+from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
     COUNT,
@@ -85,6 +86,9 @@ class TrainConfig:
     """rise of the learning rate: steps, or below 1 a share of --steps"""
     batch_warmup: Annotated[int, COUNT] = 0
     """steps over which the batch grows from an eighth of --global_batch to all of it"""
+    average: str = "off"
+    """average of the weights after each step, kept beside them, evaluated too and exported with --weights averaged:
+    ema=.999 (exponential, its decay rises to that), last=.2 (mean over the last fifth of the run), off (none)"""
     eval_every: Annotated[int, COUNT] = 500
     """steps between evaluations on the held-out documents; 0: only at the end"""
     eval_minutes: Annotated[float, MINUTES] = 0.0
@@ -144,6 +148,7 @@ class TrainConfig:
         check_ranges(self.flags)
         check_phases(self.phase, self._whole)
         check_data(self.data)
+        parse_average(self.average)
         check_job_end(os.environ)
         if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
@@ -192,6 +197,11 @@ class TrainConfig:
     def masking(self, rate: float) -> Masking:
         """Return how training samples are masked, where so large a share of their tokens is to be predicted."""
         return Masking(rate, *self.mask_split, unit=self.mask_unit)
+
+    @property
+    def averaging(self) -> Averaging:
+        """Which average of the weights is kept."""
+        return parse_average(self.average)
 
     @property
     def weighted_stores(self) -> list[tuple[Path, float]]:
