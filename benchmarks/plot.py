@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from data_prep.cli import ROOT, InputError, run, say
-from pretrain.wording import counted
+from pretrain.formatting import counted
 
 INK, MUTED, OURS, GPU, FAINT = "#1a1d21", "#6b7280", "#1f6db5", "#23865a", "#e5e7eb"
 STEP, MEMORY = "A training step, against transformers padded", "Its memory, times smaller"

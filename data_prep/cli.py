@@ -27,8 +27,8 @@ from data_prep.calls import ROOT as ROOT
 from data_prep.calls import hand_on, in_style, own
 from data_prep.errors import InputError as InputError
 from data_prep.errors import one_line as one_line
-from data_prep.outlets import failure_of, survive_console
 from data_prep.ranges import check_arguments
+from data_prep.safe_output import failure_of, survive_console
 from data_prep.usage import in_one_line
 
 C = TypeVar("C")

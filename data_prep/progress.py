@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from data_prep.cli import say
-from data_prep.outlets import can_redraw
+from data_prep.safe_output import can_redraw
 
 MOMENT = 1.0  # seconds before a bar appears on a terminal
 EVERY = 15.0  # seconds between lines where there is no terminal

@@ -212,7 +212,7 @@ def _make_store(config: ShardConfig, named: Path) -> None:
             records, units, wanted, vocab=config.vocab, base=base, check=lambda counts: check_sources(job, counts)
         )
     if is_finished:
-        for line in outlook(Store.open(config.out)):
+        for line in coverage_lines(Store.open(config.out)):
             say(line)
 
 
@@ -234,7 +234,7 @@ def check_sources(job: Job, counts: dict[int, Counter[str]]) -> None:
     check_damage_of_all(counted, job.config.max_damaged, encoding_is_named=job.config.encoding is not None)
 
 
-def outlook(store: Store) -> list[str]:
+def coverage_lines(store: Store) -> list[str]:
     """Return what a run with the usual samples will make of a store: the share of the text that they show, what is
     amiss."""
     lines = []

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_whole
-from pretrain.finetune.asked import FILES, check_labels
+from pretrain.finetune.examples import TASK_FILES, check_labels
 from pretrain.finetune.labelled import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
 from pretrain.finetune.tables import Row, read_rows
 
@@ -87,7 +87,7 @@ def check(found: Found, held_out: Found | None) -> None:
     ------
     InputError: as there: an empty cell, one label alone, a label that only the file to measure on has.
     """
-    file = FILES[found.kind]
+    file = TASK_FILES[found.kind]
     examples = file.read(found.path, list(zip(found.lines, found.rows, strict=True)))
     names = file.label_names(examples, found.path)
     if held_out is None:

@@ -23,10 +23,10 @@ from launch.cloze import Gap, gaps_of
 from launch.record import Json, Record, StageRecord
 from launch.stages import KINDS, SETTINGS, read_settings
 from pretrain.advice.tables import SHOWN, in_words
+from pretrain.formatting import duration, filled_in
 from pretrain.report.charts import charts_of
 from pretrain.report.history import History
 from pretrain.report.page import page_of
-from pretrain.wording import duration, filled_in
 
 TEMPLATE = Path(__file__).with_name("make_page.html.jinja")
 FILES = 500  # in the table

@@ -117,7 +117,7 @@ def main() -> None:
     from data_prep.interpreter import continue_in_venv
 
     continue_in_venv()
-    from data_prep.outlets import survive_console
+    from data_prep.safe_output import survive_console
     from pretrain.stop import StopRequests
 
     survive_console()

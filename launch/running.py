@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.cli import printable, say
-from data_prep.outlets import Journal, can_redraw
+from data_prep.safe_output import Journal, can_redraw
 
 STOPPED = 75  # as launch/supervise.py has it: stopped as asked, the same command continues
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -20,8 +20,8 @@ from transformers import (
 
 from data_prep.cli import InputError, print_json, say
 from pretrain import hf_folder
+from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
-from pretrain.wording import filled_in
 
 # Controls, on which a terminal would act or begin a line; a tab stands between two texts.
 SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}

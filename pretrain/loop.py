@@ -24,13 +24,13 @@ from pretrain.divergence import Divergence
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.summary import end_summary
+from pretrain.run_facts import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import StopRequests
 from pretrain.timetable import Timetable
 from pretrain.watchdog import Watchdog
-from pretrain.wording import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.zero.engine import Engine, StepResult
 
 

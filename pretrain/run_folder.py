@@ -27,7 +27,7 @@ from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.version import project_version
 from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
-from pretrain.outlook import look_ahead
+from pretrain.data_coverage import data_coverage_of
 from pretrain.setup import Setup
 
 
@@ -39,7 +39,7 @@ def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
         "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
         "deepspeed": setup.ds_config.content,
-        "outlook": look_ahead(config, stores)._asdict(),
+        "outlook": data_coverage_of(config, stores)._asdict(),
         "stores": [
             {"folder": str(store.folder), "identity": store.identity, "passes": store_passes}
             for store, store_passes in zip(stores, setup.passes(setup.phases[0]), strict=True)

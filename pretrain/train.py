@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     continue_in_venv()
 
 from data_prep.cli import InputError, parse, say
-from data_prep.outlets import survive_console
+from data_prep.safe_output import survive_console
 from pretrain.hf_files import forbid_network
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.settings_file import with_settings

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from pretrain.finetune.asked import FinetuneConfig
 from pretrain.finetune.baseline import MOST, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import nothing_learnt, settled
 

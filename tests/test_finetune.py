@@ -26,8 +26,9 @@ import pretrain.finetune.command as finetune
 from data_prep.cli import InputError, parse
 from pretrain import hf_folder, predict
 from pretrain.finetune import labelled, tasks
-from pretrain.finetune.asked import RESULTS, FinetuneConfig, class_names, subset
-from pretrain.finetune.tuning import summary, tell_shared
+from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.examples import RESULTS, class_names, subset
+from pretrain.finetune.trainer import summary, tell_shared
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,8 @@ from data_prep.sharding import manifest
 from data_prep.sharding.held_out import LEAST, Lowest, least_of
 from data_prep.show import ShowConfig, seen
 from data_prep.store import HELD_OUT, Store
+from pretrain.data_coverage import data_coverage_of
 from pretrain.evaluation import held_out_set
-from pretrain.outlook import look_ahead
 from pretrain.setup import Setup
 from tests.corpora import as_jsonl, files_of, texts, tiny_vocab, write
 from tests.runs import tiny_run
@@ -125,24 +125,24 @@ def test_shard_warns_of_documents_of_one_sentence(shard, tmp_path):
 def test_a_run_whose_labels_say_nothing_is_refused(tmp_path, objective):
     store = tweets(tmp_path / "store")
     with pytest.raises(InputError, match=r"100 % of the samples .* hold one sentence.*use --objective mlm"):
-        look_ahead(tiny_run(store.folder, tmp_path / "run", objective=objective), [store])
-    look_ahead(tiny_run(store.folder, tmp_path / "run", objective="mlm"), [store])
+        data_coverage_of(tiny_run(store.folder, tmp_path / "run", objective=objective), [store])
+    data_coverage_of(tiny_run(store.folder, tmp_path / "run", objective="mlm"), [store])
 
 
 def test_a_run_with_many_forced_labels_is_warned_of(tmp_path):
     half = [*[[[7] * 9]] * 60, *random_documents(4)]
     store = store_of(tmp_path / "store", half, held_out={1, 2})
-    found = look_ahead(tiny_run(store.folder, tmp_path / "run"), [store])
+    found = data_coverage_of(tiny_run(store.folder, tmp_path / "run"), [store])
     assert "hold one sentence" in found.warnings[0]
     ordinary = store_of(tmp_path / "ordinary", random_documents(40), held_out={1, 2})
-    assert look_ahead(tiny_run(ordinary.folder, tmp_path / "run"), [ordinary]).warnings == []
+    assert data_coverage_of(tiny_run(ordinary.folder, tmp_path / "run"), [ordinary]).warnings == []
 
 
 @pytest.mark.parametrize(("kept", "objective", "possible"), [((), "mlm", 0), ((1,), "nsp", 0), ((1,), "mlm", 1)])
 def test_an_evaluation_that_cannot_be_is_said_and_patience_refused(tmp_path, kept, objective, possible):
     store = store_of(tmp_path / "store", random_documents(20), held_out=kept)
     settings = {"objective": objective, "eval_samples": 8, "eval_every": 2}
-    found = look_ahead(tiny_run(store.folder, tmp_path / "run", **settings), [store])
+    found = data_coverage_of(tiny_run(store.folder, tmp_path / "run", **settings), [store])
     assert found.is_evaluated == bool(possible)
     if possible:
         assert not found.no_evaluation
@@ -154,7 +154,7 @@ def test_an_evaluation_that_cannot_be_is_said_and_patience_refused(tmp_path, kep
     setup = Setup(patient, [store], ranks=1, phases=[])
     assert held_out_set(setup, phase=None) is None  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--patience 3 waits for evaluations that cannot be"):
-        look_ahead(patient, [store])
+        data_coverage_of(patient, [store])
 
 
 def test_patience_without_evaluations_on_the_way_is_refused(tmp_path):

@@ -36,7 +36,7 @@ FROM_DATA_PREP = {
             "untrusted",
             "interpreter",
             "mapped",
-            "outlets",
+            "safe_output",
             "progress",
             "ranges",
             *("store", "store_manifest", "version"),
@@ -64,7 +64,7 @@ OF_DEEPSPEED = set(
     fp16_groups bit16_groups ds_tensor ds_numel ds_shape deepspeed_engine zero_optimizer
     """.split()
 )
-STANDS_ALONE = {"pretrain.finetune.command", "pretrain.finetune.tuning", "pretrain.predict", "pretrain.inference"}
+STANDS_ALONE = {"pretrain.finetune.command", "pretrain.finetune.trainer", "pretrain.predict", "pretrain.inference"}
 SHARED_HELPERS = {
     f"data_prep.{name}"
     for name in ("calls", "cli", "fields", "files", "untrusted", "interpreter", "progress", "ranges")

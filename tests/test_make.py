@@ -23,7 +23,7 @@ from launch.record import Record, StageRecord, changes_of, check_folder
 from launch.running import STOPPED, Screen, Stage, StageTimes
 from launch.settings import MakeConfig
 from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
-from pretrain.wording import filled_in
+from pretrain.formatting import filled_in
 from tests.corpora import write
 from tests.launched import start, wait_for
 

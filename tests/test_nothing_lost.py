@@ -7,12 +7,12 @@ from data_prep.samples import coverage
 from data_prep.samples.coverage import look_over
 from data_prep.samples.mixture import Mixture
 from data_prep.samples.sample_index import Objective, Pieces, Sentences, build_index
-from data_prep.shard import outlook
+from data_prep.shard import coverage_lines
 from data_prep.show import ShowConfig, seen
 from data_prep.store import Store
+from pretrain.data_coverage import data_coverage_of
 from pretrain.monitor.console import rendered
 from pretrain.monitor.summary import start_summary
-from pretrain.outlook import look_ahead
 from pretrain.setup import Setup
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -166,20 +166,20 @@ def test_show_and_shard_say_the_share(tmp_path):
     for objective, least in least_of.items():
         found = seen(store, ShowConfig(store.folder, objective=objective, seq_len=64))
         assert least <= found["tokens_seen"] <= found["tokens_seen_10"] == 1
-    (line, *_) = outlook(store)
+    (line, *_) = coverage_lines(store)
     assert "in a pass, 100 % in ten; what pairs cut off differs from pass to pass, --objective mlm" in line
 
 
 def test_one_document_has_no_pairs_and_show_says_null(tmp_path):
     store = of_lengths(tmp_path, 20, 20, documents=1)
     assert seen(store, ShowConfig(store.folder)) == {"tokens_seen": None, "tokens_seen_10": None}
-    assert "nsp needs two documents" in outlook(store)[0]
+    assert "nsp needs two documents" in coverage_lines(store)[0]
 
 
 def test_plan_and_start_say_the_share(tmp_path):
     store = of_lengths(tmp_path / "s", 600, documents=4)
     config = tiny_run(store.folder, tmp_path / "run", objective="mlm")
-    found = look_ahead(config, [store])
+    found = data_coverage_of(config, [store])
     assert (found.tokens_seen, found.tokens_seen_10) == (1, 1)
     record = {"train": config.record(), "outlook": found._asdict(), "deepspeed": {}}
     told = rendered(start_summary(Setup(config, [store], 1, []), record, devices="CPU", resumed_from=None))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from data_prep.cli import InputError
+from pretrain.formatting import counted, duration, two_digits
 from pretrain.report.command import ReportConfig, main
 from pretrain.report.drawing import running_mean
 from pretrain.report.history import History, read_all
-from pretrain.report.words import as_text
-from pretrain.wording import counted, duration, two_digits
+from pretrain.report.page_text import as_text
 from tests.metrics import event, held_out, run_folder, train
 from tests.stores import random_documents, store_of
 

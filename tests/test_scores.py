@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from transformers import BertForSequenceClassification
 
 from data_prep.cli import InputError
-from pretrain.finetune import asked, tasks
+from pretrain.finetune import examples, tasks
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.spans import scheme_of, spans
 from tests.reference.conlleval import conlleval
@@ -138,7 +138,7 @@ def test_labels_of_one_side_are_named(capsys):
     assert "not among the examples to learn from: pos" in capsys.readouterr().err
     tasks.tell_classes(side("1.5", "2.5", "3", "3"), side("3"))
     assert "2 of 3 labels occur only once; are they numbers, for --task regress" in capsys.readouterr().err
-    assert asked.class_names(side("01", "1", "10", "2"), Path("f")) == ["01", "1", "2", "10"]
+    assert examples.class_names(side("01", "1", "10", "2"), Path("f")) == ["01", "1", "2", "10"]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def numbers(*labels: float) -> list[Example]:
 def test_numbers_are_learnt_around_0_and_answered_in_their_unit(tmp_path):
     folder = tiny_bert(tmp_path / "hf", BertForSequenceClassification)
     labels = [1850.0, 1993.5, 1999.9, 1851.25]
-    unit = asked.unit_of(numbers(*labels), Path("f"))
-    assert unit == pytest.approx((np.mean(labels), np.std(labels)))
-    learnt = [example.label for example in asked.in_unit(numbers(*labels), unit)]
+    scale = examples.label_scale(numbers(*labels), Path("f"))
+    assert scale == pytest.approx((np.mean(labels), np.std(labels)))
+    learnt = [example.label for example in examples.on_scale(numbers(*labels), scale)]
     assert (np.mean(learnt), np.std(learnt)) == pytest.approx((0, 1), abs=1e-12)
 
     model = BertForSequenceClassification.from_pretrained(folder, num_labels=1, ignore_mismatched_sizes=True).eval()
@@ -168,11 +168,11 @@ def test_numbers_are_learnt_around_0_and_answered_in_their_unit(tmp_path):
     ids[1, 3:], ids[2, 1:] = 7, 9
     with torch.no_grad():
         before = model(input_ids=ids).logits.double()
-        tasks.answer_in_own_unit(model, unit)
+        tasks.undo_scale(model, scale)
         after = model(input_ids=ids).logits.double()
     # As exact as float32 is where the labels lie.
     torch.testing.assert_close(
-        after, before * unit.std + unit.mean, rtol=0, atol=2 * float(np.spacing(np.float32(2000)))
+        after, before * scale.std + scale.mean, rtol=0, atol=2 * float(np.spacing(np.float32(2000)))
     )
 
 
@@ -187,9 +187,9 @@ def test_numbers_are_learnt_around_0_and_answered_in_their_unit(tmp_path):
 )
 def test_numbers_that_cannot_be_learnt_are_refused(labels, message):
     with pytest.raises(InputError, match=message):
-        asked.unit_of(numbers(*labels), Path("f"))
+        examples.label_scale(numbers(*labels), Path("f"))
 
 
 def test_scales_far_from_1_are_learnt():
     for labels in [(1e-20, 3e-20), (-1e29, 1e30), (1.7e9, 1.8e9), (0.0, 1.0)]:
-        assert asked.unit_of(numbers(*labels), Path("f")).std > 0
+        assert examples.label_scale(numbers(*labels), Path("f")).std > 0

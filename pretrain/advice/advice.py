@@ -20,8 +20,8 @@ from pretrain.advice import cautions, rules
 from pretrain.advice import machine as machines
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, survey
+from pretrain.formatting import counted, duration, two_digits
 from pretrain.sizes import PRESETS, activation_bytes, parameters, state_bytes
-from pretrain.wording import counted, duration, two_digits
 
 UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
 ONE_MACHINE = 8  # ranks at most that need no list of hosts
@@ -201,17 +201,17 @@ class _Choices:
         only now."""
         machine, settings, reasons = self.machine, self.settings, self.reasons
         model, length, batch, micro = (settings[name] for name in ("model", "seq_len", "global_batch", "micro_batch"))
-        preset = rules.PRESETS[model]
+        rule = rules.MODEL_RULES[model]
         speed = machine.tokens_per_second(
-            PRESETS[model], settings["vocab_size"], length, preset.mask_rate, micro * length
+            PRESETS[model], settings["vocab_size"], length, rule.mask_rate, micro * length
         )
         trained = 3600 * self.hours * speed
         as_it_is = rules.Pace(model, speed, trained, rules.worth(trained, self.in_text))
         reasons["model"] = rules.why_model(as_it_is, self.larger, self.hours)
         steps = max(1, round(trained / (batch * length * rules.FILLED)))
         passes = trained / self.in_text
-        settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": preset.warmup, "mask_rate": preset.mask_rate}
-        is_usual = preset.mask_rate == 0.15
+        settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": rule.warmup, "mask_rate": rule.mask_rate}
+        is_usual = rule.mask_rate == 0.15
         reasons["mask_rate"] = "BERT's own" if is_usual else "larger models learn more from more (Wettig)"
         self._choose("dropout", rules.dropout(passes))
         documents = self._document_tokens()
@@ -222,7 +222,7 @@ class _Choices:
                 self.useful, documents, length, batch, micro, steps, settings["lr"], machine.ranks
             ),
         }  # fmt: skip
-        reasons["warmup"] = rules.why_warmup(preset.warmup, "steps of each phase" if settings["phases"] else "time")
+        reasons["warmup"] = rules.why_warmup(rule.warmup, "steps of each phase" if settings["phases"] else "time")
         reasons["steps"] = (
             f"{counted(trained)} tokens in {duration(3600 * self.hours)}; {counted(passes)} passes over the text"
         )

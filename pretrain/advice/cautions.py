@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from data_prep.sharding.held_out import FEWEST
 from pretrain.advice import rules
 from pretrain.advice.survey import Survey
-from pretrain.wording import bytes_in_words, counted, duration
+from pretrain.formatting import bytes_in_words, counted, duration
 
 MIXED = 0.1  # share of the text in a second language that is worth a word
 BUSY = 0.5  # of the cores, by other programs

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from data_prep.text.languages import defaults
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import UNSPACED, Survey
-from pretrain.sizes import PRESETS as SHAPES
-from pretrain.sizes import Shape, activation_bytes, parameters, state_bytes
-from pretrain.wording import bytes_in_words, counted, duration
+from pretrain.formatting import bytes_in_words, counted, duration
+from pretrain.sizes import PRESETS, Shape, activation_bytes, parameters, state_bytes
 
 
-class Wants(NamedTuple):
-    """What a size of model wants."""
+class ModelRule(NamedTuple):
+    """What a model of one size asks for."""
 
     least_tokens: float  # below which a smaller one has learnt more
     lr: float  # for AdamW, at `lr_tokens` a step
@@ -34,13 +33,13 @@ class Wants(NamedTuple):
 # batch between the published points of their post-LayerNorm form: BERT 1e-4 at 131 k tokens (Devlin et al. 2019),
 # RoBERTa 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
 # warmup: 3 % measured, 6 % Izsak et al. mask_rate: larger models take more (Wettig et al. 2023: base 20 %, large 40 %).
-PRESETS = {
-    "bert-tiny": Wants(0, 2e-3, 0, 0.05, 0.15),
-    "bert-mini": Wants(8e6, 1e-3, 0, 0.03, 0.15),
-    "bert-small": Wants(150e6, 1e-3, 0, 0.03, 0.15),
-    "bert-medium": Wants(500e6, 5e-4, 0, 0.06, 0.15),
-    "bert-base": Wants(2e9, 6e-4, 4.2e6, 0.06, 0.20),
-    "bert-large": Wants(8e9, 4e-4, 4.2e6, 0.06, 0.40),
+MODEL_RULES = {
+    "bert-tiny": ModelRule(0, 2e-3, 0, 0.05, 0.15),
+    "bert-mini": ModelRule(8e6, 1e-3, 0, 0.03, 0.15),
+    "bert-small": ModelRule(150e6, 1e-3, 0, 0.03, 0.15),
+    "bert-medium": ModelRule(500e6, 5e-4, 0, 0.06, 0.15),
+    "bert-base": ModelRule(2e9, 6e-4, 4.2e6, 0.06, 0.20),
+    "bert-large": ModelRule(8e9, 4e-4, 4.2e6, 0.06, 0.40),
 }
 MANY_PASSES = 40  # further ones teach nothing new (Muennighoff et al. 2023, of language models; masks differ each time)
 HALF_WORTH = 15.4  # passes: how fast repeated text loses its worth (the same, R*)
@@ -190,9 +189,9 @@ class Pace(NamedTuple):
 def paces(machine: Machine, hours: float, vocab_size: int, text_tokens: float) -> list[Pace]:
     """Return the pace of every preset that fits into the memory."""
     found: list[Pace] = []
-    for name, preset in PRESETS.items():
-        sample = 64 if SHAPES[name].hidden <= 256 else 128
-        speed = machine.tokens_per_second(SHAPES[name], vocab_size, sample, preset.mask_rate)
+    for name, rule in MODEL_RULES.items():
+        sample = 64 if PRESETS[name].hidden <= 256 else 128
+        speed = machine.tokens_per_second(PRESETS[name], vocab_size, sample, rule.mask_rate)
         tokens = 3600 * hours * speed
         if found and not fits(name, machine, vocab_size):
             break
@@ -207,7 +206,7 @@ def fits(name: str, machine: Machine, vocab_size: int) -> bool:
 
 def model(found: Sequence[Pace]) -> tuple[Pace, Pace | None]:
     """Return the largest preset that gets the tokens it wants, and the next one, which does not."""
-    enough = [pace for pace in found if pace.worth >= PRESETS[pace.model].least_tokens]
+    enough = [pace for pace in found if pace.worth >= MODEL_RULES[pace.model].least_tokens]
     larger = next((pace for pace in found if pace not in enough), None)
     return (enough or found)[-1], larger  # where one is asked for, it alone is looked at
 
@@ -218,7 +217,7 @@ def why_model(chosen: Pace, larger: Pace | None, hours: float) -> str:
     if chosen.worth < 0.9 * chosen.tokens:
         reason += f", worth {counted(chosen.worth)} of new text as they repeat"
     if larger is not None:
-        wanted = counted(PRESETS[larger.model].least_tokens)
+        wanted = counted(MODEL_RULES[larger.model].least_tokens)
         reason += f"; {larger.model} would see {counted(larger.worth)} and wants {wanted}"
     return reason
 
@@ -276,11 +275,11 @@ def step_tokens(tokens: float) -> Choice:
 
 def learning_rate(name: str, batch_tokens: float) -> Choice:
     """Return the peak rate of AdamW."""
-    preset = PRESETS[name]
-    if not preset.lr_tokens:
-        return preset.lr, f"what taught {name} or its like in trials (docs/log.md)"
-    rate = preset.lr * math.sqrt(batch_tokens / preset.lr_tokens)
-    rate = float(f"{min(max(rate, 1e-4), preset.lr):.1g}")
+    rule = MODEL_RULES[name]
+    if not rule.lr_tokens:
+        return rule.lr, f"what taught {name} or its like in trials (docs/log.md)"
+    rate = rule.lr * math.sqrt(batch_tokens / rule.lr_tokens)
+    rate = float(f"{min(max(rate, 1e-4), rule.lr):.1g}")
     return rate, "between BERT's 1e-4 and RoBERTa's rate, by the square root of the batch"
 
 
@@ -294,9 +293,9 @@ def dropout(passes: float) -> Choice:
 def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len: int, share: int) -> tuple[int, int]:
     """Return the lowest ZeRO stage from 1 on with room for a good micro-batch, and that: a power of two that divides a
     rank's share of the batch; 0 where none fits."""
-    shape = SHAPES[name]
+    shape = PRESETS[name]
     weights = parameters(shape, vocab_size)
-    sample = seq_len * activation_bytes(shape, vocab_size, PRESETS[name].mask_rate, machine.precision)
+    sample = seq_len * activation_bytes(shape, vocab_size, MODEL_RULES[name].mask_rate, machine.precision)
     wanted = max(1, (GPU_MICRO_BATCH_TOKENS if machine.is_gpu else CPU_MICRO_BATCH_TOKENS) // seq_len)
     best = (1, 0)
     for stage in (1, 2, 3) if machine.ranks > 1 else (1,):

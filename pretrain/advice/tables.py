@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pretrain.advice.advice import Advice, pasteable
-from pretrain.wording import bytes_in_words, counted, duration
+from pretrain.formatting import bytes_in_words, counted, duration
 
 WIDTH = 118  # columns where there is no terminal to ask
 SHOWN = (

@@ -81,8 +81,8 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
     manifest = verify_checkpoint(folder)
     if weights == "averaged" and not manifest.average:
         raise InputError(
-            f"{folder} holds no averaged weights; leave out --weights averaged, choose a later checkpoint (--average last=S "
-            "keeps none before the last share of the run), or train with --average ema=.999"
+            f"{folder} holds no averaged weights; leave out --weights averaged, choose a later checkpoint (--average "
+            "last=S keeps none before the last share of the run), or train with --average ema=.999"
         )
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
@@ -90,11 +90,11 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
     name, title, story, record = describe_run(run, manifest, record_under(folder, manifest))
     evaluation = last_evaluation(run, manifest)
     if manifest.average:
-        averaged = parse_average(manifest.average).in_words(read_state(folder, manifest).state.averaged)
+        count = read_state(folder, manifest).state.averaged
         say(f"{folder}: {_compared(manifest, evaluation, weights)}")
-        record |= {"weights": weights, "average": {"average": manifest.average, "what": averaged}}
+        record |= {"weights": weights, "average": manifest.average, "averaged_steps": count}
         if weights == "averaged":
-            story = f"{story} These weights are the {averaged}."
+            story = f"{story} These weights are the {parse_average(manifest.average).in_words(count)}."
             evaluation = _of_average(evaluation)
     return ExportSource(
         origin=folder,
@@ -351,7 +351,7 @@ def _of_average(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _compared(manifest: Manifest, evaluation: dict[str, Any] | None, chosen: Weights) -> str:
-    """Return in words that there are two kinds of weights, which is lower on held-out text, and how to have the other."""
+    """Return in words that there are two kinds of weights, which has the lower held-out loss, and how to choose."""
     averaged = _of_average(evaluation)
     other = "raw" if chosen == "averaged" else "averaged"
     ours = f"it holds raw and averaged weights ({manifest.average})"

@@ -21,16 +21,16 @@ weak encoder learns nothing from 5e-5. One seed of a small file says little; jud
 --from_scratch.
 """
 
-from pretrain.finetune.asked import FinetuneConfig as FinetuneConfig
-from pretrain.finetune.asked import look
+from pretrain.finetune.config import FinetuneConfig as FinetuneConfig
+from pretrain.finetune.examples import read_examples
 from pretrain.hf_files import forbid_network
 
 
 def main(config: FinetuneConfig) -> None:
     """Fine-tune, write the folder, print the score."""
-    asked = look(config)
+    examples = read_examples(config)
     forbid_network()
     # Behind all that can be refused at once: torch, transformers and scikit-learn take seconds.
-    from pretrain.finetune.tuning import tune
+    from pretrain.finetune.trainer import fine_tune_and_report
 
-    tune(config, asked)
+    fine_tune_and_report(config, examples)

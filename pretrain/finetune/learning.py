@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pretrain.finetune.asked import FinetuneConfig
+from pretrain.finetune.config import FinetuneConfig
 
 # Peak learning rates by units of a layer. Devlin et al. 2019 have 2e-5 to 5e-5 for 768 and 1024, Turc et al. 2019 up to
 # 3e-4 for small ones. A young encoder gives nearly the same vector for all texts, and a rate that suits a grown one

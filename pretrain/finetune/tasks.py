@@ -1,6 +1,6 @@
 """What distinguishes one fine-tuning task from another: one row of TASKS each, and the functions it names.
 
-    examples (asked.py) -> encode -> features -> model -> logits -> score -> numbers
+    examples (examples.py) -> encode -> features -> model -> logits -> score -> numbers
 
 N examples, L tokens, labels: how many names there are.
 """
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from data_prep.cli import say
-from pretrain.finetune.asked import Unit, listed
+from pretrain.finetune.examples import LabelScale, listed
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
 
@@ -48,12 +48,12 @@ class Task:
 
 
 @torch.no_grad()
-def answer_in_own_unit(model: PreTrainedModel, unit: Unit) -> None:
-    """Turn a model that learnt numbers in `unit` into one that answers in the unit of the file, in place."""
+def undo_scale(model: PreTrainedModel, scale: LabelScale) -> None:
+    """Turn a model that learnt numbers on a scale into one that answers in the unit of the file, in place."""
     linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear) and layer.out_features == 1][-1]
     # In float64, so that each weight is rounded once.
-    bias = linear.bias.double() * unit.std + unit.mean
-    linear.weight.copy_(linear.weight.double() * unit.std)
+    bias = linear.bias.double() * scale.std + scale.mean
+    linear.weight.copy_(linear.weight.double() * scale.std)
     linear.bias.copy_(bias)
 
 

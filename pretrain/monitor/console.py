@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.outlets import can_redraw
+from data_prep.safe_output import can_redraw
 
 WIDTH = 118  # columns where there is no terminal to ask
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from data_prep.cli import InputError
 from pretrain.checkpoints.format import list_checkpoints
+from pretrain.formatting import bytes_in_words
 from pretrain.setup import Setup
 from pretrain.sizes import STATE
-from pretrain.wording import bytes_in_words
 
 
 class DiskNeed(NamedTuple):

@@ -31,8 +31,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BertConfig
 
-from data_prep.outlets import can_redraw
 from data_prep.progress import clock_time
+from data_prep.safe_output import can_redraw
 from pretrain.evaluation import EvalSource
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait

@@ -22,16 +22,16 @@ from pretrain.advice import cautions, rules
 from pretrain.advice.machine import Machine, busy_cores, machine_named, usable_cores
 from pretrain.checkpoints.format import Manifest, ModelIdentity, check_identity
 from pretrain.data import count_step
+from pretrain.data_coverage import DataCoverage, data_coverage_of
+from pretrain.formatting import two_digits
 from pretrain.model import architecture_of
 from pretrain.monitor.disk import DiskNeed, check_disk
 from pretrain.monitor.probe import Probe, move_to_device, probe, probe_optimizer
-from pretrain.outlook import Outlook, look_ahead
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.sizes import Shape, state_bytes
 from pretrain.state import DataPosition
-from pretrain.wording import two_digits
 
 SAMPLED_TOKENS = 20_000_000  # of a store of which samples are looked at; the rest is taken to be like them
 SAMPLED_SAMPLES = 1 << 14  # whose lengths are averaged
@@ -132,7 +132,7 @@ class Plan:
     probe_device: str
     machine: Machine | None  # of --gpu; None: this one
     done: int  # steps that a checkpoint has
-    outlook: Outlook
+    coverage: DataCoverage
     warnings: list[str]
 
     @property
@@ -169,9 +169,9 @@ class Plan:
             "probe_device": self.probe_device,
             "steps_done": self.done,
             "seconds": self.seconds,
-            "tokens_seen": self.outlook.tokens_seen,
-            "tokens_seen_10": self.outlook.tokens_seen_10,
-            "warnings": [*self.outlook.warnings, *self.warnings],
+            "tokens_seen": self.coverage.tokens_seen,
+            "tokens_seen_10": self.coverage.tokens_seen_10,
+            "warnings": [*self.coverage.warnings, *self.warnings],
         }
 
 
@@ -194,7 +194,7 @@ def estimate_run(
     precision, stage = ds_config.precision, ds_config.stage
     device = move_to_device(model, ds_config)
     machine = machine_named(config.gpu, ranks) if config.gpu else None
-    outlook = look_ahead(config, stores)
+    coverage = data_coverage_of(config, stores)
     data = [_measure_phase(phase, config, stores, model) for phase in phases]
     optimizer_seconds = None if machine else probe_optimizer(model, ds_config)
     plan = Plan(
@@ -203,7 +203,7 @@ def estimate_run(
             _plan_phase(phase, found, config, model, ranks=ranks, machine=machine, optimizer_seconds=optimizer_seconds)
             for phase, found in zip(phases, data, strict=True)
         ],
-        disk=disk, optimizer_seconds=optimizer_seconds, machine=machine, done=done, outlook=outlook, warnings=[],
+        disk=disk, optimizer_seconds=optimizer_seconds, machine=machine, done=done, coverage=coverage, warnings=[],
         probe_device=config.gpu or ("this GPU" if device.type == "cuda" else "this CPU, fp32"),
     )  # fmt: skip
     return replace(plan, warnings=list(_warnings(plan, config, stores, _shape_of(model), device.type == "cpu")))

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
+from pretrain.formatting import bytes_in_words, counted, duration
 from pretrain.monitor.console import grid, name_values
 from pretrain.monitor.plan import STAGES, PhasePlan, Plan, wire_bytes
-from pretrain.wording import bytes_in_words, counted, duration
 
 
 def plan_tables(plan: Plan) -> Iterator[Table | Text | str]:

@@ -4,7 +4,7 @@
     log.say(line), log.print_tables(...)    for people: console and log.txt
     log.record({"kind": ...}, step)         for programs: metrics.jsonl, and TensorBoard where a group is named
 
-What cannot be written is said once, to the outlets that are left, and the run goes on.
+What cannot be written is said once, wherever words still go, and the run goes on.
 """
 
 import json
@@ -16,10 +16,10 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from data_prep.outlets import Journal, failure_of
+from data_prep.safe_output import Journal, failure_of
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
-from pretrain.wording import FAILED
+from pretrain.run_facts import FAILED
 
 
 class RunLog:

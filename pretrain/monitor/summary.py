@@ -7,12 +7,13 @@ from rich.text import Text
 
 from data_prep.calls import call
 from pretrain.checkpoints.format import best_checkpoint, list_checkpoints
+from pretrain.formatting import counted, duration
 from pretrain.monitor.console import name_values
+from pretrain.run_facts import FINISHED, STOPPED, StoreSize, run_facts
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
 from pretrain.state import RunState
-from pretrain.wording import FINISHED, STOPPED, StoreSize, counted, duration, run_facts
 
 
 def start_summary(

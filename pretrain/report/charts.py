@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 
 from pretrain.report.history import History
-from pretrain.report.words import Style
+from pretrain.report.page_text import Style
 
 # Roles of colours; the page has each as a CSS variable, light and dark. s0, s1, ... are for series.
 LIGHT = {

@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from pretrain.formatting import counted
 from pretrain.report.charts import LIGHT, SERIES, Chart, Line
 from pretrain.report.history import Axis, Event, History
-from pretrain.report.words import ticked
-from pretrain.wording import counted
+from pretrain.report.page_text import ticked
 
 EVENTS = {"resume": ("warn", (4, 2.5)), "restart": ("warn", (4, 2.5)), "rollback": ("bad", (4, 2.5)),
           "stop": ("bad", (1, 1.5)), "skip": ("bad", (1, 3)), "phase": ("muted", None)}  # fmt: skip

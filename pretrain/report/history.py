@@ -26,7 +26,7 @@ from data_prep.samples.mixture import passes_by_temperature
 from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
 from pretrain.monitor.lines import read_lines
-from pretrain.wording import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
+from pretrain.run_facts import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
 
 Axis = Literal["step", "tokens", "hours"]
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second

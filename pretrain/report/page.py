@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jinja2
 
 from data_prep.files import write_whole
+from pretrain.formatting import counted, duration
 from pretrain.report.charts import DARK, LIGHT, SERIES, Chart, charts_of
 from pretrain.report.drawing import as_png, as_svg
 from pretrain.report.history import Axis, History
-from pretrain.report.words import NONE, Style, as_text, event_text, facts
-from pretrain.wording import counted, duration
+from pretrain.report.page_text import NONE, Style, as_text, event_text, facts
 
 TEMPLATE = "page.html.jinja"
 SMALL, LARGE = (400, 244), (820, 556)  # pixels of a chart in the page; the first one is also drawn large

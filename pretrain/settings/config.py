@@ -42,6 +42,7 @@ from pretrain.settings.schedule import Schedule
 class TrainConfig:
     """One pretraining run."""
 
+    # What goes in, where it goes to, and the model that it begins with
     data: tuple[str, ...]
     """token stores written by data_prep/shard.py: STORE or STORE:WEIGHT, the weight in passes an epoch (default 1)"""
     out: Path
@@ -52,6 +53,8 @@ class TrainConfig:
     """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
     ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
     """DeepSpeed JSON; any value may be "auto", which the flags below fill"""
+
+    # How long
     seq_len: Annotated[int, SEQ_LEN] = 128
     """tokens of a sample, [CLS] and [SEP] included"""
     steps: Annotated[int, STEPS] = 10_000
@@ -64,6 +67,8 @@ class TrainConfig:
     """train for so long: the schedule follows the clock and --steps is only an upper limit; 0: by steps"""
     patience: Annotated[int, COUNT] = 0
     """stop after so many evaluations in a row that were no better than the best; 0: never"""
+
+    # Samples, their masks, and chance
     seed: Annotated[int, SEED] = 0
     """decides initial weights, samples, masks and dropout"""
     dropout: Annotated[float, SHARE] = 0.1
@@ -80,6 +85,8 @@ class TrainConfig:
     """share at the end of the steps, or of each phase, to which --mask_rate goes in a straight line; None: it stays"""
     mask_split: Annotated[tuple[float, float], Range(0, 1)] = (0.8, 0.1)
     """shares of these that become [MASK], and a random token; the rest stay"""
+
+    # The learning rate, the batch and the average, as the steps go by
     schedule: Schedule = "linear"
     """learning rate after the warm-up"""
     warmup: Annotated[float, WARMUP] = 0.1
@@ -89,6 +96,8 @@ class TrainConfig:
     average: str = "off"
     """average of the weights after each step, kept beside them, evaluated too and exported with --weights averaged:
     ema=.999 (exponential, its decay rises to that), last=.2 (mean over the last fifth of the run), off (none)"""
+
+    # What it measures, keeps and writes on the way
     eval_every: Annotated[int, COUNT] = 500
     """steps between evaluations on the held-out documents; 0: only at the end"""
     eval_minutes: Annotated[float, MINUTES] = 0.0
@@ -103,26 +112,36 @@ class TrainConfig:
     """newest checkpoints kept; 0: all"""
     log_every: Annotated[int, STEPS] = 10
     """steps between lines of metrics"""
+
+    # Going on with a run
     resume: str = "auto"
     """auto: continue RUN where it has a checkpoint; never: refuse such a RUN; PATH: that checkpoint"""
     allow_change: tuple[str, ...] = ()
     """settings that may be others than the checkpoint's, of those that are refused otherwise: optimizer, data, seed,
     objective, seq_len, init_from; with other samples the run goes on at the beginning of an epoch"""
+
+    # When it ends by itself
     hang_timeout: Annotated[float, SECONDS] = 600.0
     """seconds without progress of any rank after which each prints its stacks and ends; 0: never"""
     time_limit: Annotated[float, SECONDS] = 0.0
     """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
     stop_before: Annotated[float, SECONDS] = 120.0
     """seconds before the time limit at which the run saves and stops"""
+
+    # What it does where training goes wrong
     rollback: Annotated[float, Range(0, 1e6)] = 0.0
     """a loss of more than so many times the median of the 32 steps before takes the run back to the last checkpoint,
     and past the data up to 100 steps after the spike; 0: never"""
     max_skips: Annotated[int, STEPS] = 20
     """steps in a row that may be skipped for gradients that are not finite"""
+
+    # How a step is computed
     checkpoint_activations: bool = False
     """keep only the inputs of layers and compute each again in the backward pass: less memory, a third more work"""
     compile: bool = False
     """fuse the arithmetic between matrix products with torch.compile: faster on a GPU, slower on a CPU; ZeRO 0 to 2"""
+
+    # What is looked at before it begins
     verify_store: bool = False
     """read all of --data and compare it with its checksums before training, each node what it has"""
     allow_untested_deepspeed: bool = False
@@ -132,10 +151,13 @@ class TrainConfig:
     gpu: str | None = None
     """with --dry_run: the plan's time and memory are those of this GPU, by its data sheet (a100, h100, h200, ...), and
     not of the machine that plans"""
+
+    # Where all these come from
     config: Path | None = None
     """settings to begin with: RUN/config.json, to run it again, or a .json, .yaml or .toml file of options by name;
     what is given beside it goes before it"""
 
+    # What DeepSpeed consumes: Flags in ds_config.py
     flags: OmitArgPrefixes[Flags] = dataclasses.field(default_factory=Flags)
     """what fills "auto" in the DeepSpeed JSON"""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import ROOT
-from data_prep.outlets import KEPT_LINES, Journal
+from data_prep.safe_output import KEPT_LINES, Journal
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.verify import latest_valid_checkpoint

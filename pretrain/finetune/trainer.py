@@ -1,6 +1,6 @@
 """Fine-tune on examples that have been looked at, once a seed, and say how good it is.
 
-tune(config, look(config))
+fine_tune_and_report(config, read_examples(config))
 """
 
 import json
@@ -33,32 +33,33 @@ from transformers import (
 
 from data_prep.files import write_folder, write_json
 from data_prep.progress import Progress
-from pretrain.finetune.asked import RESULTS, Asked, FinetuneConfig, Unit, check_seq_len, in_unit, listed
 from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.examples import RESULTS, Examples, LabelScale, check_seq_len, listed, on_scale
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
-from pretrain.finetune.tasks import TASKS, Task, answer_in_own_unit
+from pretrain.finetune.tasks import TASKS, Task, undo_scale
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
 
 
-def tune(config: FinetuneConfig, asked: Asked) -> None:
+def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
     """Fine-tune, write the folder, print the score."""
     with hf_folder.silenced_libraries():
-        results = fine_tune_seeds(config, asked, TASKS[config.task])
-    report(config, results)
+        results = fine_tune_seeds(config, examples, TASKS[config.task])
+    print_score(config, results)
 
 
-def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[str, Any]:
+def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> dict[str, Any]:
     """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
 
     Raises
     ------
     InputError: a folder that does not fit; nothing is written then.
     """
-    training, evaluation, names, unit = asked
+    training, evaluation, names, scale = examples
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
     check_seq_len(config, hf_folder.positions(architecture))
@@ -72,14 +73,14 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
     )
     tell_shared(training, evaluation)
     notes = task.tell(training, evaluation)
-    if unit:
-        say(f"labels of {unit.mean:.6g} ± {unit.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
-        notes["unit"] = unit._asdict()
+    if scale:
+        say(f"labels of {scale.mean:.6g} ± {scale.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
+        notes["unit"] = scale._asdict()
     baseline = None
     if names and config.task in BY_WORDS:
         baseline = bag_of_words(training, evaluation)
         say(f"{baseline['name']}, to compare: accuracy {baseline['accuracy']:.4f}, f1 {baseline['f1']:.4f}")
-    learnt = in_unit(training, unit) if unit else training
+    learnt = on_scale(training, scale) if scale else training
     train_features = task.encode(tokenizer, learnt, names, config.seq_len)
     eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
 
@@ -91,7 +92,7 @@ def fine_tune_seeds(config: FinetuneConfig, asked: Asked, task: Task) -> dict[st
         model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
         if seed == config.seed:
             same = alike(model, task.collator(tokenizer), eval_features)
-        loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, unit)
+        loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, scale)
         scores = task.score(logits, eval_features, evaluation, names)
         seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
         say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
@@ -207,12 +208,12 @@ def fine_tune(
     collator: Any,
     train_features: Any,  # lists of Feature; Trainer's own annotation asks for a Dataset and needs none
     eval_features: Any,
-    unit: Unit | None,
+    scale: LabelScale | None,
 ) -> tuple[float, np.ndarray]:
     """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features.
 
     config: a settled one
-    unit: what the labels of train_features are measured in; the logits are in that of the file
+    scale: on which the labels of train_features are; the logits are in the unit of the file
     """
     assert config.lr is not None
     assert config.epochs is not None
@@ -246,8 +247,8 @@ def fine_tune(
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
-        if unit:
-            answer_in_own_unit(model, unit)
+        if scale:
+            undo_scale(model, scale)
         arguments.train_sampling_strategy = "random"  # it governs prediction too, which must keep the file's order
         logits = np.asarray(trainer.predict(eval_features).predictions)
     if not np.isfinite(logits).all():
@@ -287,7 +288,7 @@ def save(
     write_json(folder / RESULTS, {**results, "files": files})
 
 
-def report(config: FinetuneConfig, results: dict[str, Any]) -> None:
+def print_score(config: FinetuneConfig, results: dict[str, Any]) -> None:
     """Print the score on stdout."""
     if config.json:
         print_json(results)

@@ -1,6 +1,6 @@
 """What can be said of a run's data before it runs: how much of the text it will see, and what will never come.
 
-look_ahead(config, stores) -> Outlook       in config.json, in the start's table and in the plan of a dry run
+data_coverage_of(config, stores) -> DataCoverage       in config.json, in the start's table and in the plan of a dry run
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from data_prep.store import Store
 from pretrain.settings.config import TrainConfig
 
 
-class Outlook(NamedTuple):
+class DataCoverage(NamedTuple):
     """Shares over all stores, each with the weight of its tokens; of several phases the lowest."""
 
     tokens_seen: float  # of the training tokens, in one pass
@@ -22,7 +22,7 @@ class Outlook(NamedTuple):
     warnings: list[str]
 
 
-def look_ahead(config: TrainConfig, stores: list[Store]) -> Outlook:
+def data_coverage_of(config: TrainConfig, stores: list[Store]) -> DataCoverage:
     """Count what samples will show.
 
     Raises
@@ -49,4 +49,4 @@ def look_ahead(config: TrainConfig, stores: list[Store]) -> Outlook:
     words = {coverage.seq_len: coverage.in_words() for coverage in covered}
     seen = "; ".join(f"{length} tokens a sample: {text}" for length, text in words.items())
     seen = seen if len(words) > 1 else worst.in_words()
-    return Outlook(worst.tokens_seen, worst.tokens_seen_10, seen, why, is_evaluated, warnings)
+    return DataCoverage(worst.tokens_seen, worst.tokens_seen_10, seen, why, is_evaluated, warnings)

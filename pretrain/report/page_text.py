@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+from pretrain.formatting import counted
 from pretrain.report.history import Event, History
-from pretrain.wording import StoreSize, counted, run_facts
+from pretrain.run_facts import StoreSize, run_facts
 
 Style = Literal["nats", "share", "plain", "count"]  # how a number is written
 NONE = "\N{EN DASH}"  # where there is no number

@@ -1,106 +1,49 @@
-"""What is asked of a fine-tuning: the options, and examples that fit them and each other.
+"""Examples that fit the options of a fine-tuning, and each other.
 
-    look(config) -> Asked       reads the files, and refuses what is wrong with them
+    read_examples(config) -> Examples       reads the files, and refuses what is wrong with them
 
 No library of models is imported here, which would take seconds before a word comes.
 
-Numbers as labels are learnt in a unit of their own (mean 0, deviation 1): a new head answers around 0, and reaches
-1,900 or 1e-6 neither soon nor exactly. After training the unit goes into the head's weights, so that the model answers
+Numbers as labels are learnt on a scale of their own (mean 0, deviation 1): a new head answers around 0, and reaches
+1,900 or 1e-6 neither soon nor exactly. After training the scale goes into the head's weights, so that the model answers
 in the unit of the file, whatever program opens it.
 """
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from data_prep.cli import InputError
 from data_prep.files import check_out
-from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
+from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
 from pretrain.finetune.tables import check_kind
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
 RESULTS = "results.json"
-COUNT = Range(1, 1e9, whole=True)
-SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """What to fine-tune, on what, and how."""
+class LabelScale(NamedTuple):
+    """Which numbers of the file are learnt as 0 and 1."""
 
-    hf: tyro.conf.Positional[Path]
-    """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
-    task: Literal["classify", "pair", "regress", "tag"]
-    """What is learnt: one label a text, one a pair of texts, a number, or one tag a word."""
-    train: Path
-    """Labelled file to learn from."""
-    eval: Path
-    """Labelled file to measure on."""
-    out: Path
-    """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
-    seeds: Annotated[int, COUNT] = 1
-    """How many times to fine-tune, each with another seed."""
-    seed: Annotated[int, SEEDS] = 0
-    """The first seed; it decides the new head, the order of the examples and dropout."""
-    epochs: Annotated[int | None, COUNT] = None
-    """Times through the training file. Default: 3, and up to 20 for a file of less than 3,200 examples."""
-    lr: Annotated[float | None, Range(0, 1, low_open=True)] = None
-    """Peak learning rate. Default: by the size of the model (see above)."""
-    batch_size: Annotated[int, COUNT] = 32
-    """Examples a step."""
-    seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
-    """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
-    limit: Annotated[int | None, COUNT] = None
-    """Learn from this many examples only, drawn over the whole file and the same for every seed."""
-    from_scratch: bool = False
-    """Start from random weights of the same architecture, to see what pretraining is worth."""
-    json: bool = False
-    """Print the content of results.json as one JSON object."""
-
-    @staticmethod
-    def check_given(given: Mapping[str, str]) -> None:
-        """Refuse a folder or file that is wrong before options that are missing are asked for.
-
-        Raises
-        ------
-        InputError: as said.
-        """
-        if "hf" in given:
-            read_config(Path(given["hf"]))
-        for name in ("train", "eval"):
-            if name in given:
-                check_kind(Path(given[name]))
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
-        if not SEEDS.holds(self.seed + self.seeds - 1):
-            raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
+    mean: float  # learnt as 0
+    std: float  # so far from it: 1
 
 
-class Unit(NamedTuple):
-    """What numbers as labels are measured in while they are learnt."""
-
-    mean: float
-    std: float
-
-
-class Asked(NamedTuple):
+class Examples(NamedTuple):
     """Examples that fit the options and each other."""
 
     training: list[Example]
     evaluation: list[Example]
     names: list[str]  # of the labels, from the training file; none: the label is a number
-    unit: Unit | None  # of the numbers
+    scale: LabelScale | None  # of the numbers
 
 
-def look(config: FinetuneConfig) -> Asked:
+def read_examples(config: FinetuneConfig) -> Examples:
     """Return the examples of --train and --eval. What is wrong is said in the order of the command line.
 
     Raises
@@ -116,7 +59,7 @@ def look(config: FinetuneConfig) -> Asked:
     check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     if longest is not None:
         check_seq_len(config, longest)
-    task = FILES[config.task]
+    task = TASK_FILES[config.task]
     everything, evaluation = task.read(config.train), task.read(config.eval)
     check_pairs(config, everything, evaluation)
     names = task.label_names(everything, config.train)
@@ -124,7 +67,7 @@ def look(config: FinetuneConfig) -> Asked:
         check_labels(config.eval, evaluation, names, config.train)
     training = subset(everything, config.limit)
     task.label_names(training, config.train)  # refuses a subset with one label alone
-    return Asked(training, evaluation, names, None if names else unit_of(training, config.train))
+    return Examples(training, evaluation, names, None if names else label_scale(training, config.train))
 
 
 def check_seq_len(config: FinetuneConfig, longest: int) -> None:
@@ -164,7 +107,7 @@ def subset(examples: list[Example], limit: int | None) -> list[Example]:
     return [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), limit))]
 
 
-def unit_of(examples: list[Example], path: Path) -> Unit:
+def label_scale(examples: list[Example], path: Path) -> LabelScale:
     """Return the mean and standard deviation of the labels.
 
     Raises
@@ -174,19 +117,19 @@ def unit_of(examples: list[Example], path: Path) -> Unit:
     labels = np.array([example.label for example in examples], dtype=np.float64)
     if len(set(labels)) == 1:
         raise InputError(f"{path}: every label is {labels[0]:g}; at least two different ones are needed")
-    unit = Unit(float(labels.mean()), float(labels.std()))
-    step = float(np.spacing(np.float32(np.abs(labels).max())))  # from one float32 to the next, where labels lie
-    if unit.std < 100 * step or unit.std < 1e-30:
+    scale = LabelScale(float(labels.mean()), float(labels.std()))
+    spacing = float(np.spacing(np.float32(np.abs(labels).max())))  # from one float32 to the next, where labels lie
+    if scale.std < 100 * spacing or scale.std < 1e-30:
         raise InputError(
-            f"{path}: labels of {unit.mean:.9g} ± {unit.std:.3g} differ by less than float32 tells apart; "
+            f"{path}: labels of {scale.mean:.9g} ± {scale.std:.3g} differ by less than float32 tells apart; "
             "subtract a constant from all of them, or use another unit"
         )
-    return unit
+    return scale
 
 
-def in_unit(examples: list[Example], unit: Unit) -> list[Example]:
-    """Return the examples with their numbers in `unit`."""
-    return [example._replace(label=(example.label - unit.mean) / unit.std) for example in examples]
+def on_scale(examples: list[Example], scale: LabelScale) -> list[Example]:
+    """Return the examples with their numbers on the scale."""
+    return [example._replace(label=(example.label - scale.mean) / scale.std) for example in examples]
 
 
 def class_names(examples: list[Example], path: Path) -> list[str]:
@@ -215,16 +158,16 @@ def listed(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-class File(NamedTuple):
+class TaskFiles(NamedTuple):
     """What the labelled files of a task hold."""
 
     read: Callable[..., list[Example]]  # of its path, and of its rows where these were read before
     label_names: Callable[[list[Example], Path], list[str]]
 
 
-FILES = {
-    "classify": File(read_texts, class_names),
-    "pair": File(read_pairs, class_names),
-    "regress": File(read_numbers, no_names),
-    "tag": File(read_tags, class_names),
+TASK_FILES = {
+    "classify": TaskFiles(read_texts, class_names),
+    "pair": TaskFiles(read_pairs, class_names),
+    "regress": TaskFiles(read_numbers, no_names),
+    "tag": TaskFiles(read_tags, class_names),
 }

@@ -1,0 +1,69 @@
+"""The options of a fine-tuning. No library of models is imported here, which would take seconds before a word comes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from data_prep.cli import InputError
+from data_prep.ranges import Range, check_ranges
+from pretrain.finetune.tables import check_kind
+from pretrain.hf_files import read_config
+
+COUNT = Range(1, 1e9, whole=True)
+SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What to fine-tune, on what, and how."""
+
+    hf: tyro.conf.Positional[Path]
+    """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
+    task: Literal["classify", "pair", "regress", "tag"]
+    """What is learnt: one label a text, one a pair of texts, a number, or one tag a word."""
+    train: Path
+    """Labelled file to learn from."""
+    eval: Path
+    """Labelled file to measure on."""
+    out: Path
+    """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
+    seeds: Annotated[int, COUNT] = 1
+    """How many times to fine-tune, each with another seed."""
+    seed: Annotated[int, SEEDS] = 0
+    """The first seed; it decides the new head, the order of the examples and dropout."""
+    epochs: Annotated[int | None, COUNT] = None
+    """Times through the training file. Default: 3, and up to 20 for a file of less than 3,200 examples."""
+    lr: Annotated[float | None, Range(0, 1, low_open=True)] = None
+    """Peak learning rate. Default: by the size of the model (see above)."""
+    batch_size: Annotated[int, COUNT] = 32
+    """Examples a step."""
+    seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
+    """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
+    limit: Annotated[int | None, COUNT] = None
+    """Learn from this many examples only, drawn over the whole file and the same for every seed."""
+    from_scratch: bool = False
+    """Start from random weights of the same architecture, to see what pretraining is worth."""
+    json: bool = False
+    """Print the content of results.json as one JSON object."""
+
+    @staticmethod
+    def check_given(given: Mapping[str, str]) -> None:
+        """Refuse a folder or file that is wrong before options that are missing are asked for.
+
+        Raises
+        ------
+        InputError: as said.
+        """
+        if "hf" in given:
+            read_config(Path(given["hf"]))
+        for name in ("train", "eval"):
+            if name in given:
+                check_kind(Path(given[name]))
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if not SEEDS.holds(self.seed + self.seeds - 1):
+            raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
