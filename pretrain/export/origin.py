@@ -31,7 +31,7 @@ def check_origin(path: Path, config: Path | None, vocab: Path | None, weights: W
     origin = _origin(path, config, vocab)
     if weights == "averaged" and origin in ("deepspeed", "hf"):
         raise InputError(
-            f"{path} is not a run of zerobert, and only such a run keeps averaged weights; leave out --weights"
+            f"{path} is no run of zerobert, and only such a run keeps averaged weights; leave out --weights"
         )
     return origin
 
