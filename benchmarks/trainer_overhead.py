@@ -169,7 +169,7 @@ class Times:
         yield
         self.sums[name] += time.perf_counter() - start
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         (start, cpu, _), *_, (stop, cpu_stop, _) = self.ends
         intervals = list(zip(self.ends, self.ends[1:], strict=False))
@@ -276,4 +276,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         sys.stdout = sys.stderr  # the last line of stdout is the result's
         found = (bare if config.side == "bare" else trainer)(config)
-        print(json.dumps(found.record()), file=sys.__stdout__)
+        print(json.dumps(found.to_json()), file=sys.__stdout__)

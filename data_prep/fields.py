@@ -143,13 +143,13 @@ class Fields:
             raise self._wrong(name, value, "a list")
         return value
 
-    def of(self, name: str, default: Any = _REQUIRED) -> "Fields":
+    def object(self, name: str, default: Any = _REQUIRED) -> "Fields":
         """Return an object within."""
         return Fields(self.get(name, default), f"{self.where}: {name}", self.remedy)
 
     def each(self) -> Iterator[tuple[str, "Fields"]]:
         """Yield the objects of which this one consists, by name."""
-        return ((name, self.of(name)) for name in self.content)
+        return ((name, self.object(name)) for name in self.content)
 
     def rows(self, name: str) -> Iterator["Fields"]:
         """Yield the objects of a list."""

@@ -142,7 +142,7 @@ def cache_folder() -> Path | None:
     return None if not given and theirs else folder
 
 
-def share(path: Path) -> None:
+def set_umask_mode(path: Path) -> None:
     """Give a file the mode that the umask gives: read off its folder, which must be new, since asking for the umask
     itself changes it for all threads. safetensors writes 600, and a copy has the mode of what was copied."""
     path.chmod(path.parent.stat().st_mode & 0o666)

@@ -87,8 +87,8 @@ class Progress:
             left = f", {clock_time(max(0, self.total - self.done) / max(rate, 1e-9))} left"
         note = f", {self.note}" if self.note else ""
         if self.unit == "B":
-            of = f" of about {self.total / 1e6:,.0f}" if self.total else ""
-            return f"{self.what}: {self.done / 1e6:,.0f}{of} MB, {rate / 1e6:.1f} MB/s{note}{left}"
+            of_total = f" of about {self.total / 1e6:,.0f}" if self.total else ""
+            return f"{self.what}: {self.done / 1e6:,.0f}{of_total} MB, {rate / 1e6:.1f} MB/s{note}{left}"
         share = f"{self.done / self.total:.0%}" if self.total else f"{self.done:,} {self.unit}"
         return f"{self.what}: {share} in {clock_time(self.seconds)}{note}{left}"
 

@@ -354,8 +354,8 @@ def check_unit_unchanged(job: Job, unit: WorkUnit) -> None:
     ------
     InputError: naming the file.
     """
-    for segment in unit.segments:
-        check_unchanged(job.sources[segment.source])
+    for part in unit.ranges:
+        check_unchanged(job.sources[part.source])
 
 
 def new_builder(job: Job) -> ShardBuilder:
@@ -377,7 +377,7 @@ def write_built(path: Path, builder: ShardBuilder, job: Job) -> ShardRecord:
         sentences=len(sections.sentence_lengths),
         documents=len(sections.document_sentences),
     )
-    return ShardRecord(entry, dict(builder.counts), builder.lowest.record())
+    return ShardRecord(entry, dict(builder.counts), builder.lowest.to_json())
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def _unknown_char_rate(counts: Counts) -> float | None:
 def seen(store: Store, config: ShowConfig) -> dict[str, Any]:
     """Return how much of the training text one pass and ten show; null where the objective has nothing to work on."""
     coverage = look_over([store], config.objective, config.seq_len, config.seed)
-    return coverage.record() if coverage else {"tokens_seen": None, "tokens_seen_10": None}
+    return coverage.to_json() if coverage else {"tokens_seen": None, "tokens_seen_10": None}
 
 
 def sentence_lengths(store: Store) -> np.ndarray:

@@ -132,7 +132,7 @@ class StoreManifest:
         ------
         InputError: naming the field that does not fit.
         """
-        vocab = _vocab(content.of("vocab"))
+        vocab = _vocab(content.object("vocab"))
         dtype = token_dtype(vocab.size).str
         shards = tuple(map(_shard, content.rows("shards")))
         if not shards or len({shard.name for shard in shards}) < len(shards):
@@ -142,13 +142,13 @@ class StoreManifest:
             zerobert=content.text("zerobert", default=""),
             token_dtype=content.text("token_dtype", (dtype,), default=dtype),
             vocab=vocab,
-            settings=content.of("settings", default={}).content,
+            settings=content.object("settings", default={}).content,
             sources=tuple(map(_source, content.rows("sources"))),
             shards=shards,
-            counts=_counts(content.of("counts")),
+            counts=_counts(content.object("counts")),
             irregularities={
                 path: {name: odd.whole(name) for name in odd.content}
-                for path, odd in content.of("oddities", default={}).each()
+                for path, odd in content.object("oddities", default={}).each()
             },
         )
 
@@ -203,7 +203,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def _vocab(content: Fields) -> Vocab:
     size = content.whole("size", least=len(SPECIALS), most=LARGEST_VOCABULARY)
-    special = content.of("special_ids")
+    special = content.object("special_ids")
     names = dict.fromkeys([*special.content, *SPECIALS])
     ids = {name: special.whole(name, most=size - 1) for name in names}
     if len(set(ids.values())) < len(ids):

@@ -21,7 +21,7 @@ from rich.text import Text
 from data_prep.calls import call
 from data_prep.cli import InputError, number_in, say
 from launch.labelled import Found
-from launch.record import Json, Record, changes_of, key_of
+from launch.make_record import Json, MakeRecord, changes_of, key_of
 from launch.settings import MakeConfig
 from launch.stages import (
     KINDS,
@@ -68,7 +68,7 @@ def advise_for(config: MakeConfig) -> Json:
     return plain | {"commands": dict(advice.commands)}
 
 
-def settle_advice(config: MakeConfig, record: Record, sources: list[Json]) -> Json:
+def settle_advice(config: MakeConfig, record: MakeRecord, sources: list[Json]) -> Json:
     """Return the advice that this folder was begun with, where it is about the same; else a new one. A probe of the
     machine never comes out twice the same, and a run goes on as it began."""
     fixed = {stage: {k: v for k, v in options.items() if stage != "train" or k in OF_A_RUN}
@@ -127,7 +127,9 @@ def lasting(words: Words, share: float) -> Words:
     return kept
 
 
-def settle_changes(config: MakeConfig, record: Record, sources: list[Json], keys: dict[str, tuple[str, str]]) -> None:
+def settle_changes(
+    config: MakeConfig, record: MakeRecord, sources: list[Json], keys: dict[str, tuple[str, str]]
+) -> None:
     """Say what is other than when this folder was begun; throw away what cannot be gone on with, if that is allowed.
 
     Raises

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.cli import InputError, say
-from launch.record import LOCK
+from launch.make_record import LOCK
 
 PATIENCE = 60.0  # seconds for what is ending to end
 ENDING = "ending"

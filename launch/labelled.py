@@ -80,7 +80,7 @@ def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
     return Found(path, "pair" if "text_b" in columns else "classify", columns, taken, Counter(map(str, values)), lines)
 
 
-def check(found: Found, held_out: Found | None) -> None:
+def check(found: Found, eval_file: Found | None) -> None:
     """Refuse what fine-tuning would, which comes hours later.
 
     Raises
@@ -90,11 +90,11 @@ def check(found: Found, held_out: Found | None) -> None:
     file = TASK_FILES[found.kind]
     examples = file.read(found.path, list(zip(found.lines, found.rows, strict=True)))
     names = file.label_names(examples, found.path)
-    if held_out is None:
+    if eval_file is None:
         return
-    asked = file.read(held_out.path, list(zip(held_out.lines, held_out.rows, strict=True)))
+    asked = file.read(eval_file.path, list(zip(eval_file.lines, eval_file.rows, strict=True)))
     if names:
-        check_labels(held_out.path, asked, names, found.path)
+        check_labels(eval_file.path, asked, names, found.path)
 
 
 def _found(rows: list[Row]) -> str:
@@ -138,18 +138,18 @@ def _are_measured(values: list[Any]) -> bool:
     return len(numbers) > GRADES or not all(map(float.is_integer, numbers))
 
 
-def write_split(found: Found, held_out: Found | None, folder: Path) -> str:
+def write_split(found: Found, eval_file: Found | None, folder: Path) -> str:
     """Write train.jsonl and eval.jsonl into `folder`; what was done, in words.
 
-    held_out: the file to measure on, where there is one
+    eval_file: the file to measure on, where there is one
 
     Raises
     ------
     InputError: too few rows to hold any back.
     """
-    if held_out is not None:
-        learnt, asked = found.rows, held_out.rows
-        told = f"{len(learnt):,} rows to learn from, {len(asked):,} of {held_out.path} to measure on"
+    if eval_file is not None:
+        learnt, asked = found.rows, eval_file.rows
+        told = f"{len(learnt):,} rows to learn from, {len(asked):,} of {eval_file.path} to measure on"
     else:
         learnt, asked = split(found)
         each = "a fifth of each label" if found.labels and len(asked) < MOST_HELD_BACK else "a part of each kind"

@@ -44,8 +44,8 @@ from launch import labelled
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
 from launch.cloze import gaps_of
 from launch.folder_lock import Alone, alone_in
+from launch.make_record import Json, MakeRecord, StageRecord, check_folder, described
 from launch.overlap import overlap_in_words
-from launch.record import Json, Record, StageRecord, check_folder, described
 from launch.running import STOPPED, Screen, Stage, StageTimes, rounded
 from launch.settings import MakeConfig
 from launch.stages import KINDS, Words, check, keys_of, result_of, without
@@ -74,17 +74,17 @@ def make(config: MakeConfig) -> None:
     check(config.wanted)
     check_folder(config.out, config.corpus)
     if config.dry_run:
-        found, held_out = labelled_files(config)
+        found, eval_file = labelled_files(config)
         advice = advise_for(config)
         show(config, advice, commands_of(config, advice, found))
-        tell_overlap(config, [file for file in (found, held_out) if file is not None])
+        tell_overlap(config, [file for file in (found, eval_file) if file is not None])
         return
     with alone_in(config.out) as alone:  # first of all: who is not alone is told so at once
         with redirect_stderr(io.StringIO()):  # the stages say what is left out, and in which encodings the files are
             sources = described(find_sources(config.corpus, out=config.out))
-        found, held_out = labelled_files(config)
-        record = Record.read(config.out) or Record([], {})
-        task = described_task(found, held_out)
+        found, eval_file = labelled_files(config)
+        record = MakeRecord.read(config.out) or MakeRecord([], {})
+        task = described_task(found, eval_file)
         had, advice = record.advice, settle_advice(config, record, sources)
         commands = commands_of(config, advice, found)
         keys = keys_of(commands, sources, task.get("sha256", ""))
@@ -93,13 +93,13 @@ def make(config: MakeConfig) -> None:
         record.stages = {name: entry for name, entry in record.stages.items() if name in keys}
         record.write(config.out)  # first of all: from here on the folder is known as one of make
         if found is not None:
-            task["told"] = labelled.write_split(found, held_out, config.out / "task")
+            task["told"] = labelled.write_split(found, eval_file, config.out / "task")
             say(task["told"])
             record.write(config.out)
         if advice is not had:
             show(config, advice, commands)
         if "shard" not in record.stages:  # else it was said before, and the store is there
-            tell_overlap(config, [file for file in (found, held_out) if file is not None])
+            tell_overlap(config, [file for file in (found, eval_file) if file is not None])
         work_through(config, record, commands, keys, alone)
         write_page(config, record)
 
@@ -110,11 +110,11 @@ def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.
         return None, None
     found = labelled.look_at(config.task)
     say(found.words)
-    held_out = labelled.look_at(config.eval, found.columns) if config.eval else None
-    labelled.check(found, held_out)
-    if held_out is None:
+    eval_file = labelled.look_at(config.eval, found.columns) if config.eval else None
+    labelled.check(found, eval_file)
+    if eval_file is None:
         labelled.split(found)  # refuses what is too small before anything is written
-    return found, held_out
+    return found, eval_file
 
 
 def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
@@ -123,17 +123,17 @@ def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
         say(told)
 
 
-def described_task(found: labelled.Found | None, held_out: labelled.Found | None) -> Json:
+def described_task(found: labelled.Found | None, eval_file: labelled.Found | None) -> Json:
     """Return what is known of the labelled files, for make.json and the page."""
     if found is None:
         return {}
-    sha256 = labelled.fingerprint([found.path, *([held_out.path] if held_out else [])])
+    sha256 = labelled.fingerprint([found.path, *([eval_file.path] if eval_file else [])])
     labels = dict(found.labels.most_common())
     return {"file": str(found.path), "kind": found.kind, "rows": len(found.rows), "labels": labels, "sha256": sha256}
 
 
 def work_through(
-    config: MakeConfig, record: Record, commands: dict[str, Words], keys: dict[str, tuple[str, str]], alone: Alone
+    config: MakeConfig, record: MakeRecord, commands: dict[str, Words], keys: dict[str, tuple[str, str]], alone: Alone
 ) -> None:
     """Run the stages that are not done. Ends the process where one fails or is stopped."""
     (config.out / "logs").mkdir(exist_ok=True)
@@ -179,13 +179,13 @@ def work_through(
     sys.exit(code)
 
 
-def add_seconds(record: Record, out: Path, entry: StageRecord, before: float, seconds: float) -> None:
+def add_seconds(record: MakeRecord, out: Path, entry: StageRecord, before: float, seconds: float) -> None:
     """Write how long a stage has taken: in earlier attempts, and in the one under way."""
     entry.seconds = before + seconds
     record.write(out)
 
 
-def stage_of(name: str, words: Words, config: MakeConfig, record: Record) -> Stage:
+def stage_of(name: str, words: Words, config: MakeConfig, record: MakeRecord) -> Stage:
     """Return a stage as it runs now."""
     kind, arguments, store = KINDS[name], list(words[1:]), config.out / "store"
     if name == "train" and "patience" not in config.wanted.get("train", {}) and holds_nothing_out(store):
@@ -234,7 +234,7 @@ def share_trained(metrics: Path, steps: int) -> float | None:
 SECONDS = {"vocab": (4, 0.6), "shard": (4, 0.3), "look": (3, 0.0), "export": (20, 0), "fill": (15, 0)}
 
 
-def planned(name: str, config: MakeConfig, record: Record) -> float:
+def planned(name: str, config: MakeConfig, record: MakeRecord) -> float:
     """Return the seconds that a stage should take."""
     if name == "train":
         hours = config.hours or float(record.advice["settings"]["hours"])
@@ -247,7 +247,7 @@ def planned(name: str, config: MakeConfig, record: Record) -> float:
     return start + per_mb * sum(source["bytes"] for source in record.sources) / 1e6
 
 
-def write_page(config: MakeConfig, record: Record) -> None:
+def write_page(config: MakeConfig, record: MakeRecord) -> None:
     """DIR/index.html, and where it is on stdout."""
     from launch.page import in_a_line, what_next, write  # inside: drawing takes seconds to import
 

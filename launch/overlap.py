@@ -1,6 +1,6 @@
 """How many texts of a labelled file stand in the corpus, too: a score on these would measure memory.
 
-    told = overlap_in_words(config, [found, held_out])      a warning with its remedy, or ""
+    told = overlap_in_words(config, [found, eval_file])      a warning with its remedy, or ""
 
 Texts are compared by their sentences: in lower case, letters and digits alone. A text stands in the corpus where each
 of its sentences does; what is shorter than LEAST says nothing. Of a large corpus a part of each file is looked at.

@@ -20,7 +20,7 @@ from data_prep.files import write_whole
 from data_prep.store import Store
 from data_prep.store_manifest import StoreManifest
 from launch.cloze import Gap, gaps_of
-from launch.record import Json, Record, StageRecord
+from launch.make_record import Json, MakeRecord, StageRecord
 from launch.stages import KINDS, SETTINGS, read_settings
 from pretrain.advice.tables import SHOWN, in_words
 from pretrain.formatting import duration, filled_in
@@ -35,7 +35,7 @@ FEW = 0.7  # of the planned steps: worth a word
 _ASKED = re.compile(r"\[MASK:([^\]\s]+)\]|\[([^\]\s:]+:[^\]\s]+)\]|\[(?!CLS\]|SEP\]|UNK\])([^\]\s:]+)\]")
 
 
-def write(out: Path, record: Record) -> Path:
+def write(out: Path, record: MakeRecord) -> Path:
     """Write the page; where it is.
 
     Raises
@@ -71,7 +71,7 @@ def time_of(entry: StageRecord) -> str:
     return duration(entry.seconds) + (f", interrupted {times}" if entry.interruptions else "")
 
 
-def what_fell_short(out: Path, record: Record) -> list[str]:
+def what_fell_short(out: Path, record: MakeRecord) -> list[str]:
     """Return what came out otherwise than planned: far fewer steps in the hours."""
     planned, hours = record.advice["settings"].get("steps"), record.given.get("hours")
     lines = History.read(out / "run").train
@@ -139,7 +139,7 @@ def score_of(results: Json, task: Json) -> Json:
     }
 
 
-def in_a_line(out: Path, record: Record) -> str:
+def in_a_line(out: Path, record: MakeRecord) -> str:
     """Return what came out, for a console."""
     took = duration(sum(entry.seconds for entry in record.stages.values()))
     score = score_of(_json(out / "finetuned/results.json"), record.task)
@@ -152,7 +152,7 @@ def in_a_line(out: Path, record: Record) -> str:
     return f"{out / 'hf'} and {out / 'finetuned'}, made in {took}: {what}.{short}"
 
 
-def chosen(record: Record) -> list[tuple[str, str, str]]:
+def chosen(record: MakeRecord) -> list[tuple[str, str, str]]:
     """Return (setting, value, why): the advice's, with what was asked otherwise among them; then what else was
     asked."""
     settings, reasons = record.advice["settings"], record.advice["reasons"]
@@ -230,7 +230,7 @@ def _marked(sample: str) -> Markup:
     return Markup("").join([*parts, escape(sample[last:])])
 
 
-def what_next(out: Path, record: Record) -> list[tuple[str, str]]:
+def what_next(out: Path, record: MakeRecord) -> list[tuple[str, str]]:
     """Return (what for, the command)."""
     given = record.given
     again = ["--corpus", *given["corpus"], "--out", out]

@@ -8,7 +8,7 @@ from typing import Annotated
 from data_prep.cli import InputError
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
-from launch.record import Json
+from launch.make_record import Json
 from launch.stages import read_settings
 from pretrain.settings.limits import Preset
 

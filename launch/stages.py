@@ -1,7 +1,7 @@
 """The commands that `make` runs, from an advice and from what the user wants otherwise; and which of them must run.
 
 words = commands_of(advice, settings)       stage -> its words, such as ["shard", "--corpus", "texts", ...]
-keys = keys_of(words, sources, task)        stage -> (base, key), see record.py
+keys = keys_of(words, sources, task)        stage -> (base, key), see make_record.py
 
 vocab -> shard -> look
                -> train -> export -> fill
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from data_prep import usage
 from data_prep.calls import call
 from data_prep.cli import InputError, parse
-from launch.record import key_of
+from launch.make_record import key_of
 
 Words = list[str]
 

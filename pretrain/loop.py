@@ -98,10 +98,10 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
             lr = phase.lr_at(state.step, share_of_hours)
             engine.set_lr(lr)
             result = train_step(run, step_data, state)
-            state = state.after_step(step_data.counts, skipped=result.skipped, seconds=clock.seconds)
+            state = state.after_step(step_data.counts, is_skipped=result.is_skipped, seconds=clock.seconds)
 
             # Is it still training? A skipped step leaves the weights as they are; a spike leads back to a checkpoint.
-            if result.skipped:
+            if result.is_skipped:
                 skip_step(run, state)
             else:
                 if setup.config.rollback:
@@ -119,7 +119,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
 
             # What is due, on all ranks alike: metrics, an evaluation, the end, a checkpoint.
             is_last = state.step == phase.end or setup.is_finished(state)
-            due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.skipped)
+            due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.is_skipped)
             if due.log:
                 left = 3600 * setup.config.hours - state.seconds if setup.config.hours else None
                 meter.write_interval(state.step, state.samples, state.tokens, lr, result.grad_norm(), left)
@@ -160,7 +160,7 @@ def train_step(run: Run, step_data: StepData, state: RunState) -> StepResult:
     """Compute the micro-batches of a step and let the optimizer act."""
     rank, world = dist.get_rank(), dist.get_world_size()
     for index, batch in enumerate(step_data.micro_batches):
-        torch.manual_seed(dropout_seed(run.setup.config.seed, state.step + state.skipped, index, rank))
+        torch.manual_seed(dropout_seed(run.setup.config.seed, state.step + state.steps_skipped, index, rank))
         losses = run.engine(batch.to(run.engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / step_data.counts.masked + losses.nsp / max(step_data.counts.pairs, 1)

@@ -32,8 +32,8 @@ def what_ranks_share(
     shared["tokenizer"] = identity.vocab_sha256[:12]
     shared |= {f"store {number}": store["identity"][:12] for number, store in enumerate(record["stores"], 1)}
     for index, phase in enumerate(record["phases"], 1):
-        of = "" if len(record["phases"]) == 1 else f"phase {index}'s "
-        shared |= {f"{of}passes of store {number}": passes for number, passes in enumerate(phase["passes"], 1)}
+        which = "" if len(record["phases"]) == 1 else f"phase {index}'s "
+        shared |= {f"{which}passes of store {number}": passes for number, passes in enumerate(phase["passes"], 1)}
     return (
         shared
         | {f"model's {name}": value for name, value in identity.model.items()}

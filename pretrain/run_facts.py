@@ -93,8 +93,8 @@ def _schedule(train: dict[str, Any], settings: dict[str, Any]) -> str | None:
     if "lr" not in settings:
         return None
     warmup = train.get("warmup", 0)
-    of = "time" if train.get("hours") else "steps"
-    rise = f"{100 * warmup:g}% of the {of}" if warmup < 1 else f"{warmup:g} steps"
+    whole = "time" if train.get("hours") else "steps"
+    rise = f"{100 * warmup:g}% of the {whole}" if warmup < 1 else f"{warmup:g} steps"
     return f"{settings['lr']:g}, {train.get('schedule', 'constant')}, warm-up {rise}"
 
 

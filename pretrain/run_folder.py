@@ -35,7 +35,7 @@ def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
     """Return what is needed to repeat the run: the content of config.json, but for what came before."""
     config, stores = setup.config, setup.stores
     return {
-        "train": config.record(),
+        "train": config.to_json(),
         "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
         "deepspeed": setup.ds_config.content,

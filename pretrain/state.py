@@ -1,6 +1,6 @@
 """How far a run is: what a checkpoint's state.json holds. No torch here.
 
-state.after_step(counts, skipped=False, seconds=...)      -> the state after a step
+state.after_step(counts, is_skipped=False, seconds=...)   -> the state after a step
 state.after_evaluation(loss, held_out)                    -> the state after an evaluation
 state.to_json(), RunState.from_json(fields)               the names in the file are older than those in the code
 """
@@ -71,13 +71,13 @@ class RunState(NamedTuple):
     """How far a run is, over all ranks."""
 
     step: int = 0  # optimizer steps that happened
-    skipped: int = 0  # steps that did not, for an overflow
+    steps_skipped: int = 0  # steps that did not, for an overflow
     samples: int = 0
     tokens: int = 0
     position: DataPosition = DataPosition()
     seconds: float = 0.0  # of training, where --hours measures the run
     best_loss: float | None = None  # of the evaluations of this phase, on one held-out set
-    held_out: str = ""  # which set that is (HeldOutSet.identity)
+    held_out_identity: str = ""  # of the set that they were taken on
     evals_since_best: int = 0
     recent_losses: tuple[float, ...] = ()  # of the last steps, where --rollback watches them
     skipped_spans: tuple[tuple[int, int], ...] = ()  # [first, end) of spans of samples, in the order they are drawn
@@ -91,17 +91,17 @@ class RunState(NamedTuple):
         ------
         InputError: a field of another type, or out of its range.
         """
-        position = fields.of("position")
+        position = fields.object("position")
         best_loss = fields.get("best_loss", None)
         state = cls(
             step=fields.whole("step"),
-            skipped=fields.whole("skipped", default=0),
+            steps_skipped=fields.whole("skipped", default=0),
             samples=fields.whole("samples", default=0),
             tokens=fields.whole("tokens", default=0),
             position=DataPosition.from_json(position),
             seconds=fields.number("seconds", least=0.0, default=0.0),
             best_loss=None if best_loss is None or best_loss != best_loss else fields.number("best_loss"),
-            held_out=fields.text("held_out", default=""),
+            held_out_identity=fields.text("held_out", default=""),
             evals_since_best=fields.whole("worse", default=0),
             recent_losses=_losses(fields),
             skipped_spans=_spans(fields),
@@ -115,13 +115,13 @@ class RunState(NamedTuple):
         """Return what from_json() reads."""
         return {
             "step": self.step,
-            "skipped": self.skipped,
+            "skipped": self.steps_skipped,
             "samples": self.samples,
             "tokens": self.tokens,
             "position": self.position.to_json(),
             "seconds": self.seconds,
             "best_loss": self.best_loss,
-            "held_out": self.held_out,
+            "held_out": self.held_out_identity,
             "worse": self.evals_since_best,
             "recent": self.recent_losses,
             "passed_over": self.skipped_spans,
@@ -132,11 +132,11 @@ class RunState(NamedTuple):
         """Samples that were trained on or passed over: where `position` is, counted from the beginning."""
         return self.samples + sum(end - first for first, end in self.skipped_spans)
 
-    def after_step(self, counts: StepCounts, *, skipped: bool, seconds: float) -> "RunState":
+    def after_step(self, counts: StepCounts, *, is_skipped: bool, seconds: float) -> "RunState":
         """Return the state after a step, or after the attempt at one."""
         return self._replace(
-            step=self.step + (not skipped),
-            skipped=self.skipped + skipped,
+            step=self.step + (not is_skipped),
+            steps_skipped=self.steps_skipped + is_skipped,
             samples=self.samples + counts.samples,
             tokens=self.tokens + counts.tokens,
             position=counts.end,
@@ -152,11 +152,11 @@ class RunState(NamedTuple):
         state = self if self.position.phase == phase else self._replace(best_loss=None, evals_since_best=0)
         return state._replace(position=self.position.entering(phase, seq_len, fresh_epoch))
 
-    def after_evaluation(self, loss: float, held_out: str) -> "RunState":
+    def after_evaluation(self, loss: float, held_out_identity: str) -> "RunState":
         """Return the state after an evaluation; losses of another held-out set are no measure for this one."""
-        best_loss = self.best_loss if held_out == self.held_out else None
+        best_loss = self.best_loss if held_out_identity == self.held_out_identity else None
         if math.isfinite(loss) and (best_loss is None or loss < best_loss):
-            return self._replace(best_loss=loss, held_out=held_out, evals_since_best=0)
+            return self._replace(best_loss=loss, held_out_identity=held_out_identity, evals_since_best=0)
         return self._replace(evals_since_best=self.evals_since_best + 1)
 
 

@@ -275,7 +275,7 @@ def print_plan(setup: Setup, model: BertForPreTraining, record: Record, identity
         "resume": str(start.checkpoint or ""),
         "changes": {change.setting: change.text for change in start.changes},
     }
-    print_json(first | plan.record())
+    print_json(first | plan.to_json())
 
 
 def is_rank_0() -> bool:

@@ -66,13 +66,13 @@ def checkpoint_of(run: Path, step: int, vocab_sha256: str = "ab" * 32, model: Be
         write_slices(staged / rank_file(rank, 2), slices)
     state = RunState(
         step,
-        skipped=1,
+        steps_skipped=1,
         samples=8 * step + 8,
         tokens=900 * step,
         position=DataPosition(0, 8 * step + 8, 0, 8 * step, 32),
         seconds=2.5,
         best_loss=3.25,
-        held_out="ab",
+        held_out_identity="ab",
         evals_since_best=1,
         recent_losses=(3.5, 3.25),
         skipped_spans=((0, 8),),

@@ -240,13 +240,13 @@ def test_the_commands_are_those_of_the_project(tmp_path):
     assert "--cased" in words["vocab"]
     assert words["shard"][-2:] == ["--lang", "de"]
     assert words["finetune"][words["finetune"].index("--eval") + 1] == str(tmp_path / "dev.tsv")
-    pasted = advice.record()["commands"]
+    pasted = advice.to_json()["commands"]
     assert "--corpus 'my texts'" in pasted[0]
     assert pasted[2].startswith("RANKS=2 zerobert train --data ")
     options = dict(zip(words["train"][1::2], words["train"][2::2], strict=True))
     settings = {name.removeprefix("--"): value for name, value in options.items()}
     config = TrainConfig(data=("store",), out=Path("run"), model=settings["model"])  # type: ignore[arg-type]
-    assert set(settings) <= set(config.record())
+    assert set(settings) <= set(config.to_json())
     assert float(settings["hours"]) == 3
 
 
@@ -348,7 +348,7 @@ def test_advice_needs_no_torch():
 def test_a_record_is_plain_json():
     advice = advised(text(), LAPTOP, 3, corpus=["texts"])
     assert isinstance(advice, Advice)
-    assert json.loads(json.dumps(advice.record()))["found"]["text"]["documents"] == 2000
+    assert json.loads(json.dumps(advice.to_json()))["found"]["text"]["documents"] == 2000
 
 
 def test_what_is_read_whole_is_counted_as_a_store_counts_it(tmp_path):

@@ -69,7 +69,7 @@ def test_the_json_s_flags_are_passed_on_untouched():
 def test_everything_is_recorded_as_json():
     import json
 
-    assert json.loads(json.dumps(from_line(BASE).record()))["data"] == ["a", "b:2.5"]
+    assert json.loads(json.dumps(from_line(BASE).to_json()))["data"] == ["a", "b:2.5"]
 
 
 def test_a_misspelt_option_is_refused_with_what_was_meant():

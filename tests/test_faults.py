@@ -277,7 +277,7 @@ def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
 def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero):
     settings = saving_run(store, tmp_path / "run", steps=5, precision=precision, zero=zero, save_every=0)
     state = run_ranks(2, train_with_bad_batches, settings, [2])[0]
-    assert (state.step, state.skipped, state.samples) == (5, 1, 6 * 8)
+    assert (state.step, state.steps_skipped, state.samples) == (5, 1, 6 * 8)
     assert [event["step"] for event in events(tmp_path / "run", "skip")] == [2]
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 < line["loss"] < 20 for line in lines if line["kind"] == "train")
@@ -311,7 +311,7 @@ def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_pat
     settings = saving_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
     state = run_ranks(2, train_in_fp16, settings)[0]
     skips = events(tmp_path / "run", "skip")
-    assert state.skipped == len(skips) > 3
+    assert state.steps_skipped == len(skips) > 3
     assert skips[-1]["loss_scale"] < skips[0]["loss_scale"]
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "run", cut)

@@ -101,8 +101,8 @@ def test_copies_of_a_document_are_on_one_side_and_never_most_of_the_text(shard, 
     lowest = Lowest()
     for row, digest in enumerate([9, 5, 9, 7, *range(100, 200)]):
         lowest.add(digest, row)
-    assert lowest.record()[:4] == [[5, 1], [7, 3], [9, 0], [9, 2]]
-    assert len({digest for digest, _ in lowest.record()}) == LEAST
+    assert lowest.to_json()[:4] == [[5, 1], [7, 3], [9, 0], [9, 2]]
+    assert len({digest for digest, _ in lowest.to_json()}) == LEAST
 
 
 def test_holdout_0_holds_out_nothing_and_says_what_that_means(shard, tmp_path):

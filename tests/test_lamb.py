@@ -126,7 +126,7 @@ def train_and_watch(settings: TrainConfig) -> list[dict[str, Any]]:
 
     Lamb.set_partition, Lamb.step = watched_set_partition, watched_step  # type: ignore[method-assign]
     state = train(settings)
-    calls.append({"skipped": state.skipped})
+    calls.append({"skipped": state.steps_skipped})
     return [{key: _as_numpy(value) for key, value in call.items()} for call in calls]
 
 

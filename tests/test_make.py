@@ -18,8 +18,8 @@ from launch.choices import lasting, settle_changes
 from launch.cloze import Gap, gaps_of
 from launch.folder_lock import Alone, alone_in
 from launch.make import share_trained, work_through
+from launch.make_record import MakeRecord, StageRecord, changes_of, check_folder
 from launch.page import answers_to, time_of, what_next
-from launch.record import Record, StageRecord, changes_of, check_folder
 from launch.running import STOPPED, Screen, Stage, StageTimes
 from launch.settings import MakeConfig
 from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
@@ -69,11 +69,11 @@ def test_a_run_goes_on_with_more_hours():
     assert (anew, again) == ([], ["train", "export", "fill", "finetune"])
 
 
-def made(folder: Path, *stages: str) -> Record:
+def made(folder: Path, *stages: str) -> MakeRecord:
     """A folder in which these stages are done."""
     keys = keys_of(COMMANDS, [], "task")
     given = MakeConfig(("texts",), folder, hours=3).given
-    record = Record([], given, {}, {}, {name: StageRecord("", *keys[name], True, 9.0) for name in stages})
+    record = MakeRecord([], given, {}, {}, {name: StageRecord("", *keys[name], True, 9.0) for name in stages})
     for name in ("store", "run", "hf"):
         write(folder / name / "file", "old")
     record.write(folder)
@@ -196,7 +196,7 @@ def test_a_damaged_record_is_named(tmp_path):
     path = tmp_path / "make.json"
     path.write_text(path.read_text().replace("9.0", "8.0"))
     with pytest.raises(InputError, match="damaged, or was edited"):
-        Record.read(tmp_path)
+        MakeRecord.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_record_of_something_else_is_refused(tmp_path, name, wrong):
     write_sealed(tmp_path / "make.json", {"format": 1, "sources": [], "given": {}, "task": {}, "advice": {}} | {
         "stages": {}, name: wrong})  # fmt: skip
     with pytest.raises(InputError, match=rf"make\.json.*; choose another --out, or remove {tmp_path} and make all"):
-        Record.read(tmp_path)
+        MakeRecord.read(tmp_path)
 
 
 # Running
@@ -378,7 +378,7 @@ def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):
 
 def test_a_text_without_a_word_to_ask_for_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("launch.make.texts_with_gaps", lambda store: [])  # as in a script without spaces
-    record = Record([], {})
+    record = MakeRecord([], {})
     config = MakeConfig(("texts",), tmp_path, steps=1)
     work_through(
         config, record, {"fill": ["predict", "no/model", "--fill", "--json"]}, {"fill": ("base", "key")}, Alone(0, 0)
@@ -396,7 +396,7 @@ def test_a_piece_is_shown_with_the_word_that_it_makes():
 
 def test_the_next_command_has_the_settings_of_this_one(tmp_path):
     config = MakeConfig(("texts",), tmp_path, steps=1, model="bert-tiny", set=("train.lr=1e-3",))
-    commands = dict(what_next(tmp_path, Record([], config.given)))
+    commands = dict(what_next(tmp_path, MakeRecord([], config.given)))
     with_a_task = next(command for command in commands.values() if "--task" in command)
     assert "--model bert-tiny --set train.lr=1e-3" in with_a_task
 
@@ -418,9 +418,9 @@ def test_what_fine_tuning_would_refuse_after_hours_is_refused_at_once(tmp_path, 
 
 def test_a_label_that_only_the_file_to_measure_on_has_is_refused_at_once(tmp_path):
     found = labelled.look_at(write(tmp_path / "t.csv", "review,stars\na,x\nb,y\n"))
-    held_out = labelled.look_at(write(tmp_path / "e.csv", "stars,review\nx,c\nz,d\n"), found.columns)
+    eval_file = labelled.look_at(write(tmp_path / "e.csv", "stars,review\nx,c\nz,d\n"), found.columns)
     with pytest.raises(InputError, match=r"e\.csv, line 3: label 'z' does not occur in .*t\.csv"):
-        labelled.check(found, held_out)
+        labelled.check(found, eval_file)
 
 
 # One in full
@@ -457,7 +457,7 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
     for told in ("What was chosen, and why", "made here", "Größe 1.txt", "cp1252", "--fill"):
         assert told in page, told
     assert "<script src" not in page
-    record = Record.read(out)
+    record = MakeRecord.read(out)
     assert record is not None
     assert all(entry.is_done for entry in record.stages.values())
     gaps = gaps_of(Store.open(out / "store"), 4)

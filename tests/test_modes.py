@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForPreTraining
 
-from data_prep.files import share, write_folder, write_whole
+from data_prep.files import set_umask_mode, write_folder, write_whole
 from data_prep.vocab import VocabConfig
 from data_prep.vocab import main as make_vocab
 from pretrain.export.command import ExportConfig
@@ -58,7 +58,7 @@ def test_a_folder_is_written_by_the_umask(tmp_path, value):
     with umask(value):
         (tmp_path / "new").mkdir()
     save_file({"a": torch.zeros(2)}, tmp_path / "new/model.safetensors")
-    share(tmp_path / "new/model.safetensors")
+    set_umask_mode(tmp_path / "new/model.safetensors")
     assert modes(tmp_path / "new") == {oct(0o666 & ~value)}
 
 

@@ -181,7 +181,7 @@ def test_plan_and_start_say_the_share(tmp_path):
     config = tiny_run(store.folder, tmp_path / "run", objective="mlm")
     found = data_coverage_of(config, [store])
     assert (found.tokens_seen, found.tokens_seen_10) == (1, 1)
-    record = {"train": config.record(), "outlook": found._asdict(), "deepspeed": {}}
+    record = {"train": config.to_json(), "outlook": found._asdict(), "deepspeed": {}}
     told = rendered(start_summary(Setup(config, [store], 1, []), record, devices="CPU", resumed_from=None))
     assert "Tokens seen  100 % in a pass" in told.replace("   ", " ")
 

@@ -375,7 +375,7 @@ def test_best_never_compares_losses_on_different_samples(tmp_path):
         files = {name: FileEntry(1, "ab" * 32) for name in (STATE, rank_file(0, 1))}
         Manifest(
             step=step, world_size=1, zero_stage=0, held_out_loss=loss, identity=ModelIdentity({}, "ab" * 32, 5),
-            ds_config={}, parameters={"weight": [1]}, files=files, held_out=held_out,
+            ds_config={}, parameters={"weight": [1]}, files=files, held_out_identity=held_out,
         ).write(folder)  # fmt: skip
     best = best_checkpoint(list_checkpoints(tmp_path))
     assert best is not None
@@ -388,8 +388,10 @@ def test_the_held_out_set_is_known_by_what_decides_it(whole, store, tmp_path):
     sets = {line["held_out"] for line in lines if line["kind"] == "eval"}
     assert len(sets) == 1
     manifest = verify_checkpoint(checkpoint_dir(whole, STEPS))
-    assert manifest.held_out == sets.pop()
-    assert json.loads((checkpoint_dir(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out
+    assert manifest.held_out_identity == sets.pop()
+    assert (
+        json.loads((checkpoint_dir(whole, STEPS) / "state.json").read_text())["held_out"] == manifest.held_out_identity
+    )
 
 
 def test_export_takes_no_other_tokenizer_or_settings(store, whole, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def record_of(config: TrainConfig, folder: Path, **more: object) -> Path:
     """A record as config.json has it, of what this is about."""
     ds_config = engine_ds_config(phases_of(config.spans, config.ds_config, config.flags, 2, "fp32"))
     folder.mkdir()
-    write_sealed(folder / "config.json", {"train": config.record(), "deepspeed": ds_config.content, "seed": 7} | more)
+    write_sealed(folder / "config.json", {"train": config.to_json(), "deepspeed": ds_config.content, "seed": 7} | more)
     return folder / "config.json"
 
 

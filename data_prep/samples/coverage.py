@@ -32,7 +32,7 @@ class Coverage(NamedTuple):
     without_choice: float  # of the samples: they hold one sentence, which decides their label
     looked_at: float  # of the training tokens, that were counted
 
-    def record(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float]:
         """As JSON values."""
         names = ("tokens_seen", "tokens_seen_10", "without_choice", "looked_at")
         return {name: round(getattr(self, name), 6) for name in names}

@@ -74,10 +74,10 @@ class ShardBuilder:
             if not count:
                 self.counts["empty_documents"] += 1
                 continue
-            held_out = digest < self.threshold
+            is_held_out = digest < self.threshold
             self.lowest.add(digest, len(self._documents) // 3)
-            self._documents.extend((count, source, HELD_OUT if held_out else 0))
-            self.counts["held_out_documents"] += held_out
+            self._documents.extend((count, source, HELD_OUT if is_held_out else 0))
+            self.counts["held_out_documents"] += is_held_out
             self.counts["text_bytes"] += size
         self._pending, self._pending_bytes = [], 0
 

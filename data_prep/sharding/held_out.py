@@ -1,7 +1,7 @@
 """Which documents are kept for evaluation: by a hash of their text, and in a small corpus a few more.
 
     digest_of(raw) < threshold(holdout)      as documents are read: the same document in every store
-    Lowest(), .add(digest, row), .record()   of a shard in the making: the documents that come next
+    Lowest(), .add(digest, row), .to_json()   of a shard in the making: the documents that come next
     hold_out_enough(...)                     at the end, where too few are below: the threshold rises
 
 One document in a hundred is none of fifty, and a run without evaluation says nothing about itself. So the threshold
@@ -60,7 +60,7 @@ class Lowest:
             self._rows[digest] = []
         self._rows[digest].append(row)
 
-    def record(self) -> list[list[int]]:
+    def to_json(self) -> list[list[int]]:
         """Return [hash, index of the document], as JSON values."""
         return [[digest, row] for digest in self._digests for row in self._rows[digest]]
 

@@ -1,6 +1,6 @@
 """How a corpus is cut into units of work: the reason why a store's bytes do not depend on who makes it.
 
-A unit is a list of segments, each a byte range (plain files), a row range (parquet) or all of a file that can only be
+A unit is a list of ranges, each a byte range (plain files), a row range (parquet) or all of a file that can only be
 read from its beginning, of about as much text as a shard shall hold. It depends on names, sizes and settings, never on
 workers. Whoever takes a unit writes its shards: one for a plain unit, as many as needed for one whose text is known
 once it is read. records.py has what is done.
@@ -21,7 +21,7 @@ LEAST_BYTES = 1 << 20
 SHARD_SLACK = 5 / 4  # a shard is closed when it holds this many times the text aimed at
 
 
-class Segment(NamedTuple):
+class SourceRange(NamedTuple):
     """A part of a source: bytes of its text, or rows of parquet."""
 
     source: int  # index into the sources that are read
@@ -33,7 +33,7 @@ class WorkUnit(NamedTuple):
     """What one worker does at a time."""
 
     number: int  # within the store
-    segments: tuple[Segment, ...]
+    ranges: tuple[SourceRange, ...]
     text_bytes: int  # estimated
 
 
@@ -54,14 +54,14 @@ def plan_work(sources: list[Source], column: str, shard_bytes: int, first_unit: 
     sizes = [_size(source, column) for source in sources]
     aim = min(shard_bytes, max(LEAST_BYTES, sum(text for _, text in sizes) // LEAST_UNITS))
     units: list[WorkUnit] = []
-    segments: list[Segment] = []  # of the unit that is being filled
+    ranges: list[SourceRange] = []  # of the unit that is being filled
     filled = 0  # bytes of text in it
 
     def close() -> None:
-        nonlocal segments, filled
-        if segments:
-            units.append(WorkUnit(first_unit + len(units), tuple(segments), filled))
-        segments, filled = [], 0
+        nonlocal ranges, filled
+        if ranges:
+            units.append(WorkUnit(first_unit + len(units), tuple(ranges), filled))
+        ranges, filled = [], 0
 
     # Aim 10, sources of 4, 5, 25 and 8 bytes: units of 4 + 5; 0..8, 8..16 and 16..25 of the third; 8.
     for index, (length, text) in enumerate(sizes):
@@ -69,14 +69,14 @@ def plan_work(sources: list[Source], column: str, shard_bytes: int, first_unit: 
         for part in range(parts if length else 0):
             if filled + text // parts > aim:
                 close()
-            segments.append(Segment(index, part * length // parts, (part + 1) * length // parts))
+            ranges.append(SourceRange(index, part * length // parts, (part + 1) * length // parts))
             filled += text // parts
     close()
     return WorkPlan(tuple(units), aim)
 
 
 def _size(source: Source, column: str) -> tuple[int, int]:
-    """Return the length of a source, as segments count it, and its bytes of text."""
+    """Return the length of a source, as ranges count it, and its bytes of text."""
     if not source.bytes:
         return 0, 0
     if source.kind in ("parquet", "dataset"):
@@ -89,16 +89,16 @@ def unit_documents(
     unit: WorkUnit, sources: list[Source], column: str, counts: dict[int, Counter[str]], clean: Cleaner | None = None
 ) -> Iterator[tuple[int, Document]]:
     """Yield (index of the source, document) of a unit, in order, cleaned; `counts` gets what was counted, by source."""
-    for segment in unit.segments:
-        seen = counts.setdefault(segment.source, Counter())
-        for document in read_counted_documents(sources[segment.source], column, seen, segment.start, segment.stop):
+    for part in unit.ranges:
+        seen = counts.setdefault(part.source, Counter())
+        for document in read_counted_documents(sources[part.source], column, seen, part.start, part.stop):
             if clean is None or (document := clean(document, seen)) is not None:  # type: ignore[assignment]
-                yield segment.source, document
+                yield part.source, document
 
 
 def unit_name(unit: WorkUnit, sources: list[Source]) -> str:
     """Return what a message calls a unit."""
-    first, *others = unit.segments
+    first, *others = unit.ranges
     where = sources[first.source].name
     if not others and not sources[first.source].is_stream:
         where += f" from {'row' if sources[first.source].kind == 'parquet' else 'byte'} {first.start}"

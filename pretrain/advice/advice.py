@@ -2,7 +2,7 @@
 
     advice = advise(["texts/"], 3.0)
     advice.settings["model"], advice.reasons["model"], advice.commands, advice.warnings
-    advice.record()                          what `zerobert plan --json` prints
+    advice.to_json()                         what `zerobert plan --json` prints
 
 The text is looked at (survey.py), the machine too (machine.py); the rules (rules.py) do the rest.
 """
@@ -45,7 +45,7 @@ class Advice(NamedTuple):
     warnings: list[str]  # each with its remedy
     found: dict[str, Any]  # text, machine, time, memory
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return self.settings | {
             "commands": [pasteable(words, self.settings) for _, words in self.commands],
@@ -118,7 +118,7 @@ def advised(
     settings = chosen.as_wanted()
     warnings = list(_warnings(text if corpus else None, machine, settings, lang, fits=chosen.fits))
     found = {
-        "text": text.record(), "machine": machines.record(machine),
+        "text": text.to_json(), "machine": machines.machine_json(machine),
         "cost": _costs(machine, settings, hours, price), "memory": _memory(machine, settings),
     }  # fmt: skip
     commands = list(_commands(settings, [str(path) for path in corpus], out, task))
@@ -176,12 +176,12 @@ class _Choices:
         self.useful = min(self.pace.tokens, rules.MANY_PASSES * self.in_text)
         length = self._choose("seq_len", rules.seq_len(self.useful, self._document_tokens()))
         step_tokens, why = rules.step_tokens(self.useful)
-        unit = machine.ranks * self.wanted.get("micro_batch", 1)
-        batch = self._choose("global_batch", (_multiple(step_tokens // length, unit), why))
-        if batch % unit:
+        at_once = machine.ranks * self.wanted.get("micro_batch", 1)
+        batch = self._choose("global_batch", (_multiple(step_tokens // length, at_once), why))
+        if batch % at_once:
             raise InputError(
                 f"--global_batch {batch} cannot be dealt out to {machine.ranks} ranks with a micro-batch of "
-                f"{unit // machine.ranks}: give a multiple of {unit}, another --micro_batch, or other RANKS"
+                f"{at_once // machine.ranks}: give a multiple of {at_once}, another --micro_batch, or other RANKS"
             )
         share = batch // machine.ranks
         stage, micro = rules.stage_and_micro_batch(model, machine, settings["vocab_size"], length, share)
@@ -243,8 +243,8 @@ def _language(text: Survey, lang: str) -> rules.Choice:
     return "en", "nothing tells the language; --lang says it"
 
 
-def _multiple(samples: int, unit: int) -> int:
-    return max(unit, -(-samples // unit) * unit)
+def _multiple(samples: int, divisor: int) -> int:
+    return max(divisor, -(-samples // divisor) * divisor)
 
 
 def _intervals(steps: int, tokens: float, length: int, passes: float, documents: float) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def main(config: AdviceConfig) -> None:
         out=config.out,
     )
     if config.json:
-        print_json(advice.record())
+        print_json(advice.to_json())
         return
     is_terminal = sys.stdout.isatty()
     console = Console(highlight=False, markup=False, emoji=False, width=None if is_terminal else WIDTH)

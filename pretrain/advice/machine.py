@@ -240,6 +240,6 @@ def _power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1)
 
 
-def record(machine: Machine) -> dict[str, Any]:
+def machine_json(machine: Machine) -> dict[str, Any]:
     """Return it as JSON values."""
     return machine._asdict()

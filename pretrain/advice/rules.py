@@ -222,9 +222,9 @@ def why_model(chosen: Pace, larger: Pace | None, hours: float) -> str:
     return reason
 
 
-def why_warmup(share: float, of: str) -> str:
+def why_warmup(share: float, whole: str) -> str:
     """Return how the rate runs: `of` the time, or of the steps."""
-    return f"{100 * share:g} % of the {of}, then down to 0 in a straight line"
+    return f"{100 * share:g} % of the {whole}, then down to 0 in a straight line"
 
 
 def why_micro_batch(machine: Machine, samples: int, seq_len: int, share: int) -> str:

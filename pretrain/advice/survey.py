@@ -96,7 +96,7 @@ class Survey(NamedTuple):
         """Return how many times the sample the corpus is."""
         return self.text_bytes / max(self.sample_bytes, 1)
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, without the words."""
         told = self._asdict()
         del told["frequent"], told["lengths"]

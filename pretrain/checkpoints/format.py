@@ -72,7 +72,7 @@ class Manifest:
     ds_config: dict[str, Any]  # the DeepSpeed JSON
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one per rank
-    held_out: str = ""  # which held-out set held_out_loss is of
+    held_out_identity: str = ""  # of the set that held_out_loss is of
     record: dict[str, Any] | None = None  # config.json as it was when the checkpoint was written
     average: str = ""  # which average of the weights it holds, as --average says it; empty: none
 
@@ -102,12 +102,12 @@ class Manifest:
             world_size=fields.whole("world_size", least=1),
             zero_stage=fields.whole("zero_stage", most=3),
             held_out_loss=_loss(fields),
-            identity=_identity(fields.of("identity")),
-            ds_config=fields.of("settings").content,
-            parameters=_shapes(fields.of("parameters")),
+            identity=_identity(fields.object("identity")),
+            ds_config=fields.object("settings").content,
+            parameters=_shapes(fields.object("parameters")),
             files=_files(fields),
-            held_out=fields.text("held_out", default=""),
-            record=fields.of("record").content if "record" in fields.content else None,
+            held_out_identity=fields.text("held_out", default=""),
+            record=fields.object("record").content if "record" in fields.content else None,
             average=_average(fields) if version == AVERAGED else "",
         )
 
@@ -124,8 +124,8 @@ class Manifest:
             "parameters": self.parameters,
             "files": {name: entry._asdict() for name, entry in self.files.items()},
         }
-        if self.held_out:
-            content["held_out"] = self.held_out
+        if self.held_out_identity:
+            content["held_out"] = self.held_out_identity
         if self.record is not None:
             content["record"] = self.record
         if self.average:
@@ -199,7 +199,7 @@ def read_state(folder: Path, manifest: Manifest) -> SavedState:
     InputError: not readable, or not true to itself or the manifest.
     """
     fields = read_fields(folder / STATE, NOT_WHOLE)
-    state, scaler = RunState.from_json(fields), fields.of("loss_scaler", default={})
+    state, scaler = RunState.from_json(fields), fields.object("loss_scaler", default={})
     if state.step != manifest.step:
         raise fields.error(f"says step {state.step}, {MANIFEST} {manifest.step}")
     if bool(state.averaged) != bool(manifest.average) or state.averaged > state.step:
@@ -229,14 +229,14 @@ def best_checkpoint(folders: Sequence[Path]) -> ScoredCheckpoint | None:
     """Return the checkpoint with the lowest held-out loss, of those on the held-out set of the newest of `folders`
     (newest first) that has one: losses on different sets do not compare. None where there was no evaluation."""
     scored: list[ScoredCheckpoint] = []
-    held_out = None
+    held_out_identity = None
     for folder in folders:
         try:
             manifest = Manifest.read(folder)
         except InputError:
             continue  # whoever looks for a checkpoint to resume says what is wrong with it
-        if manifest.held_out_loss is not None and (not scored or manifest.held_out == held_out):
-            held_out = manifest.held_out
+        if manifest.held_out_loss is not None and (not scored or manifest.held_out_identity == held_out_identity):
+            held_out_identity = manifest.held_out_identity
             scored.append(ScoredCheckpoint(manifest.held_out_loss, folder))
     return min(scored, key=lambda one: one.loss, default=None)
 
@@ -298,7 +298,9 @@ def _average(fields: Fields) -> str:
 
 
 def _identity(fields: Fields) -> ModelIdentity:
-    return ModelIdentity(fields.of("model").content, fields.digest("vocab_sha256"), fields.whole("vocab_size", least=1))
+    return ModelIdentity(
+        fields.object("model").content, fields.digest("vocab_sha256"), fields.whole("vocab_size", least=1)
+    )
 
 
 def _shapes(fields: Fields) -> dict[str, list[int]]:
@@ -314,7 +316,7 @@ def _shapes(fields: Fields) -> dict[str, list[int]]:
 
 def _files(fields: Fields) -> dict[str, FileEntry]:
     """Return the entries of exactly the files that so many ranks write: no name leads out of the folder."""
-    entries = fields.of("files")
+    entries = fields.object("files")
     world_size = fields.whole("world_size", least=1)
     # The number first: world_size may be anything, and so many names are not made in vain.
     if len(entries.content) != world_size + 1 or entries.content.keys() != _names(world_size):

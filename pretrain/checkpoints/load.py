@@ -35,5 +35,5 @@ def load_checkpoint(folder: Path, engine: Engine, identity: ModelIdentity, avera
                     read_elements(stored[slice_.name, kind], partition.view(slice_, kind), slice_.param_offset)
         except SafetensorError as error:
             raise InputError(f"{folder}: {error}") from error
-    engine.restore(step=state.step, skipped=state.skipped, samples=state.samples, scaler=scaler)
+    engine.restore(step=state.step, steps_skipped=state.steps_skipped, samples=state.samples, scaler=scaler)
     return state

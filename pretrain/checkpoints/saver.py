@@ -150,7 +150,7 @@ class Saver:
             ds_config=self.ds_config,
             parameters={name: list(shape) for name, shape in self.engine.partition.shapes.items()},
             files={},
-            held_out=state.held_out,
+            held_out_identity=state.held_out_identity,
             record=self.record,
             average=str(self.averaging) if state.averaged else "",
         )

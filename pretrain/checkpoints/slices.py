@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep.cli import InputError
-from data_prep.files import share
+from data_prep.files import set_umask_mode
 from pretrain.checkpoints.format import NOT_WHOLE, parse_slice_key
 
 
@@ -41,7 +41,7 @@ def write_slices(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path)
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(f"{path}: {error}") from error
-    share(path)
+    set_umask_mode(path)
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

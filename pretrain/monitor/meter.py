@@ -188,7 +188,7 @@ class Meter:
             "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
-        self.log.record(line, step, "train")
+        self.log.write_line(line, step, "train")
         self.log.say(self._in_words(line, elapsed, seconds_left))
         self.last_time, self.last_step = now, step
         self._reset()
@@ -216,14 +216,14 @@ class Meter:
         step: int,
         sums: Tensor,
         sources: list[EvalSource],
-        held_out: str = "",
+        held_out_identity: str = "",
         *,
         of_average: Tensor | None = None,
     ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
-        `held_out` says which samples they are: losses on others do not compare. `of_average` are the sums with averaged
+        `held_out_identity` says which samples they are: losses on others do not compare. `of_average` are the sums with averaged
         weights: their scores have the names of the others behind "avg_".
         """
         self._measure_peak()
@@ -231,8 +231,8 @@ class Meter:
         line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
         if of_average is not None:
             line |= _averaged(_scores(of_average.sum(0), whole))
-        if held_out:
-            line["held_out"] = held_out
+        if held_out_identity:
+            line["held_out"] = held_out_identity
         if len(sources) > 1:
             line["by_source"] = {
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
@@ -240,7 +240,7 @@ class Meter:
             }
             for row, source in enumerate(sources if of_average is not None else ()):
                 line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
-        self.log.record(line, step, "eval")
+        self.log.write_line(line, step, "eval")
         for what, name in (("held out", ""), ("  averaged weights", "avg_"))[: 1 + (of_average is not None)]:
             self.log.say(
                 f"{what}, step {step}: mlm loss {line[f'{name}mlm_loss']:.4f} (perplexity "
@@ -259,7 +259,7 @@ class Meter:
             match = re.search(r"layer\.\d+|embeddings", name)
             by_layer[match[0] if match else "heads"].append(ratio)
         summary = {layer: _spread(values) for layer, values in by_layer.items()}
-        self.log.record(
+        self.log.write_line(
             {"kind": "trust", "step": step, "ratios": _spread(list(ratios.values())), "by_layer": summary}, step
         )
         self.log.draw_together(step, {f"trust_ratio/{layer}": spread for layer, spread in summary.items()})

@@ -1,6 +1,6 @@
 """What a run will be, before it runs: what --dry_run prints.
 
-    estimate_run(setup, model, ...) -> Plan      .record() for scripts; for people plan_tables.py
+    estimate_run(setup, model, ...) -> Plan      .to_json() for scripts; for people plan_tables.py
 
 Numbers of three kinds. Known: steps, tokens, bytes of a checkpoint. By formula: memory of the state at each ZeRO stage
 and bytes on the wire, as DeepSpeed 0.19.8 sends them (tests/test_plan.py counts its collectives). Measured in seconds
@@ -97,7 +97,7 @@ class PhasePlan:
         """Return the micro-batches of a step on each rank."""
         return self.phase.accumulation
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the phase as JSON values."""
         span = self.phase.span
         return self.phase.described() | {
@@ -157,11 +157,11 @@ class Plan:
         """Return the bytes of weights, gradients and optimizer state that a rank has at a ZeRO stage."""
         return state_bytes(stage, self.parameters, self.ranks, self.precision)
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {
             "ranks": self.ranks,
-            "phases": [phase.record() for phase in self.phases],
+            "phases": [phase.to_json() for phase in self.phases],
             "state_bytes": {stage: round(self.state_bytes(stage)) for stage in STAGES},
             "activation_bytes": round(self.activation_bytes),
             "checkpoint": self.disk._asdict(),

@@ -2,7 +2,7 @@
 
     log = RunLog(run, first_step, bar)      of rank 0, or of nobody: is_writer
     log.say(line), log.print_tables(...)    for people: console and log.txt
-    log.record({"kind": ...}, step)         for programs: metrics.jsonl, and TensorBoard where a group is named
+    log.write_line({"kind": ...}, step)     for programs: metrics.jsonl, and TensorBoard where a group is named
 
 What cannot be written is said once, wherever words still go, and the run goes on.
 """
@@ -43,7 +43,7 @@ class RunLog:
 
     def event(self, step: int, event: str, **details: Any) -> None:
         """Write that something happened, for programs and for people."""
-        self.record({"kind": "event", "step": step, "event": event, **details}, step)
+        self.write_line({"kind": "event", "step": step, "event": event, **details}, step)
         self.say(
             f"{event}, step {step}"
             + "".join(f", {name} {value}" for name, value in details.items() if value is not None)
@@ -51,11 +51,11 @@ class RunLog:
 
     def fail(self, step: int, why: str) -> None:
         """Write that the run goes no further than `step`; the console hears of it where the error is met."""
-        self.record({"kind": "event", "step": step, "event": FAILED, "reason": why}, step)
+        self.write_line({"kind": "event", "step": step, "event": FAILED, "reason": why}, step)
         if self.is_writer:
             self._text.write(f"{FAILED}, after step {step}: {why}")
 
-    def record(self, line: dict[str, Any], step: int, group: str | None = None) -> None:
+    def write_line(self, line: dict[str, Any], step: int, group: str | None = None) -> None:
         """Write a line of metrics; `group` is what TensorBoard calls its curves, if they are drawn."""
         if self._board is None:
             return

@@ -87,12 +87,12 @@ def end_summary(config: TrainConfig, state: RunState, first: RunState, seconds: 
     tokens = state.tokens - first.tokens
     best = best_checkpoint(list_checkpoints(config.out))
     source = config.out if best is None or not is_finished else best.folder
-    of = "" if config.hours else f" of {config.total_steps:,}"
+    of_all = "" if config.hours else f" of {config.total_steps:,}"
     rows = {
-        "Status": f"{FINISHED if is_finished else STOPPED} at step {state.step:,}{of}, "
+        "Status": f"{FINISHED if is_finished else STOPPED} at step {state.step:,}{of_all}, "
         f"{duration(seconds)} after step {first.step:,}",
         "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} per second with all pauses",
-        "Skipped": f"{state.skipped:,} steps" if state.skipped else "",
+        "Skipped": f"{state.steps_skipped:,} steps" if state.steps_skipped else "",
         "Averaged": f"{config.averaging.in_words(state.averaged)}; export it with --weights averaged"
         if state.averaged
         else "",

@@ -175,8 +175,8 @@ class History:
         if axis == "step" or not len(steps):
             return steps.astype(float)
         known = [0, *(line["step"] for line in self.train)]
-        name, unit = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
-        return np.interp(steps, known, [0.0, *(line[name] / unit for line in self.train)])
+        name, divisor = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
+        return np.interp(steps, known, [0.0, *(line[name] / divisor for line in self.train)])
 
     @property
     def steps(self) -> int | None:
@@ -317,18 +317,18 @@ def _checked(fields: Fields) -> dict[str, Any]:
     ------
     InputError: naming what has not.
     """
-    fields.of("train").list("data")
+    fields.object("train").list("data")
     for part, types in TYPES.items():
-        within = fields.of(part, default={}) if part else fields
+        within = fields.object(part, default={}) if part else fields
         for name, kind in types.items():
             if name in within.content and not isinstance(within.content[name], kind):
                 raise within.error(f"says {name} {within.content[name]!r:.40}")
             if kind is list and part and not all(isinstance(entry, str) for entry in within.list(name, default=[])):
                 raise within.error(f"says {name} of other things than texts")
-    deepspeed = fields.of("deepspeed", default={})
-    optimizer = deepspeed.of("optimizer", default={})
+    deepspeed = fields.object("deepspeed", default={})
+    optimizer = deepspeed.object("optimizer", default={})
     optimizer.text("type", default="")
-    optimizer.of("params", default={}).number("lr", default=0.0)
+    optimizer.object("params", default={}).number("lr", default=0.0)
     deepspeed.whole("gradient_accumulation_steps", least=1, default=1)
     return fields.content
 

@@ -235,7 +235,7 @@ class TrainConfig:
         end = now + self.time_limit if self.time_limit else check_job_end(os.environ)
         return end - self.stop_before if end else None
 
-    def record(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values, by the names of their options, for config.json."""
         settings = dataclasses.asdict(self)
         given = settings | settings.pop("flags")

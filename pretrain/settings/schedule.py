@@ -35,10 +35,10 @@ def batch_size(samples_in_phase: int, full: int, warmup: int) -> int:
     The batch grows from an eighth of `full` to all of it in eight equal stages over `warmup` steps, as in Megatron's
     --rampup-batch-size. A function of samples, not of steps: a step skipped for an overflow changes nothing.
     """
-    unit, left = full // BATCH_STAGES, samples_in_phase
+    eighth, left = full // BATCH_STAGES, samples_in_phase
     for stage in range(1, BATCH_STAGES):
         steps = warmup * stage // BATCH_STAGES - warmup * (stage - 1) // BATCH_STAGES
-        if left < steps * stage * unit:
-            return stage * unit
-        left -= steps * stage * unit
+        if left < steps * stage * eighth:
+            return stage * eighth
+        left -= steps * stage * eighth
     return full

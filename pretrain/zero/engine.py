@@ -79,7 +79,7 @@ class LossScale(NamedTuple):
 class StepResult(NamedTuple):
     """What became of a step."""
 
-    skipped: bool  # the gradient is infinite or not a number: the weights are as they were
+    is_skipped: bool  # the gradient is infinite or not a number: the weights are as they were
     grad_norm: Callable[[], float]  # before clipping; asking for it makes the host wait for the device
 
 
@@ -173,7 +173,7 @@ class Engine:
         scaler = self._scaler()
         return {name: getattr(scaler, name) for name in SCALER_FIELDS if hasattr(scaler, name)}
 
-    def restore(self, *, step: int, skipped: int, samples: int, scaler: dict[str, float]) -> None:
+    def restore(self, *, step: int, steps_skipped: int, samples: int, scaler: dict[str, float]) -> None:
         """Set counters and loss scaler to those of a checkpoint; its slices are written through `partition`."""
         for buffer in self.partition.fp32_buffers:
             self.partition.optimizer.state[buffer]["step"] = torch.tensor(float(step), device=buffer.device)
@@ -182,9 +182,9 @@ class Engine:
             # fp16 then and now; another precision has a constant scale, or none.
             for name, value in scaler.items():
                 setattr(own, name, value)
-        self.deepspeed_engine.global_steps = step + skipped
+        self.deepspeed_engine.global_steps = step + steps_skipped
         self.deepspeed_engine.global_samples = samples
-        self.deepspeed_engine.skipped_steps = skipped
+        self.deepspeed_engine.skipped_steps = steps_skipped
 
     def trust_ratios(self) -> dict[str, float]:
         """Return LAMB's newest trust ratio of every adapted parameter; of another optimizer none."""

@@ -1,6 +1,6 @@
 """DIR/make.json: what a folder of `make` was made from, so that the same command goes on and another one is noticed.
 
-    record = Record.read(folder)                None in a new folder
+    record = MakeRecord.read(folder)                None in a new folder
     record.write(folder)                        aside, then renamed
     changes_of(record.sources, sources)         texts that were added, removed or changed, in words
 
@@ -52,7 +52,7 @@ class StageRecord:
 
 
 @dataclass
-class Record:
+class MakeRecord:
     """The content of make.json."""
 
     sources: list[Json]
@@ -62,7 +62,7 @@ class Record:
     stages: dict[str, StageRecord] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: Path) -> "Record | None":
+    def read(cls, folder: Path) -> "MakeRecord | None":
         """Return the record of a folder; None where there is none.
 
         Raises
@@ -79,12 +79,12 @@ class Record:
             raise found.error(f"has format {content.get('format')!r}, which this version does not read")
         for source in found.rows("sources"):
             source.text("path")
-        advice = found.of("advice")
+        advice = found.object("advice")
         if advice.content:  # there is none where the first make was stopped before it
-            advice.of("settings").whole("ranks", least=1)
-            advice.of("commands").list("train")
+            advice.object("settings").whole("ranks", least=1)
+            advice.object("commands").list("train")
         stages = {}
-        for name, entry in found.of("stages").each():
+        for name, entry in found.object("stages").each():
             stages[name] = StageRecord(
                 command=entry.text("command"),
                 base=entry.text("base"),
@@ -93,7 +93,9 @@ class Record:
                 seconds=entry.number("seconds", least=0),
                 interruptions=entry.whole("interruptions", default=0),
             )
-        return cls(content["sources"], found.of("given").content, found.of("task").content, advice.content, stages)
+        return cls(
+            content["sources"], found.object("given").content, found.object("task").content, advice.content, stages
+        )
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all."""
