@@ -97,6 +97,7 @@ REFUSALS = {
         "--data store --out new --init_from texts",
         f"{STORE} --dry_run --global_batch 100 --micro_batch 64",
         f"{STORE} --resume nix",
+        f"{STORE} --eval_pairs nix.jsonl",
         "--data store --out run --model bert-tiny --resume never",
     ],
     "export": [
@@ -136,6 +137,18 @@ REFUSALS = {
         "pickled text",
         "encoder text",
         "hf text --pair",
+    ],
+    "score": [
+        "hf --piars pairs.jsonl",
+        "hf",
+        "nix --pairs pairs.jsonl",
+        "texts --pairs pairs.jsonl",
+        "hf --pairs nix.jsonl",
+        "hf --pairs train.tsv",
+        "hf --pairs pairs.jsonl --texts texts/a.txt",
+        "hf --pairs pairs.jsonl --group nix",
+        "hf --texts texts/a.txt --group UID",
+        "hf --texts texts",
     ],
     "report": [
         "run --otu new",
@@ -198,6 +211,7 @@ def prepare(folder: Path) -> None:
     }
     for name, text in rows.items():
         (folder / f"{name}.tsv").write_text(text)
+    (folder / "pairs.jsonl").write_text('{"sentence_good": "w1 w2", "sentence_bad": "w2 w1", "UID": "order"}\n')
     command = [
         sys.executable,
         str(ROOT / "data_prep/shard.py"),

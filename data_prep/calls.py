@@ -43,6 +43,7 @@ COMMANDS = {
         "pretrain.finetune", "a Hugging Face folder and labelled text -> a model for a task, with its score"
     ),
     "predict": Command("pretrain.predict", "ask a model: missing words, labels, tags"),
+    "score": Command("pretrain.score", "minimal pairs or texts -> how likely a model finds them"),
     "report": Command("pretrain.report", "runs -> a page with their curves"),
 }
 _NAMES = {command.module: name for name, command in COMMANDS.items()}

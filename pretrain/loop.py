@@ -22,6 +22,8 @@ from pretrain.clock import Clock
 from pretrain.data import StepData, load_steps
 from pretrain.divergence import Divergence
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
+from pretrain.likelihood.minimal_pairs import PairScores
+from pretrain.likelihood.pair_evaluation import PairSet, evaluate_pairs
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.summary import end_summary
 from pretrain.run_facts import OUT_OF_PATIENCE, OUT_OF_TIME
@@ -38,6 +40,7 @@ class Run(NamedTuple):
     """What stays the same from the first step to the last: the setup, and what acts on it, on every rank."""
 
     setup: Setup
+    pairs: PairSet | None  # that each evaluation scores
     engine: Engine
     meter: Meter
     saver: Saver
@@ -215,10 +218,26 @@ def evaluate_held_out(run: Run, held_out: HeldOutSet, state: RunState) -> float:
         if state.averaged:
             with engine.partition.computing_with_average():
                 of_average = sums_of(" of averaged weights")
+        scores = score_minimal_pairs(run, state.step)
         engine.train()
-        line = run.meter.write_evaluation(state.step, sums, held_out.sources, held_out.identity, of_average=of_average)
+        line = run.meter.write_evaluation(
+            state.step, sums, held_out.sources, held_out.identity, scores, of_average=of_average
+        )
     run.timetable.evaluated()
     return line["mlm_loss"]
+
+
+def score_minimal_pairs(run: Run, step: int) -> PairScores | None:
+    """Return how the model does on the minimal pairs; None where there are none."""
+    if run.pairs is None:
+        return None
+    return evaluate_pairs(
+        partial(run.engine, by_sample=True),
+        run.pairs,
+        device=run.engine.device,
+        title=f"minimal pairs, step {step}",
+        on_batch=run.watchdog.heartbeat,
+    )
 
 
 def save(run: Run, state: RunState, held_out_loss: float | None) -> None:

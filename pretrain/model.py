@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
 from data_prep.cli import InputError, say
@@ -106,7 +106,9 @@ class PretrainingModule(nn.Module):
 
 def _per_sample_losses(mlm_logits: Tensor, nsp_logits: Tensor, batch: Batch) -> Losses:
     """Return the losses of each sample [B], for evaluation by source."""
-    masked = torch.tensor(batch.head_seqlens.lengths, device=mlm_logits.device) - 1  # the other head row is [CLS]
+    # Beside its masked rows, a sample's [CLS] is a head row: of all samples, or of none.
+    lengths = batch.head_seqlens.lengths
+    masked = torch.tensor(lengths, device=mlm_logits.device) - len(batch.cls_index) // len(lengths)
     sample = torch.arange(len(masked), device=mlm_logits.device).repeat_interleave(masked)  # [M]
 
     def summed(values: Tensor) -> Tensor:
@@ -120,7 +122,9 @@ def _per_sample_losses(mlm_logits: Tensor, nsp_logits: Tensor, batch: Batch) -> 
     )
 
 
-def encode_head_rows(model: BertForPreTraining, batch: Batch, *, checkpoint_activations: bool = False) -> Tensor:
+def encode_head_rows(
+    model: BertForMaskedLM | BertForPreTraining, batch: Batch, *, checkpoint_activations: bool = False
+) -> Tensor:
     """Return the encoder's output at the head rows, [K, hidden].
 
     Only modules are called, never their weights: under ZeRO-3 a weight exists only inside its module's forward. With

@@ -17,7 +17,7 @@ from pretrain.checkpoints.run_lock import lock_holder
 from pretrain.distributed import all_ranks_or_none, broadcast_object
 
 # Of the settings, these may be others on each node: folders mounted elsewhere. What they hold is compared.
-OF_NODES = ("data", "out", "ds_config", "init_from", "resume")
+OF_NODES = ("data", "out", "ds_config", "init_from", "eval_pairs", "resume")
 SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
 
 
@@ -37,7 +37,7 @@ def what_ranks_share(
     return (
         shared
         | {f"model's {name}": value for name, value in identity.model.items()}
-        | {"--init_from": record.get("init_sha256", "")[:12]}
+        | {f"--{name}": record.get(f"{name}_sha256", "")[:12] for name in ("init_from", "eval_pairs")}
     )
 
 

@@ -28,13 +28,14 @@ from data_prep.version import project_version
 from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
 from pretrain.data_coverage import data_coverage_of
+from pretrain.likelihood.minimal_pairs import identity_of
 from pretrain.setup import Setup
 
 
 def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
     """Return what is needed to repeat the run: the content of config.json, but for what came before."""
     config, stores = setup.config, setup.stores
-    return {
+    record: dict[str, Any] = {
         "train": config.to_json(),
         "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
@@ -51,7 +52,12 @@ def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
         | {name: version(name) for name in ("torch", "deepspeed", "transformers", "numpy")},
         "python": platform.python_version(),
         "git": git_state(),
-    } | ({} if config.init_from is None else {"init_sha256": weights_sha256(config.init_from)})
+    }
+    if config.init_from is not None:
+        record["init_sha256"] = weights_sha256(config.init_from)
+    if setup.minimal_pairs:
+        record["eval_pairs_sha256"] = identity_of(setup.minimal_pairs)
+    return record
 
 
 def write_run_folder(run: Path, start: Start, stores: list[Store]) -> None:

@@ -8,17 +8,19 @@ What needs the model (its weights, a checkpoint's shapes) or a GPU is refused la
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.cli import InputError, number_in
 from data_prep.files import check_writable
+from data_prep.samples.coverage import evaluated, why_not_evaluated
 from data_prep.samples.mixture import fresh_epoch
 from data_prep.store import HELD_OUT, Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
 from pretrain.hf_files import read_init
+from pretrain.likelihood.minimal_pairs import MinimalPair, choose_evenly, read_pairs
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig
 from pretrain.settings.limits import MAX_POSITIONS
@@ -33,6 +35,7 @@ class Setup(NamedTuple):
     stores: list[Store]
     ranks: int
     phases: list[Phase]
+    minimal_pairs: Sequence[MinimalPair] = ()  # that each evaluation scores
 
     @property
     def ds_config(self) -> DsConfig:
@@ -86,7 +89,7 @@ def prepare(config: TrainConfig, ranks: int) -> Setup:
     """
     stores = open_named(config)
     # The precision without a GPU: nothing is refused that a GPU would not refuse.
-    setup = Setup(config, stores, ranks, _phases(config, ranks, "fp32"))
+    setup = Setup(config, stores, ranks, _phases(config, ranks, "fp32"), pairs_to_score(config, stores))
     check_compile(setup)
     check_lengths(setup)
     check_text(stores)
@@ -107,9 +110,28 @@ def open_named(config: TrainConfig) -> list[Store]:
     opened = [Store.open(first)]
     stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
     check_resume(config)
+    if config.eval_pairs is not None and not config.eval_pairs.exists():
+        raise InputError(f"--eval_pairs {config.eval_pairs}: no such file")
     if not config.dry_run and not config.out.exists():
         check_writable(config.out)
     return stores
+
+
+def pairs_to_score(config: TrainConfig, stores: list[Store]) -> list[MinimalPair]:
+    """Return the minimal pairs of --eval_pairs that evaluations score; none without it.
+
+    Raises
+    ------
+    InputError: as read_pairs(), or no evaluation that could score them.
+    """
+    if config.eval_pairs is None:
+        return []
+    if not evaluated(stores, config.objective):
+        raise InputError(
+            f"--eval_pairs {config.eval_pairs} goes with evaluations, and there is none: "
+            + why_not_evaluated(stores, config.objective)
+        )
+    return choose_evenly(read_pairs(config.eval_pairs), config.eval_pairs_max)
 
 
 def check_launch(environment: Mapping[str, str] = os.environ) -> None:

@@ -29,6 +29,9 @@ from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
 from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
 from pretrain.divergence import DivergedError, Divergence
+from pretrain.hf_folder import positions
+from pretrain.likelihood.pair_evaluation import PairSet, encode_pairs
+from pretrain.likelihood.pseudo_likelihood import load_vocab
 from pretrain.loop import Run, train_loop
 from pretrain.model import architecture_of, build_model, compile_layers
 from pretrain.monitor.console import for_stderr
@@ -100,6 +103,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
 
         # The model, and what the run folder will say of it.
         model = model_of(setup)
+        pairs = pair_set_of(setup, positions(model.config))
         record = run_record(setup, model.num_parameters())
         identity = ModelIdentity(
             architecture_of(model.config), setup.stores[0].vocab_sha256, setup.stores[0].vocab_size
@@ -151,6 +155,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         watchdog.tighten()
         run = Run(
             setup=setup,
+            pairs=pairs,
             engine=engine,
             meter=meter,
             saver=saver,
@@ -218,6 +223,23 @@ def model_of(setup: Setup) -> BertForPreTraining:
         pad_id=setup.stores[0].special_ids["pad"],
         vocab=setup.vocab,
     )
+
+
+def pair_set_of(setup: Setup, longest: int) -> PairSet | None:
+    """Return the minimal pairs that evaluations score, by a model of `longest` positions; None where there are none.
+
+    Raises
+    ------
+    InputError: as encode_pairs() does.
+    """
+    if not setup.minimal_pairs:
+        return None
+    name, vocab = f"--eval_pairs {setup.config.eval_pairs}", load_vocab(setup.vocab)
+    pairs = encode_pairs(vocab, setup.minimal_pairs, longest, name=f"the tokenizer of {setup.stores[0].folder}")
+    if pairs.left_out and is_rank_0():
+        share = f"{pairs.left_out:,} of {len(setup.minimal_pairs):,} pairs"
+        say(f"{name}: left out: {share} hold a sentence longer than the model's {longest} tokens")
+    return PairSet.of(pairs, setup.stores[0].special_ids["mask"])
 
 
 def shapes_of(model: BertForPreTraining) -> dict[str, torch.Size]:

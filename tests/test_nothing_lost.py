@@ -96,7 +96,8 @@ def test_long_sentences_are_cut_at_other_places_in_other_passes(tmp_path):
         lengths = np.diff(pieces.sentences.ends)
         assert set(pieces.sentences.ends) >= set(sentences.ends)  # no border of a sentence is lost
         assert lengths.max() <= 15  # a quarter of 61
-        assert set(pieces.cut_sentences) == {1, 4, 7, 10}
+        assert set(np.searchsorted(sentences.ends, pieces.sentences.ends[pieces.inner]) - 1) == {1, 4, 7, 10}
+        assert np.isin(pieces.sentences.ends, sentences.ends).tolist() == (~pieces.is_inner).tolist()
         assert (pieces.sentences.token_starts == pieces.sentences.ends[:-1]).all()
 
 

@@ -179,6 +179,7 @@ SETTINGS = (
     Setting("zero", lambda record, step: DsConfig(record["deepspeed"]).stage),
     Setting("ranks", _ranks),
     *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_split", "eval_samples")),
+    Setting("eval_pairs", lambda record, step: record["eval_pairs_sha256"]),
     Setting("rollback", _of_train("rollback")),
     Setting("average", _average),  # another one begins where the run goes on (keep_average() of format.py)
     Setting("python", lambda record, step: record["python"]),

@@ -59,6 +59,24 @@ def read_rows(path: Path) -> list[tuple[int, Row]]:
     return rows
 
 
+def read_text_lines(path: Path) -> list[tuple[int, str]]:
+    """Return (line, text) of every line of a .txt that is not blank; at least one. How many are blank is said.
+
+    Raises
+    ------
+    InputError: no such file, in another encoding, without text.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: " + ("not a regular file" if path.exists() else "no such file"))
+    text = _decoded(path)
+    lines = list(_lines(text))
+    if not lines:
+        raise InputError(f"{path} holds no text")
+    if blank := lines[-1][0] - len(lines):
+        say(f"{path}: blank lines, which have no score: {blank:,}")
+    return lines
+
+
 def check_kind(path: Path) -> None:
     """Refuse what is no file, or of a kind that is not read.
 

@@ -52,7 +52,7 @@ class Board:
 
 def scalars(group: str, line: dict[str, Any]) -> dict[str, float]:
     """Return the curves of a line of metrics."""
-    no_curves = ("kind", "step", "by_source", "held_out")
+    no_curves = ("kind", "step", "by_source", "held_out", "pairs_by_group")
     drawn = {f"{group}/{name}": value for name, value in line.items() if name not in no_curves and value is not None}
     by_source = {name: scores["mlm_loss"] for name, scores in line.get("by_source", {}).items()}
     return drawn | {f"{group}_by_source/{name}": loss for name, loss in by_source.items()}

@@ -111,6 +111,8 @@ def _is_train(line: dict[str, Any]) -> bool:
 
 def _is_eval(line: dict[str, Any]) -> bool:
     sources = line.get("by_source", {})
+    if not isinstance(line.get("pairs_by_group", {}), dict):
+        return False
     scores = [line, *(sources.values() if isinstance(sources, dict) else [None])]
     return all(isinstance(score, dict) and _is_loss(score.get("mlm_loss")) for score in scores)
 

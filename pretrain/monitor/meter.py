@@ -34,6 +34,7 @@ from transformers import BertConfig
 from data_prep.progress import clock_time
 from data_prep.safe_output import can_redraw
 from pretrain.evaluation import EvalSource
+from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
@@ -217,14 +218,16 @@ class Meter:
         sums: Tensor,
         sources: list[EvalSource],
         held_out_identity: str = "",
+        pairs: PairScores | None = None,
         *,
         of_average: Tensor | None = None,
     ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
-        `held_out_identity` says which samples they are: losses on others do not compare. `of_average` are the sums with averaged
-        weights: their scores have the names of the others behind "avg_".
+        `held_out_identity` says which samples they are: losses on others do not compare. `pairs`: how the model does on
+        minimal pairs, where these are scored. `of_average`: the sums with averaged weights, whose scores have the names
+        of the others behind "avg_".
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
@@ -240,6 +243,9 @@ class Meter:
             }
             for row, source in enumerate(sources if of_average is not None else ()):
                 line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
+        if pairs is not None:
+            line["pairs_acc"] = pairs.accuracy
+            line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
         self.log.write_line(line, step, "eval")
         for what, name in (("held out", ""), ("  averaged weights", "avg_"))[: 1 + (of_average is not None)]:
             self.log.say(
@@ -250,6 +256,10 @@ class Meter:
         if "by_source" in line:
             each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
             self.log.say(f"  mlm loss (samples) by source: {', '.join(each)}")
+        if pairs is not None:
+            ties = f", {pairs.ties:,} ties" if pairs.ties else ""
+            of = f"{pairs.pairs:,} pairs in {len(pairs.groups)} group{'s' * (len(pairs.groups) > 1)}"
+            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f} ({of}{ties})")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:

@@ -187,7 +187,7 @@ def estimate_run(
     ------
     InputError: no room on the disk, a checkpoint of another model or tokenizer.
     """
-    config, stores, ranks, phases = setup
+    config, stores, ranks, phases = setup.config, setup.stores, setup.ranks, setup.phases
     parameters, ds_config = model.num_parameters(), phases[0].ds_config
     disk = check_disk(setup, parameters)
     done = _steps_done(resumed_from, stores[0], model)

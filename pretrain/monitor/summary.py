@@ -53,6 +53,9 @@ def start_summary(
         else f"none: {outlook['no_evaluation']}"
         if config.eval_samples
         else "none",
+        "Minimal pairs": f"{len(setup.minimal_pairs):,} of {config.eval_pairs}, with each evaluation"
+        if setup.minimal_pairs
+        else "",
         "Checkpoints": _rhythm(config.save_every, config.save_minutes) or "one at the end",
         "Warning": "; ".join(outlook["warnings"]) if outlook["is_evaluated"] else "",
         "Devices": devices,

@@ -273,7 +273,7 @@ class History:
             "held_out": bool(held_out),
             "held_out_set": scored.get("held_out"),  # scores on another set do not compare; None: not told
             "scored_at": scored["step"],
-            **{name: scored.get(name) for name in ("mlm_loss", "mlm_acc", "nsp_loss", "nsp_acc")},
+            **{name: scored.get(name) for name in ("mlm_loss", "mlm_acc", "nsp_loss", "nsp_acc", "pairs_acc")},
             "perplexity": math.exp(min(scored["mlm_loss"], 700)),
             "tokens": last.get("tokens"),
             "seconds": self.clock,

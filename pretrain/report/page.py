@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from data_prep.fields import is_number
 from data_prep.files import write_whole
 from pretrain.formatting import counted, duration
 from pretrain.report.charts import DARK, LIGHT, SERIES, Chart, charts_of
@@ -74,6 +75,7 @@ def page_of(
         results=results_of(numbers) + by_source(histories),
         settings=settings_of(histories),
         sources=sources_of(histories[0]) if len(histories) == 1 else [],
+        minimal_pairs=minimal_pairs_of(histories[0]) if len(histories) == 1 else [],
         charts=list(zip(charts, drawings, strict=True)),
         data=json.dumps(data_of(histories, charts, axis), separators=(",", ":")).replace("<", "\\u003c"),
         events=[[(event, event_text(event)) for event in history.events] for history in histories],
@@ -179,6 +181,7 @@ RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Accuracy of averaged weights", "avg_mlm_acc", "share", 1),
     ("Pair loss", "nsp_loss", "nats", -1),
     ("Pair accuracy", "nsp_acc", "share", 1),
+    ("Minimal pairs", "pairs_acc", "share", 1),
     ("Tokens per second", "tokens_per_s", "count", 1),
     ("MFU", "mfu", "share", 1),
     ("Memory, GB per rank", "memory_gb", "plain", -1),
@@ -235,6 +238,13 @@ def sources_of(history: History) -> list[dict[str, Any]]:
     largest = max((scores["mlm_loss"] for scores in known.values()), default=1.0) or 1.0
     rows = [{"name": name, **scores, "width": scores["mlm_loss"] / largest} for name, scores in known.items()]
     return sorted(rows, key=lambda row: row["mlm_loss"])
+
+
+def minimal_pairs_of(history: History) -> list[tuple[str, float]]:
+    """Return the accuracy of each group of minimal pairs in the last evaluation that scored them, the best first."""
+    scored = [line["pairs_by_group"] for line in history.evals if line.get("pairs_by_group")]
+    groups = [(name, share) for name, share in (scored[-1] if scored else {}).items() if is_number(share)]
+    return sorted(groups, key=lambda group: (-group[1], group[0]))
 
 
 def notes_of(histories: list[History], numbers: list[dict[str, Any]], axis: Axis) -> list[str]:

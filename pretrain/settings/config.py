@@ -104,6 +104,10 @@ class TrainConfig:
     """minutes after which there is an evaluation in any case; 0: by steps only"""
     eval_samples: Annotated[int, COUNT] = 1024
     """held-out samples of an evaluation, always the same; 0: no evaluation"""
+    eval_pairs: Path | None = None
+    """minimal pairs that each evaluation scores, too: a file, or a folder of files, as pretrain.score takes them"""
+    eval_pairs_max: Annotated[int, STEPS] = 1000
+    """of these so many at most, each group with as many as any other, always the same"""
     save_every: Annotated[int, COUNT] = 500
     """steps between checkpoints; 0: only at the end"""
     save_minutes: Annotated[float, MINUTES] = 15.0
@@ -185,6 +189,8 @@ class TrainConfig:
             )
         if self.gpu and not self.dry_run:
             raise InputError(f"--gpu {self.gpu} goes with --dry_run: it plans for a GPU that is elsewhere")
+        if self.eval_pairs is not None and not self.eval_samples:
+            raise InputError(f"--eval_pairs {self.eval_pairs} goes with evaluations; give --eval_samples above 0")
         if self.patience and not (self.eval_samples and (self.eval_every or self.eval_minutes)):
             raise InputError(
                 f"--patience {self.patience} waits for evaluations on the way; give --eval_every (or --eval_minutes) "
