@@ -212,14 +212,14 @@ def trainer(config: BenchmarkConfig) -> Times:
             save(run, *arguments)
             run.saver.wait()  # on one core what the thread does is not for free
 
-    def fetched(items: Iterator[StepData], **options: Any) -> Generator[StepData]:
+    def fetched(items: Iterator[Any], **options: Any) -> Generator[Any]:  # steps and their micro-batches
         ready = prefetch(made(items), **options)
         while True:
             with times.measuring("loader_wait"):
                 item = next(ready)
             yield item
 
-    def made(items: Iterator[StepData]) -> Iterator[StepData]:  # in the loader's thread
+    def made(items: Iterator[Any]) -> Iterator[Any]:  # in the loader's thread
         while True:
             start = time.thread_time()
             item = next(items)
@@ -248,7 +248,7 @@ def bare(config: BenchmarkConfig) -> Times:
         rank=0,
         world=1,
     )
-    ready = list(islice(steps, config.steps))
+    ready = [(step.counts, list(step.micro_batches)) for step in islice(steps, config.steps)]
     model = build_model(
         preset=config.model, vocab_size=store.vocab_size, dropout=settings.dropout, seed=0, needs_nsp=True
     )

@@ -30,7 +30,7 @@ LOCK = ".make.lock"  # of launch/folder_lock.py
 FORMAT = 1
 SHOWN = 3  # names in a message
 
-Json = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 @dataclass
@@ -55,10 +55,10 @@ class StageRecord:
 class MakeRecord:
     """The content of make.json."""
 
-    sources: list[Json]
-    given: Json
-    task: Json = field(default_factory=dict)
-    advice: Json = field(default_factory=dict)
+    sources: list[JsonObject]
+    given: JsonObject
+    task: JsonObject = field(default_factory=dict)
+    advice: JsonObject = field(default_factory=dict)
     stages: dict[str, StageRecord] = field(default_factory=dict)
 
     @classmethod
@@ -102,13 +102,13 @@ class MakeRecord:
         write_sealed(folder / NAME, {"format": FORMAT} | asdict(self))
 
 
-def described(sources: Sequence[Source]) -> list[Json]:
+def described(sources: Sequence[Source]) -> list[JsonObject]:
     """Return the texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count:
     a copy of a folder holds the same texts."""
     return [{"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources]
 
 
-def changes_of(before: Sequence[Json], now: Sequence[Json]) -> list[str]:
+def changes_of(before: Sequence[JsonObject], now: Sequence[JsonObject]) -> list[str]:
     """Return which texts were added, removed or changed; nothing where all are the same."""
     had, have = ({entry["path"]: entry for entry in entries} for entries in (before, now))
     groups = {

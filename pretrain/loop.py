@@ -162,12 +162,12 @@ def why_ends(setup: Setup, phase: Phase, state: RunState, asked: str, *, is_out_
 def train_step(run: Run, step_data: StepData, state: RunState) -> StepResult:
     """Compute the micro-batches of a step and let the optimizer act."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    for index, batch in enumerate(step_data.micro_batches):
+    for index, batch in enumerate(run.watchdog.working_on(step_data.micro_batches)):
         torch.manual_seed(dropout_seed(run.setup.config.seed, state.step + state.steps_skipped, index, rank))
         losses = run.engine(batch.to(run.engine.device))
         # Divided by the counts of the whole step; times world, since DeepSpeed averages gradients over ranks.
         loss = losses.mlm / step_data.counts.masked + losses.nsp / max(step_data.counts.pairs, 1)
-        run.engine.backward(loss * world, is_last=index == len(step_data.micro_batches) - 1)
+        run.engine.backward(loss * world, is_last=index == step_data.micro_batch_count - 1)
         run.meter.add_losses(losses)
         run.watchdog.heartbeat()
     return run.engine.step()

@@ -6,9 +6,10 @@ state.to_json(), RunState.from_json(fields)               the names in the file 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_prep.fields import Fields, is_number
+from data_prep.json_types import JsonObject
 
 # Of DeepSpeed's fp16 loss scaler, by its own names. They stand in state.json, beside the fields of RunState.
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -111,7 +112,7 @@ class RunState(NamedTuple):
             raise position.error(f"lies beyond the {state.samples_consumed:,} samples that the run has drawn")
         return state
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return what from_json() reads."""
         return {
             "step": self.step,

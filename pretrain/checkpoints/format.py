@@ -27,11 +27,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from data_prep.cli import InputError, say
 from data_prep.fields import SEAL, Fields, read_fields, write_sealed
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
+from pretrain.run_record import RunRecord
 from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.state import SCALER_FIELDS, RunState
 
@@ -73,7 +74,7 @@ class Manifest:
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one per rank
     held_out_identity: str = ""  # of the set that held_out_loss is of
-    record: dict[str, Any] | None = None  # config.json as it was when the checkpoint was written
+    record: RunRecord | None = None  # config.json as it was when the checkpoint was written
     average: str = ""  # which average of the weights it holds, as --average says it; empty: none
 
     @property
@@ -107,7 +108,7 @@ class Manifest:
             parameters=_shapes(fields.object("parameters")),
             files=_files(fields),
             held_out_identity=fields.text("held_out", default=""),
-            record=fields.object("record").content if "record" in fields.content else None,
+            record=cast(RunRecord, fields.object("record").content) if "record" in fields.content else None,
             average=_average(fields) if version == AVERAGED else "",
         )
 
@@ -265,7 +266,7 @@ def check_identity(
         )
 
 
-def record_under(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def record_under(folder: Path, manifest: Manifest) -> RunRecord:
     """Return the content of config.json under which a checkpoint was written.
 
     Older versions kept the DeepSpeed JSON in it, and the rest is what its run folder says; what was imported has none.
@@ -279,7 +280,7 @@ def record_under(folder: Path, manifest: Manifest) -> dict[str, Any]:
         content = {}
     content.pop(SEAL, None)  # of the file
     known = {"samples_version": 2} | content if content else {}
-    return known | {"deepspeed": manifest.ds_config}
+    return cast(RunRecord, known | {"deepspeed": manifest.ds_config})
 
 
 def _loss(fields: Fields) -> float | None:

@@ -37,6 +37,7 @@ from pretrain.checkpoints.format import (
 )
 from pretrain.checkpoints.slices import write_slices
 from pretrain.distributed import all_ranks_or_none, gloo_group
+from pretrain.run_record import RunRecord
 from pretrain.settings.averaging import OFF, Averaging
 from pretrain.state import RunState
 from pretrain.zero.engine import Engine
@@ -54,7 +55,7 @@ class Saver:
         identity: ModelIdentity,
         ds_config: dict[str, Any],
         keep: int,
-        record: dict[str, Any] | None = None,
+        record: RunRecord | None = None,
         averaging: Averaging = OFF,
     ):
         """`ds_config`: the DeepSpeed JSON; `record`: what config.json says of the run; `averaging`: the average of the

@@ -35,6 +35,7 @@ from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tens
 from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
 from pretrain.run_folder import disagreement
+from pretrain.run_record import RunRecord
 from pretrain.settings.averaging import parse_average
 
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
@@ -110,7 +111,7 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
     )
 
 
-def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:
+def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str, str, str, dict[str, Any]]:
     """Return name, title and story of a run, and its record for provenance.json; where that is damaged, what the
     checkpoint itself says, which knows less of where it comes from."""
     try:
@@ -133,20 +134,20 @@ def describe_run(run: Path, manifest: Manifest, record: dict[str, Any]) -> tuple
     return run.name, run.name, story, {"deepspeed": manifest.ds_config, "versions": {}}
 
 
-def _segments(record: dict[str, Any]) -> list[dict[str, Any]]:
+def _segments(record: RunRecord) -> list[RunRecord]:
     """Return the records of a run in their order: each was in force until the next one."""
     return [*record.get("segments", []), record]
 
 
-def _objective(segment: dict[str, Any]) -> str:
+def _objective(segment: RunRecord) -> str:
     return segment.get("train", {}).get("objective", "")  # an older version did not record it
 
 
-def _stores(segment: dict[str, Any]) -> list[str]:
+def _stores(segment: RunRecord) -> list[str]:
     return [Path(store["folder"]).name for store in segment.get("stores", [])]
 
 
-def _course(record: dict[str, Any], step: int) -> str:
+def _course(record: RunRecord, step: int) -> str:
     """Return the steps of a run up to `step` in words, in their order, by segment and phase; with objective and stores
     where these were not always the same."""
     segments = _segments(record)

@@ -15,6 +15,7 @@ from tyro.conf import OmitArgPrefixes
 
 from data_prep.calls import call
 from data_prep.cli import ROOT, InputError, number_in
+from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.sample_index import Objective
@@ -241,7 +242,7 @@ class TrainConfig:
         end = now + self.time_limit if self.time_limit else check_job_end(os.environ)
         return end - self.stop_before if end else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the settings as JSON values, by the names of their options, for config.json."""
         settings = dataclasses.asdict(self)
         given = settings | settings.pop("flags")
