@@ -157,6 +157,7 @@ def test_its_loss_is_that_of_a_model_with_the_averaged_weights(store, averaged):
         module = PretrainingModule(model_from_weights(manifest.identity.model, weights)).eval()
         setup = prepare(config(store, averaged, eval_samples=8), 1)
         found = held_out_set(setup, setup.phases[0])
+        assert found is not None
         sums = evaluate(
             lambda batch: module(batch, by_sample=True),
             found,

@@ -241,8 +241,9 @@ class Meter:
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
                 for row, source in enumerate(sources)
             }
-            for row, source in enumerate(sources if of_average is not None else ()):
-                line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
+            if of_average is not None:
+                for row, source in enumerate(sources):
+                    line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
         if pairs is not None:
             line["pairs_acc"] = pairs.accuracy
             line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
