@@ -18,7 +18,7 @@ from launch.choices import lasting, settle_changes
 from launch.cloze import Gap, gaps_of
 from launch.folder_lock import Alone, alone_in
 from launch.make import share_trained, work_through
-from launch.make_record import MakeRecord, StageRecord, changes_of, check_folder
+from launch.make_record import MakeRecord, StageRecord, TextRecord, changes_of, check_folder
 from launch.page import answers_to, time_of, what_next
 from launch.running import STOPPED, Screen, Stage, StageTimes
 from launch.settings import MakeConfig
@@ -104,8 +104,8 @@ def test_more_hours_are_said_and_go_on(tmp_path, capsys):
 
 
 def test_changed_texts_are_named():
-    had = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}, {"path": "c", "bytes": 3}]
-    have = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 9}, {"path": "d", "bytes": 3}]
+    had: list[TextRecord] = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}, {"path": "c", "bytes": 3}]
+    have: list[TextRecord] = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 9}, {"path": "d", "bytes": 3}]
     assert changes_of(had, have) == ["1 text added (d)", "1 text removed (c)", "1 text changed (b)"]
 
 

@@ -322,10 +322,10 @@ class TestThreads:
         mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], seq_len=32, objective="nsp", seed=0)
         begun = threading.Event()
 
-        def endless(sentences: Any, *, go_on: Callable[[], None], **settings: Any) -> Any:
+        def endless(sentences: Any, *, check_wanted: Callable[[], None], **settings: Any) -> Any:
             begun.set()
             while True:
-                go_on()
+                check_wanted()
                 time.sleep(0.01)
 
         monkeypatch.setattr(mixtures, "build_index", endless)
@@ -346,9 +346,9 @@ class TestThreads:
             from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
-            def endless(sentences, *, go_on, **settings):
+            def endless(sentences, *, check_wanted, **settings):
                 while True:
-                    go_on()
+                    check_wanted()
                     time.sleep(0.01)
 
             mixture = mixtures.Mixture([Store.open(Path(sys.argv[1]))], [1.0], seq_len=32, objective="nsp", seed=0)
@@ -477,6 +477,8 @@ class TestEnvironment:
 def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     store = store_of(tmp_path, random_documents(30))
     sentences, calls = Sentences.of(store, False), []
-    watched = build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, go_on=lambda: calls.append(1))
+    watched = build_index(
+        sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, check_wanted=lambda: calls.append(1)
+    )
     assert calls
     assert (watched == build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0)).all()

@@ -38,6 +38,7 @@ from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
+from pretrain.monitor.lines import TrainLine
 from pretrain.monitor.memory import peak
 from pretrain.monitor.run_log import RunLog
 from pretrain.state import StepCounts
@@ -159,7 +160,7 @@ class Meter:
 
     def write_interval(
         self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
-    ) -> dict[str, Any]:
+    ) -> TrainLine:
         """Close an interval that ends with `step`; collective. Return what was written.
 
         `seconds_left` of a run that goes by the clock; else it is estimated from the steps that are left.
@@ -170,7 +171,7 @@ class Meter:
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
         share = self.flops / elapsed / self.peak
-        line = {
+        line: TrainLine = {
             "kind": "train",
             "step": step,
             "samples": samples,
@@ -189,13 +190,13 @@ class Meter:
             "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
-        self.log.write_line(line, step, "train")
+        self.log.write_line({**line}, step, "train")
         self.log.say(self._in_words(line, elapsed, seconds_left))
         self.last_time, self.last_step = now, step
         self._reset()
         return line
 
-    def _in_words(self, line: dict[str, Any], elapsed: float, seconds_left: float | None) -> str:
+    def _in_words(self, line: TrainLine, elapsed: float, seconds_left: float | None) -> str:
         """Return an interval of so many seconds as a line for people."""
         step, mfu = line["step"], line["mfu"]
         by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
