@@ -288,6 +288,7 @@ class History:
             "skipped": sum(event.count for event in self.events if event.name == "skip"),
             "resumed": sum(event.name == "resume" for event in self.events),
         }
+        numbers |= {name: scored[name] for name in ("avg_mlm_loss", "avg_mlm_acc") if is_number(scored.get(name))}
         if not self.has_pairs:
             numbers |= {"nsp_loss": None, "nsp_acc": None}
         # JSON has no infinity: what is no number is left open.
