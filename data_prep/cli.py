@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -27,6 +27,7 @@ from data_prep.calls import ROOT as ROOT
 from data_prep.calls import hand_on, in_style, own
 from data_prep.errors import InputError as InputError
 from data_prep.errors import one_line as one_line
+from data_prep.json_types import JsonObject
 from data_prep.ranges import check_arguments
 from data_prep.safe_output import failure_of, survive_console
 from data_prep.usage import in_one_line
@@ -54,7 +55,7 @@ def say(message: str) -> None:
     print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
 
 
-def print_json(result: dict[str, Any]) -> None:
+def print_json(result: JsonObject) -> None:
     """The result of `--json`: one object on one line of stdout, in ASCII where that has no letters beyond."""
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     print(json.dumps(result, ensure_ascii=not is_utf8))

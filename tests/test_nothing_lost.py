@@ -13,6 +13,7 @@ from data_prep.store import Store
 from pretrain.data_coverage import data_coverage_of
 from pretrain.monitor.console import rendered
 from pretrain.monitor.summary import start_summary
+from pretrain.run_record import RunRecord
 from pretrain.setup import Setup
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -96,7 +97,8 @@ def test_long_sentences_are_cut_at_other_places_in_other_passes(tmp_path):
         lengths = np.diff(pieces.sentences.ends)
         assert set(pieces.sentences.ends) >= set(sentences.ends)  # no border of a sentence is lost
         assert lengths.max() <= 15  # a quarter of 61
-        assert set(pieces.cut_sentences) == {1, 4, 7, 10}
+        assert set(np.searchsorted(sentences.ends, pieces.sentences.ends[pieces.inner]) - 1) == {1, 4, 7, 10}
+        assert np.isin(pieces.sentences.ends, sentences.ends).tolist() == (~pieces.is_inner).tolist()
         assert (pieces.sentences.token_starts == pieces.sentences.ends[:-1]).all()
 
 
@@ -181,7 +183,7 @@ def test_plan_and_start_say_the_share(tmp_path):
     config = tiny_run(store.folder, tmp_path / "run", objective="mlm")
     found = data_coverage_of(config, [store])
     assert (found.tokens_seen, found.tokens_seen_10) == (1, 1)
-    record = {"train": config.to_json(), "outlook": found._asdict(), "deepspeed": {}}
+    record: RunRecord = {"train": config.to_json(), "outlook": found._asdict(), "deepspeed": {}}
     told = rendered(start_summary(Setup(config, [store], 1, []), record, devices="CPU", resumed_from=None))
     assert "Tokens seen  100 % in a pass" in told.replace("   ", " ")
 

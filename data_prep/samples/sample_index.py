@@ -19,6 +19,7 @@ Without pairs (mlm) samples are whole sentences, and what is longer than a sampl
 tests/reference/pairs.py has the same rules for one sample at a time.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -99,13 +100,15 @@ class Sentences(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """Sentences, those of `room` tokens or more cut into several. P pieces, numbered like sentences; K cuts."""
+    """Sentences, those of `room` tokens or more cut into several. P pieces, numbered like sentences; K cuts.
+
+    A piece begins a sentence, or it is an *inner* one, which begins within a sentence, at a cut.
+    """
 
     sentences: Sentences  # the pieces
-    cut_sentences: np.ndarray  # [K] int64, ascending: the sentence in which each cut lies
     documents: np.ndarray  # [D + 1] int64, first sentence of each document, before the cuts
-    inner: np.ndarray  # [K] int64, ascending: the pieces that begin within a sentence
-    inner_documents: np.ndarray  # [D + 1] int64, the first of these in each document
+    inner: np.ndarray  # [K] int64, ascending: the inner pieces
+    is_inner: np.ndarray  # [P + 1] bool; what is after the last one is none
 
     @classmethod
     def cut(cls, sentences: Sentences, room: int, seed: int, pass_number: int) -> "Pieces":
@@ -113,8 +116,6 @@ class Pieces(NamedTuple):
         starts, ends, documents = sentences
         lengths = np.diff(ends)
         long = np.flatnonzero(lengths >= room)
-        if not len(long):
-            return cls(sentences, long, documents, long, np.zeros_like(documents))
         # A sentence of 10 tokens, pieces of 4, a first piece of 3: it is cut before its tokens 3 and 7.
         length = max(room // PIECES_PER_SAMPLE, 1)
         first = 1 + randint(random_bits(seed, pass_number, _PIECE_CUTS, long), length)
@@ -122,26 +123,47 @@ class Pieces(NamedTuple):
         # Of each cut: its sentence, its index within that (0, 1, ...), and the tokens of the sentence before it.
         owner, index = np.repeat(long, cuts), _ranges(cuts)
         tokens_before = np.repeat(first, cuts) + index * length
-        cuts_before = np.searchsorted(owner, documents)  # each document
-        pieces = Sentences(
-            np.insert(starts, owner + 1, starts[owner] + tokens_before),
-            np.insert(ends, owner + 1, ends[owner] + tokens_before),
-            documents + cuts_before,
-        )
-        return cls(pieces, owner, documents, owner + np.arange(1, len(owner) + 1), cuts_before)
+        # Sentences 0, 1 and 2, of which 1 has two cuts: pieces 0 and 1, the inner 2 and 3, and 4.
+        inner = owner + np.arange(1, len(owner) + 1)
+        is_inner = np.zeros(len(ends) + len(inner), bool)
+        is_inner[inner] = True
+        begins_sentence = ~is_inner[:-1]
+        piece_starts, piece_ends = np.empty(len(begins_sentence), np.int64), np.empty(len(is_inner), np.int64)
+        for of_pieces, of_sentences in ((piece_starts, starts), (piece_ends[:-1], ends[:-1])):
+            of_pieces[begins_sentence] = of_sentences
+            of_pieces[inner] = of_sentences[owner] + tokens_before
+        piece_ends[-1] = ends[-1]
+        piece_documents = documents + np.searchsorted(owner, documents)
+        return cls(Sentences(piece_starts, piece_ends, piece_documents), documents, inner, is_inner)
 
-    def random_starts(self, split: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
+
+class _RandomBs(NamedTuple):
+    """Where a random B may begin and must end."""
+
+    pieces: Pieces
+    first_pieces: np.ndarray  # [S] int64, the piece that begins each sentence
+    inner_documents: np.ndarray  # [D + 1] int64, the first inner piece of each document, numbered among themselves
+    document_ends: np.ndarray  # [P] int64, after the last piece of the document of each
+
+    @classmethod
+    def of(cls, pieces: Pieces) -> "_RandomBs":
+        """Make ready to draw."""
+        documents = pieces.sentences.documents
+        return cls(
+            pieces,
+            np.flatnonzero(~pieces.is_inner[:-1]),
+            np.searchsorted(pieces.inner, documents),
+            np.repeat(documents[1:], np.diff(documents)),
+        )
+
+    def draw(self, split: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
         """Return for each true B, which begins with the piece `split` of `document`, a piece drawn uniformly from all
         other documents: one that begins a sentence as it does, or one that begins within a sentence as it does, if any.
         """
-        sentence = _from_others(self.documents, document, bits)
-        found = sentence + np.searchsorted(self.cut_sentences, sentence)
-        if not len(self.cut_sentences):
-            return found
-        inner, documents = self.inner, self.inner_documents
-        own = documents[document + 1] - documents[document]
-        is_inner = inner[np.minimum(np.searchsorted(inner, split), len(inner) - 1)] == split
-        rows = np.flatnonzero(is_inner & (own < len(inner)))
+        inner, documents = self.pieces.inner, self.inner_documents
+        found = self.first_pieces[_from_others(self.pieces.documents, document, bits)]
+        rows = np.flatnonzero(self.pieces.is_inner[split])
+        rows = rows[documents[document[rows] + 1] - documents[document[rows]] < len(inner)]
         found[rows] = inner[_from_others(documents, document[rows], bits[rows])]
         return found
 
@@ -157,19 +179,20 @@ class _Chunks(NamedTuple):
     def of(cls, sentences: Sentences, tokens: int) -> "_Chunks":
         """Begin a chunk with every document, and wherever another `tokens` of it have been passed."""
         _, ends, documents = sentences
-        # Chunks of 100 tokens, a document of sentences that begin at its tokens 0, 60, 130, 180: 0, 0, 1, 1.
-        index = (ends[:-1] - np.repeat(ends[documents[:-1]], np.diff(documents))) // tokens
-        begins = index[1:] != index[:-1]
-        begins[documents[1:-1] - 1] = True
-        first = np.concatenate([[0], np.flatnonzero(begins) + 1])
-        stop = np.concatenate([first[1:], [len(index)]])
+        # Chunks of 100 tokens, a document of sentences that begin at its tokens 0, 60, 130, 180, after others of 500:
+        # one border, at 600; the sentence that begins there or next, at 630, is the first of the second chunk.
+        begins = ends[documents[:-1]]
+        borders = (ends[documents[1:] - 1] - begins) // tokens
+        passed = np.repeat(begins, borders) + tokens * (1 + _ranges(borders))
+        first = np.unique(np.concatenate([documents[:-1], np.searchsorted(ends, passed)]))
+        stop = np.append(first[1:], documents[-1])
         return cls(np.searchsorted(documents, first, side="right") - 1, first, stop)
 
 
 class _Splits(NamedTuple):
     """Where samples begin, are split into A and B, and end, as indices of sentences. N samples."""
 
-    chunk: np.ndarray  # [N] int64
+    document: np.ndarray  # [N] int64
     key: np.ndarray  # [N] uint64
     first: np.ndarray  # [N] int64
     split: np.ndarray  # [N] int64, first sentence of the true B
@@ -185,11 +208,11 @@ def build_index(
     objective: Objective,
     seed: int,
     pass_number: int,
-    go_on: Callable[[], None] = lambda: None,
+    check_wanted: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Return the samples [N] (SAMPLE) of a pass: every sentence is used, none twice but as a random B.
 
-    `go_on` is called in between, and gives up by raising.
+    `check_wanted` is called in between, and gives up by raising.
 
     Raises
     ------
@@ -201,21 +224,18 @@ def build_index(
         return np.zeros(0, SAMPLE)
     if objective == "mlm":
         chunks = _Chunks.of(sentences, CHUNK_SAMPLES * seq_len)
-        parts = []
+        parts: list[np.ndarray] = []
         for chosen in _blocks_of_chunks(len(chunks.first)):
-            go_on()
-            parts.append(_full_sentences(sentences, chunks, chosen, seq_len - 2))
+            check_wanted()
+            parts += _full_sentences(sentences, chunks, chosen, seq_len - 2)
         return np.concatenate(parts)
     room = seq_len - 3
     pieces = Pieces.cut(sentences, room, seed, pass_number)
-    documents = pieces.sentences.documents
-    document_ends = np.repeat(documents[1:], np.diff(documents)) if objective == "nsp" else None
+    random_bs = _RandomBs.of(pieces) if objective == "nsp" else None
     parts = []
-    for document, splits in _splits_of_pass(pieces.sentences, seq_len, objective, seed, pass_number):
-        go_on()
-        for some in _blocks(len(splits.key)):
-            few = _Splits(*(column[some[0] : some[-1] + 1] for column in splits))
-            parts.append(_pairs(pieces, document[some], few, room, document_ends))
+    for splits in _splits_of_pass(pieces.sentences, seq_len, objective, seed, pass_number):
+        check_wanted()
+        parts.append(_pairs(pieces.sentences, splits, room, random_bs))
     return np.concatenate(parts)
 
 
@@ -228,7 +248,7 @@ def usage_counts(
     """
     pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).sentences
     change = np.zeros(len(pieces.token_starts) + 1, np.int64)
-    for _, splits in _splits_of_pass(pieces, seq_len, objective, seed, pass_number):
+    for splits in _splits_of_pass(pieces, seq_len, objective, seed, pass_number):
         np.add.at(change, splits.first, 1)
         np.add.at(change, np.where(splits.label, splits.split, splits.stop) if objective == "nsp" else splits.stop, -1)
     return np.cumsum(change[:-1])
@@ -241,18 +261,17 @@ def single_sentence_share(
     nothing to swap. Not for mlm."""
     pieces = Pieces.cut(sentences, seq_len - 3, seed, pass_number).sentences
     passes = _splits_of_pass(pieces, seq_len, objective, seed, pass_number)
-    return float(np.concatenate([splits.stop - splits.first == 1 for _, splits in passes]).mean())
+    return float(np.concatenate([splits.stop - splits.first == 1 for splits in passes]).mean())
 
 
 def _splits_of_pass(
     pieces: Sentences, seq_len: int, objective: Objective, seed: int, pass_number: int
-) -> Iterator[tuple[np.ndarray, _Splits]]:
-    """Yield the samples of a pass as splits, many at once, and the document of each."""
+) -> Iterator[_Splits]:
+    """Yield the samples of a pass as splits, many at once."""
     chunks = _Chunks.of(pieces, CHUNK_SAMPLES * seq_len)
     for chosen in _blocks_of_chunks(len(chunks.first)):
         keys = random_bits(seed, pass_number, chosen)
-        splits = _walk(pieces, chunks, chosen, keys, room=seq_len - 3, objective=objective)
-        yield chunks.document[splits.chunk], splits
+        yield from _walk(pieces.ends, chunks, chosen, keys, room=seq_len - 3, objective=objective)
 
 
 def _blocks(count: int) -> Iterator[np.ndarray]:
@@ -268,112 +287,118 @@ def _blocks_of_chunks(count: int) -> Iterable[np.ndarray]:
 
 
 def _walk(
-    sentences: Sentences, chunks: _Chunks, chunk: np.ndarray, chunk_key: np.ndarray, *, room: int, objective: Objective
-) -> _Splits:
-    """Walk along many chunks at once, a sample of each per round.
+    ends: np.ndarray, chunks: _Chunks, chunk: np.ndarray, chunk_key: np.ndarray, *, room: int, objective: Objective
+) -> Iterator[_Splits]:
+    """Walk along many chunks at once, a sample of each per round; yield the samples of some rounds together.
 
     Only what decides where the next sample begins is done here: a round is a dozen calls on short arrays, so every call
     counts.
     """
-    first, chunk_stop = chunks.first[chunk], chunks.stop[chunk]
-    rounds: list[tuple[np.ndarray, ...]] = []
-    while len(chunk):
-        key = fold_in(chunk_key, len(rounds))
+    document, first, chunk_stop = chunks.document[chunk], chunks.first[chunk], chunks.stop[chunk]
+    waiting: list[tuple[np.ndarray, ...]] = []  # rounds, not yet as many samples as are worked on together
+    waiting_count = 0
+    for index in itertools.count():
+        key = fold_in(chunk_key, index)
         # Sentences until so many tokens are reached: all that fit, or for one sample in ten a random 2 .. room.
         is_short = _SHORT.of(key) < round(SHORT_SHARE * (1 << _SHORT.width))
         target = np.where(is_short, 2 + _LENGTH.below(key, room - 1), room)
-        stop = _first_end_after(sentences.ends, first, target, chunk_stop)
+        goal = ends.take(first) + target
+        stop = np.minimum(_last_before(ends, first, goal, room) + 1, chunk_stop)
         # Sentences 4 .. 7 of a sample: B begins at 5, 6 or 7. A sample of one sentence has no true B.
-        count = stop - first
-        split = first + 1 + _SPLIT.below(key, np.maximum(count - 1, 1))
+        sentences = stop - first
+        split = first + 1 + _SPLIT.below(key, np.maximum(sentences - 1, 1))
         label = _LABEL.of(key) > 0
         if objective == "nsp":
-            label |= count == 1
+            label |= sentences == 1
             following = np.where(label, split, stop)  # the unused true continuation goes back into the stream
         else:
-            label &= count > 1
+            label &= sentences > 1
             following = stop
-        rounds.append((chunk, key, first, split, stop, target, label))
+        waiting.append((document, key, first, split, stop, target, label))
+        waiting_count += len(key)
         # Chunks that are at their end leave; the others begin their next sample.
         going_on = np.flatnonzero(following < chunk_stop)
-        if len(going_on) < len(chunk):
-            chunk, chunk_key, chunk_stop, following = (a[going_on] for a in (chunk, chunk_key, chunk_stop, following))
+        if waiting_count >= BLOCK_SIZE or not len(going_on):
+            yield _Splits(*(np.concatenate(column) for column in zip(*waiting, strict=True)))
+            waiting, waiting_count = [], 0
+        if not len(going_on):
+            return
+        if len(going_on) < len(key):
+            document, chunk_key, chunk_stop, following = (
+                a[going_on] for a in (document, chunk_key, chunk_stop, following)
+            )
         first = following
-    return _Splits(*(np.concatenate(column) for column in zip(*rounds, strict=True)))
 
 
-def _pairs(
-    pieces: Pieces, document: np.ndarray, splits: _Splits, room: int, document_ends: np.ndarray | None
-) -> np.ndarray:
-    """Return samples made of splits: the random Bs (for nsp, with `document_ends`) or the swaps (for sop), and the
+def _pairs(sentences: Sentences, splits: _Splits, room: int, random_bs: _RandomBs | None) -> np.ndarray:
+    """Return samples made of splits: the random Bs (for nsp) or the swaps (for sop, without `random_bs`), and the
     truncation."""
-    starts, ends, _ = pieces.sentences
+    starts, ends, _ = sentences
     split, label = splits.split, splits.label
     a_length = ends[split] - ends[splits.first]
     b_first, b_stop = split.copy(), splits.stop.copy()
-    if document_ends is not None:
+    if random_bs is not None:
         # Random Bs, from another place on as many sentences as the sample has room for.
         rows = np.flatnonzero(label)
-        other = pieces.random_starts(split[rows], document[rows], fold_in(splits.key[rows], _RANDOM_B))
+        other = random_bs.draw(split[rows], splits.document[rows], fold_in(splits.key[rows], _RANDOM_B))
         b_first[rows] = other
-        b_stop[rows] = _first_end_after(ends, other, (splits.target - a_length)[rows], document_ends[other])
+        goal = ends[other] + (splits.target - a_length)[rows]
+        b_stop[rows] = np.minimum(_last_before(ends, other, goal, room) + 1, random_bs.document_ends[other])
     b_length = ends[b_stop] - ends[b_first]
     # What is too long is cut; the first 32 bits of a draw say how much of it in front of A, the last of B.
     a_kept, b_kept = _truncate(a_length, b_length, room)
     cut = fold_in(splits.key, _FRONT_CUT)
     a_start = starts[splits.first] + _front_cut(cut >> np.uint64(32), a_length - a_kept)
     b_start = starts[np.minimum(b_first, len(starts) - 1)] + _front_cut(cut & np.uint64(0xFFFFFFFF), b_length - b_kept)
-    if document_ends is None:
+    if random_bs is None:
         a_start, b_start = np.where(label, b_start, a_start), np.where(label, a_start, b_start)
         a_kept, b_kept = np.where(label, b_kept, a_kept), np.where(label, a_kept, b_kept)
     return _pack(a_start, a_kept, b_start, b_kept, label)
 
 
-def _full_sentences(sentences: Sentences, chunks: _Chunks, chunk: np.ndarray, room: int) -> np.ndarray:
-    """Return samples of whole sentences that fit, without a B. One that is longer than a sample fills what is left of
+def _full_sentences(sentences: Sentences, chunks: _Chunks, chunk: np.ndarray, room: int) -> Iterator[np.ndarray]:
+    """Yield samples of whole sentences that fit, without a B. One that is longer than a sample fills what is left of
     this one, and goes on in the next: every token is in one sample.
 
     room 10, sentences of 4, 5, 23 and 2 tokens: samples of 4 + 5 + 1 (of the third), 10, 10, and its last 2 + 2.
     """
     starts, ends, _ = sentences
     sentence, stop = chunks.first[chunk], chunks.stop[chunk]
-    begun = np.zeros_like(sentence)  # tokens of the first sentence that are taken already
-    left = ends[stop] - ends[sentence]  # tokens of the chunk that are not
-    parts = []
+    # Tokens before the sentence, before the sample and before the chunk's end, as `ends` counts, and how much later
+    # they lie in the store.
+    begin, position, chunk_end = ends[sentence], ends[sentence], ends[stop]
+    shift = starts[sentence] - begin
     while len(sentence):
         # Whole sentences up to the first that does not fit.
-        fits = _first_end_after(ends, sentence, begun + room + 1, stop + 1) - 1
-        before = ends[fits]
-        length = before - ends[sentence] - begun
+        fits = np.minimum(_last_before(ends, sentence, position + room + 1, room), stop)
+        fits_begin = ends.take(fits)
+        length = fits_begin - position
         # Where that one is longer than a sample, its beginning fills this one.
-        goes_on = ends[np.minimum(fits + 1, stop)] - before > room
-        length[goes_on] = room
+        length[ends.take(np.minimum(fits + 1, stop)) - fits_begin > room] = room
         nothing = np.zeros_like(length)
-        parts.append(_pack(starts[sentence] + begun, length, starts[sentence], nothing, nothing))
-        left = left - length
-        begun = np.where(goes_on, begun + room - (before - ends[sentence]), 0)
-        going_on = np.flatnonzero(left)
-        if len(going_on) < len(left):
-            fits, stop, begun, left = (column[going_on] for column in (fits, stop, begun, left))
-        sentence = fits
-    return np.concatenate(parts)
+        yield _pack(position + shift, length, begin + shift, nothing, nothing)
+        sentence, begin, position = fits, fits_begin, position + length
+        going_on = np.flatnonzero(position < chunk_end)
+        if len(going_on) < len(position):
+            state = (sentence, stop, begin, position, chunk_end, shift)
+            sentence, stop, begin, position, chunk_end, shift = (column[going_on] for column in state)
 
 
-def _first_end_after(ends: np.ndarray, first: np.ndarray, tokens: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """Return the sentence after the one with which `tokens` are reached from `first` on; at least one, none from `stop`
-    on.
+def _last_before(ends: np.ndarray, first: np.ndarray, goal: np.ndarray, most: int) -> np.ndarray:
+    """Return the last sentence before which there are fewer than `goal` tokens, or `first` if that is later; `most`
+    tokens, or fewer, lie between.
 
-    By halving steps from `first`: a sentence has a token or more, so the end is near, and in memory too. A search
-    through all sentences takes five times as long.
+    By halving steps from `first`: a sentence has a token or more, so it is near, and in memory too. A search through
+    all sentences takes five times as long.
     """
-    # 100 tokens wanted: 64 sentences further, if they are not too many, then 32, 16, 8, 4, 2, 1.
-    goal, last = ends[first] + tokens, first
-    step = 1 << max(int(np.max(tokens, initial=1)).bit_length() - 1, 0)
+    # At most 100 tokens: 64 sentences further, if they are not too many, then 32, 16, 8, 4, 2, 1.
+    last = first
+    step = 1 << (most.bit_length() - 1)
     while step:
-        further = np.minimum(last + step, stop - 1)
-        last = np.where(ends[further] < goal, further, last)
+        further = last + step
+        last = np.where(ends.take(further, mode="clip") < goal, further, last)  # beyond the text is like its end
         step >>= 1
-    return last + 1
+    return last
 
 
 def _from_others(documents: np.ndarray, document: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -396,13 +421,10 @@ def _front_cut(bits: np.ndarray, excess: np.ndarray) -> np.ndarray:
 
 def _truncate(a: np.ndarray, b: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """Return lengths after taking tokens one by one from the longer side (from B at a tie) until both fit in `room`."""
-    # room 9: of 8 and 4 tokens three go from the longer side, of 8 and 7 some from both; 5 and 4 stay each time.
-    excess = np.maximum(a + b - room, 0)
-    only_longer = excess <= np.abs(a - b)
-    a_kept = np.where(only_longer, np.where(a > b, a - excess, a), (room + 1) // 2)
-    b_kept = np.where(only_longer, np.where(a > b, b, b - excess), room // 2)
-    fits = excess == 0
-    return np.where(fits, a, a_kept), np.where(fits, b, b_kept)
+    # A side keeps what the other one leaves, but half at least. room 9: of 8 and 4 tokens 5 and 4, as of 8 and 7.
+    a_kept = np.minimum(a, np.maximum(room - b, (room + 1) // 2))
+    b_kept = np.minimum(b, np.maximum(room - a, room // 2))
+    return a_kept, b_kept
 
 
 def _ranges(counts: np.ndarray) -> np.ndarray:

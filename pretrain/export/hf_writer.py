@@ -20,7 +20,7 @@ from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from data_prep.untrusted import read_object
 from pretrain import hf_folder
 from pretrain.attention import SeqLens
-from pretrain.export.origin import PROVENANCE
+from pretrain.export.origin import PROVENANCE, Weights
 from pretrain.export.sources import ExportSource, find_source
 from pretrain.model import Batch, encode_head_rows, model_from_weights, strip_vocab_padding
 
@@ -39,9 +39,17 @@ PROBES = (
 )
 
 
-def convert(source_folder: Path, config: Path | None, vocab: Path | None, out: Path, head: str, as_json: bool) -> None:
+def convert(
+    source_folder: Path,
+    config: Path | None,
+    vocab: Path | None,
+    out: Path,
+    head: str,
+    as_json: bool,
+    weights: Weights = "raw",
+) -> None:
     """Convert, compare, then put into place."""
-    source = find_source(source_folder, config, vocab)
+    source = find_source(source_folder, config, vocab, weights)
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
 
     def fill(folder: Path) -> None:

@@ -13,6 +13,7 @@ from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.hf_files import refuse_store
 
 Head = Literal["pretraining", "mlm", "encoder"]
+Weights = Literal["raw", "averaged"]
 Origin = Literal["checkpoint", "run", "deepspeed", "hf"]
 PROVENANCE = "provenance.json"  # of an export
 MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")  # of DeepSpeed
@@ -20,13 +21,22 @@ HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_mode
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
 
 
-def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
-    """Return what `path` holds, to judge by its names.
+def check_origin(path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw") -> Origin:
+    """Return what `path` holds, to judge by its names; "averaged" are weights that only a checkpoint has.
 
     Raises
     ------
     InputError: nothing that can be converted, or without what says what it means.
     """
+    origin = _origin(path, config, vocab)
+    if weights == "averaged" and origin in ("deepspeed", "hf"):
+        raise InputError(
+            f"{path} is no run of zerobert, and only such a run keeps averaged weights; leave out --weights"
+        )
+    return origin
+
+
+def _origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}; give a run folder, a checkpoint folder or a Hugging Face folder")

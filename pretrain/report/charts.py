@@ -105,7 +105,9 @@ def _lines(
 
 def _train_and_held_out(histories: list[History | None] | list[History], name: str) -> list[Line]:
     trained = _lines(histories, "train", name, role="training")
-    return trained + _lines(histories, "evals", name, role="held out", shift=1, is_noisy=False)
+    held_out = _lines(histories, "evals", name, role="held out", shift=1, is_noisy=False)
+    averaged = _lines(histories, "evals", f"avg_{name}", role="held out, averaged weights", shift=2, is_noisy=False)
+    return trained + held_out + averaged
 
 
 def _trust(histories: list[History]) -> list[Line]:
