@@ -222,13 +222,14 @@ class Meter:
         pairs: PairScores | None = None,
         *,
         of_average: Tensor | None = None,
+        pairs_of_average: PairScores | None = None,
     ) -> dict[str, Any]:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
         `held_out_identity` says which samples they are: losses on others do not compare. `pairs`: how the model does on
-        minimal pairs, where these are scored. `of_average`: the sums with averaged weights, whose scores have the names
-        of the others behind "avg_".
+        minimal pairs, where these are scored. `of_average` and `pairs_of_average`: the same with averaged weights,
+        whose scores have the names of the others behind "avg_".
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
@@ -247,6 +248,8 @@ class Meter:
                     line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
         if pairs is not None:
             line["pairs_acc"] = pairs.accuracy
+            if pairs_of_average is not None:
+                line |= _averaged({"pairs_acc": pairs_of_average.accuracy})
             line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
         self.log.write_line(line, step, "eval")
         for what, name in (("held out", ""), ("  averaged weights", "avg_"))[: 1 + (of_average is not None)]:
@@ -261,7 +264,8 @@ class Meter:
         if pairs is not None:
             ties = f", {pairs.ties:,} ties" if pairs.ties else ""
             of = f"{pairs.pairs:,} pairs in {len(pairs.groups)} group{'s' * (len(pairs.groups) > 1)}"
-            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f} ({of}{ties})")
+            averaged = "" if pairs_of_average is None else f", of averaged weights {pairs_of_average.accuracy:.3f}"
+            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f}{averaged} ({of}{ties})")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:
