@@ -18,7 +18,7 @@ from pretrain.export.origin import check_origin
 from pretrain.export.sources import find_source
 from pretrain.likelihood.minimal_pairs import MinimalPair, PairScores
 from pretrain.likelihood.pair_evaluation import encode_pairs
-from pretrain.likelihood.pseudo_likelihood import Encoded, encode_texts, load_vocab, log_likelihoods
+from pretrain.likelihood.pseudo_likelihood import Encoded, encode_texts, load_vocab, log_likelihoods, mask_of
 
 UNKNOWN = 0.005  # share of [UNK] among the tokens above which a score says little, and which is said
 
@@ -42,7 +42,7 @@ class Scorer(NamedTuple):
         if unknown > UNKNOWN * tokens:
             share = f"{unknown / tokens:.1%} of the tokens"
             say(f"warning: {share} are {self.tokenizer.unk_token}, letters or words that the vocabulary lacks")
-        return log_likelihoods(self.model, self.tokenizer, encoded, quiet=False)
+        return log_likelihoods(self.model, mask_of(self.tokenizer), encoded, quiet=False)
 
 
 def load_scorer(path: Path) -> Scorer:

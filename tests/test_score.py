@@ -222,7 +222,7 @@ def evaluated_pairs(store, file):
     forward, device = partial(PretrainingModule(model), by_sample=True), torch.device("cpu")
     found = PairSet(encoded, copies)
     scores = evaluate_pairs(forward, found, device=device, title="", on_batch=lambda: None)
-    return scores, encoded.judge(log_likelihoods(model, load_vocab(store.folder / "vocab"), encoded.sentences))
+    return scores, encoded.judge(log_likelihoods(model, store.special_ids["mask"], encoded.sentences))
 
 
 def test_ranks_share_the_batches_and_find_the_same(run_inputs):
