@@ -115,7 +115,7 @@ def new_model(config: BenchmarkConfig) -> BertForMaskedLM:
     )  # fmt: skip
     model = BertForMaskedLM(bert)
     model.set_attn_implementation("sdpa")
-    return model.eval().to(DEVICE)  # type: ignore[arg-type]
+    return model.eval().to(DEVICE)
 
 
 def rounds_of(config: BenchmarkConfig) -> Iterator[list[Encoded]]:

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BertConfig
 
+from data_prep.json_types import JsonObject
 from data_prep.progress import clock_time
 from data_prep.safe_output import can_redraw
 from pretrain.evaluation import EvalSource
@@ -223,7 +224,7 @@ class Meter:
         *,
         of_average: Tensor | None = None,
         pairs_of_average: PairScores | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
@@ -233,7 +234,7 @@ class Meter:
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
-        line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        line: JsonObject = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
         if of_average is not None:
             line |= _averaged(_scores(of_average.sum(0), whole))
         if held_out_identity:
