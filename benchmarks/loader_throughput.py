@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.samples.sample_index import Sentences, build_index
 from data_prep.store import Store
-from pretrain.data import SampleStream, StepData, train_steps
+from pretrain.data import SampleStream, train_steps
+from pretrain.model import Batch
 from pretrain.state import DataPosition
 
 FIXED = 200  # batches measured at once
@@ -97,24 +99,25 @@ def index_rate(config: Config, store: Store) -> float:
 def loader_rate(config: Config, store: Store, masking: Masking) -> float:
     """Samples per second of `train_steps` on one rank."""
     stream = SampleStream(Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=0), DataPosition())
-    steps = steps_of_one_batch(config, stream, masking)
-    next(steps)
+    batches = batches_of_a_step_each(config, stream, masking)
+    next(batches)
 
     def measure() -> float:
         start = time.process_time()
         for _ in range(FIXED):
-            next(steps)
+            next(batches)
         return FIXED * config.batch / (time.process_time() - start)
 
     return best(config, f"loader, {masking.unit}", measure)
 
 
-def steps_of_one_batch(config: Config, stream: SampleStream, masking: Masking) -> Iterator[StepData]:
-    """Steps of a single micro-batch on one rank."""
+def batches_of_a_step_each(config: Config, stream: SampleStream, masking: Masking) -> Iterator[Batch]:
+    """The batches of steps of a single micro-batch on one rank."""
     batch = config.batch
-    return train_steps(
+    steps = train_steps(
         stream, masking_after=lambda taken: masking, batch_after=lambda taken: batch, micro_batch=batch, rank=0, world=1
     )
+    return chain.from_iterable(step.micro_batches for step in steps)
 
 
 def resume_seconds(config: Config, store: Store) -> dict[str, float]:
@@ -125,7 +128,7 @@ def resume_seconds(config: Config, store: Store) -> dict[str, float]:
         stream = SampleStream(
             Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=1), DataPosition(7, 100_000)
         )
-        next(steps_of_one_batch(config, stream, Masking()))
+        next(batches_of_a_step_each(config, stream, Masking()))
         found[name] = round(time.perf_counter() - start, 3)
         stream.mixture.epoch(8)  # waits for what is built ahead
     return found

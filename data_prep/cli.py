@@ -22,7 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
@@ -30,6 +30,7 @@ from data_prep.calls import ROOT as ROOT
 from data_prep.calls import hand_on, in_style, own
 from data_prep.errors import InputError as InputError
 from data_prep.errors import one_line as one_line
+from data_prep.json_types import JsonObject
 from data_prep.ranges import check_arguments
 from data_prep.safe_output import failure_of, survive_console
 from data_prep.usage import in_one_line
@@ -73,7 +74,7 @@ def say_once(message: str, *, about: str) -> None:
     claim.close()
 
 
-def print_json(result: dict[str, Any]) -> None:
+def print_json(result: JsonObject) -> None:
     """The result of `--json`: one object on one line of stdout, in ASCII where that has no letters beyond."""
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     print(json.dumps(result, ensure_ascii=not is_utf8))

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_prep.cli import InputError
 from data_prep.files import write_json
+from data_prep.json_types import JsonObject
 
 LARGEST = 1 << 53  # whole numbers up to here are exact in every JSON reader
 SEAL = "sha256"
@@ -36,8 +37,8 @@ def parse(content: bytes | str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content: dict[str, Any] = {}
+def _once_each(pairs: list[tuple[str, Any]]) -> JsonObject:
+    content: JsonObject = {}
     for name, value in pairs:
         if name in content:
             raise ValueError(f"the key {_shown(name)} stands there twice")
@@ -45,13 +46,13 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def seal_of(content: dict[str, Any]) -> str:
+def seal_of(content: JsonObject) -> str:
     """Return the checksum of an object, without the seal that it may have."""
     rest = {name: value for name, value in content.items() if name != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
+def write_sealed(path: Path, content: JsonObject) -> None:
     """Write an object as JSON, whole or not at all, with its checksum."""
     write_json(path, content | {SEAL: seal_of(content)})
 
@@ -91,7 +92,7 @@ class Fields:
         self.where, self.remedy = where, remedy
         if not isinstance(content, dict):
             raise self.error(f"holds {_shown(content)}, not an object")
-        self.content: dict[str, Any] = content
+        self.content: JsonObject = content
 
     def error(self, what: str) -> InputError:
         """Return the error that something about the object is wrong."""

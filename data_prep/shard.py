@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 if __name__ == "__main__":
     if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
@@ -37,6 +37,7 @@ from tyro.conf import OmitArgPrefixes
 
 from data_prep.cli import InputError, printable, run, say
 from data_prep.files import check_writable, sha256_of
+from data_prep.json_types import JsonObject
 from data_prep.progress import TextProgress
 from data_prep.ranges import SHARD_MB, WORKERS, Range, check_ranges
 from data_prep.samples.coverage import look_over, why_not_evaluated
@@ -249,7 +250,7 @@ def coverage_lines(store: Store) -> list[str]:
     return lines
 
 
-def settings(config: ShardConfig) -> dict[str, Any]:
+def settings(config: ShardConfig) -> JsonObject:
     """Return what decides the bytes beside corpus and vocabulary, as the manifest says it."""
     named = {name: getattr(config, name) for name in ("shard_mb", "holdout", "txt", "column", "lang")}
     named |= version_of(config.sentences) | words_version(config.words)

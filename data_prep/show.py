@@ -15,7 +15,7 @@ masks are coloured; elsewhere brackets say so: [MASK:was], [shown:was] for a ran
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 if __name__ == "__main__":
     if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
@@ -29,6 +29,7 @@ from tyro.conf import Positional
 
 from data_prep.calls import call
 from data_prep.cli import InputError, print_json, run, say
+from data_prep.json_types import JsonObject
 from data_prep.mapped import FileChangedError
 from data_prep.ranges import Range, check_ranges
 from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
@@ -122,7 +123,7 @@ def try_samples(store: Store, config: ShowConfig) -> None:
         say(f"no samples are shown: {error}")
 
 
-def statistics(store: Store) -> dict[str, Any]:
+def statistics(store: Store) -> JsonObject:
     """Return what a store holds, as JSON would say it. Lengths in tokens unless named otherwise."""
     counts, shards = store.manifest.counts, store.manifest.shards
     tokens = max(counts.tokens, 1)
@@ -151,7 +152,7 @@ def _unknown_char_rate(counts: Counts) -> float | None:
     return counts.unknown_characters / max(counts.characters, 1)
 
 
-def seen(store: Store, config: ShowConfig) -> dict[str, Any]:
+def seen(store: Store, config: ShowConfig) -> JsonObject:
     """Return how much of the training text one pass and ten show; null where the objective has nothing to work on."""
     coverage = look_over([store], config.objective, config.seq_len, config.seed)
     return coverage.to_json() if coverage else {"tokens_seen": None, "tokens_seen_10": None}
@@ -175,7 +176,7 @@ def _spread(lengths: np.ndarray) -> dict[str, float]:
     return {"mean": round(float(lengths.mean()), 2), **named, "max": int(lengths.max())}
 
 
-def _sources(store: Store) -> list[dict[str, Any]]:
+def _sources(store: Store) -> list[JsonObject]:
     owners = np.concatenate([shard.document_sources for shard in store.shards])
     flags = np.concatenate([shard.document_flags for shard in store.shards])
     names = [source.path for source in store.manifest.sources]
@@ -188,7 +189,7 @@ def _sources(store: Store) -> list[dict[str, Any]]:
     ]
 
 
-def print_statistics(store: Store, found: dict[str, Any]) -> None:
+def print_statistics(store: Store, found: JsonObject) -> None:
     """Print statistics for a person."""
     print(f"{store.folder}  (identity {store.identity[:12]}, tokenizer {store.vocab_sha256[:12]})")
     for name in ("documents", "held_out_documents", "sentences", "tokens", "shards"):

@@ -250,6 +250,10 @@ class Store:
         """[shards + 1] int64: number of the first token of each shard, then of all tokens."""
         return np.cumsum([0, *(len(shard.tokens) for shard in self.shards)], dtype=np.int64)
 
+    @cached_property
+    def _tokens(self) -> list[np.ndarray]:
+        return [shard.tokens for shard in self.shards]
+
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one
         document."""
@@ -257,7 +261,8 @@ class Store:
         shards = np.searchsorted(self.token_starts, starts, side="right") - 1
         begins = starts - self.token_starts[shards]
         spans = zip(shards.tolist(), begins.tolist(), (begins + lengths).tolist(), strict=True)
-        found = [self.shards[shard].tokens[begin:end] for shard, begin, end in spans]
+        tokens_of = self._tokens
+        found = [tokens_of[shard][begin:end] for shard, begin, end in spans]
         tokens = np.concatenate(found) if found else np.zeros(0, self.shards[0].tokens.dtype)
         if tokens.max(initial=0) >= self.vocab_size:
             bad = int(np.searchsorted(np.cumsum(lengths), tokens.argmax(), side="right"))

@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.fields import Fields, read_fields
+from data_prep.json_types import JsonObject
 
 FORMAT = 1
 FORMAT_WITH_WORDS = 2  # the same and one array more in each shard
@@ -45,7 +45,7 @@ class SourceEntry:
     encoding: str = ""
     column: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the entry; what is empty is left out."""
         content = asdict(self)
         return {name: value for name, value in content.items() if name not in ("layout", "encoding", "column") or value}
@@ -118,7 +118,7 @@ class StoreManifest:
     zerobert: str  # version that made the store
     token_dtype: str
     vocab: Vocab
-    settings: dict[str, Any]
+    settings: JsonObject
     sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...] = ()
     counts: Counts = Counts()
@@ -152,7 +152,7 @@ class StoreManifest:
             },
         )
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> JsonObject:
         """Return what a store is made from, as JSON values: the part that is known before it is made."""
         return {
             "format": self.format,
@@ -163,7 +163,7 @@ class StoreManifest:
             "sources": [source.to_json() for source in self.sources],
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return all of it, as JSON values."""
         return self.recipe() | {
             "shards": [asdict(shard) for shard in self.shards],

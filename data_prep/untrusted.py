@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 
 CONFIGS = ("config.json", "tokenizer_config.json")
 INDEX = "model.safetensors.index.json"
@@ -41,7 +42,7 @@ FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_
 POSITIVE = ("layer_norm_eps", "initializer_range")
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Return a JSON file that holds one object.
 
     Raises
@@ -112,7 +113,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def check_model_config(path: Path, content: dict[str, Any]) -> None:
+def check_model_config(path: Path, content: JsonObject) -> None:
     """Refuse numbers from which no model can be made.
 
     Raises

@@ -10,17 +10,18 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup, escape
 
 from data_prep.calls import call
 from data_prep.files import write_whole
+from data_prep.json_types import JsonObject
 from data_prep.store import Store
 from data_prep.store_manifest import StoreManifest
 from launch.cloze import Gap, gaps_of
-from launch.make_record import Json, MakeRecord, StageRecord
+from launch.make_record import MakeRecord, StageRecord, TaskRecord
 from launch.stages import KINDS, SETTINGS, read_settings
 from pretrain.advice.tables import SHOWN, in_words
 from pretrain.formatting import duration, filled_in
@@ -84,11 +85,11 @@ def what_fell_short(out: Path, record: MakeRecord) -> list[str]:
     ]
 
 
-def _json(path: Path) -> Json:
+def _json(path: Path) -> JsonObject:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def answers_to(gaps: list[Gap], filled: Json) -> dict[str, Any]:
+def answers_to(gaps: list[Gap], filled: JsonObject) -> JsonObject:
     """Return the model's words for the gaps."""
     words = {gap.text: gap.word for gap in gaps}
     answers = []
@@ -116,7 +117,7 @@ def answers_to(gaps: list[Gap], filled: Json) -> dict[str, Any]:
     }
 
 
-def score_of(results: Json, task: Json) -> Json:
+def score_of(results: JsonObject, task: TaskRecord) -> JsonObject:
     """Return the score of the fine-tuned model, and what it must beat."""
     if not results or not task:
         return {}
@@ -156,8 +157,9 @@ def chosen(record: MakeRecord) -> list[tuple[str, str, str]]:
     """Return (setting, value, why): the advice's, with what was asked otherwise among them; then what else was
     asked."""
     settings, reasons = record.advice["settings"], record.advice["reasons"]
+    by_name: Mapping[str, object] = settings
     told = [name for name in SHOWN if name in settings]
-    rows = [(name.replace("_", " "), in_words(settings[name]), reasons.get(name, "")) for name in told]
+    rows = [(name.replace("_", " "), in_words(by_name[name]), reasons.get(name, "")) for name in told]
     for stage, options in read_settings(record.given["set"]).items():
         rows += [
             (f"{stage} {option}".replace("_", " "), value, "as asked")
@@ -175,7 +177,7 @@ def what_was_told(logs: Path) -> list[str]:
     return [line for line in lines[begun + 1 :] if any(mark in line for mark in marks)]
 
 
-def what_was_read(store: Store) -> dict[str, Any]:
+def what_was_read(store: Store) -> JsonObject:
     """Return the store in figures, and its files."""
     manifest, counts = store.manifest, store.manifest.counts
     sources = manifest.sources
@@ -261,7 +263,7 @@ def what_next(out: Path, record: MakeRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _overrides(given: Json) -> list[str]:
+def _overrides(given: JsonObject) -> list[str]:
     words = [word for name in ("model", "size") if given[name] for word in (f"--{name}", str(given[name]))]
     words += ["--cased"] if given["cased"] else []
     return words + (["--set", *given["set"]] if given["set"] else [])

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
-from launch.make_record import Json
 from launch.stages import read_settings
 from pretrain.settings.limits import Preset
 
@@ -74,7 +74,7 @@ class MakeConfig:
         return found
 
     @property
-    def given(self) -> Json:
+    def given(self) -> JsonObject:
         """Return what the command line says, as JSON values."""
-        plain: Json = json.loads(json.dumps(asdict(self), default=str))
+        plain: JsonObject = json.loads(json.dumps(asdict(self), default=str))
         return {name: value for name, value in plain.items() if name not in ("out", "anew", "dry_run", "json")}

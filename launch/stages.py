@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from data_prep import usage
 from data_prep.calls import call
 from data_prep.cli import InputError, parse
+from data_prep.json_types import JsonObject
 from launch.make_record import key_of
 
 Words = list[str]
@@ -83,9 +84,9 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def wanted_settings(wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def wanted_settings(wanted: Mapping[str, Mapping[str, str]]) -> JsonObject:
     """Return the same as settings of an advice, which chooses the others to fit."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for stage, options in wanted.items():
         for option, value in options.items() if stage in ("vocab", "shard", "train") else ():
             found[SETTINGS.get((stage, option), option)] = _read(value)

@@ -1,26 +1,28 @@
 """The steps of a run: which samples each rank sees in each step, as padding-free tensors.
 
-    load_steps(setup, position, device) -> StepData, StepData, ...     made ahead by a thread, for ever
+    load_steps(setup, position, device) -> StepData, ...    for ever; their micro-batches are made ahead by a thread
 
-    stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> collate(...) -> prefetch(...)
+    stores, DataPosition -> SampleStream.take(n) -> train_steps(...) -> collate_splits(...) -> prefetch_steps(...)
 
 A step takes the next samples of the stream; epochs follow one another without a gap. They are split over the
 micro-batches of all ranks by length, so that every rank has as much to do; the union over ranks and micro-batches, and
 with the losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each
-rank counts the whole step from the index alone. A DataPosition is all that a resume needs, at any world size.
+rank counts the whole step from the index alone, before a micro-batch of it is made; of these only a few are in memory
+at a time, however large the step. A DataPosition is all that a resume needs, at any world size.
 """
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from contextlib import closing, suppress
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_prep.rounding import ceil_div
 from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
 from data_prep.samples.mixture import Epoch, Mixture, Samples
@@ -33,18 +35,20 @@ from pretrain.state import DataPosition, StepCounts
 
 Item = TypeVar("Item")
 LOOKUP_SAMPLES = 1 << 14  # looked up at once: the shuffle is slow on small calls
-PREFETCH_MICRO_BATCHES = 4  # made in advance, and at least one step
+COLLATE_TOKENS = 1 << 15  # of the samples that are made into batches at once; at least one batch
+PREFETCH_MICRO_BATCHES = 4  # made in advance
 
 
 class StepData(NamedTuple):
     """What one optimizer step sees."""
 
     counts: StepCounts  # over all ranks
-    micro_batches: list[Batch]  # of this rank
+    micro_batch_count: int  # of this rank
+    micro_batches: Iterator[Batch]  # each made when it is asked for
 
     def pin_memory(self) -> "StepData":
-        """Move into memory from which a GPU can copy while the host goes on."""
-        return self._replace(micro_batches=[batch.pin_memory() for batch in self.micro_batches])
+        """Move micro-batches, as they are made, into memory from which a GPU can copy while the host goes on."""
+        return self._replace(micro_batches=map(Batch.pin_memory, self.micro_batches))
 
 
 class SampleStream:
@@ -102,7 +106,7 @@ def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
 
 
 def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[StepData]:
-    """Yield this rank's steps from a position on, made ahead, for ever. Closing the generator ends its thread."""
+    """Yield this rank's steps from a position on, for ever. Closing the generator ends its thread."""
     phase, stream = setup.phases[position.phase], sample_stream(setup, position)
     steps = train_steps(
         stream,
@@ -114,8 +118,7 @@ def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Ge
     )
     if device.type == "cuda":
         steps = map(StepData.pin_memory, steps)
-    ahead = ceil_div(PREFETCH_MICRO_BATCHES, phase.accumulation)
-    return prefetch(steps, ahead=ahead, at_end=stream.mixture.abandon)
+    return prefetch_steps(steps, at_end=stream.mixture.abandon)
 
 
 def train_steps(
@@ -137,9 +140,9 @@ def train_steps(
         samples, masking = stream.take(batch_after(taken)), masking_after(taken)
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
         # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
-        splits = split_by_length(samples, counts.samples // micro_batch)
-        shares = [samples.take(indices) for indices in splits[rank::world]]
-        yield StepData(counts, [collate(stream.mixture.stores, share, masking) for share in shares])
+        splits = split_by_length(samples, counts.samples // micro_batch)[rank::world]
+        batches = collate_splits(stream.mixture.stores, samples, splits, masking, stream.mixture.seq_len)
+        yield StepData(counts, len(splits), batches)
 
 
 def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
@@ -165,48 +168,118 @@ def order_by_length(samples: Samples) -> np.ndarray:
 def collate(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Batch:
     """Read, assemble and mask samples; the longest first, so that attention meets equal lengths in one run."""
     samples = samples.take(order_by_length(samples))
-    assembled = gather_tokens(stores, samples)
-    ids, _, is_special, lengths = assembled
-    input_ids, masked_rows, labels = mask_tokens(
-        ids,
-        is_special,
-        lengths,
-        samples.key,
-        mask_id=stores[0].special_ids["mask"],
-        vocab_size=stores[0].vocab_size,
-        masking=masking,
-        continues=None if masking.unit == "token" else word_continuations(stores, samples, assembled),
-    )
-    # Samples lie end to end; a row is a token of any of them. Two samples of 4 and 3 tokens, rows 2 and 5 masked:
-    #     rows                  0 1 2 3 | 4 5 6
-    #     cu_seqlens  [0, 4, 7]: where samples begin, and the last one ends; a sample begins with its [CLS]
-    #     positions             0 1 2 3 | 0 1 2
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
-    cls_rows = cu_seqlens[:-1]
-    positions = np.arange(len(ids)) - np.repeat(cls_rows, lengths)
-    # The heads look at masked rows and at [CLS], which is never masked: the last layer computes these rows only.
-    #     is_head_row           1 0 1 0 | 1 1 0
-    #     head_rows   [0, 2, 4, 5]
-    is_head_row = np.zeros(len(ids), bool)
-    is_head_row[cls_rows] = is_head_row[masked_rows] = True
-    head_rows = np.flatnonzero(is_head_row)
-    # Where a head row stands among the head rows: cls_index [0, 2], mlm_index [1, 3], head_cu_seqlens [0, 2, 4].
-    index_of_row = np.cumsum(is_head_row) - 1
-    cls_index, mlm_index = index_of_row[cls_rows], index_of_row[masked_rows]
-    head_cu_seqlens = np.append(cls_index, len(head_rows))
-    nsp_labels = np.where(samples.has_b, samples.spans["label"].astype(np.int64), IGNORED)
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        token_types=torch.from_numpy(assembled.token_types),
-        positions=torch.from_numpy(positions),
-        head_rows=torch.from_numpy(head_rows),
-        mlm_index=torch.from_numpy(mlm_index),
-        cls_index=torch.from_numpy(cls_index),
-        mlm_labels=torch.from_numpy(labels),
-        nsp_labels=torch.from_numpy(nsp_labels),
-        seqlens=SeqLens.from_bounds(cu_seqlens),
-        head_seqlens=SeqLens.from_bounds(head_cu_seqlens),
-    )
+    return _Collated.of(stores, samples, masking).batch(0, samples.size)
+
+
+def collate_splits(
+    stores: tuple[Store, ...], samples: Samples, splits: np.ndarray, masking: Masking, seq_len: int
+) -> Iterator[Batch]:
+    """Yield a batch for each row of `splits` [batches, batch size], indices of samples with the longest first.
+
+    Small batches are made several at once, since a call of numpy takes as long for one sample as for ten.
+    """
+    size = splits.shape[1]
+    at_once = max(1, COLLATE_TOKENS // (size * seq_len))
+    for first in range(0, len(splits), at_once):
+        collated = _Collated.of(stores, samples.take(splits[first : first + at_once].ravel()), masking)
+        for start in range(0, len(collated.nsp_labels), size):
+            yield collated.batch(start, start + size)
+
+
+class _Collated(NamedTuple):
+    """N samples end to end, of which batches are cut. T tokens, M masked; a row is a token of any sample.
+
+    Two samples of 4 and 3 tokens, rows 2 and 5 masked:
+
+        rows              0 1 2 3 | 4 5 6
+        bounds          [ 0         4       7 ]
+        positions         0 1 2 3 | 0 1 2
+        head_rows         0   2   | 4 5
+        head_bounds     [ 0         2       4 ]
+        mlm_index             1   |   3           where masked rows stand among the head rows
+    """
+
+    input_ids: np.ndarray  # [T]
+    token_types: np.ndarray  # [T]
+    positions: np.ndarray  # [T], in the sample
+    bounds: np.ndarray  # [N + 1], where samples begin, with their [CLS], and the last one ends
+    head_rows: np.ndarray  # [M + N]: the heads look at [CLS], which is never masked, and at masked rows
+    head_bounds: np.ndarray  # [N + 1], where the head rows of samples begin, with that of [CLS], and the last one's end
+    mlm_index: np.ndarray  # [M]
+    mlm_labels: np.ndarray  # [M]
+    nsp_labels: np.ndarray  # [N]
+
+    @classmethod
+    def of(cls, stores: tuple[Store, ...], samples: Samples, masking: Masking) -> "_Collated":
+        """Read, assemble and mask samples, in their order."""
+        assembled = gather_tokens(stores, samples)
+        masked = mask_tokens(
+            assembled.ids,
+            assembled.is_special,
+            assembled.lengths,
+            samples.key,
+            mask_id=stores[0].special_ids["mask"],
+            vocab_size=stores[0].vocab_size,
+            masking=masking,
+            continues=None if masking.unit == "token" else word_continuations(stores, samples, assembled),
+        )
+        bounds = np.concatenate([[0], np.cumsum(assembled.lengths)])
+        cls_rows = bounds[:-1]
+        masked_before = np.searchsorted(masked.rows, bounds)
+        head_bounds = masked_before + np.arange(len(bounds))
+        # Before a masked row there stand the masked rows before it, and the [CLS] of its sample and of all before it.
+        cls_until = np.repeat(np.arange(1, len(bounds)), np.diff(masked_before))
+        mlm_index = np.arange(len(masked.rows)) + cls_until
+        head_rows = np.empty(head_bounds[-1], np.int64)
+        head_rows[head_bounds[:-1]], head_rows[mlm_index] = cls_rows, masked.rows
+        return cls(
+            input_ids=masked.ids,
+            token_types=assembled.token_types,
+            positions=np.arange(bounds[-1]) - np.repeat(cls_rows, assembled.lengths),
+            bounds=bounds,
+            head_rows=head_rows,
+            head_bounds=head_bounds,
+            mlm_index=mlm_index,
+            mlm_labels=masked.labels,
+            nsp_labels=np.where(samples.has_b, samples.spans["label"].astype(np.int64), IGNORED),
+        )
+
+    def batch(self, first: int, stop: int) -> Batch:
+        """Return the samples [first, stop) as a batch: its rows, and its head rows, are counted from 0 again."""
+        bounds, head_bounds = self.bounds[first : stop + 1], self.head_bounds[first : stop + 1]
+        rows, head = slice(bounds[0], bounds[-1]), slice(head_bounds[0], head_bounds[-1])
+        masked = slice(head.start - first, head.stop - stop)  # before them as many [CLS] as samples
+        bounds, head_bounds = bounds - rows.start, head_bounds - head.start
+        return Batch(
+            input_ids=torch.from_numpy(self.input_ids[rows]),
+            token_types=torch.from_numpy(self.token_types[rows]),
+            positions=torch.from_numpy(self.positions[rows]),
+            head_rows=torch.from_numpy(self.head_rows[head] - rows.start),
+            mlm_index=torch.from_numpy(self.mlm_index[masked] - head.start),
+            cls_index=torch.from_numpy(head_bounds[:-1]),
+            mlm_labels=torch.from_numpy(self.mlm_labels[masked]),
+            nsp_labels=torch.from_numpy(self.nsp_labels[first:stop]),
+            seqlens=SeqLens.from_bounds(bounds),
+            head_seqlens=SeqLens.from_bounds(head_bounds),
+        )
+
+
+def prefetch_steps(
+    steps: Iterator[StepData], *, ahead: int = PREFETCH_MICRO_BATCHES, at_end: Callable[[], None] = lambda: None
+) -> Generator[StepData]:
+    """Yield the same steps, whose micro-batches are made by a thread up to `ahead` in advance, those of the next step,
+    too. A step's micro-batches are to be taken before the next step is. See `prefetch`."""
+
+    def one_after_another() -> Iterator[Any]:
+        for step in steps:
+            yield step
+            yield from step.micro_batches
+
+    with closing(prefetch(one_after_another(), ahead=ahead, at_end=at_end)) as made:
+        for step in made:
+            micro_batches = islice(made, step.micro_batch_count)
+            yield step._replace(micro_batches=micro_batches)
+            deque(micro_batches, maxlen=0)  # what was not taken is no part of the next step
 
 
 def prefetch(items: Iterator[Item], *, ahead: int = 1, at_end: Callable[[], None] = lambda: None) -> Generator[Item]:

@@ -8,10 +8,11 @@ positions_in(content)                  the longest input, where config.json says
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_prep.calls import call
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.untrusted import check_model_config, read_object, refuse_code, weight_files
 
 Kind = Literal["fill", "labels", "tags"]  # what a folder answers
@@ -36,7 +37,7 @@ def forbid_network() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """Return the content of config.json.
 
     Raises
@@ -55,7 +56,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_init(folder: Path) -> dict[str, Any]:
+def read_init(folder: Path) -> JsonObject:
     """Return the content of the config.json of a BERT that a run may begin with; its weights are there.
 
     Raises
@@ -78,7 +79,7 @@ def need_tokenizer(folder: Path) -> None:
     _need(folder, "tokenizer", TOKENIZER)
 
 
-def positions_in(content: dict[str, Any]) -> int | None:
+def positions_in(content: JsonObject) -> int | None:
     """Return the longest input in tokens, special tokens included; None where config.json leaves it to the library."""
     longest, padding = content.get("max_position_embeddings"), content.get("pad_token_id")
     if longest is None or content.get("model_type") not in OFFSET:

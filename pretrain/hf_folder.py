@@ -25,6 +25,7 @@ from transformers.activations import ACT2FN
 
 from data_prep.cli import InputError, one_line, say
 from data_prep.files import write_json
+from data_prep.json_types import JsonObject
 from data_prep.untrusted import read_object, weight_files
 from pretrain.hf_files import OFFSET, TOKENIZER, need_tokenizer, read_config
 
@@ -83,7 +84,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def check_architecture(path: Path, content: dict[str, Any]) -> None:
+def check_architecture(path: Path, content: JsonObject) -> None:
     """Refuse what transformers' BERT would take for a plain encoder, or run as none.
 
     Raises

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from data_prep.cli import InputError, print_json, say
+from data_prep.json_types import JsonObject
 from pretrain import hf_folder
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
@@ -28,7 +29,7 @@ SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if 
 
 MASK = re.compile(r"\[MASK\]|<mask>")
 
-Answer = dict[str, Any]
+Answer = JsonObject
 
 MODELS: dict[Kind, Any] = {
     "fill": AutoModelForMaskedLM,

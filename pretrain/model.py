@@ -25,6 +25,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
 from data_prep.cli import InputError, say
+from data_prep.json_types import JsonObject
 from data_prep.tokens.contract import same_tokenizer
 from data_prep.untrusted import weight_files
 from pretrain import hf_folder
@@ -215,12 +216,12 @@ def preset_config(preset: Preset, vocab_size: int, dropout: float, pad_id: int =
     )
 
 
-def architecture_of(config: BertConfig) -> dict[str, Any]:
+def architecture_of(config: BertConfig) -> JsonObject:
     """Return the part of a configuration that a checkpoint may only be resumed under."""
     return {key: getattr(config, key) for key in CONFIG_KEYS}
 
 
-def model_from_weights(architecture: dict[str, Any], weights: dict[str, Tensor]) -> BertForPreTraining:
+def model_from_weights(architecture: JsonObject, weights: dict[str, Tensor]) -> BertForPreTraining:
     """Return the trainer's model in eval mode, vocabulary padded, with weights as named_parameters() names them."""
     model = BertForPreTraining(BertConfig(**architecture))
     use_varlen_attention(model)

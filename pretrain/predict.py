@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
@@ -26,6 +26,7 @@ import tyro
 
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
+from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
 from pretrain.hf_files import Kind, forbid_network, need_tokenizer, read_config
@@ -77,7 +78,7 @@ def main(config: PredictConfig) -> None:
     answer(config.folder, kind, pairs, texts, config.top, config.json)
 
 
-def kind_of(folder: Path, content: dict[str, Any]) -> Kind:
+def kind_of(folder: Path, content: JsonObject) -> Kind:
     """Return what a folder answers, from the class that it was saved from.
 
     Raises
@@ -151,7 +152,7 @@ def checked(where: str, text: str, pairs: bool) -> str:
     return text
 
 
-def answers_pairs(content: dict[str, Any]) -> bool:
+def answers_pairs(content: JsonObject) -> bool:
     """Return whether a folder was fine-tuned on pairs of texts."""
     return content.get("zerobert_pairs") is True or content.get("zerobert_task") == "pair"
 

@@ -9,21 +9,20 @@ Two nodes with other versions, another copy of a store or another command would 
 import hashlib
 import time
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import ROOT, InputError
+from data_prep.json_types import JsonObject
 from pretrain.checkpoints.format import ModelIdentity
 from pretrain.checkpoints.run_lock import lock_holder
 from pretrain.distributed import all_ranks_or_none, broadcast_object
+from pretrain.run_record import RunRecord
 
 # Of the settings, these may be others on each node: folders mounted elsewhere. What they hold is compared.
 OF_NODES = ("data", "out", "ds_config", "init_from", "eval_pairs", "resume")
 SHARED_WITHIN = 60.0  # seconds until every node sees a file of another: NFS remembers for so long that there was none
 
 
-def what_ranks_share(
-    record: dict[str, Any], ds_configs: list[dict[str, Any]], identity: ModelIdentity
-) -> dict[str, Any]:
+def what_ranks_share(record: RunRecord, ds_configs: list[JsonObject], identity: ModelIdentity) -> JsonObject:
     """Return all that must be the same on every rank: software, settings, and the contents of stores and models."""
     shared = {f"--{name}": value for name, value in record["train"].items() if name not in OF_NODES}
     for index, phase in enumerate(ds_configs, 1):
@@ -37,13 +36,16 @@ def what_ranks_share(
     return (
         shared
         | {f"model's {name}": value for name, value in identity.model.items()}
-        | {f"--{name}": record.get(f"{name}_sha256", "")[:12] for name in ("init_from", "eval_pairs")}
+        | {
+            "--init_from": record.get("init_sha256", "")[:12],
+            "--eval_pairs": record.get("eval_pairs_sha256", "")[:12],
+        }
     )
 
 
-def _flat(content: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _flat(content: JsonObject, prefix: str) -> JsonObject:
     """Return a nested dict by dotted names."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for name, value in content.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

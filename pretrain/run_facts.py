@@ -6,7 +6,9 @@ run_facts(record, ...) -> {"Model": "bert-mini", ...}       from the content of 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from data_prep.json_types import JsonObject
 from pretrain.formatting import counted
+from pretrain.run_record import RunRecord
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
 OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
@@ -21,7 +23,7 @@ class StoreSize(NamedTuple):
 
 
 def run_facts(
-    record: dict[str, Any], *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
+    record: RunRecord, *, parameters: int | None = None, layers: str = "", sizes: Sequence[StoreSize] = ()
 ) -> dict[str, str]:
     """Return a run in words, the most telling first; what is not known is left out.
 
@@ -53,6 +55,7 @@ def run_facts(
             f"{name.replace('_', ' ')} {_setting(value)}" for name, value in settings.items() if name != "lr"
         ),
         "Clipping": deepspeed.get("gradient_clipping") and f"gradient norm {deepspeed['gradient_clipping']:g}",
+        "Averaged weights": train.get("average", "off") != "off" and train["average"],
         "Dropout": None if train.get("dropout") is None else f"{train['dropout']:g}",
         "Precision": next((name for name in ("bf16", "fp16") if deepspeed.get(name, {}).get("enabled")), "fp32"),
         "ZeRO": f"stage {deepspeed.get('zero_optimization', {}).get('stage', 0)}",
@@ -63,7 +66,7 @@ def run_facts(
     return {name: str(value) for name, value in told.items() if value}
 
 
-def _steps(train: dict[str, Any]) -> str | None:
+def _steps(train: JsonObject) -> str | None:
     if train.get("hours"):
         return f"as many as {train['hours']:g} hours hold"
     return f"{train['steps']:,}" if train.get("steps") else None
@@ -78,7 +81,7 @@ def _data(entries: list[str], sizes: Sequence[StoreSize]) -> list[str]:
     ]
 
 
-def _batch(deepspeed: dict[str, Any]) -> str | None:
+def _batch(deepspeed: JsonObject) -> str | None:
     samples, micro = deepspeed.get("train_batch_size"), deepspeed.get("train_micro_batch_size_per_gpu")
     accumulation = deepspeed.get("gradient_accumulation_steps", 1)
     if not samples or not micro:
@@ -88,7 +91,7 @@ def _batch(deepspeed: dict[str, Any]) -> str | None:
     return f"{samples:,} samples = {TIMES.join(parts)}"
 
 
-def _schedule(train: dict[str, Any], settings: dict[str, Any]) -> str | None:
+def _schedule(train: JsonObject, settings: JsonObject) -> str | None:
     if "lr" not in settings:
         return None
     warmup = train.get("warmup", 0)

@@ -16,11 +16,11 @@ import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import read_fields, write_sealed
 from data_prep.files import sha256_of, write_folder
+from data_prep.json_types import JsonObject
 from data_prep.samples.sample_index import VERSION
 from data_prep.store import Store
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
@@ -29,13 +29,14 @@ from pretrain.checkpoints.format import Manifest, list_checkpoints
 from pretrain.checkpoints.resume import Start, is_of_run
 from pretrain.data_coverage import data_coverage_of
 from pretrain.likelihood.minimal_pairs import identity_of
+from pretrain.run_record import RunRecord
 from pretrain.setup import Setup
 
 
-def run_record(setup: Setup, parameters: int) -> dict[str, Any]:
+def run_record(setup: Setup, parameters: int) -> RunRecord:
     """Return what is needed to repeat the run: the content of config.json, but for what came before."""
     config, stores = setup.config, setup.stores
-    record: dict[str, Any] = {
+    record: RunRecord = {
         "train": config.to_json(),
         "phases": [phase.described() | {"passes": setup.passes(phase)} for phase in setup.phases],
         "parameters": parameters,
@@ -77,7 +78,7 @@ def write_run_folder(run: Path, start: Start, stores: list[Store]) -> None:
             not is_of_run(start.checkpoint, run) or folder.name > start.checkpoint.name
         ):
             _put_aside(folder)
-    write_sealed(run / "config.json", start.record)
+    write_sealed(run / "config.json", {**start.record})
 
     def copy_vocab(folder: Path) -> None:
         shutil.copytree(stores[0].folder / "vocab", folder, dirs_exist_ok=True)
@@ -99,7 +100,7 @@ def disagreement(run: Path, manifest: Manifest) -> str:
     A command that an older version refused has left its tokenizer and its settings behind.
     """
     identity = manifest.identity
-    wanted: dict[str, Any] = {"vocab_sha256": identity.vocab_sha256, "vocab_size": identity.vocab_size}
+    wanted: JsonObject = {"vocab_sha256": identity.vocab_sha256, "vocab_size": identity.vocab_size}
     wanted["parameters"] = sum(math.prod(shape) for shape in manifest.parameters.values())
     if not (run / "vocab" / "tokenizer.json").is_file():
         return f"{run}/vocab/tokenizer.json is missing"
@@ -125,7 +126,7 @@ def weights_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def git_state() -> dict[str, Any]:
+def git_state() -> JsonObject:
     """Return commit and cleanliness of the checkout that the code runs from; empty outside of one."""
     command = ["git", "-C", str(ROOT)]
     try:

@@ -24,7 +24,6 @@ from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.format import Manifest, ModelIdentity
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.resume import Start, find_start
-from pretrain.checkpoints.resume_policy import Record
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
 from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
@@ -43,6 +42,7 @@ from pretrain.monitor.plan_tables import plan_tables
 from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.rank_checks import check_shared, what_ranks_share
 from pretrain.run_folder import disagreement, run_record, write_run_folder
+from pretrain.run_record import RunRecord
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import STOPPED, StopRequests
@@ -134,7 +134,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         )
         if start.checkpoint is not None:
             with watchdog.working():
-                load_checkpoint(start.checkpoint, engine, identity)
+                load_checkpoint(start.checkpoint, engine, identity, config.averaging)
         on_rank_0(f"run folder {config.out}", partial(write_run_folder, config.out, start, setup.stores))
 
         # What watches and keeps it, and the loop.
@@ -148,6 +148,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             ds_config=setup.ds_config.content,
             keep=config.keep,
             record=start.record,
+            averaging=config.averaging,
         )
         ending.callback(saver.close)
         stop.hold()
@@ -171,7 +172,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
 
 
 def find_common_start(
-    setup: Setup, model: BertForPreTraining, record: Record, identity: ModelIdentity, watchdog: Watchdog
+    setup: Setup, model: BertForPreTraining, record: RunRecord, identity: ModelIdentity, watchdog: Watchdog
 ) -> Start:
     """Return where all ranks begin, once they are known to be alike; writes nothing. Collective."""
     if setup.config.verify_store:
@@ -274,7 +275,7 @@ def report_finished(setup: Setup, start: Start) -> None:
     print(for_stderr(end_summary(config, start.state, start.state, 0.0, True)), file=sys.stderr, flush=True)
 
 
-def print_plan(setup: Setup, model: BertForPreTraining, record: Record, identity: ModelIdentity) -> None:
+def print_plan(setup: Setup, model: BertForPreTraining, record: RunRecord, identity: ModelIdentity) -> None:
     """Print what the run would be: for people on stderr, for scripts on stdout. By rank 0; others only verify.
 
     Raises

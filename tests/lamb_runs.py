@@ -49,7 +49,7 @@ def reference_weights(
         rank=0,
         world=1,
     )
-    for index, (counts, [batch]) in enumerate(islice(steps, STEPS)):
+    for index, (counts, _, [batch]) in enumerate(islice(steps, STEPS)):
         module.zero_grad()
         losses = module(batch)
         (losses.mlm / counts.masked + losses.nsp / counts.pairs).backward()

@@ -1,5 +1,7 @@
 """The stream of samples and masks depends on the step alone (invariant b)."""
 
+import gc
+from contextlib import closing
 from itertools import islice, pairwise
 
 import numpy as np
@@ -10,7 +12,7 @@ from data_prep.samples.assemble import split_by_length
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
-from pretrain.data import SampleStream, StepData, prefetch, train_steps
+from pretrain.data import SampleStream, StepData, prefetch, prefetch_steps, train_steps
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition
 from tests.stores import random_documents, store_of
@@ -71,8 +73,9 @@ def step_samples(store: Store, steps: int, world: int, micro: int, start: DataPo
     collected: list[list[tuple]] = [[] for _ in range(steps)]
     for rank in range(world):
         for index, step in enumerate(first_steps(store, steps, world, micro, rank, start)):
-            assert len(step.micro_batches) == GLOBAL // (micro * world)
-            collected[index] += [sample for batch in step.micro_batches for sample in samples_of(batch)]
+            batches = list(step.micro_batches)
+            assert len(batches) == step.micro_batch_count == GLOBAL // (micro * world)
+            collected[index] += [sample for batch in batches for sample in samples_of(batch)]
     return [sorted(samples) for samples in collected]
 
 
@@ -135,8 +138,34 @@ def test_without_pairs_nothing_has_a_pair_label(store):
         )
     )
     assert step.counts.pairs == 0
-    assert (step.micro_batches[0].nsp_labels == IGNORED).all()
-    assert not step.micro_batches[0].token_types.any()
+    [batch] = step.micro_batches
+    assert (batch.nsp_labels == IGNORED).all()
+    assert not batch.token_types.any()
+
+
+def as_samples(batches) -> list[list[tuple]]:
+    return [samples_of(batch) for batch in batches]
+
+
+def test_what_is_left_of_a_step_is_no_part_of_the_next(store):
+    expected = [as_samples(step.micro_batches) for step in first_steps(store, 3, 1, 2)]
+    with closing(prefetch_steps(iter(first_steps(store, 3, 1, 2)))) as steps:
+        found = [as_samples(islice(next(steps).micro_batches, wanted)) for wanted in (6, 0, 2)]
+    assert found == [expected[0], [], expected[2][:2]]
+
+
+def test_of_a_step_a_few_micro_batches_are_in_memory(store):
+    stream = SampleStream(mixture(store), DataPosition())
+    steps = train_steps(
+        stream, masking_after=lambda taken: Masking(), batch_after=lambda taken: 96, micro_batch=1, rank=0, world=1
+    )
+    with closing(prefetch_steps(steps, ahead=4)) as steps:
+        for step in islice(steps, 2):
+            # Four that are ready, one that waits for room, one that is handed over, and the one in use.
+            for index, _batch in enumerate(step.micro_batches):
+                if index % 24 == 0:
+                    assert sum(type(found) is Batch for found in gc.get_objects()) <= 7
+            assert index == 95
 
 
 class TestPrefetch:
@@ -167,6 +196,6 @@ class TestPrefetch:
 
 def test_a_batch_moves_as_a_whole(store):
     [step] = first_steps(store, 1, 1, GLOBAL)
-    moved = step.micro_batches[0].to(torch.device("meta"))
+    moved = next(step.micro_batches).to(torch.device("meta"))
     assert {field.device.type for field in moved[:8]} == {"meta"}
     assert moved.seqlens.cu_seqlens.device.type == "meta"

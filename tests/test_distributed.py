@@ -14,6 +14,8 @@ import torch
 import pretrain.rank_checks
 from data_prep.cli import InputError
 from pretrain import distributed
+from pretrain.checkpoints.format import ModelIdentity
+from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
 from pretrain.train import main, train
 from pretrain.zero.engine import init_distributed
@@ -132,3 +134,12 @@ def test_wrong_input_of_another_node_is_said_there(tmp_path, monkeypatch, capsys
         main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"), "--model", "bert-tiny"])
     error = capsys.readouterr().err
     assert ("error: rank 9 on " in error and "nowhere does not exist" in error) == says
+
+
+def test_weights_to_start_from_and_pairs_to_score_are_compared():
+    record: RunRecord = {
+        "train": {}, "phases": [], "stores": [], "versions": {}, "python": "3",
+        "init_sha256": "ab" * 32, "eval_pairs_sha256": "cd" * 32,
+    }  # fmt: skip
+    shared = pretrain.rank_checks.what_ranks_share(record, [], ModelIdentity({}, "", 0))
+    assert (shared["--init_from"], shared["--eval_pairs"]) == ("ab" * 6, "cd" * 6)

@@ -69,7 +69,7 @@ def train_plainly(store: Path, out: Path) -> dict[str, torch.Tensor]:
             world=2,
         )
         for step in islice(steps, HALF):
-            losses = engine(step.micro_batches[0])
+            losses = engine(next(step.micro_batches))
             engine.backward(2 * (losses.mlm / step.counts.masked + losses.nsp / step.counts.pairs))
             engine.step()
         if seed:

@@ -35,6 +35,7 @@ FROM_DATA_PREP = {
             "files",
             "untrusted",
             "interpreter",
+            "json_types",
             "mapped",
             "safe_output",
             "progress",
@@ -67,7 +68,7 @@ OF_DEEPSPEED = set(
 STANDS_ALONE = {"pretrain.finetune.command", "pretrain.finetune.trainer", "pretrain.predict", "pretrain.inference"}
 SHARED_HELPERS = {
     f"data_prep.{name}"
-    for name in ("calls", "cli", "fields", "files", "untrusted", "interpreter", "progress", "ranges")
+    for name in ("calls", "cli", "fields", "files", "untrusted", "interpreter", "json_types", "progress", "ranges")
 }
 TRAINER = {
     f"pretrain.{name}"

@@ -13,6 +13,7 @@ from data_prep.store import Store
 from pretrain.data_coverage import data_coverage_of
 from pretrain.monitor.console import rendered
 from pretrain.monitor.summary import start_summary
+from pretrain.run_record import RunRecord
 from pretrain.setup import Setup
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -182,7 +183,7 @@ def test_plan_and_start_say_the_share(tmp_path):
     config = tiny_run(store.folder, tmp_path / "run", objective="mlm")
     found = data_coverage_of(config, [store])
     assert (found.tokens_seen, found.tokens_seen_10) == (1, 1)
-    record = {"train": config.to_json(), "outlook": found._asdict(), "deepspeed": {}}
+    record: RunRecord = {"train": config.to_json(), "outlook": found._asdict(), "deepspeed": {}}
     told = rendered(start_summary(Setup(config, [store], 1, []), record, devices="CPU", resumed_from=None))
     assert "Tokens seen  100 % in a pass" in told.replace("   ", " ")
 

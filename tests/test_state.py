@@ -30,7 +30,8 @@ def test_a_manifest_has_the_same_names_in_its_file_as_ever(tmp_path):
     files = {name: FileEntry(bytes=4, sha256="cd" * 32) for name in (rank_file(0, 1), "state.json")}
     manifest = Manifest(
         step=7, world_size=1, zero_stage=2, held_out_loss=3.25, identity=ModelIdentity({"a": 1}, "ab" * 32, 9),
-        ds_config={"b": 2}, parameters={"weight": [2, 3]}, files=files, held_out_identity="ab", record={"c": 3},
+        ds_config={"b": 2}, parameters={"weight": [2, 3]}, files=files, held_out_identity="ab",
+        record={"parameters": 3},
     )  # fmt: skip
     manifest.write(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())

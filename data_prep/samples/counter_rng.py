@@ -20,11 +20,12 @@ _ROUNDS = 4
 def _mix(x: np.ndarray) -> np.ndarray:
     """Apply SplitMix64's finaliser, a bijection of 64 bits; overwrites x."""
     x += _GOLDEN
-    x ^= x >> np.uint64(30)
+    shifted = x >> np.uint64(30)
+    x ^= shifted
     x *= _MIX_1
-    x ^= x >> np.uint64(27)
+    x ^= np.right_shift(x, np.uint64(27), out=shifted)
     x *= _MIX_2
-    x ^= x >> np.uint64(31)
+    x ^= np.right_shift(x, np.uint64(31), out=shifted)
     return x
 
 

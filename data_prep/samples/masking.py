@@ -25,7 +25,6 @@ import numpy as np
 from data_prep.samples.counter_rng import fold_in, uniform
 
 _POSITION_BITS = 16  # for the position in a sample, below its score, in one uint64
-_SCORE_BITS = 24  # of a score, the highest, that are compared with the limit of `_smallest`
 _ACTION, _RUN_ACTION, _RUN_END = range(3)  # what is drawn for a token, as the last part of a key
 MaskUnit = Literal["token", "word", "span", "ngram"]
 # The chance that a run ends after its first word, after its second, ... if it did not end before. It never falls.
@@ -108,8 +107,8 @@ def _smallest(
     # Of 128 tokens 19 are wanted, 15 %: scores are uniform, so about 19 of them are below .15 (and hardly ever fewer
     # than 19 below .15 + 3 sqrt(.15 / 128) = .25).
     share = counts / lengths
-    limit = np.minimum(share + 3 * np.sqrt(share / lengths), 1) * (1 << _SCORE_BITS)
-    below = (scores >> np.uint64(64 - _SCORE_BITS)) < np.repeat(limit.astype(np.uint64), lengths)
+    limit = np.minimum(share + 3 * np.sqrt(share / lengths), 1 - 2.0**-53) * 2.0**64
+    below = scores < np.repeat(limit.astype(np.uint64), lengths)
     below &= ~is_special
     starts = np.cumsum(lengths) - lengths
     candidates = np.add.reduceat(below, starts, dtype=np.int64)
@@ -117,7 +116,6 @@ def _smallest(
         below |= np.repeat(too_few, lengths) & ~is_special
         candidates = np.add.reduceat(below, starts, dtype=np.int64)
     found = np.flatnonzero(below)
-    owner = np.repeat(np.arange(len(counts)), candidates)
 
     # A word for each candidate, so that sorting words sorts by sample, then by score, then by position:
     #
@@ -126,14 +124,16 @@ def _smallest(
     #
     # The bits of the score that do not fit decide nothing: equal scores are ranked by position.
     sample_bits = max(int(len(counts) - 1).bit_length(), 1)
-    words = owner.astype(np.uint64) << np.uint64(64 - sample_bits)
-    words |= (scores[found] >> np.uint64(sample_bits + _POSITION_BITS)) << np.uint64(_POSITION_BITS)
+    words = scores[found]
+    words >>= np.uint64(sample_bits + _POSITION_BITS)
+    words <<= np.uint64(_POSITION_BITS)
     words |= position[found].view(np.uint64)
+    words |= np.repeat(np.arange(len(counts), dtype=np.uint64) << np.uint64(64 - sample_bits), candidates)
     words.sort()
-    # The first `counts` words of each sample are chosen; `owner` ascends as the words do.
-    rank = np.arange(len(found)) - np.repeat(np.cumsum(candidates) - candidates, candidates)
-    chosen = rank < np.repeat(counts, candidates)
-    return (words[chosen] & np.uint64((1 << _POSITION_BITS) - 1)).view(np.int64) + starts[owner[chosen]]
+    # The first `counts` words of each sample are chosen. Of 5 and 6 candidates 2 and 3: words 0, 1 | 5, 6, 7.
+    skipped = (np.cumsum(candidates) - candidates) - (np.cumsum(counts) - counts)
+    chosen = words[np.arange(counts.sum()) + np.repeat(skipped, counts)]
+    return (chosen & np.uint64((1 << _POSITION_BITS) - 1)).view(np.int64) + np.repeat(starts, counts)
 
 
 def _unit_rows(

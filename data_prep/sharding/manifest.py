@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import InputError, say
 from data_prep.fields import write_sealed
 from data_prep.files import write_folder
+from data_prep.json_types import JsonObject
 from data_prep.sharding.held_out import hold_out_enough
 from data_prep.sharding.locks import finishing_lock
 from data_prep.sharding.plan import WorkUnit
@@ -46,7 +46,7 @@ REFUSED = (  # by --strict
 READERS_OWN = ("characters", "damaged_characters")  # counted in reading, for shares of damage: no irregularity
 
 
-def describe(encoder: Encoder, vocab_sha256: str, settings: dict[str, Any], sources: Sequence[Source]) -> StoreManifest:
+def describe(encoder: Encoder, vocab_sha256: str, settings: JsonObject, sources: Sequence[Source]) -> StoreManifest:
     """Return what a store is made from: its manifest, as far as it is known beforehand. No clock, host or folder."""
     return StoreManifest(
         format=FORMAT_WITH_WORDS if "words" in settings else FORMAT,
@@ -100,7 +100,7 @@ def is_finished(store: Path, wanted: StoreManifest, appending: bool) -> bool:
     return True
 
 
-def _without_version(manifest: StoreManifest) -> dict[str, Any]:
+def _without_version(manifest: StoreManifest) -> JsonObject:
     return {name: value for name, value in manifest.recipe().items() if name != "zerobert"}
 
 

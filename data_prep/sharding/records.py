@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_json
+from data_prep.json_types import JsonObject
 from data_prep.sharding.plan import WorkUnit
 from data_prep.store import shard_name
 from data_prep.store_manifest import ShardEntry
@@ -44,7 +45,7 @@ class Records:
         self.store = store
         self.folder = store / "parts"
 
-    def begin(self, content: dict[str, Any], appending: bool = False) -> bool:
+    def begin(self, content: JsonObject, appending: bool = False) -> bool:
         """Note what is being made; return whether a run that made the same was interrupted here.
 
         Raises
@@ -107,9 +108,7 @@ def shard_path(store: Path, unit: WorkUnit, piece: int) -> Path:
     return store / shard_name(unit.number, piece)
 
 
-def refuse_if_different(
-    theirs: dict[str, Any], ours: dict[str, Any], *, store: Path, state: str, remedy: str = ""
-) -> None:
+def refuse_if_different(theirs: JsonObject, ours: JsonObject, *, store: Path, state: str, remedy: str = "") -> None:
     """Refuse to go on in a store that is or was made from something else.
 
     Raises
@@ -133,7 +132,7 @@ def refuse_if_different(
     raise InputError(f"{store} {state} from something else: {'; '.join(shown)}. {remedy}")
 
 
-def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+def _changed(theirs: JsonObject, ours: JsonObject) -> list[str]:
     """Return the names of the sources that are new, gone, other, or were modified."""
     sides = []
     for content in (theirs, ours):
@@ -144,7 +143,7 @@ def _changed(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
     return sorted({one[0] for one in (*(x for x in old if x not in new), *(x for x in new if x not in old))})
 
 
-def _flat(content: dict[str, Any]) -> dict[str, Any]:
+def _flat(content: JsonObject) -> JsonObject:
     """Return the settings among the rest, for a message that names the very setting."""
     return {name: value for name, value in content.items() if name != "settings"} | content.get("settings", {})
 
@@ -153,7 +152,7 @@ def _brief(value: Any) -> str:
     return f"{len(value)} entries" if isinstance(value, list) else str(value)[:40]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> JsonObject | None:
     try:
         return json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):  # a power cut may tear a record: its work is done again

@@ -31,6 +31,7 @@ import numpy as np
 from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
+from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import Document, read_documents
 from data_prep.text.discovery import find_sources
@@ -277,14 +278,14 @@ def read_drop_list(path: Path) -> tuple[frozenset[int], frozenset[int]]:
         raise InputError(f"--drop {path} is not a list of {call('dedup')} ({error})") from error
 
 
-def settings_of(config: CleaningConfig) -> dict[str, Any]:
+def settings_of(config: CleaningConfig) -> JsonObject:
     """Return what decides about documents, as the manifest says it; only what is asked for.
 
     Raises
     ------
     InputError: a file cannot be read, a package is not installed.
     """
-    named: dict[str, Any] = {}
+    named: JsonObject = {}
     drop = [("drop", config.drop)] if config.drop is not None else []
     for option, path in (*(("exclude", path) for path in config.exclude), *drop):
         if not path.is_file() or not os.access(path, os.R_OK):

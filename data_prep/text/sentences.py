@@ -16,11 +16,12 @@ theirs is a sentence.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress, pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.text.languages import COMMON, RULES, Rules, defaults, with_punkt
 
 SplitBy = Literal["rule", "punkt", "lines"]
@@ -90,7 +91,7 @@ def _with_line_breaks(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def version_of(by: SplitBy) -> dict[str, Any]:
+def version_of(by: SplitBy) -> JsonObject:
     """Return what splits, and which version of it: settings of a store."""
     if by == "punkt":
         import importlib.metadata  # here and elsewhere inside: 15 ms of every start

@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from data_prep.json_types import JsonObject
 
 # Entries of SentencePiece that go on with a word: with letters, without the mark of a space; but in scripts that put no
 # spaces (Thai, Lao, Burmese, Khmer, Chinese, Japanese) every entry is a word.
@@ -15,7 +16,7 @@ _INSIDE = re.compile(
 )
 
 
-def is_continuation(entry: str, model: dict[str, Any]) -> bool:
+def is_continuation(entry: str, model: JsonObject) -> bool:
     """Whether an entry goes on with the word before it; `model` is that of tokenizer.json."""
     if model["type"] == "WordPiece":
         return entry.startswith(model["continuing_subword_prefix"])

@@ -15,13 +15,14 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.calls import call
 from data_prep.cli import InputError, say
+from data_prep.json_types import JsonObject
 from data_prep.store_manifest import token_dtype
 from data_prep.tokens.fast_paths import Ids, Nanotoken, SentencePieceCache, WordPieceCache, is_bert, is_sentencepiece
 from data_prep.tokens.unknown import UnknownCharacters
@@ -152,7 +153,7 @@ def _one_by_one(encoded: Ids) -> list[list[int]]:
 
 class _Files(NamedTuple):
     tokenizer: Tokenizer
-    config: dict[str, Any]
+    config: JsonObject
 
 
 def _read_folder(folder: Path) -> _Files:
@@ -169,7 +170,7 @@ def _read_folder(folder: Path) -> _Files:
     return _Files(tokenizer, config)
 
 
-def special_names(config: dict[str, Any]) -> dict[str, str]:
+def special_names(config: JsonObject) -> dict[str, str]:
     """Return the special tokens by role, as tokenizer_config.json names them: by strings or by objects."""
     named = {role: config.get(f"{role}_token") or f"[{role.upper()}]" for role in ROLES}
     return {role: str(name["content"] if isinstance(name, dict) else name) for role, name in named.items()}

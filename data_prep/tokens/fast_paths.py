@@ -14,10 +14,12 @@ import json
 import re
 from array import array
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from data_prep.json_types import JsonObject
 
 CACHE_ENTRIES = 1 << 18  # about 50 MB
 NANOTOKEN_WORDS = 1 << 17  # that it remembers, about 20 MB; more of them make it no faster
@@ -37,7 +39,7 @@ class Ids(NamedTuple):
     lengths: np.ndarray  # [S] int64, tokens of each sentence
 
 
-def is_bert(state: dict[str, Any]) -> bool:
+def is_bert(state: JsonObject) -> bool:
     """Whether a tokenizer is BERT's WordPiece, so that the paths here apply to it."""
     normalizer, pre_tokenizer = state["normalizer"] or {}, state["pre_tokenizer"] or {}
     return (
@@ -50,7 +52,7 @@ def is_bert(state: dict[str, Any]) -> bool:
     )
 
 
-def is_sentencepiece(state: dict[str, Any]) -> bool:
+def is_sentencepiece(state: JsonObject) -> bool:
     """Whether a tokenizer is one of sentencepieces.py, so that an ASCII space always parts its pieces."""
     normalizer, pre_tokenizer = state["normalizer"] or {}, state["pre_tokenizer"] or {}
     steps = [step["type"] for step in normalizer.get("normalizers", ())]
@@ -103,7 +105,7 @@ class Nanotoken:
 
     name = "nanotoken"
 
-    def __init__(self, state: dict[str, Any], dtype: np.dtype):
+    def __init__(self, state: JsonObject, dtype: np.dtype):
         from nanotoken.nanotoken_rs import WordPieceTokenizer, set_cache_entries
 
         set_cache_entries(NANOTOKEN_WORDS)  # else a million: memory would grow with the corpus
@@ -125,7 +127,7 @@ class WordPieceCache(dict[str, bytes]):
 
     name = "the cache of pieces"
 
-    def __init__(self, state: dict[str, Any], dtype: np.dtype, tokenizer: Tokenizer):
+    def __init__(self, state: JsonObject, dtype: np.dtype, tokenizer: Tokenizer):
         super().__init__()
         self.tokenizer, self.dtype = tokenizer, dtype
         self.lowercase = state["normalizer"]["lowercase"]

@@ -11,14 +11,16 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.sharding.held_out import FEWEST
 from data_prep.text.languages import defaults
 from pretrain.advice import cautions, rules
 from pretrain.advice import machine as machines
 from pretrain.advice.machine import Machine
+from pretrain.advice.settings import AdviceSettings, Cost, Found, Memory
 from pretrain.advice.survey import Survey, survey
 from pretrain.formatting import counted, duration, two_digits
 from pretrain.sizes import PRESETS, activation_bytes, parameters, state_bytes
@@ -39,15 +41,16 @@ ENGLISH = Survey(
 class Advice(NamedTuple):
     """What to do, and why."""
 
-    settings: dict[str, Any]
+    settings: AdviceSettings
     commands: list[tuple[str, list[str]]]  # stage, and the words after `zerobert`
     reasons: dict[str, str]  # of settings, by their names
     warnings: list[str]  # each with its remedy
-    found: dict[str, Any]  # text, machine, time, memory
+    found: Found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return it as JSON values."""
-        return self.settings | {
+        return {
+            **self.settings,
             "commands": [pasteable(words, self.settings) for _, words in self.commands],
             "reasons": self.reasons,
             "warnings": self.warnings,
@@ -55,7 +58,7 @@ class Advice(NamedTuple):
         }
 
 
-def pasteable(words: Sequence[str], settings: dict[str, Any]) -> str:
+def pasteable(words: Sequence[str], settings: AdviceSettings) -> str:
     """Return a command as one pastes it into a shell."""
     ranks = settings["ranks"] if words[0] == "train" else 1
     where = "" if ranks == 1 else f"RANKS={ranks} " if ranks <= ONE_MACHINE else 'DEEPSPEED_FLAGS="--hostfile HOSTS" '
@@ -117,7 +120,7 @@ def advised(
     chosen.choose_length()
     settings = chosen.as_wanted()
     warnings = list(_warnings(text if corpus else None, machine, settings, lang, fits=chosen.fits))
-    found = {
+    found: Found = {
         "text": text.to_json(), "machine": machines.machine_json(machine),
         "cost": _costs(machine, settings, hours, price), "memory": _memory(machine, settings),
     }  # fmt: skip
@@ -131,7 +134,7 @@ class _Choices:
     def __init__(self, text: Survey, machine: Machine, hours: float, tokens: float, wanted: Mapping[str, Any]):
         """`tokens`: of a store that is elsewhere; 0: those of the text are reckoned."""
         self.text, self.machine, self.hours, self.wanted = text, machine, hours, wanted
-        self.settings: dict[str, Any] = {}
+        self.settings: JsonObject = {}
         self.reasons: dict[str, str] = {}
         self.fits = True  # whether a sample fits into the memory at all
         self._tokens = tokens
@@ -228,10 +231,11 @@ class _Choices:
         )
         settings |= _intervals(steps, trained, length, passes, self.text.documents)
 
-    def as_wanted(self) -> dict[str, Any]:
+    def as_wanted(self) -> AdviceSettings:
         """Return the settings with all that is wanted in them, by no rule."""
         self.reasons |= {name: AS_ASKED for name in self.wanted if name != "model"}
-        return self.settings | {name: value for name, value in self.wanted.items() if name in self.settings}
+        wanted = {name: value for name, value in self.wanted.items() if name in self.settings}
+        return cast(AdviceSettings, self.settings | wanted)
 
 
 def _language(text: Survey, lang: str) -> rules.Choice:
@@ -247,7 +251,7 @@ def _multiple(samples: int, divisor: int) -> int:
     return max(divisor, -(-samples // divisor) * divisor)
 
 
-def _intervals(steps: int, tokens: float, length: int, passes: float, documents: float) -> dict[str, Any]:
+def _intervals(steps: int, tokens: float, length: int, passes: float, documents: float) -> JsonObject:
     """Return how often is looked and saved; an evaluation is forward passes only, a third of the work."""
     every = max(20, steps // EVALUATIONS)
     samples = 3 * EVALUATED * tokens / (EVALUATIONS * length)
@@ -261,7 +265,7 @@ def _intervals(steps: int, tokens: float, length: int, passes: float, documents:
 
 
 def _commands(
-    settings: dict[str, Any], corpus: list[str], out: Path, task: Path | None
+    settings: AdviceSettings, corpus: list[str], out: Path, task: Path | None
 ) -> Iterator[tuple[str, list[str]]]:
     vocab, store, run, hf = (str(out / name) for name in ("vocab", "store", "run", "hf"))
     if corpus:
@@ -269,18 +273,19 @@ def _commands(
         flags += ["--model", settings["vocab_kind"]] if settings["vocab_kind"] != "wordpiece" else []
         yield "vocab", ["vocab", "--corpus", *corpus, "--out", vocab, "--size", str(settings["vocab_size"]), *flags]
         yield "shard", ["shard", "--corpus", *corpus, "--vocab", vocab, "--out", store, "--lang", settings["lang"]]
+    by_name: Mapping[str, object] = settings
     names = ["model", "objective", "lr", "warmup"]
-    names += [name for name, usual in (("mask_rate", 0.15), ("dropout", 0.1)) if settings[name] != usual]
+    names += [name for name, usual in (("mask_rate", 0.15), ("dropout", 0.1)) if by_name[name] != usual]
     names += ["eval_every", "eval_samples", "save_every", "log_every"]
-    names += [name for name in ("patience",) if settings[name]]
+    names += ["patience"] if settings["patience"] else []
     names += ["zero"] if settings["zero"] > 1 else []
     names += ["precision"] if settings["precision"] == "fp16" else []
-    words = [word for name in names for word in (f"--{name}", f"{settings[name]}")]
+    words = [word for name in names for word in (f"--{name}", f"{by_name[name]}")]
     if settings["phases"]:
         words += [word for phase in settings["phases"] for word in ("--phase", phase)]
     else:
         sizes = [
-            word for name in ("seq_len", "global_batch", "micro_batch") for word in (f"--{name}", f"{settings[name]}")
+            word for name in ("seq_len", "global_batch", "micro_batch") for word in (f"--{name}", f"{by_name[name]}")
         ]
         limit = max(UPPER_LIMIT, 10 * settings["steps"])
         words += [*sizes, "--hours", f"{settings['hours']:g}", "--steps", f"{limit}"]
@@ -301,15 +306,15 @@ def eval_beside(task: Path) -> Path | None:
     return next((other for other in others if other != task and other.is_file()), None)
 
 
-def _costs(machine: Machine, settings: dict[str, Any], hours: float, price: float) -> dict[str, Any]:
+def _costs(machine: Machine, settings: AdviceSettings, hours: float, price: float) -> Cost:
     a_pass = settings["text_tokens"] / settings["tokens_per_second"] / 3600
-    found: dict[str, Any] = {"gpu_hours": hours * machine.ranks if machine.is_gpu else 0.0, "hours_a_pass": a_pass}
+    found: Cost = {"gpu_hours": hours * machine.ranks if machine.is_gpu else 0.0, "hours_a_pass": a_pass}
     if price:
         found |= {"price": price * machine.ranks * hours, "price_a_pass": price * machine.ranks * a_pass}
     return found
 
 
-def _memory(machine: Machine, settings: dict[str, Any]) -> dict[str, Any]:
+def _memory(machine: Machine, settings: AdviceSettings) -> Memory:
     shape, size = PRESETS[settings["model"]], settings["vocab_size"]
     weights = parameters(shape, size)
     state = state_bytes(settings["zero"], weights, machine.ranks, machine.precision)
@@ -321,7 +326,7 @@ def _memory(machine: Machine, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(
-    text: Survey | None, machine: Machine, settings: dict[str, Any], lang: str, *, fits: bool
+    text: Survey | None, machine: Machine, settings: AdviceSettings, lang: str, *, fits: bool
 ) -> Iterator[str]:
     """Yield all that is amiss, each with its remedy; no `text` where the store is elsewhere."""
     if text is not None:
@@ -347,6 +352,6 @@ def _warnings(
         yield cautions.too_large(settings["model"], machine.memory)
 
 
-def _enough_hours(settings: dict[str, Any]) -> str:
+def _enough_hours(settings: AdviceSettings) -> str:
     hours = settings["hours"] * rules.MANY_PASSES / settings["epochs"]
     return f"--hours {two_digits(hours)}" if hours > 0.02 else ""

@@ -13,9 +13,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from pretrain.sizes import Shape, token_flops
 
 PROBE_SECONDS = 60.0  # of a machine so busy that the probe does not end
@@ -240,6 +241,6 @@ def _power_of_two(number: int) -> int:
     return 1 << (number.bit_length() - 1)
 
 
-def machine_json(machine: Machine) -> dict[str, Any]:
+def machine_json(machine: Machine) -> JsonObject:
     """Return it as JSON values."""
     return machine._asdict()

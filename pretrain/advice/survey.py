@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.sharding.plan import ASSUMED_COMPRESSION_RATIO, LEAST_BYTES
 from data_prep.text.compression import decompressed
 from data_prep.text.corpus import Document, count_rows, read_documents
@@ -96,7 +97,7 @@ class Survey(NamedTuple):
         """Return how many times the sample the corpus is."""
         return self.text_bytes / max(self.sample_bytes, 1)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return it as JSON values, without the words."""
         told = self._asdict()
         del told["frequent"], told["lengths"]

@@ -1,6 +1,6 @@
 """An advice as tables for people: what was found, what fits and why, the commands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -29,8 +29,9 @@ def shown(advice: Advice) -> Iterator[Table | Text]:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title="What fits", title_justify="left", title_style="bold")
     for name in ("setting", "value", "because"):
         table.add_column(name, style="cyan" if name == "setting" else None, overflow="fold")
+    by_name: Mapping[str, object] = advice.settings
     for name in SHOWN:
-        table.add_row(name, in_words(advice.settings[name]), advice.reasons.get(name, ""))
+        table.add_row(name, in_words(by_name[name]), advice.reasons.get(name, ""))
     for phase in advice.settings["phases"]:
         table.add_row(
             "phase", phase, "nine tenths of the steps short, the rest long for the later positions (Devlin et al.)"
@@ -58,7 +59,8 @@ def in_words(value: Any) -> str:
 
 def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
     """Yield text, machine, time and cost, by name."""
-    text, machine, cost, memory = (advice.found[name] for name in ("text", "machine", "cost", "memory"))
+    text, machine = advice.found["text"], advice.found["machine"]
+    cost, memory = advice.found["cost"], advice.found["memory"]
     if text["sources"]:
         scripts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in list(text["scripts"].items())[:4])
         yield (

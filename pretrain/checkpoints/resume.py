@@ -14,19 +14,20 @@ from pretrain.checkpoints.format import (
     Manifest,
     ModelIdentity,
     check_identity,
+    keep_average,
     list_checkpoints,
     read_state,
     record_under,
 )
 from pretrain.checkpoints.resume_policy import (
     Change,
-    Record,
     changes_of,
     check_resume,
     fresh_epoch_of,
     refuse_changes,
 )
 from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
+from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
 
@@ -34,7 +35,7 @@ from pretrain.state import RunState
 class Start(NamedTuple):
     """Where a run begins."""
 
-    record: Record  # what config.json is to say
+    record: RunRecord  # what config.json is to say
     checkpoint: Path | None = None  # None: a new run
     state: RunState = RunState()
     changes: tuple[Change, ...] = ()  # from the settings that the checkpoint was written under
@@ -42,7 +43,7 @@ class Start(NamedTuple):
 
 
 def find_start(
-    config: TrainConfig, record: Record, identity: ModelIdentity, shapes: Mapping[str, Sequence[int]]
+    config: TrainConfig, record: RunRecord, identity: ModelIdentity, shapes: Mapping[str, Sequence[int]]
 ) -> Start:
     """Return where to begin under the settings of `record`, with a model of these `shapes`; writes nothing.
 
@@ -57,7 +58,7 @@ def find_start(
         return Start(record | {"from_step": 0, "from": None, "segments": []}, checkpoints_seen=seen)
     manifest = Manifest.read(checkpoint)
     check_identity(checkpoint, manifest, identity, shapes)
-    state = read_state(checkpoint, manifest).state
+    state = keep_average(read_state(checkpoint, manifest).state, manifest, config.averaging)
     before = record_under(checkpoint, manifest)
     changes = changes_of(before, record, state.step)
     refuse_changes(checkpoint, changes, config.allow_change)
@@ -92,7 +93,7 @@ def resolve_resume(config: TrainConfig) -> Path | None:
     return Path(config.resume)
 
 
-def move_position(state: RunState, before: Record, now: Record, changes: tuple[Change, ...]) -> RunState:
+def move_position(state: RunState, before: RunRecord, now: RunRecord, changes: tuple[Change, ...]) -> RunState:
     """Return the state at a position that means something in the samples of `now`: where these come in another order,
     at the beginning of an epoch."""
     position = state.position
@@ -111,11 +112,12 @@ def is_of_run(checkpoint: Path, run: Path) -> bool:
     return checkpoint.resolve().parent == (run / "checkpoints").resolve()
 
 
-def _history(checkpoint: Path, before: Record, step: int, changes: tuple[Change, ...]) -> Record:
+def _history(checkpoint: Path, before: RunRecord, step: int, changes: tuple[Change, ...]) -> RunRecord:
     """Return the part of a record that says how its run came here: settings that change begin a new segment."""
     segments = before.get("segments", [])
-    known = {"from_step": before.get("from_step", 0), "from": before.get("from"), "segments": segments}
+    known: RunRecord = {"from_step": before.get("from_step", 0), "from": before.get("from"), "segments": segments}
     if not changes:
         return known
-    ended = {name: value for name, value in before.items() if name != "segments"}
-    return {"from_step": step, "from": str(checkpoint), "segments": [*segments, known | ended]}
+    ended = known | before
+    del ended["segments"]
+    return {"from_step": step, "from": str(checkpoint), "segments": [*segments, ended]}

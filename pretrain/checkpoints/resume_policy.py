@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 from data_prep.cli import InputError
 from data_prep.samples.mixture import fresh_epoch
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
+from pretrain.run_record import RunRecord
+from pretrain.settings.averaging import parse_average
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig
 
-Record = dict[str, Any]
-Getter = Callable[[Record, int], Any]
+Getter = Callable[[RunRecord, int], Any]
 
 
 class Setting(NamedTuple):
@@ -35,7 +36,7 @@ class Setting(NamedTuple):
     value: Getter  # in a record, after so many steps of the run
     why_refused: str = ""  # empty: it may change, and is said
     moves: bool = False  # another value makes another order of samples
-    text: Callable[[Record], str] | None = None  # for people, where the value itself says nothing
+    text: Callable[[RunRecord], str] | None = None  # for people, where the value itself says nothing
 
 
 class Change(NamedTuple):
@@ -55,7 +56,7 @@ def _of_phases(name: str, before: Getter | None = None) -> Getter:
     """Return a getter of the values of all phases; of one, where all have the same: more or fewer phases are told by
     their steps. `before`: where the value stood before phases had one of their own."""
 
-    def values(record: Record, step: int) -> list[Any]:
+    def values(record: RunRecord, step: int) -> list[Any]:
         found = [before(record, step) if before and name not in phase else phase[name] for phase in record["phases"]]
         return found if found.count(found[0]) < len(found) else found[:1]
 
@@ -65,14 +66,14 @@ def _of_phases(name: str, before: Getter | None = None) -> Getter:
 def _under_way(name: str, before: Getter) -> Getter:
     """Return a getter of the value of the phase that is under way."""
 
-    def value(record: Record, step: int) -> Any:
+    def value(record: RunRecord, step: int) -> Any:
         phase = record["phases"][_phase_trained_last(record, step)]
         return phase[name] if name in phase else before(record, step)
 
     return value
 
 
-def _steps(record: Record, step: int) -> list[int]:
+def _steps(record: RunRecord, step: int) -> list[int]:
     return [phase["steps"] for phase in record["phases"]]
 
 
@@ -80,7 +81,7 @@ def _of_optimizer(name: str) -> Getter:
     return lambda record, step: record["deepspeed"]["optimizer"]["params"][name]
 
 
-def _phase_trained_last(record: Record, step: int) -> int:
+def _phase_trained_last(record: RunRecord, step: int) -> int:
     """Return the phase of the steps up to `step`: at its end still itself, as the next one may be another at will."""
     end = 0
     for index, phase in enumerate(record["phases"]):
@@ -90,31 +91,31 @@ def _phase_trained_last(record: Record, step: int) -> int:
     return len(record["phases"]) - 1
 
 
-def _seq_len(record: Record, step: int) -> int:
+def _seq_len(record: RunRecord, step: int) -> int:
     return record["phases"][_phase_trained_last(record, step)]["seq_len"]
 
 
-def _later_seq_lens(record: Record, step: int) -> list[int]:
+def _later_seq_lens(record: RunRecord, step: int) -> list[int]:
     return [phase["seq_len"] for phase in record["phases"][_phase_trained_last(record, step) + 1 :]]
 
 
-def _stores(record: Record, step: int) -> list[str]:
+def _stores(record: RunRecord, step: int) -> list[str]:
     return [store["identity"] for store in record["stores"]]
 
 
-def _stores_in_words(record: Record) -> str:
+def _stores_in_words(record: RunRecord) -> str:
     return ", ".join(f"{store['folder']} ({store['identity'][:12]})" for store in record["stores"])
 
 
-def _weights_of_data(record: Record, step: int) -> list[float]:
+def _weights_of_data(record: RunRecord, step: int) -> list[float]:
     return [_weight(entry) for entry in record["train"]["data"]]
 
 
-def _passes_of_data(record: Record, step: int) -> list[float]:
+def _passes_of_data(record: RunRecord, step: int) -> list[float]:
     return [store["passes"] for store in record["stores"]]
 
 
-def _later_mixtures(record: Record, step: int) -> list[list[float]]:
+def _later_mixtures(record: RunRecord, step: int) -> list[list[float]]:
     return [
         [*phase["weights"], phase["temperature"]] for phase in record["phases"][_phase_trained_last(record, step) + 1 :]
     ]
@@ -127,15 +128,19 @@ def _weight(entry: str) -> float:
         return 1.0
 
 
-def _start(record: Record, step: int) -> str:
+def _start(record: RunRecord, step: int) -> str:
     return record["init_sha256"] if record["train"]["init_from"] else ""
 
 
-def _start_in_words(record: Record) -> str:
+def _start_in_words(record: RunRecord) -> str:
     return str(record["train"]["init_from"] or f"--model {record['train']['model']}")
 
 
-def _ranks(record: Record, step: int) -> int:
+def _average(record: RunRecord, step: int) -> str:
+    return str(parse_average(record["train"].get("average", "off")))  # an older version knew none
+
+
+def _ranks(record: RunRecord, step: int) -> int:
     return DsConfig(record["deepspeed"]).ranks
 
 
@@ -176,6 +181,7 @@ SETTINGS = (
     *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_split", "eval_samples")),
     Setting("eval_pairs", lambda record, step: record["eval_pairs_sha256"]),
     Setting("rollback", _of_train("rollback")),
+    Setting("average", _average),  # another one begins where the run goes on (keep_average() of format.py)
     Setting("python", lambda record, step: record["python"]),
     *(
         Setting(name, lambda record, step, name=name: record["versions"][name])  # type: ignore[misc]
@@ -220,7 +226,7 @@ def check_resume(config: TrainConfig) -> None:
         Manifest.read(folder)
 
 
-def changes_of(before: Record, now: Record, step: int) -> tuple[Change, ...]:
+def changes_of(before: RunRecord, now: RunRecord, step: int) -> tuple[Change, ...]:
     """Return what is different in `now`, for a run that has done `step` steps under `before`."""
     changes = []
     for setting in SETTINGS:
@@ -251,7 +257,7 @@ def refuse_changes(folder: Path, changes: Collection[Change], allowed: Collectio
         )
 
 
-def fresh_epoch_of(before: Record, now: Record, step: int, epochs_begun: int) -> int:
+def fresh_epoch_of(before: RunRecord, now: RunRecord, step: int, epochs_begun: int) -> int:
     """Return the first epoch of `now` behind every pass that `epochs_begun` epochs of `before` have begun."""
     passes = _under_way("passes", _passes_of_data)
     try:

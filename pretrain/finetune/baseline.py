@@ -26,6 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from data_prep.json_types import JsonObject
 from pretrain.finetune.labelled import Example
 
 CORRELATIONS = ("pearson", "spearman")
@@ -41,7 +42,7 @@ _word: Callable[[str], list[str]] = regex.compile(r"[\w\p{M}]+").findall  # vowe
 _unspaced = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]").findall
 
 
-def bag_of_words(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+def bag_of_words(training: list[Example], evaluation: list[Example]) -> JsonObject:
     """Return the accuracy and F1 of counted words, for results.json; both sides as for the model."""
     started = time.monotonic()
     # Drawn, and not every second one: labels may take turns in a file.

@@ -15,6 +15,7 @@ from typing import Any
 
 from data_prep.calls import call
 from data_prep.cli import print_json, say
+from data_prep.json_types import JsonObject
 from pretrain import hf_folder  # before transformers: it forbids the network
 
 # isort: split
@@ -52,7 +53,7 @@ def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
     print_score(config, results)
 
 
-def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> dict[str, Any]:
+def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> JsonObject:
     """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
 
     Raises
@@ -84,7 +85,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> d
     train_features = task.encode(tokenizer, learnt, names, config.seq_len)
     eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
 
-    seeds: list[dict[str, Any]] = []
+    seeds: list[JsonObject] = []
     same = math.nan
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
@@ -271,7 +272,7 @@ def summary(values: list[float]) -> dict[str, float | None]:
     return {"mean": mean, "std": std, "ci95": float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)}
 
 
-def settings(config: FinetuneConfig) -> dict[str, Any]:
+def settings(config: FinetuneConfig) -> JsonObject:
     """Return everything that decides the result, as JSON values."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
     del given["json"], given["out"]
@@ -279,7 +280,7 @@ def settings(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: dict[str, Any]
+    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
 ) -> None:
     """Write model, tokenizer and, last, results.json, which also names the files written."""
     hf_folder.save_model(model, folder)
@@ -288,7 +289,7 @@ def save(
     write_json(folder / RESULTS, {**results, "files": files})
 
 
-def print_score(config: FinetuneConfig, results: dict[str, Any]) -> None:
+def print_score(config: FinetuneConfig, results: JsonObject) -> None:
     """Print the score on stdout."""
     if config.json:
         print_json(results)

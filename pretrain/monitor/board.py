@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+
+from data_prep.json_types import JsonObject
 
 
 class Board:
@@ -50,7 +51,7 @@ class Board:
         self.complain(f"warning: {self.folder} cannot be written ({error}); its curves end, metrics.jsonl goes on")
 
 
-def scalars(group: str, line: dict[str, Any]) -> dict[str, float]:
+def scalars(group: str, line: JsonObject) -> dict[str, float]:
     """Return the curves of a line of metrics."""
     no_curves = ("kind", "step", "by_source", "held_out", "pairs_by_group")
     drawn = {f"{group}/{name}": value for name, value in line.items() if name not in no_curves and value is not None}

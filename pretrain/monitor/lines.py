@@ -12,20 +12,44 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
 from data_prep.fields import LARGEST, is_number
+from data_prep.json_types import JsonObject
 
 MOST = 4_000  # lines of training that are read
 TRAIN = b'{"kind": "train"'
 
 
+class TrainLine(TypedDict):
+    """An interval of steps, as metrics.jsonl has it; older versions wrote fewer fields."""
+
+    kind: str  # train
+    step: int
+    mlm_loss: float
+    tokens: int
+    samples: NotRequired[int]
+    loss: NotRequired[float]
+    nsp_loss: NotRequired[float]
+    mlm_acc: NotRequired[float]
+    nsp_acc: NotRequired[float]
+    mask_rate: NotRequired[float]
+    lr: NotRequired[float]
+    grad_norm: NotRequired[float]
+    tokens_per_s: NotRequired[float]
+    mfu: NotRequired[float | None]
+    padding_saved: NotRequired[float]
+    memory_gb: NotRequired[float]
+    seconds: NotRequired[float]  # since the process began
+    clock: NotRequired[float]  # over all processes of the run; report/history.py reckons it
+
+
 class Lines(NamedTuple):
     """What could be read."""
 
-    lines: list[dict[str, Any]]
+    lines: list[JsonObject]
     damaged: int  # lines, but for the last, that are not whole
     is_cut: bool  # the last one is not: a crash, or a run that is writing
     every: int  # of the lines of training, one of so many was read; 1: all
@@ -84,7 +108,7 @@ def _chosen(raw: list[bytes], most: int) -> tuple[np.ndarray, int]:
     return np.flatnonzero(chosen), every
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
+def _parsed(text: str) -> JsonObject | None:
     """Return a line of metrics; of a cut line and the one glued to it, the latter."""
     for part in (text, text[max(text.rfind('{"kind"'), 0) :]):
         try:
@@ -96,20 +120,20 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return None
 
 
-def _fits(line: dict[str, Any]) -> bool:
+def _fits(line: JsonObject) -> bool:
     """Return whether what readers rely on is there, and of its type."""
     check = KINDS.get(line.get("kind", "")) if isinstance(line.get("kind"), str) else None
     step = line.get("step")
     return check is not None and type(step) is int and 0 <= step <= LARGEST and check(line)
 
 
-def _is_train(line: dict[str, Any]) -> bool:
+def _is_train(line: JsonObject) -> bool:
     needed = (line.get(name) for name in ("mlm_loss", "tokens"))
     seconds = line.get("seconds", 0.0)
     return all(map(is_number, needed)) and is_number(seconds) and 0 <= seconds < math.inf
 
 
-def _is_eval(line: dict[str, Any]) -> bool:
+def _is_eval(line: JsonObject) -> bool:
     sources = line.get("by_source", {})
     if not isinstance(line.get("pairs_by_group", {}), dict):
         return False
@@ -121,15 +145,15 @@ def _is_loss(value: Any) -> bool:
     return value is None or is_number(value)
 
 
-def _is_event(line: dict[str, Any]) -> bool:
+def _is_event(line: JsonObject) -> bool:
     return isinstance(line.get("event"), str)
 
 
-def _is_trust(line: dict[str, Any]) -> bool:
+def _is_trust(line: JsonObject) -> bool:
     return all(isinstance(line.get(name, {}), dict) for name in ("ratios", "by_layer"))
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], bool]] = {
+KINDS: dict[str, Callable[[JsonObject], bool]] = {
     "train": _is_train,
     "eval": _is_eval,
     "event": _is_event,

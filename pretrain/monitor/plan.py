@@ -11,11 +11,11 @@ by a probe of a few samples on this machine (probe.py): activations and time; wi
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import BertForPreTraining
 
+from data_prep.json_types import JsonObject
 from data_prep.samples.mixture import Mixture
 from data_prep.store import Store
 from pretrain.advice import cautions, rules
@@ -97,7 +97,7 @@ class PhasePlan:
         """Return the micro-batches of a step on each rank."""
         return self.phase.accumulation
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the phase as JSON values."""
         span = self.phase.span
         return self.phase.described() | {
@@ -157,7 +157,7 @@ class Plan:
         """Return the bytes of weights, gradients and optimizer state that a rank has at a ZeRO stage."""
         return state_bytes(stage, self.parameters, self.ranks, self.precision)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the plan as JSON values."""
         return {
             "ranks": self.ranks,

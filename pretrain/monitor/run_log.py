@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from data_prep.json_types import JsonObject
 from data_prep.safe_output import Journal, failure_of
 from pretrain.monitor.board import Board, scalars
 from pretrain.monitor.console import for_stderr, rendered
@@ -55,7 +56,7 @@ class RunLog:
         if self.is_writer:
             self._text.write(f"{FAILED}, after step {step}: {why}")
 
-    def write_line(self, line: dict[str, Any], step: int, group: str | None = None) -> None:
+    def write_line(self, line: JsonObject, step: int, group: str | None = None) -> None:
         """Write a line of metrics; `group` is what TensorBoard calls its curves, if they are drawn."""
         if self._board is None:
             return

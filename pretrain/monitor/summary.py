@@ -1,7 +1,6 @@
 """What a run says of itself at its start and at its end: on the console, and in log.txt."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 
@@ -10,6 +9,7 @@ from pretrain.checkpoints.format import best_checkpoint, list_checkpoints
 from pretrain.formatting import counted, duration
 from pretrain.monitor.console import name_values
 from pretrain.run_facts import FINISHED, STOPPED, StoreSize, run_facts
+from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
 from pretrain.setup import Setup
@@ -18,7 +18,7 @@ from pretrain.state import RunState
 
 def start_summary(
     setup: Setup,
-    record: dict[str, Any],
+    record: RunRecord,
     *,
     devices: str,
     resumed_from: Path | None,
@@ -96,6 +96,9 @@ def end_summary(config: TrainConfig, state: RunState, first: RunState, seconds: 
         f"{duration(seconds)} after step {first.step:,}",
         "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} per second with all pauses",
         "Skipped": f"{state.steps_skipped:,} steps" if state.steps_skipped else "",
+        "Averaged": f"{config.averaging.in_words(state.averaged)}; export it with --weights averaged"
+        if state.averaged
+        else "",
         "Best": "",
         "To go on": "" if is_finished else "the same command",
         "Export": call("export", source, config.out.parent / "hf"),

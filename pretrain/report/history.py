@@ -12,21 +12,24 @@ remains is saved (pretrain/monitor/lines.py).
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from data_prep.cli import ROOT, InputError
 from data_prep.fields import Fields, is_number, read_fields
+from data_prep.json_types import JsonObject
 from data_prep.samples.mixture import passes_by_temperature
 from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
-from pretrain.monitor.lines import read_lines
+from pretrain.monitor.lines import TrainLine, read_lines
 from pretrain.run_facts import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
+from pretrain.run_record import RunRecord
 
 Axis = Literal["step", "tokens", "hours"]
 CHEAP = 200_000_000  # tokens that are counted for the unigram entropy; about a second
@@ -34,7 +37,7 @@ ALIVE = 120.0  # seconds since the last heartbeat of lock.json after which a run
 GOES_BACK = ("resume", "restart", "rollback")  # events that take back what was done after their step
 MERGED = ("save", "skip")  # events of which an unbroken sequence is one row
 NUMBER, TEXT = int | float | None, str | None
-TYPES: dict[str, dict[str, Any]] = {  # of what the report reads in config.json; all of it may be missing
+TYPES: dict[str, JsonObject] = {  # of what the report reads in config.json; all of it may be missing
     "": {"stores": list, "vocab_size": int | None, "parameters": int | None, "python": TEXT},
     "train": {
         "data": list, "phase": list, "model": TEXT, "init_from": TEXT, "objective": str, "schedule": str,
@@ -57,7 +60,7 @@ class Event:
     first: int
     step: int
     name: str
-    details: dict[str, Any]
+    details: JsonObject
     count: int = 1
     lost: bool = False  # it lies in a stretch that was done again
 
@@ -68,10 +71,10 @@ class History:
 
     folder: Path
     label: str
-    config: dict[str, Any]
-    train: list[dict[str, Any]] = field(default_factory=list)
-    evals: list[dict[str, Any]] = field(default_factory=list)
-    trusts: list[dict[str, Any]] = field(default_factory=list)
+    config: RunRecord
+    train: list[TrainLine] = field(default_factory=list)
+    evals: list[JsonObject] = field(default_factory=list)
+    trusts: list[JsonObject] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     clock: float = 0.0  # seconds that the processes of this run have logged, lost stretches included
@@ -127,7 +130,7 @@ class History:
         if found.every > 1:
             self.notes.append(f"Of the many lines of training, one of {found.every} is drawn.")
 
-    def _take(self, line: dict[str, Any], offset: float) -> None:
+    def _take(self, line: JsonObject, offset: float) -> None:
         kind, step = line["kind"], line["step"]
         if kind == "event":
             self._happened(Event(step, step, line["event"], _without(line, "kind", "step", "event")))
@@ -137,7 +140,7 @@ class History:
             self.clock = offset + line.get("seconds", 0.0)
             if (line.get("mfu") or 0) > 1:  # of older versions: the peak was measured on a busy machine
                 line = line | {"mfu": None}
-            self.train.append(line | {"clock": self.clock})
+            self.train.append(cast(TrainLine, line | {"clock": self.clock}))
         elif kind in ("eval", "trust"):
             lines = self.evals if kind == "eval" else self.trusts
             if lines and lines[-1]["step"] == step:  # the parts of one evaluation may come in several lines
@@ -149,12 +152,12 @@ class History:
             self._take_back(event.step, event.details)
         self.events.append(event)
 
-    def _take_back(self, step: int, details: dict[str, Any] | None = None) -> None:
+    def _take_back(self, step: int, details: JsonObject | None = None) -> None:
         """Forget what was measured after `step`: it is done again."""
         lost = [line for line in self.train if line["step"] > step]
-        self.train, self.evals, self.trusts = (
-            [line for line in lines if line["step"] <= step] for lines in (self.train, self.evals, self.trusts)
-        )
+        self.train = [line for line in self.train if line["step"] <= step]
+        self.evals = [line for line in self.evals if line["step"] <= step]
+        self.trusts = [line for line in self.trusts if line["step"] <= step]
         for event in self.events:
             event.lost = event.lost or (event.step > step and event.name not in GOES_BACK)
         if lost:
@@ -175,8 +178,9 @@ class History:
         if axis == "step" or not len(steps):
             return steps.astype(float)
         known = [0, *(line["step"] for line in self.train)]
-        name, divisor = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
-        return np.interp(steps, known, [0.0, *(line[name] / divisor for line in self.train)])
+        tokens = axis == "tokens"
+        places = [line["tokens"] if tokens else line["clock"] / 3600 for line in self.train]
+        return np.interp(steps, known, [0.0, *places])
 
     @property
     def steps(self) -> int | None:
@@ -259,11 +263,11 @@ class History:
             return self.config.get("parameters")
         return sum(math.prod(shape) for shape in self.checkpoint.parameters.values())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Return the numbers that one asks for first; held out where there was an evaluation, else of the last
         interval."""
         last, held_out = self.train[-1], [line for line in self.evals if line.get("mlm_loss") is not None]
-        scored = held_out[-1] if held_out else last
+        scored: Mapping[str, Any] = held_out[-1] if held_out else last
         numbers = {
             "run": str(self.folder),
             "label": self.label,
@@ -284,6 +288,7 @@ class History:
             "skipped": sum(event.count for event in self.events if event.name == "skip"),
             "resumed": sum(event.name == "resume" for event in self.events),
         }
+        numbers |= {name: scored[name] for name in ("avg_mlm_loss", "avg_mlm_acc") if is_number(scored.get(name))}
         if not self.has_pairs:
             numbers |= {"nsp_loss": None, "nsp_acc": None}
         # JSON has no infinity: what is no number is left open.
@@ -309,7 +314,7 @@ def read_all(folders: tuple[Path, ...]) -> list[History]:
     return [History.read(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
-def _checked(fields: Fields) -> dict[str, Any]:
+def _checked(fields: Fields) -> RunRecord:
     """Return the content of a config.json in which everything that is read has its type.
 
     Raises
@@ -329,7 +334,7 @@ def _checked(fields: Fields) -> dict[str, Any]:
     optimizer.text("type", default="")
     optimizer.object("params", default={}).number("lr", default=0.0)
     deepspeed.whole("gradient_accumulation_steps", least=1, default=1)
-    return fields.content
+    return cast(RunRecord, fields.content)
 
 
 def _merged(events: list[Event]) -> list[Event]:
@@ -350,7 +355,7 @@ def _at(line: Any, path: tuple[str, ...]) -> float | None:
     return float(line) if is_number(line) else None
 
 
-def _without(line: dict[str, Any], *names: str) -> dict[str, Any]:
+def _without(line: JsonObject, *names: str) -> JsonObject:
     return {name: value for name, value in line.items() if name not in names}
 
 

@@ -12,6 +12,7 @@ import jinja2
 
 from data_prep.fields import is_number
 from data_prep.files import write_whole
+from data_prep.json_types import JsonObject
 from pretrain.formatting import counted, duration
 from pretrain.report.charts import DARK, LIGHT, SERIES, Chart, charts_of
 from pretrain.report.drawing import as_png, as_svg
@@ -89,7 +90,7 @@ def page_of(
     )
 
 
-def data_of(histories: list[History], charts: list[Chart], axis: Axis) -> dict[str, Any]:
+def data_of(histories: list[History], charts: list[Chart], axis: Axis) -> JsonObject:
     """Return the numbers behind the charts, for the pointer, and for whoever wants them: name -> series."""
     return {
         chart.name: {
@@ -129,7 +130,7 @@ def lead_of(history: History) -> tuple[str, str]:
     return told.get("Model", "A model"), f"{size}{data}. {'; '.join(words)}."
 
 
-def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
+def tiles_of(history: History, numbers: JsonObject) -> list[Tile]:
     """Return the headline numbers of one run."""
     where = f"{'held out' if numbers['held_out'] else 'training'}, step {numbers['scored_at']:,}{_best(history)}"
     tiles = [
@@ -137,6 +138,9 @@ def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
         Tile("Perplexity", as_text(numbers["perplexity"], "plain"), _against_unigrams(history, numbers)),
         Tile("Masked-word accuracy", as_text(numbers["mlm_acc"], "share"), "of masked tokens"),
     ]
+    if "avg_mlm_loss" in numbers:
+        about = f"loss, masked-word accuracy {as_text(numbers.get('avg_mlm_acc'), 'share')}"
+        tiles.append(Tile("Averaged weights", as_text(numbers["avg_mlm_loss"], "nats"), about))
     if history.has_pairs:
         tiles.append(Tile("Pair accuracy", as_text(numbers["nsp_acc"], "share"), "chance is 50%"))
     tiles.append(Tile("Tokens per second", as_text(numbers["tokens_per_s"], "count"), "median, padding not counted"))
@@ -147,7 +151,7 @@ def tiles_of(history: History, numbers: dict[str, Any]) -> list[Tile]:
     return tiles
 
 
-def _against_unigrams(history: History, numbers: dict[str, Any]) -> str:
+def _against_unigrams(history: History, numbers: JsonObject) -> str:
     entropy = history.unigram_entropy
     if entropy is None or numbers["mlm_loss"] is None:
         return "e to the loss"
@@ -174,6 +178,8 @@ RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Masked-word loss", "mlm_loss", "nats", -1),
     ("Perplexity", "perplexity", "plain", -1),
     ("Masked-word accuracy", "mlm_acc", "share", 1),
+    ("Loss of averaged weights", "avg_mlm_loss", "nats", -1),
+    ("Accuracy of averaged weights", "avg_mlm_acc", "share", 1),
     ("Pair loss", "nsp_loss", "nats", -1),
     ("Pair accuracy", "nsp_acc", "share", 1),
     ("Minimal pairs", "pairs_acc", "share", 1),
@@ -182,17 +188,17 @@ RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Memory, GB per rank", "memory_gb", "plain", -1),
     ("Tokens", "tokens", "count", 0),
 )
-SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")
+SCORES = ("mlm_loss", "perplexity", "mlm_acc", "avg_mlm_loss", "avg_mlm_acc", "nsp_loss", "nsp_acc")
 
 
-def results_of(numbers: list[dict[str, Any]]) -> list[Row]:
+def results_of(numbers: list[JsonObject]) -> list[Row]:
     """Return the results of several runs, the best of each marked: of scores where all were scored on the same
     samples."""
     is_one_set = len({(run["held_out"], run["held_out_set"]) for run in numbers}) == 1
     rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
     rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
     for name, key, style, sign in RESULTS:
-        values = [run[key] for run in numbers]
+        values = [run.get(key) for run in numbers]
         known = [value for value in values if value is not None]
         if known:
             cells = [as_text(value, style) for value in values]
@@ -223,10 +229,10 @@ def settings_of(histories: list[History]) -> list[Row]:
     return [row for row in rows if set(row.cells) != {NONE}]
 
 
-def sources_of(history: History) -> list[dict[str, Any]]:
+def sources_of(history: History) -> list[JsonObject]:
     """Return the newest evaluation of each source, the best known first; `width` is its loss as a share of the
     largest."""
-    newest: dict[str, dict[str, Any]] = {}
+    newest: dict[str, JsonObject] = {}
     for line in history.evals:
         newest |= {name: scores | {"step": line["step"]} for name, scores in line.get("by_source", {}).items()}
     known = {name: scores for name, scores in newest.items() if scores.get("mlm_loss") is not None}
@@ -242,7 +248,7 @@ def minimal_pairs_of(history: History) -> list[tuple[str, float]]:
     return sorted(groups, key=lambda group: (-group[1], group[0]))
 
 
-def notes_of(histories: list[History], numbers: list[dict[str, Any]], axis: Axis) -> list[str]:
+def notes_of(histories: list[History], numbers: list[JsonObject], axis: Axis) -> list[str]:
     """Return what a reader must know to read the numbers right."""
     several = len(histories) > 1
     notes = [f"{h.label}: {note}" if several else note for h in histories for note in h.notes]

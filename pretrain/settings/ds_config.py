@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from data_prep import fields
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from pretrain.settings.ds_values import check_values
 from pretrain.settings.limits import BATCH, CLIP, LR, WEIGHT_DECAY
 
@@ -57,7 +58,7 @@ ZERO_KEYS = frozenset(
 SECTIONS = {"fp16": FP16_KEYS, "bf16": BF16_KEYS, "zero_optimization": ZERO_KEYS}
 # Where transformers derives "auto" from the hidden size, DeepSpeed's own default is used.
 ZERO_AUTO = frozenset("reduce_bucket_size stage3_prefetch_bucket_size stage3_param_persistence_threshold".split())
-OPTIMIZERS: dict[str, dict[str, Any]] = {
+OPTIMIZERS: dict[str, JsonObject] = {
     # Defaults of an absent or "auto" hyper-parameter.
     # layer_decay: the rate of a layer over that of the layer above it (parameter_groups in model.py).
     "adamw": {"lr": 1e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "layer_decay": 1.0},
@@ -104,7 +105,7 @@ class Flags:
 NOTHING = Flags()
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> JsonObject:
     """Read a DeepSpeed JSON and refuse names that neither DeepSpeed nor we know.
 
     Raises
@@ -142,7 +143,7 @@ def _check_names(path: Path, prefix: str, found: Any, known: frozenset[str]) -> 
 class DsConfig:
     """A complete DeepSpeed JSON: no "auto", no absent batch size, optimizer, precision or stage."""
 
-    content: dict[str, Any]  # as config.json records it, and deepspeed.initialize gets it
+    content: JsonObject  # as config.json records it, and deepspeed.initialize gets it
 
     @property
     def global_batch(self) -> int:
@@ -235,7 +236,7 @@ def resolve(path: Path, flags: Flags, world_size: int, default_precision: str, p
     return resolved
 
 
-def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
+def _override(content: JsonObject, flags: Flags, phase: Flags) -> Flags:
     """Write a phase's values into the JSON; return the flags without those."""
     for name in ("lr", "weight_decay"):
         if (value := getattr(phase, name)) is not None:
@@ -252,7 +253,7 @@ def _override(content: dict[str, Any], flags: Flags, phase: Flags) -> Flags:
 
 class _Draft(NamedTuple):
     path: Path
-    content: dict[str, Any]
+    content: JsonObject
 
     def get(self, name: str) -> Any:
         """Return the value at a dotted name; None where it is absent or "auto"."""
@@ -315,7 +316,7 @@ def _largest_divisor(number: int, limit: int) -> int:
     return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
 
 
-def _resolve_optimizer(draft: _Draft, flags: Flags) -> dict[str, Any]:
+def _resolve_optimizer(draft: _Draft, flags: Flags) -> JsonObject:
     written = draft.get("optimizer.type")
     flag = flags.optimizer
     kind = (written or flag or "adamw").lower()
@@ -336,7 +337,7 @@ def _resolve_optimizer(draft: _Draft, flags: Flags) -> dict[str, Any]:
     }
 
 
-def _refuse_auto(path: Path, prefix: str, content: dict[str, Any]) -> None:
+def _refuse_auto(path: Path, prefix: str, content: JsonObject) -> None:
     for key, value in content.items():
         if value == AUTO:
             raise InputError(f'{path}: {prefix}{key} cannot be "auto"; write a value or remove the line')

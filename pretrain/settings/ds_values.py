@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, shortened
 from pretrain.settings.limits import BATCH, CLIP, LR, STEPS, WEIGHT_DECAY
 
@@ -78,7 +79,7 @@ MAY_BE_NULL |= {"zero_optimization.overlap_comm", *OBJECTS[1:]}
 OTHER = Range(-1, 2**62)  # what no rule is known for, such as a module_depth of -1
 
 
-def check_values(path: Path, content: dict[str, Any]) -> None:
+def check_values(path: Path, content: JsonObject) -> None:
     """Refuse values that are not of the kind or outside the range of their name; "auto" is for others to judge.
 
     Raises
@@ -92,7 +93,7 @@ def check_values(path: Path, content: dict[str, Any]) -> None:
             raise InputError(f"{path}: {name} {shortened(repr(value))} must {wrong}")
 
 
-def leaves(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def leaves(prefix: str, content: JsonObject) -> Iterator[tuple[str, Any]]:
     """Yield every value of an object and of the objects in it, by its dotted name."""
     for key, value in content.items():
         if isinstance(value, dict):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.ranges import check_ranges
 from data_prep.samples.mixture import passes_by_temperature
 from pretrain.settings.ds_config import DsConfig, Flags, resolve
@@ -100,7 +101,7 @@ class Phase:
         """Of weights, not of biases and LayerNorm."""
         return self.ds_config.weight_decay
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> JsonObject:
         """Return its settings by name, as a record and a page have them."""
         span = {name: value for name, value in self.span._asdict().items() if name != "flags"}
         span["weights"] = list(self.span.weights)

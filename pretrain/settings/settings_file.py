@@ -22,11 +22,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
+from data_prep.json_types import JsonObject
 from data_prep.ranges import hints_of, kind_of
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig, Flags, resolve
 
-Settings = dict[str, Any]
+Settings = JsonObject
 
 OF_A_COMMAND = ("config", "resume", "allow_change", "dry_run", "verify_store")
 ALIASES = {"deepspeed_config": "ds_config"}

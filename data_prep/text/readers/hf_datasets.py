@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.text.source import TO_THE_END
 
 STREAM_TEXT_BYTES = 1 << 28  # that a stream is taken for when work is divided: nobody knows
@@ -103,7 +104,7 @@ def _saved(name: str, column: str) -> list[Any] | None:
     return [part.select_columns([column]) for part in parts]
 
 
-def _streamed(name: str, column: str) -> Iterator[dict[str, Any]]:
+def _streamed(name: str, column: str) -> Iterator[JsonObject]:
     import datasets
 
     path, config, split = _parts(name)
@@ -132,7 +133,7 @@ def _check_column(names: list[str], column: str, name: str) -> None:
         raise InputError(f"--dataset {name} has no column {column!r}, only {sorted(names)}; see --column")
 
 
-def _text(content: dict[str, Any], column: str, name: str, row: int) -> str:
+def _text(content: JsonObject, column: str, name: str, row: int) -> str:
     text = content.get(column)
     if isinstance(text, bytes):  # a column of type binary; a surrogate stands for a wrong byte, and is counted
         text = text.decode("utf-8", "surrogateescape")

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from data_prep.cli import say
+from data_prep.json_types import JsonObject
 from data_prep.text.columns import BadRecordError, NoColumnError, find_column, missing, text_of
 from data_prep.text.source import MAX_LINE_BYTES, DamagedError, Source, reading, record_damage
 
@@ -207,8 +208,8 @@ def look(source: Source, beginning: BinaryIO, whole: bool, column: str) -> Shape
 
 def _look_into(text: _Text, whole: bool, column: str) -> Shape:
     """Return the shape of an object: a record itself, or around an array of records."""
-    fields: dict[str, Any] = {}
-    arrays: dict[str, Any] = {}
+    fields: JsonObject = {}
+    arrays: JsonObject = {}
     try:
         for name in _fields(text):
             fields[name] = None
