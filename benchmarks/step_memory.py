@@ -2,15 +2,13 @@
 
     python benchmarks/step_memory.py [--layers 6 --hidden 512 --vocab_size 30522 --seq_len 128 --batch 16]
 
-The steps and samples of step_time.py, each side in a fresh process. What counts is the peak in a step above what lies
-there between steps (weights and moments): activations, gradients, workspace. On a CPU it is the resident set, with
-malloc told to give back what is freed; on a GPU torch.cuda.max_memory_allocated. One JSON line; "ratio" is theirs over
-ours.
+The steps and samples of step_time.py, one side after another. What counts is the peak in a step above what lies there
+between steps (weights and moments): activations, gradients, workspace. On a CPU it is the resident set, with malloc
+told to give back what is freed; on a GPU torch.cuda.max_memory_allocated. One JSON line; "ratio" is theirs over ours.
 """
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +19,10 @@ if __name__ == "__main__":
     from data_prep.interpreter import continue_in_venv
 
     continue_in_venv()
+    # Above 64 KB malloc maps memory of its own, which goes back when it is freed; it asks when a process begins.
+    MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+    if not MALLOC.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | MALLOC)
 
 import torch
 
@@ -32,7 +34,6 @@ from pretrain.monitor.memory import peak, start_peak
 
 Side = Literal["ours", "ours_checkpointed", "theirs"]
 SIDES: tuple[Side, ...] = ("ours", "ours_checkpointed", "theirs")
-PAGES_AT_ONCE = str(1 << 16)  # bytes above which malloc maps memory of its own, which goes back when it is freed
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,27 @@ class BenchmarkConfig(step_time.BenchmarkConfig):
 
     rounds: int = 3
     """steps of each side, of which the largest peak counts; one more goes before"""
-    side: Side | None = None
-    """measure this side, in this process"""
 
 
 def main(config: BenchmarkConfig) -> None:
-    peaks = {side: measured(side) for side in SIDES}
-    shape = {name: value for name, value in asdict(config).items() if name != "side"}
+    peaks = {side: peak_of(side, config) for side in SIDES}
     result = {
         "name": "step_memory",
         "figures": {f"{side}_mb": round(peak / 1e6, 1) for side, peak in peaks.items()},
         "ratio": round(peaks["theirs"] / peaks["ours"], 2),
         "ratio_checkpointed": round(peaks["theirs"] / peaks["ours_checkpointed"], 2),
-        "settings": {**shape, "threads": torch.get_num_threads(), "precision": str(DTYPE)},
+        "settings": {**asdict(config), "threads": torch.get_num_threads(), "precision": str(DTYPE)},
     }
     print(json.dumps(result | machine("torch", "transformers")))
 
 
-def measured(side: Side) -> int:
-    """Peak in bytes, from a process of its own."""
-    command = [sys.executable, *sys.argv, "--side", side]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": PAGES_AT_ONCE, "MALLOC_TRIM_THRESHOLD_": PAGES_AT_ONCE}
-    return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
-
-
-def peak_of(config: BenchmarkConfig) -> int:
-    """Peak of one side in bytes, above what lies there between steps."""
+def peak_of(side: Side, config: BenchmarkConfig) -> int:
+    """Return the peak of one side in bytes, above what lies there between steps."""
     bert = bert_config(config)
-    assert config.side is not None
     step = (
         their_step(bert)
-        if config.side == "theirs"
-        else our_step(bert, config.compile, checkpoint_activations=config.side == "ours_checkpointed")
+        if side == "theirs"
+        else our_step(bert, config.compile, checkpoint_activations=side == "ours_checkpointed")
     )
     peaks = []
     for number in range(config.rounds + 1):
@@ -84,8 +74,4 @@ def peak_of(config: BenchmarkConfig) -> int:
 
 
 if __name__ == "__main__":
-    config = parse(BenchmarkConfig, __doc__)
-    if config.side is None:
-        main(config)
-    else:
-        print(peak_of(config))
+    main(parse(BenchmarkConfig, __doc__))

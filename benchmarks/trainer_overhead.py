@@ -2,7 +2,7 @@
 
     python benchmarks/trainer_overhead.py [--store runs/en/store] [--model bert-mini --global_batch 64 --micro_batch 8]
 
-Each side in processes of its own, one thread and one core each, on the same samples:
+Each side in processes of its own, forked from this one, one thread and one core each, on the same samples:
 
     bare        model, clipping, fused AdamW, from batches that lie ready in memory
     trainer     pretrain.train through DeepSpeed at ZeRO stage 1, with loader, logging, evaluation and saving
@@ -14,15 +14,13 @@ interval of each; "ratio_cpu" the same in processor time, which a busy machine d
 minutes.
 """
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +30,8 @@ if __name__ == "__main__":
     from data_prep.interpreter import continue_in_venv
 
     continue_in_venv()
-    os.environ["DS_ACCELERATOR"] = "cpu"  # or DeepSpeed, looking for another, says so on stdout
+    # Of DeepSpeed, which looking for another accelerator says so on stdout, and of the threads that libraries start.
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 import torch
 
@@ -47,7 +46,7 @@ from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import Preset
 from pretrain.state import DataPosition
-from tests.ranks import free_port
+from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 
 INTERVAL = TrainConfig.log_every  # steps
@@ -61,6 +60,8 @@ class BenchmarkConfig:
 
     store: Path | None = None
     """token store; left out: one of random words"""
+    documents: int = 4000
+    """documents of random words, of about 200 tokens"""
     model: Preset = "bert-mini"
     seq_len: int = 128
     global_batch: int = 64
@@ -69,26 +70,17 @@ class BenchmarkConfig:
     """samples of a micro-batch"""
     steps: int = 30
     """steps of each side; the first interval of ten does not count"""
-    side: Side | None = None
-    """measure this side, in this process"""
 
 
 def main(config: BenchmarkConfig) -> None:
     """All sides one after another."""
     with tempfile.TemporaryDirectory(prefix="zerobert-") as folder:
-        store = (
-            config.store
-            or store_of(
-                Path(folder) / "store",
-                random_documents(4000, vocab_size=8192, longest=40),
-                8192,
-                held_out=range(0, 4000, 5),
-            ).folder
-        )
+        store = config.store or a_store(Path(folder) / "store", config.documents)
+        sides: tuple[tuple[Side, int], ...] = (("bare", 1), ("trainer", 1), ("trainer", 2))
         bare, trainer, *two = (
             found
-            for side, ranks in (("bare", 1), ("trainer", 1), ("trainer", 2))
-            for found in measured(store, Path(folder) / f"run-{side}-{ranks}", side, ranks)
+            for side, ranks in sides
+            for found in measured(config, store, Path(folder) / f"run-{side}-{ranks}", side, ranks)
         )
     slowest = min(two, key=lambda found: found["tokens_per_s"])
     kept = {clock: best(trainer, clock) / best(bare, clock) for clock in ("seconds", "cpu_seconds")}
@@ -109,15 +101,15 @@ def main(config: BenchmarkConfig) -> None:
         },
         "ratio": round(1 / kept["seconds"] * step_seconds / (step_seconds + extra), 3),
         "ratio_cpu": round(1 / kept["cpu_seconds"] * step_seconds / (step_seconds + extra), 3),
-        "settings": {name: str(value) for name, value in config.__dict__.items() if name != "side"},
+        "settings": {name: str(value) for name, value in config.__dict__.items()},
     }
     print_json(result | machine("torch", "deepspeed"))
 
 
-def a_store(folder: Path) -> Path:
-    """About a million tokens of made-up words, a fifth of them held out."""
-    documents = random_documents(4000, vocab_size=8192, longest=40)
-    return store_of(folder, documents, 8192, held_out=range(0, len(documents), 5)).folder
+def a_store(folder: Path, count: int) -> Path:
+    """Write a store of so many documents of made-up words, a fifth of them held out; return its folder."""
+    documents = random_documents(count, vocab_size=8192, longest=40)
+    return store_of(folder, documents, 8192, held_out=range(0, count, 5)).folder
 
 
 def best(found: dict[str, Any], clock: str) -> float:
@@ -125,27 +117,21 @@ def best(found: dict[str, Any], clock: str) -> float:
     return min(found[f"interval_{clock}"][1:])
 
 
-def measured(store: Path, run: Path, side: str, ranks: int) -> list[dict[str, Any]]:
-    """What each rank of one side found, each in a process of its own, on a core of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--store", str(store), "--side", side]
-    common = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "OVERHEAD_RUN": str(run)}
-    common |= {"WORLD_SIZE": str(ranks), "MASTER_PORT": str(free_port())}
+def measured(config: BenchmarkConfig, store: Path, run: Path, side: Side, ranks: int) -> list[dict[str, Any]]:
+    """Return what each rank of one side found."""
     say(f"{side}, {ranks} rank{'s' * (ranks > 1)}")
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    answers = [process.communicate()[0] for process in processes]
-    for process in processes:
-        if process.returncode:
-            raise SystemExit(f"{side} ended with {process.returncode}: {' '.join(command)}")
-    return [json.loads(answer.splitlines()[-1]) for answer in answers]
+    return run_ranks(ranks, measure, replace(config, store=store), run, side)
+
+
+def measure(config: BenchmarkConfig, run: Path, side: Side) -> dict[str, Any]:
+    """In a process of its own: measure one side, on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
+    torch.set_num_threads(1)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    return (bare if side == "bare" else trainer)(config, run).to_json()
 
 
 class Times:
@@ -182,16 +168,16 @@ class Times:
         } | {f"{name}_seconds": value for name, value in self.sums.items()}
 
 
-def train_config(config: BenchmarkConfig) -> TrainConfig:
+def train_config(config: BenchmarkConfig, run: Path) -> TrainConfig:
     """The run; evaluation and saving at its end only."""
     return TrainConfig(
-        data=(str(config.store),), out=Path(os.environ["OVERHEAD_RUN"]), model=config.model, seq_len=config.seq_len,
+        data=(str(config.store),), out=run, model=config.model, seq_len=config.seq_len,
         steps=config.steps, eval_every=0, save_every=0,
         flags=Flags(global_batch=config.global_batch, micro_batch=config.micro_batch, zero=1, precision="fp32"),
     )  # fmt: skip
 
 
-def trainer(config: BenchmarkConfig) -> Times:
+def trainer(config: BenchmarkConfig, run: Path) -> Times:
     """pretrain.train, with a clock around its parts."""
     times = Times()
     train_step, evaluate, save, prefetch = loop.train_step, loop.evaluate_held_out, loop.save, data.prefetch
@@ -228,15 +214,15 @@ def trainer(config: BenchmarkConfig) -> Times:
 
     loop.train_step, loop.evaluate_held_out = timed_step, evaluated  # type: ignore[assignment]
     loop.save, data.prefetch = saved, fetched  # type: ignore[assignment]
-    train.train(train_config(config))
+    train.train(train_config(config, run))
     return times
 
 
-def bare(config: BenchmarkConfig) -> Times:
+def bare(config: BenchmarkConfig, run: Path) -> Times:
     """The same steps without a trainer."""
     assert config.store is not None
     store = Store.open(config.store)
-    settings = train_config(config)
+    settings = train_config(config, run)
     stream = SampleStream(
         Mixture([store], [1.0], seq_len=config.seq_len, objective="nsp", seed=settings.seed), DataPosition()
     )
@@ -267,13 +253,4 @@ def bare(config: BenchmarkConfig) -> Times:
 
 
 if __name__ == "__main__":
-    config = parse(BenchmarkConfig, __doc__)
-    if config.side is None:
-        main(config)
-    else:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
-        torch.set_num_threads(1)
-        sys.stdout = sys.stderr  # the last line of stdout is the result's
-        found = (bare if config.side == "bare" else trainer)(config)
-        print(json.dumps(found.to_json()), file=sys.__stdout__)
+    main(parse(BenchmarkConfig, __doc__))

@@ -134,7 +134,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         )
         if start.checkpoint is not None:
             with watchdog.working():
-                load_checkpoint(start.checkpoint, engine, identity)
+                load_checkpoint(start.checkpoint, engine, identity, config.averaging)
         on_rank_0(f"run folder {config.out}", partial(write_run_folder, config.out, start, setup.stores))
 
         # What watches and keeps it, and the loop.
@@ -148,6 +148,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             ds_config=setup.ds_config.content,
             keep=config.keep,
             record=start.record,
+            averaging=config.averaging,
         )
         ending.callback(saver.close)
         stop.hold()

@@ -76,7 +76,7 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
     run = tmp_path / "run"
     ranks = start_ranks(2, train, saving_run(store, run, save_every=0))
@@ -115,7 +115,7 @@ def train_with_stderr(settings: TrainConfig, path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path):
     run = tmp_path / "run"
-    ranks = start_ranks(2, train_with_stderr, saving_run(store, run, hang_timeout=10.0), run)
+    ranks = start_ranks(2, train_with_stderr, saving_run(store, run, hang_timeout=5.0), run)
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, signal.SIGSTOP)  # rank 1 is silent; rank 0 waits for it in a collective
     ranks[0][0].join(PATIENCE)
@@ -356,12 +356,11 @@ def is_over(member: psutil.Process) -> bool:
 class TestLauncher:
     """The real command, its processes found in the process table."""
 
-    def launch(self, store: Path, run: Path, *more: str, **environment: str) -> subprocess.Popen:
+    def launch(self, store: Path, run: Path, console: int = subprocess.DEVNULL) -> subprocess.Popen:
         return start(
             "bash", "launch/pretrain.sh", "--data", store, "--out", run, "--model", "bert-tiny",
             "--seq_len", "32", "--steps", "100000", "--lr", "1e-3", "--global_batch", "8", "--save_every", "0",
-            "--eval_samples", "0", "--log_every", "1", *more,
-            env={"RANKS": "2", **environment}, stderr=subprocess.DEVNULL,
+            "--eval_samples", "0", "--log_every", "1", env={"RANKS": "2"}, stdout=console, stderr=console,
         )  # fmt: skip
 
     def training(self, process: subprocess.Popen, run: Path) -> dict[str, list[psutil.Process]]:
@@ -376,30 +375,42 @@ class TestLauncher:
         assert len(events(run, "stop")) == len(events(run, "save")) == 1
         assert latest_valid_checkpoint(run) == checkpoint_dir(run, events(run, "save")[0]["step"])
 
-    @pytest.mark.parametrize(
-        ("target", "number"),
-        [
-            ("supervisor", signal.SIGHUP),
-            ("deepspeed", signal.SIGKILL),
-            ("group", signal.SIGTERM),
-        ],
-    )
-    def test_a_signal_saves_once_and_leaves_no_orphan(self, store, tmp_path, target, number):
-        run = tmp_path / "run"
-        process = self.launch(store, run)
-        members = self.training(process, run)
-        if target == "group":
-            os.killpg(process.pid, number)
-        else:
-            members[target][0].send_signal(number)
-        assert wait_for(lambda: process.poll() is not None and [process.returncode]) == [STOPPED]
+    def ends(self, process: subprocess.Popen, members: dict[str, list[psutil.Process]]) -> int:
         wait_for(lambda: all(is_over(member) for kind in members.values() for member in kind))
+        return process.wait(PATIENCE)
+
+    def test_a_signal_to_all_saves_once_and_leaves_no_orphan(self, store, tmp_path):
+        process = self.launch(store, tmp_path / "run")
+        members = self.training(process, tmp_path / "run")
+        os.killpg(process.pid, signal.SIGTERM)
+        assert self.ends(process, members) == STOPPED
+        self.saved_once(tmp_path / "run")
+
+    def test_a_terminal_that_is_closed_ends_nothing_until_it_hangs_up(self, store, tmp_path):
+        """Lines for a console that has died are lost and said to be; SIGHUP, which tells of it, saves and stops."""
+        run = tmp_path / "run"
+        reading, writing = os.pipe()
+        process = self.launch(store, run, console=writing)
+        os.close(writing)
+        members = self.training(process, run)
+        os.close(reading)
+        done = steps_done(run)
+        wait_for(lambda: steps_done(run) > done + 2)
+        process.send_signal(signal.SIGHUP)
+        assert self.ends(process, members) == STOPPED
         self.saved_once(run)
+        assert (run / "log.txt").read_text().count("warning: the console cannot be written (Broken pipe)") == 1
+
+    def test_kill_9_of_deepspeed_saves_and_leaves_no_orphan(self, store, tmp_path):
+        process = self.launch(store, tmp_path / "run")
+        members = self.training(process, tmp_path / "run")
+        members["deepspeed"][0].kill()
+        assert self.ends(process, members) == STOPPED
+        self.saved_once(tmp_path / "run")
 
     def test_kill_9_of_the_supervisor_saves_and_leaves_no_orphan(self, store, tmp_path):
-        run = tmp_path / "run"
-        process = self.launch(store, run)
-        members = self.training(process, run)
+        process = self.launch(store, tmp_path / "run")
+        members = self.training(process, tmp_path / "run")
         process.kill()
-        wait_for(lambda: all(is_over(member) for kind in members.values() for member in kind))
-        self.saved_once(run)
+        assert self.ends(process, members) == -signal.SIGKILL
+        self.saved_once(tmp_path / "run")

@@ -236,9 +236,9 @@ def bomb(kind: str, path: Path, megabytes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), [("txt", "line.txt"), ("gz", "bomb.jsonl.gz"), ("zst", "bomb.jsonl.zst")])
-def test_a_line_of_400_mb_and_bombs_take_little_memory(good, vocab, tmp_path, kind, name):
-    bomb(kind, good / name, 400)
-    assert peak_mb(good, vocab, tmp_path / "store") < 300
+def test_a_line_of_240_mb_and_bombs_take_little_memory(good, vocab, tmp_path, kind, name):
+    bomb(kind, good / name, 240)
+    assert peak_mb(good, vocab, tmp_path / "store") < 300  # 120 of a small corpus: a line that is held once is too much
     manifest = Store.open(tmp_path / "store").manifest
     assert manifest.irregularities[f"c/{name}"]["long_lines"] >= 1
     if kind != "txt":  # what stood after the bomb is there

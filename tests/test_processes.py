@@ -270,9 +270,9 @@ class TestStuck:
     WORK = """
         import pretrain.watchdog
         pretrain.watchdog.STARTING_SECONDS = 0
-        watchdog = pretrain.watchdog.Watchdog(2.0)
+        watchdog = pretrain.watchdog.Watchdog(1.0)
         stands("it")
-        until = time.monotonic() + 8
+        until = time.monotonic() + 3
         while time.monotonic() < until:
             burning = time.thread_time() + AT_ONCE
             while time.thread_time() < burning:
@@ -322,10 +322,10 @@ class TestThreads:
         mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], seq_len=32, objective="nsp", seed=0)
         begun = threading.Event()
 
-        def endless(sentences: Any, *, go_on: Callable[[], None], **settings: Any) -> Any:
+        def endless(sentences: Any, *, check_wanted: Callable[[], None], **settings: Any) -> Any:
             begun.set()
             while True:
-                go_on()
+                check_wanted()
                 time.sleep(0.01)
 
         monkeypatch.setattr(mixtures, "build_index", endless)
@@ -346,9 +346,9 @@ class TestThreads:
             from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
-            def endless(sentences, *, go_on, **settings):
+            def endless(sentences, *, check_wanted, **settings):
                 while True:
-                    go_on()
+                    check_wanted()
                     time.sleep(0.01)
 
             mixture = mixtures.Mixture([Store.open(Path(sys.argv[1]))], [1.0], seq_len=32, objective="nsp", seed=0)
@@ -369,7 +369,7 @@ def train_with_slow_index(settings: TrainConfig, slow_rank: str, busy: bool) -> 
     samples_at = pretrain.loop.load_steps
 
     def slow(*arguments: Any) -> Iterator[Any]:
-        until = time.monotonic() + (4 * settings.hang_timeout if busy else 1e6)
+        until = time.monotonic() + (3 * settings.hang_timeout if busy else 1e6)
         while os.environ["RANK"] == slow_rank and time.monotonic() < until:
             burning = time.thread_time() + 0.03
             while busy and time.thread_time() < burning:
@@ -405,13 +405,13 @@ class TestHangs:
 
     @pytest.mark.parametrize("slow_rank", ["0", "1"])
     def test_an_index_that_takes_long_is_none(self, store, tmp_path, slow_rank):
-        settings = tiny_run(store, tmp_path / "run", steps=3, global_batch=8, hang_timeout=4.0)
+        settings = tiny_run(store, tmp_path / "run", steps=3, global_batch=8, hang_timeout=2.0)
         states = run_ranks(2, train_with_slow_index, settings, slow_rank, True)
         assert [state.step for state in states] == [3, 3]
 
     @pytest.mark.parametrize("stuck_rank", ["0", "1"])
     def test_a_rank_that_is_stuck_ends_them_all(self, store, tmp_path, stuck_rank):
-        settings = tiny_run(store, tmp_path / "run", steps=3, global_batch=8, hang_timeout=4.0)
+        settings = tiny_run(store, tmp_path / "run", steps=3, global_batch=8, hang_timeout=2.0)
         ranks = start_ranks(2, train_with_slow_index, settings, stuck_rank, False)
         try:
             assert [how_it_ended(rank) for rank in ranks][int(stuck_rank)] == 1
@@ -477,6 +477,8 @@ class TestEnvironment:
 def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     store = store_of(tmp_path, random_documents(30))
     sentences, calls = Sentences.of(store, False), []
-    watched = build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, go_on=lambda: calls.append(1))
+    watched = build_index(
+        sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, check_wanted=lambda: calls.append(1)
+    )
     assert calls
     assert (watched == build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0)).all()

@@ -36,7 +36,8 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    return tiny_run(store, out, **dict(steps=STEPS, global_batch=BATCH, save_every=4, rollback=3.0) | changes)
+    common = dict(steps=STEPS, global_batch=BATCH, save_every=4, rollback=3.0, average="ema=.9")  # which goes back, too
+    return tiny_run(store, out, **common | changes)
 
 
 def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunState:
@@ -122,11 +123,13 @@ def test_spikes_without_end_end_the_run(store, tmp_path):
 @pytest.mark.slow
 def test_stage_3_goes_back_too(store, tmp_path):
     """At stage 3 gathered weights would survive a checkpoint that is loaded into an engine in use."""
-    state = run_ranks(2, train_with_spikes, config(store, tmp_path / "run", zero=3), {SPIKE})[0]
-    assert state.step == STEPS
-    cut = cut_after(tmp_path / "run", 12, tmp_path / "cut")
-    run_ranks(2, train_with_spikes, config(store, cut, zero=3), {SPIKE - 12})
-    assert contents(checkpoint_dir(cut, STEPS)) == contents(checkpoint_dir(tmp_path / "run", STEPS))
+    run, steps = tmp_path / "run", SPIKE + 1
+    state = run_ranks(2, train_with_spikes, config(store, run, zero=3, steps=steps), {SPIKE})[0]
+    assert state.step == steps
+    assert [event["step"] for event in events(run, "rollback")] == [12]
+    cut = cut_after(run, 12, tmp_path / "cut")
+    run_ranks(2, train_with_spikes, config(store, cut, zero=3, steps=steps), {SPIKE - 12})
+    assert contents(checkpoint_dir(cut, steps)) == contents(checkpoint_dir(run, steps))
 
 
 def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):

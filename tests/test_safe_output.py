@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,9 +14,7 @@ from data_prep.safe_output import KEPT_LINES, Journal
 from data_prep.store import Store
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.verify import latest_valid_checkpoint
-from pretrain.stop import STOPPED
 from pretrain.train import train
-from tests.launched import PATIENCE, start, wait_for
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -199,29 +196,3 @@ def test_logs_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path):
     for name in ("log.txt", "metrics.jsonl", "tensorboard"):
         assert told.count(f"{run / name} cannot be written") == 1
     assert "metrics.jsonl lacks" in told
-
-
-def of_a_run(store: Path, run: Path, *more: str) -> list[object]:
-    return [
-        "launch/pretrain.sh", "--data", store, "--out", run, "--model", "bert-tiny", "--seq_len", "32",
-        "--steps", "100000", "--lr", "1e-3", "--global_batch", "8", "--save_every", "0", "--eval_samples", "0",
-        "--log_every", "1", *more,
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("interpreter", "number"), [(sys.executable, signal.SIGHUP), ("bash", signal.SIGTERM)])
-def test_a_stop_saves_though_its_console_has_died(tmp_path, interpreter, number):
-    store = store_of(tmp_path / "store", random_documents(40)).folder
-    run, metrics = tmp_path / "run", tmp_path / "run/metrics.jsonl"
-    process = start(interpreter, *of_a_run(store, run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert process.stdout is not None
-    wait_for(lambda: metrics.exists() and '"step": 2' in metrics.read_text())
-    process.stdout.close()
-    lines = metrics.read_text().count("\n")
-    wait_for(lambda: metrics.read_text().count("\n") > lines + 2)  # it goes on
-    process.send_signal(number)
-    assert process.wait(PATIENCE) == STOPPED
-    last = [json.loads(line) for line in metrics.read_text().splitlines()][-1]
-    assert (last["event"], latest_valid_checkpoint(run)) == ("save", checkpoint_dir(run, last["step"]))
-    assert (run / "log.txt").read_text().count("warning: the console cannot be written (Broken pipe)") == 1

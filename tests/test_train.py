@@ -1,10 +1,9 @@
 """The command: what it leaves behind, and how it answers to wrong input."""
 
+import io
 import json
 import math
-import os
-import subprocess
-import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import BertForPreTraining
 
 import pretrain.trainer as train_module
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import InputError
 from data_prep.samples.mixture import Mixture
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.data import sample_stream
 from pretrain.settings.config import TrainConfig
 from pretrain.setup import prepare
 from pretrain.state import DataPosition
-from pretrain.train import train
+from pretrain.train import main, train
 from pretrain.zero import partition
 from tests.ranks import run_ranks
 from tests.runs import lines_of, tiny_run
@@ -188,32 +187,31 @@ WRONG = {
 }
 
 
+def answers_of(requests: dict[str, list[str]]) -> dict[str, tuple[Any, str]]:
+    """The exit code and the message of the command to each list of words."""
+    answers = {}
+    for name, words in requests.items():
+        with redirect_stderr(io.StringIO()) as said:
+            try:
+                main(words)
+                code: Any = 0
+            except SystemExit as end:
+                code = end.code
+        answers[name] = (code, said.getvalue())
+    return answers
+
+
 @pytest.fixture(scope="module")
-def answers(store, tmp_path_factory) -> dict[str, subprocess.CompletedProcess]:
-    """The command's answer to every wrong input, from one process each, a few at a time."""
+def answers(store, tmp_path_factory) -> dict[str, tuple[Any, str]]:
+    """The command's answer to every wrong input, all from one process."""
     out = tmp_path_factory.mktemp("wrong") / "run"
-    program = f"""
-import sys, io, json, contextlib
-from pretrain.train import main
-answers = {{}}
-for name, arguments in json.load(sys.stdin).items():
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text):
-        try:
-            main(["--data", {str(store)!r}, "--out", {str(out)!r}, "--model", "bert-tiny", "--steps", "5", *arguments])
-            code = 0
-        except SystemExit as end:
-            code = end.code
-    answers[name] = [code, text.getvalue()]
-print(json.dumps(answers))
-"""
-    request = {name: [part.format(store=store) for part in arguments] for name, (arguments, _) in WRONG.items()}
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(request), capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}, check=True,
-    )  # fmt: skip
+    right = ["--data", str(store), "--out", str(out), "--model", "bert-tiny", "--steps", "5"]
+    requests = {name: right + [part.format(store=store) for part in wrong] for name, (wrong, _) in WRONG.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        (found,) = run_ranks(1, answers_of, requests)
     assert not out.exists(), "wrong input must leave nothing behind"
-    return json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 @pytest.mark.parametrize("name", WRONG)

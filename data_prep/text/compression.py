@@ -109,7 +109,8 @@ class _Decompressed(io.RawIOBase):
         self.frame: _Frame | None = None
         self.taken = 0  # bytes of the file
         self.frame_start = 0  # where the frame begins in the file
-        self.compressed = self.waiting = b""  # still to be decompressed; decompressed and not read yet
+        self.compressed = b""  # still to be decompressed
+        self.waiting = memoryview(b"")  # decompressed and not read yet: a view, since a chunk may make hundreds of MB
         self.chunk_start = self.given = 0  # the last chunk of the frame: where it begins, bytes it has given so far
         self.error: Exception | None = None
 
@@ -132,7 +133,7 @@ class _Decompressed(io.RawIOBase):
             try:
                 self._decompress()
             except ERRORS as error:
-                self.waiting, self.error = self._salvage(), error
+                self.waiting, self.error = memoryview(self._salvage()), error
         size = min(len(buffer), len(self.waiting))
         buffer[:size] = self.waiting[:size]
         self.waiting = self.waiting[size:]
@@ -155,7 +156,8 @@ class _Decompressed(io.RawIOBase):
             if not self.compressed:
                 return
             self.frame = _FRAMES[self.compression]()
-        self.waiting, self.compressed = self.frame.decompress(self.compressed)
+        made, self.compressed = self.frame.decompress(self.compressed)
+        self.waiting = memoryview(made)
         self.given += len(self.waiting)
         if self.frame.ended:
             self.frame = None

@@ -24,6 +24,7 @@ from transformers import BertForPreTraining
 from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
 from pretrain.settings.ds_config import DsConfig
 from pretrain.state import SCALER_FIELDS
@@ -231,7 +232,7 @@ def import_muon_uncompiled() -> None:
         compiler.compile = compiled
 
 
-def make_optimizer(model: BertForPreTraining, optimizer_json: dict[str, Any]) -> torch.optim.Optimizer:
+def make_optimizer(model: BertForPreTraining, optimizer_json: JsonObject) -> torch.optim.Optimizer:
     """Return AdamW or LAMB over the parameter groups, as the section `optimizer` of the resolved JSON has it.
 
     Raises
