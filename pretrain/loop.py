@@ -214,14 +214,21 @@ def evaluate_held_out(run: Run, held_out: HeldOutSet, state: RunState) -> float:
 
     with run.meter.paused(), run.stop.answering("this evaluation"):
         engine.eval()
-        sums, of_average = sums_of(""), None
+        sums, pairs = sums_of(""), score_minimal_pairs(run, state.step)
+        of_average, pairs_of_average = None, None
         if state.averaged:
             with engine.partition.computing_with_average():
                 of_average = sums_of(" of averaged weights")
-        scores = score_minimal_pairs(run, state.step)
+                pairs_of_average = score_minimal_pairs(run, state.step)
         engine.train()
         line = run.meter.write_evaluation(
-            state.step, sums, held_out.sources, held_out.identity, scores, of_average=of_average
+            state.step,
+            sums,
+            held_out.sources,
+            held_out.identity,
+            pairs,
+            of_average=of_average,
+            pairs_of_average=pairs_of_average,
         )
     run.timetable.evaluated()
     return line["mlm_loss"]

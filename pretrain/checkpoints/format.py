@@ -27,11 +27,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from data_prep.cli import InputError, say
 from data_prep.fields import SEAL, Fields, read_fields, write_sealed
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
+from data_prep.json_types import JsonObject
 from pretrain.run_record import RunRecord
 from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.state import SCALER_FIELDS, RunState
@@ -49,7 +50,7 @@ NOT_WHOLE = "the checkpoint is not whole"
 class ModelIdentity(NamedTuple):
     """What a checkpoint may only be resumed under: its model, and its tokenizer."""
 
-    model: dict[str, Any]  # the model's configuration, its vocabulary padded
+    model: JsonObject  # the model's configuration, its vocabulary padded
     vocab_sha256: str
     vocab_size: int  # entries of the tokenizer
 
@@ -70,7 +71,7 @@ class Manifest:
     zero_stage: int
     held_out_loss: float | None  # nearest before
     identity: ModelIdentity
-    ds_config: dict[str, Any]  # the DeepSpeed JSON
+    ds_config: JsonObject  # the DeepSpeed JSON
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one per rank
     held_out_identity: str = ""  # of the set that held_out_loss is of
@@ -114,7 +115,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
-        content: dict[str, Any] = {
+        content: JsonObject = {
             "format": AVERAGED if self.average else FORMAT,
             "step": self.step,
             "world_size": self.world_size,

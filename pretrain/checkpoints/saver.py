@@ -16,11 +16,11 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
+from data_prep.json_types import JsonObject
 from pretrain.checkpoints.format import (
     AVERAGE,
     KINDS,
@@ -53,7 +53,7 @@ class Saver:
         engine: Engine,
         *,
         identity: ModelIdentity,
-        ds_config: dict[str, Any],
+        ds_config: JsonObject,
         keep: int,
         record: RunRecord | None = None,
         averaging: Averaging = OFF,

@@ -6,7 +6,6 @@ convert(source, config, vocab, out, "mlm", as_json=False)
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from data_prep.cli import InputError, print_json, say
 from data_prep.files import write_folder, write_json
+from data_prep.json_types import JsonObject
 from data_prep.tokens import contract
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from data_prep.untrusted import read_object
@@ -185,7 +185,7 @@ def _batch_of(sequences: list[list[int]]) -> Batch:
     )
 
 
-def provenance(source: ExportSource, head: str, difference: float) -> dict[str, Any]:
+def provenance(source: ExportSource, head: str, difference: float) -> JsonObject:
     """Return what is known of where the folder comes from."""
     return source.record | {
         "step": source.step,

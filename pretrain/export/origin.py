@@ -5,9 +5,10 @@ check_origin(path, config, vocab) -> "checkpoint" | "run" | "deepspeed" | "hf"
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.untrusted import check_model_config, read_object, refuse_code, weight_files
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.hf_files import refuse_store
@@ -85,7 +86,7 @@ def need_vocab(origin: Path, vocab: Path) -> None:
         raise InputError(f"{vocab} has no tokenizer.json; give the folder of {origin}'s tokenizer with --vocab")
 
 
-def read_meaning(path: Path) -> tuple[Path, dict[str, Any]]:
+def read_meaning(path: Path) -> tuple[Path, JsonObject]:
     """Return the configuration of a BERT, from a Hugging Face folder or a file such as config.json, and that file.
 
     Raises

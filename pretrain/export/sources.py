@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, one_line, say
 from data_prep.fields import is_number
+from data_prep.json_types import JsonObject
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.untrusted import read_object
 from pretrain.checkpoints.format import Manifest, ModelIdentity, read_state, record_under
@@ -55,8 +56,8 @@ class ExportSource(NamedTuple):
     name: str
     title: str  # of the model card
     story: str  # how it was trained, after "A BERT of 12 layers and hidden size 768, "
-    evaluation: dict[str, Any] | None  # the last one up to `step`, as metrics.jsonl has it, or its loss alone
-    record: dict[str, Any]  # for provenance.json
+    evaluation: JsonObject | None  # the last one up to `step`, as metrics.jsonl has it, or its loss alone
+    record: JsonObject  # for provenance.json
 
 
 def find_source(path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw") -> ExportSource:
@@ -111,7 +112,7 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
     )
 
 
-def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str, str, str, dict[str, Any]]:
+def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str, str, str, JsonObject]:
     """Return name, title and story of a run, and its record for provenance.json; where that is damaged, what the
     checkpoint itself says, which knows less of where it comes from."""
     try:
@@ -191,7 +192,7 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Expor
 
 
 def _from_hf(folder: Path, config: Path, vocab: Path) -> ExportSource:
-    record: dict[str, Any] = {"folder": str(folder.resolve())}
+    record: JsonObject = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
         try:
             record["provenance"] = read_object(folder / "provenance.json")
@@ -216,7 +217,7 @@ def _trained_elsewhere(
     vocab: Path,
     step: int | None,
     story: str,
-    record: dict[str, Any],
+    record: JsonObject,
 ) -> ExportSource:
     """Return a model that others have trained; `config` says what its weights mean."""
     need_vocab(origin, vocab)
@@ -319,11 +320,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
+def last_evaluation(run: Path, manifest: Manifest) -> JsonObject | None:
     """Return the newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume
     from before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
     path = run / "metrics.jsonl"
-    found: list[dict[str, Any]] = []
+    found: list[JsonObject] = []
     try:
         read = read_lines(path, most=1)
     except OSError as error:
@@ -342,7 +343,7 @@ def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
     return {"mlm_loss": loss, "perplexity": math.exp(min(loss, 700))}
 
 
-def _of_average(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
+def _of_average(evaluation: JsonObject | None) -> JsonObject | None:
     """Return what an evaluation says of averaged weights, by the names of the raw ones' scores; None where nothing."""
     line = evaluation or {}
     scores = {name: line[f"avg_{name}"] for name in TOLD if _is_finite(line.get(f"avg_{name}"))}
@@ -351,7 +352,7 @@ def _of_average(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: line[name] for name in ("step",) if name in line} | scores
 
 
-def _compared(manifest: Manifest, evaluation: dict[str, Any] | None, chosen: Weights) -> str:
+def _compared(manifest: Manifest, evaluation: JsonObject | None, chosen: Weights) -> str:
     """Return in words that there are two kinds of weights, which has the lower held-out loss, and how to choose."""
     averaged = _of_average(evaluation)
     other = "raw" if chosen == "averaged" else "averaged"

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BertConfig
 
+from data_prep.json_types import JsonObject
 from data_prep.progress import clock_time
 from data_prep.safe_output import can_redraw
 from pretrain.evaluation import EvalSource
@@ -38,6 +39,7 @@ from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
+from pretrain.monitor.lines import TrainLine
 from pretrain.monitor.memory import peak
 from pretrain.monitor.run_log import RunLog
 from pretrain.state import StepCounts
@@ -159,7 +161,7 @@ class Meter:
 
     def write_interval(
         self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
-    ) -> dict[str, Any]:
+    ) -> TrainLine:
         """Close an interval that ends with `step`; collective. Return what was written.
 
         `seconds_left` of a run that goes by the clock; else it is estimated from the steps that are left.
@@ -170,7 +172,7 @@ class Meter:
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
         share = self.flops / elapsed / self.peak
-        line = {
+        line: TrainLine = {
             "kind": "train",
             "step": step,
             "samples": samples,
@@ -189,13 +191,13 @@ class Meter:
             "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
-        self.log.write_line(line, step, "train")
+        self.log.write_line({**line}, step, "train")
         self.log.say(self._in_words(line, elapsed, seconds_left))
         self.last_time, self.last_step = now, step
         self._reset()
         return line
 
-    def _in_words(self, line: dict[str, Any], elapsed: float, seconds_left: float | None) -> str:
+    def _in_words(self, line: TrainLine, elapsed: float, seconds_left: float | None) -> str:
         """Return an interval of so many seconds as a line for people."""
         step, mfu = line["step"], line["mfu"]
         by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
@@ -221,17 +223,18 @@ class Meter:
         pairs: PairScores | None = None,
         *,
         of_average: Tensor | None = None,
-    ) -> dict[str, Any]:
+        pairs_of_average: PairScores | None = None,
+    ) -> JsonObject:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
         `held_out_identity` says which samples they are: losses on others do not compare. `pairs`: how the model does on
-        minimal pairs, where these are scored. `of_average`: the sums with averaged weights, whose scores have the names
-        of the others behind "avg_".
+        minimal pairs, where these are scored. `of_average` and `pairs_of_average`: the same with averaged weights,
+        whose scores have the names of the others behind "avg_".
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
-        line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        line: JsonObject = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
         if of_average is not None:
             line |= _averaged(_scores(of_average.sum(0), whole))
         if held_out_identity:
@@ -246,6 +249,8 @@ class Meter:
                     line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
         if pairs is not None:
             line["pairs_acc"] = pairs.accuracy
+            if pairs_of_average is not None:
+                line |= _averaged({"pairs_acc": pairs_of_average.accuracy})
             line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
         self.log.write_line(line, step, "eval")
         for what, name in (("held out", ""), ("  averaged weights", "avg_"))[: 1 + (of_average is not None)]:
@@ -260,7 +265,8 @@ class Meter:
         if pairs is not None:
             ties = f", {pairs.ties:,} ties" if pairs.ties else ""
             of = f"{pairs.pairs:,} pairs in {len(pairs.groups)} group{'s' * (len(pairs.groups) > 1)}"
-            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f} ({of}{ties})")
+            averaged = "" if pairs_of_average is None else f", of averaged weights {pairs_of_average.accuracy:.3f}"
+            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f}{averaged} ({of}{ties})")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:

@@ -107,7 +107,7 @@ class TrainConfig:
     """held-out samples of an evaluation, always the same; 0: no evaluation"""
     eval_pairs: Path | None = None
     """minimal pairs that each evaluation scores, too: a file, or a folder of files, as pretrain.score takes them"""
-    eval_pairs_max: Annotated[int, STEPS] = 1000
+    eval_pairs_max: Annotated[int, STEPS] = 500
     """of these so many at most, each group with as many as any other, always the same"""
     save_every: Annotated[int, COUNT] = 500
     """steps between checkpoints; 0: only at the end"""
