@@ -76,9 +76,10 @@ def main(config: BenchmarkConfig) -> None:
     """All sides one after another."""
     with tempfile.TemporaryDirectory(prefix="zerobert-") as folder:
         store = config.store or a_store(Path(folder) / "store", config.documents)
+        sides: tuple[tuple[Side, int], ...] = (("bare", 1), ("trainer", 1), ("trainer", 2))
         bare, trainer, *two = (
             found
-            for side, ranks in (("bare", 1), ("trainer", 1), ("trainer", 2))
+            for side, ranks in sides
             for found in measured(config, store, Path(folder) / f"run-{side}-{ranks}", side, ranks)
         )
     slowest = min(two, key=lambda found: found["tokens_per_s"])

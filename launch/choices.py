@@ -23,7 +23,7 @@ from data_prep.calls import call
 from data_prep.cli import InputError, number_in, say
 from data_prep.json_types import JsonObject
 from launch.labelled import Found
-from launch.make_record import MakeRecord, changes_of, key_of
+from launch.make_record import AdviceRecord, MakeRecord, TextRecord, changes_of, key_of
 from launch.settings import MakeConfig
 from launch.stages import (
     KINDS,
@@ -42,7 +42,7 @@ from pretrain.advice.survey import survey
 from pretrain.advice.tables import WIDTH, shown
 
 
-def advise_for(config: MakeConfig) -> JsonObject:
+def advise_for(config: MakeConfig) -> AdviceRecord:
     """Return what fits the text, the machine and the hours, as make.json keeps it."""
     ranks = number_in(os.environ, "RANKS", 0, most=999)
     with nullcontext() if config.dry_run else redirect_stderr(io.StringIO()):  # the stages say what is left out
@@ -67,11 +67,11 @@ def advise_for(config: MakeConfig) -> JsonObject:
         advice.reasons.update({name: why for name, why in first.reasons.items() if name in same and name != "model"})
         if "warmup" not in wanted:
             advice.reasons["warmup"] = why_warmup(advice.settings["warmup"], "steps")
-    plain: JsonObject = json.loads(json.dumps(advice._asdict(), default=str))
+    plain: AdviceRecord = json.loads(json.dumps(advice._asdict(), default=str))
     return plain | {"commands": dict(advice.commands)}
 
 
-def settle_advice(config: MakeConfig, record: MakeRecord, sources: list[JsonObject]) -> JsonObject:
+def settle_advice(config: MakeConfig, record: MakeRecord, sources: list[TextRecord]) -> AdviceRecord:
     """Return the advice that this folder was begun with, where it is about the same; else a new one. A probe of the
     machine never comes out twice the same, and a run goes on as it began."""
     fixed = {stage: {k: v for k, v in options.items() if stage != "train" or k in OF_A_RUN}
@@ -88,12 +88,13 @@ def settle_advice(config: MakeConfig, record: MakeRecord, sources: list[JsonObje
     return advice
 
 
-def commands_of(config: MakeConfig, advice: JsonObject, found: Found | None) -> dict[str, Words]:
+def commands_of(config: MakeConfig, advice: AdviceRecord, found: Found | None) -> dict[str, Words]:
     """stage -> the words of its command, as advised and as wanted, with places as they are now."""
     wanted = config.wanted
     commands: dict[str, Words] = dict(advice["commands"])
     if config.steps:
-        sizes = {name: str(advice["settings"][name]) for name in ("seq_len", "global_batch", "micro_batch")}
+        by_name: Mapping[str, object] = advice["settings"]
+        sizes = {name: str(by_name[name]) for name in ("seq_len", "global_batch", "micro_batch")}
         length = sizes | {"hours": "no", "phase": "no", "steps": str(config.steps)}
     elif "--phase" in commands["train"]:
         commands["train"] = lasting(commands["train"], config.hours / advice["settings"]["hours"])
@@ -131,7 +132,7 @@ def lasting(words: Words, share: float) -> Words:
 
 
 def settle_changes(
-    config: MakeConfig, record: MakeRecord, sources: list[JsonObject], keys: dict[str, tuple[str, str]]
+    config: MakeConfig, record: MakeRecord, sources: list[TextRecord], keys: dict[str, tuple[str, str]]
 ) -> None:
     """Say what is other than when this folder was begun; throw away what cannot be gone on with, if that is allowed.
 
@@ -182,7 +183,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def show(config: MakeConfig, advice: JsonObject, commands: dict[str, Words]) -> None:
+def show(config: MakeConfig, advice: AdviceRecord, commands: dict[str, Words]) -> None:
     """What was found and chosen, and why; of a dry run the commands, too."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False,
                       width=None if sys.stderr.isatty() else WIDTH)  # fmt: skip
@@ -192,6 +193,6 @@ def show(config: MakeConfig, advice: JsonObject, commands: dict[str, Words]) -> 
         say(f"{KINDS[name].title}:\n    {call(KINDS[name].command, *words[1:])}")
 
 
-def advice_fields(advice: JsonObject) -> JsonObject:
+def advice_fields(advice: AdviceRecord) -> JsonObject:
     """Return the fields of an Advice in what make.json keeps of one."""
-    return {name: advice[name] for name in Advice._fields}
+    return {name: value for name, value in advice.items() if name in Advice._fields}

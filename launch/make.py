@@ -37,7 +37,6 @@ if __name__ == "__main__":
 from data_prep.calls import call, hand_on, own
 from data_prep.cli import InputError, print_json, run, say
 from data_prep.files import write_whole
-from data_prep.json_types import JsonObject
 from data_prep.store import Store
 from data_prep.store_manifest import read_manifest
 from data_prep.text.discovery import find_sources
@@ -45,7 +44,7 @@ from launch import labelled
 from launch.choices import advise_for, commands_of, settle_advice, settle_changes, show
 from launch.cloze import gaps_of
 from launch.folder_lock import Alone, alone_in
-from launch.make_record import MakeRecord, StageRecord, check_folder, described
+from launch.make_record import MakeRecord, StageRecord, TaskRecord, check_folder, described
 from launch.overlap import overlap_in_words
 from launch.running import STOPPED, Screen, Stage, StageTimes, rounded
 from launch.settings import MakeConfig
@@ -124,7 +123,7 @@ def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
         say(told)
 
 
-def described_task(found: labelled.Found | None, eval_file: labelled.Found | None) -> JsonObject:
+def described_task(found: labelled.Found | None, eval_file: labelled.Found | None) -> TaskRecord:
     """Return what is known of the labelled files, for make.json and the page."""
     if found is None:
         return {}
@@ -194,7 +193,7 @@ def stage_of(name: str, words: Words, config: MakeConfig, record: MakeRecord) ->
     if name == "fill":
         arguments += texts_with_gaps(store)
     command = call(kind.command, *arguments)
-    ranks = record.advice.get("settings", {}).get("ranks", 1)
+    ranks = record.advice["settings"]["ranks"] if record.advice else 1
     if name == "train" and ranks > 1 and "RANKS" not in os.environ:
         command = f"env RANKS={ranks} {command}"  # as it was planned
     stage = Stage(name, kind.title, command, planned(name, config, record))

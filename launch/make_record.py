@@ -17,20 +17,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from data_prep.files import check_writable
+from data_prep.json_types import JsonObject
 from data_prep.sharding.manifest import ends_sha256
 from data_prep.text.source import Source
+from pretrain.advice.settings import AdviceSettings, Found
 
 NAME = "make.json"
 LOCK = ".make.lock"  # of launch/folder_lock.py
 FORMAT = 1
 SHOWN = 3  # names in a message
-
-JsonObject = dict[str, Any]
 
 
 @dataclass
@@ -51,14 +51,46 @@ class StageRecord:
         return StageRecord(command, base, key, False, self.seconds, self.interruptions + (not self.is_done))
 
 
+class TextRecord(TypedDict, total=False):
+    """A file of --corpus."""
+
+    path: str
+    bytes: int
+    ends_sha256: str | None  # of the first and last bytes; None of what is no file
+
+
+class TaskRecord(TypedDict, total=False):
+    """The labelled files of --task; nothing where there are none."""
+
+    file: str
+    kind: str  # as fine-tuning calls it
+    rows: int
+    labels: dict[str, int]  # how often each is there
+    sha256: str
+    told: str  # of what is held back
+
+
+class AdviceRecord(TypedDict, total=False):
+    """An Advice, and what it was for; nothing where make was stopped before it."""
+
+    settings: AdviceSettings
+    commands: dict[str, list[str]]  # by stage
+    reasons: dict[str, str]
+    warnings: list[str]
+    found: Found
+    basis: str  # hash of all that it stands on but the task
+    of_task: str  # hash of the task
+    hours: float  # as asked for; 0 where steps were
+
+
 @dataclass
 class MakeRecord:
     """The content of make.json."""
 
-    sources: list[JsonObject]
-    given: JsonObject
-    task: JsonObject = field(default_factory=dict)
-    advice: JsonObject = field(default_factory=dict)
+    sources: list[TextRecord]
+    given: JsonObject  # MakeConfig
+    task: TaskRecord = field(default_factory=TaskRecord)
+    advice: AdviceRecord = field(default_factory=AdviceRecord)
     stages: dict[str, StageRecord] = field(default_factory=dict)
 
     @classmethod
@@ -94,7 +126,11 @@ class MakeRecord:
                 interruptions=entry.whole("interruptions", default=0),
             )
         return cls(
-            content["sources"], found.object("given").content, found.object("task").content, advice.content, stages
+            content["sources"],
+            found.object("given").content,
+            cast(TaskRecord, found.object("task").content),
+            cast(AdviceRecord, advice.content),
+            stages,
         )
 
     def write(self, folder: Path) -> None:
@@ -102,13 +138,13 @@ class MakeRecord:
         write_sealed(folder / NAME, {"format": FORMAT} | asdict(self))
 
 
-def described(sources: Sequence[Source]) -> list[JsonObject]:
+def described(sources: Sequence[Source]) -> list[TextRecord]:
     """Return the texts as a store's manifest tells them apart: by name, size, first and last bytes. Times do not count:
     a copy of a folder holds the same texts."""
     return [{"path": source.name, "bytes": source.bytes, "ends_sha256": ends_sha256(source.path)} for source in sources]
 
 
-def changes_of(before: Sequence[JsonObject], now: Sequence[JsonObject]) -> list[str]:
+def changes_of(before: Sequence[TextRecord], now: Sequence[TextRecord]) -> list[str]:
     """Return which texts were added, removed or changed; nothing where all are the same."""
     had, have = ({entry["path"]: entry for entry in entries} for entries in (before, now))
     groups = {

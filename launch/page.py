@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -20,7 +21,7 @@ from data_prep.json_types import JsonObject
 from data_prep.store import Store
 from data_prep.store_manifest import StoreManifest
 from launch.cloze import Gap, gaps_of
-from launch.make_record import MakeRecord, StageRecord
+from launch.make_record import MakeRecord, StageRecord, TaskRecord
 from launch.stages import KINDS, SETTINGS, read_settings
 from pretrain.advice.tables import SHOWN, in_words
 from pretrain.formatting import duration, filled_in
@@ -116,7 +117,7 @@ def answers_to(gaps: list[Gap], filled: JsonObject) -> JsonObject:
     }
 
 
-def score_of(results: JsonObject, task: JsonObject) -> JsonObject:
+def score_of(results: JsonObject, task: TaskRecord) -> JsonObject:
     """Return the score of the fine-tuned model, and what it must beat."""
     if not results or not task:
         return {}
@@ -156,8 +157,9 @@ def chosen(record: MakeRecord) -> list[tuple[str, str, str]]:
     """Return (setting, value, why): the advice's, with what was asked otherwise among them; then what else was
     asked."""
     settings, reasons = record.advice["settings"], record.advice["reasons"]
+    by_name: Mapping[str, object] = settings
     told = [name for name in SHOWN if name in settings]
-    rows = [(name.replace("_", " "), in_words(settings[name]), reasons.get(name, "")) for name in told]
+    rows = [(name.replace("_", " "), in_words(by_name[name]), reasons.get(name, "")) for name in told]
     for stage, options in read_settings(record.given["set"]).items():
         rows += [
             (f"{stage} {option}".replace("_", " "), value, "as asked")

@@ -100,7 +100,7 @@ class Divergence:
         newest = on_rank_0(f"rollback in {saver.run}", lambda: latest_valid_checkpoint(saver.run))
         if newest is None:
             return None
-        earlier = load_checkpoint(newest, saver.engine, saver.identity)
+        earlier = load_checkpoint(newest, saver.engine, saver.identity, saver.averaging)
         phase = phase_at(setup.phases, earlier.step)
         earlier = setup.entering(earlier, phase)
         span = (earlier.samples_consumed, state.samples_consumed + SKIP_STEPS_AFTER_SPIKE * samples)

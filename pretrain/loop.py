@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_prep.samples.counter_rng import random_bits
 from pretrain.checkpoints.saver import Saver
@@ -96,7 +97,8 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
 
     with closing(loader):
         for step_data in run.watchdog.working_on(loader):
-            lr = phase.lr_at(state.step, clock.read())
+            share_of_hours = clock.read()
+            lr = phase.lr_at(state.step, share_of_hours)
             engine.set_lr(lr)
             result = train_step(run, step_data, state)
             state = state.after_step(step_data.counts, is_skipped=result.is_skipped, seconds=clock.seconds)
@@ -114,6 +116,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
                         return PhaseEnd(earlier._replace(seconds=clock.seconds), EndReason.ROLLED_BACK)
                     state = state.after_loss(loss)
                 run.divergence.on_step()
+                state = add_to_average(run, state, share_of_hours)
                 meter.add_step(step_data.counts)
                 meter.show_place(state.step, state.seconds)
 
@@ -127,7 +130,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
                 meter.write_trust_ratios(state.step, ratios)
             asked = due.stop
             if due.evaluate and held_out is not None:
-                held_out_loss = evaluate_held_out(run, held_out, state.step)
+                held_out_loss = evaluate_held_out(run, held_out, state)
                 state = state.after_evaluation(held_out_loss, held_out.identity)
                 asked = asked or run.timetable.stop_reason()  # meanwhile
             end = why_ends(setup, phase, state, asked, is_out_of_time=clock.is_over)
@@ -178,6 +181,15 @@ def dropout_seed(seed: int, attempt: int, micro_batch: int, rank: int) -> int:
     return int(random_bits(seed, attempt, micro_batch, rank)[0] >> np.uint64(1))
 
 
+def add_to_average(run: Run, state: RunState, share_of_hours: float | None) -> RunState:
+    """Let the weights after a step enter their average; returns the state that counts them, if it is kept yet."""
+    averaging, steps = run.setup.config.averaging, run.setup.config.total_steps
+    count = averaging.count_after(state.averaged, step=state.step, steps=steps, share_of_hours=share_of_hours)
+    if count:
+        run.engine.partition.add_to_average(averaging.share_of_newest(count))
+    return state._replace(averaged=count)
+
+
 def skip_step(run: Run, state: RunState) -> None:
     """Say that a step was skipped: its losses may be no numbers."""
     scale = run.engine.loss_scale()
@@ -186,21 +198,38 @@ def skip_step(run: Run, state: RunState) -> None:
     run.divergence.on_skipped_step(scale)
 
 
-def evaluate_held_out(run: Run, held_out: HeldOutSet, step: int) -> float:
-    """Return the loss on the held-out samples, and write it with all that goes with it."""
+def evaluate_held_out(run: Run, held_out: HeldOutSet, state: RunState) -> float:
+    """Return the loss on the held-out samples, and write it with all that goes with it: what the average of the weights
+    has, too, where there is one."""
     engine = run.engine
-    with run.meter.paused(), run.stop.answering("this evaluation"):
-        engine.eval()
-        sums = evaluate(
+
+    def sums_of(weights: str) -> Tensor:
+        return evaluate(
             partial(engine, by_sample=True),
             held_out,
             device=engine.device,
-            title=f"evaluation, step {step}",
+            title=f"evaluation{weights}, step {state.step}",
             on_batch=run.watchdog.heartbeat,
         )
-        scores = score_minimal_pairs(run, step)
+
+    with run.meter.paused(), run.stop.answering("this evaluation"):
+        engine.eval()
+        sums, pairs = sums_of(""), score_minimal_pairs(run, state.step)
+        of_average, pairs_of_average = None, None
+        if state.averaged:
+            with engine.partition.computing_with_average():
+                of_average = sums_of(" of averaged weights")
+                pairs_of_average = score_minimal_pairs(run, state.step)
         engine.train()
-        line = run.meter.write_evaluation(step, sums, held_out.sources, held_out.identity, scores)
+        line = run.meter.write_evaluation(
+            state.step,
+            sums,
+            held_out.sources,
+            held_out.identity,
+            pairs,
+            of_average=of_average,
+            pairs_of_average=pairs_of_average,
+        )
     run.timetable.evaluated()
     return line["mlm_loss"]
 

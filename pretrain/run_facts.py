@@ -55,6 +55,7 @@ def run_facts(
             f"{name.replace('_', ' ')} {_setting(value)}" for name, value in settings.items() if name != "lr"
         ),
         "Clipping": deepspeed.get("gradient_clipping") and f"gradient norm {deepspeed['gradient_clipping']:g}",
+        "Averaged weights": train.get("average", "off") != "off" and train["average"],
         "Dropout": None if train.get("dropout") is None else f"{train['dropout']:g}",
         "Precision": next((name for name in ("bf16", "fp16") if deepspeed.get(name, {}).get("enabled")), "fp32"),
         "ZeRO": f"stage {deepspeed.get('zero_optimization', {}).get('stage', 0)}",

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 import tyro
 
 from data_prep.cli import InputError, run
-from pretrain.export.origin import check_origin
+from pretrain.export.origin import Weights, check_origin
 from pretrain.finetune.labelled import TEXT_COLUMNS
 from pretrain.finetune.tables import KINDS, read_rows, read_text_lines, shorten
 from pretrain.hf_files import forbid_network, need_tokenizer, read_config
@@ -44,6 +44,8 @@ class ScoreConfig:
     """texts, one a line"""
     group: str | None = None
     """field that names the group of a pair; left out: group or UID, else of a folder the file"""
+    weights: Weights = "raw"
+    """of a run with --average: the weights of the last step, or their average"""
     json: bool = False
     """print JSON: one object for --pairs, one a line for --texts"""
 
@@ -67,7 +69,7 @@ class ScoreConfig:
 
 def main(config: ScoreConfig) -> None:
     """Look at the folder and the file, then score, and print."""
-    if check_origin(config.source, None, None) == "hf":
+    if check_origin(config.source, None, None, config.weights) == "hf":
         read_config(config.source)
         need_tokenizer(config.source)
     pairs = read_pairs(config.pairs, config.group) if config.pairs else []
@@ -77,9 +79,9 @@ def main(config: ScoreConfig) -> None:
     from pretrain import scoring
 
     if config.pairs is not None:
-        scoring.score_pairs(config.source, config.pairs, pairs, config.json)
+        scoring.score_pairs(config.source, config.weights, config.pairs, pairs, as_json=config.json)
     else:
-        scoring.score_texts(config.source, texts, config.json)
+        scoring.score_texts(config.source, config.weights, texts, as_json=config.json)
 
 
 def read_texts(path: Path) -> list[tuple[int, str]]:

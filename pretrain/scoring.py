@@ -1,6 +1,6 @@
 """Scores of minimal pairs and of texts by a folder, a run or a checkpoint. pretrain/score.py asks.
 
-score_pairs(Path("hf"), Path("blimp.jsonl"), pairs, as_json=False)
+score_pairs(Path("hf"), "raw", Path("blimp.jsonl"), pairs, as_json=False)
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from transformers import BertForPreTraining, PreTrainedTokenizerBase
 from data_prep.cli import InputError, print_json, printable, say
 from pretrain import hf_folder
 from pretrain.export.hf_writer import trained_model
-from pretrain.export.origin import check_origin
+from pretrain.export.origin import Weights, check_origin
 from pretrain.export.sources import find_source
 from pretrain.likelihood.minimal_pairs import MinimalPair, PairScores
 from pretrain.likelihood.pair_evaluation import encode_pairs
-from pretrain.likelihood.pseudo_likelihood import Encoded, encode_texts, load_vocab, log_likelihoods
+from pretrain.likelihood.pseudo_likelihood import Encoded, encode_texts, load_vocab, log_likelihoods, mask_of
 
 UNKNOWN = 0.005  # share of [UNK] among the tokens above which a score says little, and which is said
 
@@ -42,10 +42,10 @@ class Scorer(NamedTuple):
         if unknown > UNKNOWN * tokens:
             share = f"{unknown / tokens:.1%} of the tokens"
             say(f"warning: {share} are {self.tokenizer.unk_token}, letters or words that the vocabulary lacks")
-        return log_likelihoods(self.model, self.tokenizer, encoded, quiet=False)
+        return log_likelihoods(self.model, mask_of(self.tokenizer), encoded, quiet=False)
 
 
-def load_scorer(path: Path) -> Scorer:
+def load_scorer(path: Path, weights: Weights = "raw") -> Scorer:
     """Return the model of a folder, a run or a checkpoint, ready to score, on the GPU if there is one.
 
     Raises
@@ -53,7 +53,7 @@ def load_scorer(path: Path) -> Scorer:
     InputError: as find_source(); no language-model head, or numbers that are none.
     """
     with hf_folder.silenced_libraries():
-        source = find_source(path, None, None)
+        source = find_source(path, None, None, weights)
         model = trained_model(source)
         is_hf = check_origin(path, None, None) == "hf"
         tokenizer = hf_folder.load_tokenizer(path) if is_hf else load_vocab(source.tokenizer)
@@ -70,14 +70,14 @@ def load_scorer(path: Path) -> Scorer:
     return Scorer(source.origin, model, tokenizer)
 
 
-def score_pairs(source: Path, file: Path, pairs: Sequence[MinimalPair], as_json: bool) -> None:
+def score_pairs(source: Path, weights: Weights, file: Path, pairs: Sequence[MinimalPair], *, as_json: bool) -> None:
     """Score minimal pairs, and print the accuracy of each group and their mean.
 
     Raises
     ------
     InputError: as load_scorer() and encode_pairs().
     """
-    scorer = load_scorer(source)
+    scorer = load_scorer(source, weights)
     encoded = encode_pairs(scorer.tokenizer, pairs, scorer.longest, name=str(source))
     if encoded.left_out:
         share = f"{encoded.left_out:,} of {len(pairs):,} pairs ({encoded.left_out / len(pairs):.1%})"
@@ -111,14 +111,14 @@ def pairs_table(scores: PairScores) -> str:
     return "\n".join(lines)
 
 
-def score_texts(source: Path, texts: Sequence[tuple[int, str]], as_json: bool) -> None:
+def score_texts(source: Path, weights: Weights, texts: Sequence[tuple[int, str]], *, as_json: bool) -> None:
     """Score texts, given with their lines, and print a line for each.
 
     Raises
     ------
     InputError: as load_scorer() and encode_texts().
     """
-    scorer = load_scorer(source)
+    scorer = load_scorer(source, weights)
     encoded = list(encode_texts(scorer.tokenizer, [text for _, text in texts], scorer.longest, name=str(source)))
     cut, tokens = sum(text.cut for text in encoded), sum(text.tokens for text in encoded)
     if cut:

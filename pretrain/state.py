@@ -82,6 +82,7 @@ class RunState(NamedTuple):
     evals_since_best: int = 0
     recent_losses: tuple[float, ...] = ()  # of the last steps, where --rollback watches them
     skipped_spans: tuple[tuple[int, int], ...] = ()  # [first, end) of spans of samples, in the order they are drawn
+    averaged: int = 0  # steps in the average of the weights, where --average keeps one
 
     @classmethod
     def from_json(cls, fields: Fields) -> "RunState":
@@ -105,6 +106,7 @@ class RunState(NamedTuple):
             evals_since_best=fields.whole("worse", default=0),
             recent_losses=_losses(fields),
             skipped_spans=_spans(fields),
+            averaged=fields.whole("averaged", default=0),
         )
         if max(state.position.sample, state.position.samples_in_phase) > state.samples_consumed:
             raise position.error(f"lies beyond the {state.samples_consumed:,} samples that the run has drawn")
@@ -124,7 +126,7 @@ class RunState(NamedTuple):
             "worse": self.evals_since_best,
             "recent": self.recent_losses,
             "passed_over": self.skipped_spans,
-        }
+        } | ({"averaged": self.averaged} if self.averaged else {})
 
     @property
     def samples_consumed(self) -> int:

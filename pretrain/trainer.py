@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import BertForPreTraining
 
 from data_prep.calls import call
-from data_prep.cli import InputError, print_json, say
+from data_prep.cli import InputError, print_json, say, say_once
 from data_prep.store import Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.format import Manifest, ModelIdentity
@@ -77,8 +77,8 @@ def run_rank(setup: Setup, stop: StopRequests) -> int:
             if is_rank_0():
                 say(f"error: {error}")
             return 1
-        except OSError as error:  # the disk, of this rank
-            say(f"error: {error}; checkpoints that were whole still are")
+        except OSError as error:  # the disk, of this rank, and maybe of the others
+            say_once(f"error: {error}; checkpoints that were whole still are", about=str(error))
             return 1
         end_distributed()
     return 0 if setup.is_finished(state) or setup.config.dry_run else STOPPED
@@ -134,7 +134,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         )
         if start.checkpoint is not None:
             with watchdog.working():
-                load_checkpoint(start.checkpoint, engine, identity)
+                load_checkpoint(start.checkpoint, engine, identity, config.averaging)
         on_rank_0(f"run folder {config.out}", partial(write_run_folder, config.out, start, setup.stores))
 
         # What watches and keeps it, and the loop.
@@ -148,6 +148,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             ds_config=setup.ds_config.content,
             keep=config.keep,
             record=start.record,
+            averaging=config.averaging,
         )
         ending.callback(saver.close)
         stop.hold()

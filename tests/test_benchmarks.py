@@ -84,6 +84,13 @@ def test_trainer_overhead_tells_all_its_figures():
     assert found["settings"]["documents"] == "200"
 
 
+@pytest.mark.slow
+def test_score_throughput_finds_the_same_in_three_ways():
+    found = line_of("score_throughput.py", *"--layers 2 --hidden 64 --vocab_size 300 --sentences 5 --rounds 1".split())
+    assert found["figures"]["largest_difference"] < 1e-4
+    assert found["ratio"] > 0
+
+
 def test_differences_are_taken_seed_by_seed():
     # Of three pairs: mean .2, deviation .1; Student's t of two degrees of freedom is 4.3027 at 97.5 %.
     mean, half = fine_tuning.paired([0.5, 0.7, 0.9], [0.4, 0.5, 0.6])

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import BertForMaskedLM
 
 from tests.corpora import as_lines, texts, write
 from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
+from tests.tiny_hf import tiny_bert
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/library.md"
 
@@ -46,9 +48,15 @@ def test_lamb_in_a_script_of_ones_own_gives_the_same_weights_on_two_ranks(tmp_pa
         assert (first[name] == second[name]).all(), name
 
 
+def test_the_likelier_of_two_texts_is_told(tmp_path, capsys):
+    folder = tiny_bert(tmp_path / "hf", BertForMaskedLM)
+    assert blocks()[-1]["better"](str(folder), "one two three four five", "six") == "six"  # each token costs some nats
+    assert "nats, 5 tokens, 0 beyond the model's positions: one two three four five" in capsys.readouterr().out
+
+
 def test_stores_and_corpora_are_read_as_the_page_says(tmp_path, capsys):
     store_of(tmp_path / "s", random_documents(60))
-    _, numpy_only, corpus = blocks()
+    _, numpy_only, corpus, _ = blocks()
     numpy_only["look_at"](str(tmp_path / "s"))
     assert "64 entries, from 0 sources" in capsys.readouterr().out
     write(tmp_path / "a.txt", as_lines(texts(3)))

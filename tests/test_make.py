@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -18,11 +19,12 @@ from launch.choices import lasting, settle_changes
 from launch.cloze import Gap, gaps_of
 from launch.folder_lock import Alone, alone_in
 from launch.make import share_trained, stage_of, work_through
-from launch.make_record import MakeRecord, StageRecord, changes_of, check_folder
+from launch.make_record import MakeRecord, StageRecord, TextRecord, changes_of, check_folder
 from launch.page import answers_to, time_of, what_next
 from launch.running import STOPPED, Screen, Stage, StageTimes
 from launch.settings import MakeConfig
 from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
+from pretrain.advice.settings import AdviceSettings
 from pretrain.formatting import filled_in
 from tests.corpora import write
 from tests.launched import start, wait_for
@@ -104,8 +106,8 @@ def test_more_hours_are_said_and_go_on(tmp_path, capsys):
 
 
 def test_changed_texts_are_named():
-    had = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}, {"path": "c", "bytes": 3}]
-    have = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 9}, {"path": "d", "bytes": 3}]
+    had: list[TextRecord] = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 2}, {"path": "c", "bytes": 3}]
+    have: list[TextRecord] = [{"path": "a", "bytes": 1}, {"path": "b", "bytes": 9}, {"path": "d", "bytes": 3}]
     assert changes_of(had, have) == ["1 text added (d)", "1 text removed (c)", "1 text changed (b)"]
 
 
@@ -278,6 +280,7 @@ def test_a_folder_in_use_is_told_at_once_and_what_is_ending_is_waited_for(tmp_pa
 WAITS = """
 import sys
 from pathlib import Path
+from typing import cast
 from launch.running import *
 waits = "import pathlib, time; pathlib.Path(sys.argv[1], 'here').touch(); time.sleep(600)".replace("'", '"')
 stage = Stage("train", "pretraining", f"{sys.executable} -c 'import sys; {waits}' {sys.argv[1]}", 5)
@@ -321,7 +324,8 @@ def is_over(pid: str) -> bool:
 
 
 def test_training_runs_on_the_ranks_that_were_planned_unless_told_otherwise(tmp_path, monkeypatch):
-    config, record = MakeConfig(("texts",), tmp_path, hours=3), MakeRecord([], {}, advice={"settings": {"ranks": 2}})
+    settings = cast(AdviceSettings, {"ranks": 2})
+    config, record = MakeConfig(("texts",), tmp_path, hours=3), MakeRecord([], {}, advice={"settings": settings})
     monkeypatch.delenv("RANKS", raising=False)
     planned = stage_of("train", COMMANDS["train"], config, record).command
     assert planned.startswith("env RANKS=2 ")

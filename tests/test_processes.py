@@ -24,6 +24,7 @@ from data_prep.samples import mixture as mixtures
 from data_prep.samples.mixture import BuildAbandonedError, Mixture
 from data_prep.samples.sample_index import Sentences, build_index
 from data_prep.sharding.ranks import rank_from_env
+from pretrain import setup
 from pretrain.data import prefetch
 from pretrain.settings.config import TrainConfig
 from pretrain.setup import check_launch
@@ -322,10 +323,10 @@ class TestThreads:
         mixture = Mixture([store_of(tmp_path, random_documents(30))], [1.0], seq_len=32, objective="nsp", seed=0)
         begun = threading.Event()
 
-        def endless(sentences: Any, *, go_on: Callable[[], None], **settings: Any) -> Any:
+        def endless(sentences: Any, *, check_wanted: Callable[[], None], **settings: Any) -> Any:
             begun.set()
             while True:
-                go_on()
+                check_wanted()
                 time.sleep(0.01)
 
         monkeypatch.setattr(mixtures, "build_index", endless)
@@ -346,9 +347,9 @@ class TestThreads:
             from data_prep.samples import mixture as mixtures
             from data_prep.store import Store
 
-            def endless(sentences, *, go_on, **settings):
+            def endless(sentences, *, check_wanted, **settings):
                 while True:
-                    go_on()
+                    check_wanted()
                     time.sleep(0.01)
 
             mixture = mixtures.Mixture([Store.open(Path(sys.argv[1]))], [1.0], seq_len=32, objective="nsp", seed=0)
@@ -442,6 +443,14 @@ class TestEnvironment:
         with pytest.raises(InputError, match="RANK='2'"):
             check_launch({"RANK": "2", "WORLD_SIZE": "2"})
 
+    @pytest.mark.parametrize("address", ["", "nowhere.invalid", "a..b", "a" * 300])
+    def test_a_first_node_that_nobody_knows_is_refused_by_name(self, monkeypatch, address):
+        monkeypatch.setattr(setup, "ADDRESS_SECONDS", 0.0)
+        check_launch({"WORLD_SIZE": "1", "MASTER_ADDR": address})  # a rank alone meets nobody
+        check_launch({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"})
+        with pytest.raises(InputError, match=f"MASTER_ADDR='{address}' is no host"):
+            check_launch({"WORLD_SIZE": "2", "MASTER_ADDR": address})
+
     @pytest.mark.parametrize(
         "names",
         [
@@ -477,6 +486,8 @@ class TestEnvironment:
 def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     store = store_of(tmp_path, random_documents(30))
     sentences, calls = Sentences.of(store, False), []
-    watched = build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, go_on=lambda: calls.append(1))
+    watched = build_index(
+        sentences, seq_len=32, objective="nsp", seed=0, pass_number=0, check_wanted=lambda: calls.append(1)
+    )
     assert calls
     assert (watched == build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0)).all()

@@ -31,7 +31,7 @@ def paths(tmp_path_factory) -> dict[str, str]:
 
 
 def test_there_is_a_command_for_each_section():
-    assert len(COMMANDS) == len(re.findall(r"^## ", TEXT, re.MULTILINE)) == 5
+    assert len(COMMANDS) == len(re.findall(r"^## ", TEXT, re.MULTILINE)) == 6
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[command.index("--out") + 1])

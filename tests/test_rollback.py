@@ -36,7 +36,8 @@ def store(tmp_path_factory) -> Path:
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    return tiny_run(store, out, **dict(steps=STEPS, global_batch=BATCH, save_every=4, rollback=3.0) | changes)
+    common = dict(steps=STEPS, global_batch=BATCH, save_every=4, rollback=3.0, average="ema=.9")  # which goes back, too
+    return tiny_run(store, out, **common | changes)
 
 
 def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunState:

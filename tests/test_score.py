@@ -222,7 +222,7 @@ def evaluated_pairs(store, file):
     forward, device = partial(PretrainingModule(model), by_sample=True), torch.device("cpu")
     found = PairSet(encoded, copies)
     scores = evaluate_pairs(forward, found, device=device, title="", on_batch=lambda: None)
-    return scores, encoded.judge(log_likelihoods(model, load_vocab(store.folder / "vocab"), encoded.sentences))
+    return scores, encoded.judge(log_likelihoods(model, store.special_ids["mask"], encoded.sentences))
 
 
 def test_ranks_share_the_batches_and_find_the_same(run_inputs):
@@ -232,8 +232,14 @@ def test_ranks_share_the_batches_and_find_the_same(run_inputs):
     assert [found for found, _ in run_ranks(3, evaluated_pairs, *run_inputs)] == [alone] * 3
 
 
+def scored_by_command(capsys, source, **options):
+    capsys.readouterr()
+    score.main(score.ScoreConfig(source, **options, json=True))
+    return json.loads(capsys.readouterr().out)
+
+
 def run_with(out, store, pairs, zero):
-    settings = dict(steps=4, global_batch=8, eval_samples=8, eval_every=2, dropout=0.1, zero=zero)
+    settings = dict(steps=4, global_batch=8, eval_samples=8, eval_every=2, dropout=0.1, zero=zero, average="ema=.5")
     train(tiny_run(store.folder, out, **settings, eval_pairs=pairs, eval_pairs_max=18))
 
 
@@ -256,10 +262,9 @@ def test_a_run_scores_pairs_as_the_command_does_and_trains_as_without(run_inputs
         tmp_path / "chosen.jsonl", *(pair(p.good, p.bad, UID=p.group) for p in choose_evenly(read_pairs(file), 18))
     )
     for source in (tmp_path / "with", last, tmp_path / "hf"):
-        capsys.readouterr()
-        score.main(score.ScoreConfig(source, pairs=chosen, json=True))
-        said = json.loads(capsys.readouterr().out)
+        said = scored_by_command(capsys, source, pairs=chosen)
         assert (said["accuracy"], said["groups"]) == (found["pairs_acc"], found["pairs_by_group"])
+    assert scored_by_command(capsys, last, pairs=chosen, weights="averaged")["accuracy"] == found["avg_pairs_acc"]
 
 
 def test_a_run_refuses_pairs_that_it_cannot_score(run_inputs, tmp_path):

@@ -35,11 +35,11 @@ def cached(
     settings: tuple[Any, ...],
     pass_number: int,
     make: Callable[[], np.ndarray],
-    go_on: Callable[[], None] = lambda: None,
+    check_wanted: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Return what `make` returns, from the cache where it is there; it depends on `settings` and `pass_number` alone.
 
-    `go_on` is called while another process makes it, and gives up by raising.
+    `check_wanted` is called while another process makes it, and gives up by raising.
     """
     folder = cache_folder()
     if folder is None:
@@ -49,7 +49,7 @@ def cached(
     try:
         if (found := _load(path)) is not None:
             return found
-        with _locked(path, go_on):
+        with _locked(path, check_wanted):
             if (found := _load(path)) is not None:  # made while we waited
                 return found
             made = make()
@@ -77,11 +77,11 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _locked(path: Path, go_on: Callable[[], None]) -> Iterator[None]:
+def _locked(path: Path, check_wanted: Callable[[], None]) -> Iterator[None]:
     descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
         while not _is_mine(descriptor):
-            go_on()
+            check_wanted()
             time.sleep(POLL_SECONDS)
         yield
     finally:

@@ -205,7 +205,7 @@ class Mixture:
                 for pass_number in range(int(number * passes), math.ceil((number + 1) * passes)):
                     self._spans(store, pass_number)
 
-    def _go_on(self) -> None:
+    def _check_wanted(self) -> None:
         """Called again and again by what takes long: a thread must not outlive the program's end for it."""
         if self._abandoned.is_set() or not threading.main_thread().is_alive():
             raise BuildAbandonedError
@@ -224,8 +224,8 @@ class Mixture:
                     objective=self.objective,
                     seed=self.seed,
                     pass_number=pass_number,
-                    go_on=self._go_on,
+                    check_wanted=self._check_wanted,
                 ),
-                self._go_on,
+                self._check_wanted,
             )
         return self._passes[key]

@@ -208,11 +208,11 @@ def build_index(
     objective: Objective,
     seed: int,
     pass_number: int,
-    go_on: Callable[[], None] = lambda: None,
+    check_wanted: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Return the samples [N] (SAMPLE) of a pass: every sentence is used, none twice but as a random B.
 
-    `go_on` is called in between, and gives up by raising.
+    `check_wanted` is called in between, and gives up by raising.
 
     Raises
     ------
@@ -224,9 +224,9 @@ def build_index(
         return np.zeros(0, SAMPLE)
     if objective == "mlm":
         chunks = _Chunks.of(sentences, CHUNK_SAMPLES * seq_len)
-        parts = []
+        parts: list[np.ndarray] = []
         for chosen in _blocks_of_chunks(len(chunks.first)):
-            go_on()
+            check_wanted()
             parts += _full_sentences(sentences, chunks, chosen, seq_len - 2)
         return np.concatenate(parts)
     room = seq_len - 3
@@ -234,7 +234,7 @@ def build_index(
     random_bs = _RandomBs.of(pieces) if objective == "nsp" else None
     parts = []
     for splits in _splits_of_pass(pieces.sentences, seq_len, objective, seed, pass_number):
-        go_on()
+        check_wanted()
         parts.append(_pairs(pieces.sentences, splits, room, random_bs))
     return np.concatenate(parts)
 

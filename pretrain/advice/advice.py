@@ -11,7 +11,7 @@ import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+from typing import Any, NamedTuple, cast
 
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
@@ -20,6 +20,7 @@ from data_prep.text.languages import defaults
 from pretrain.advice import cautions, rules
 from pretrain.advice import machine as machines
 from pretrain.advice.machine import Machine
+from pretrain.advice.settings import AdviceSettings, Cost, Found, Memory
 from pretrain.advice.survey import Survey, survey
 from pretrain.formatting import counted, duration, two_digits
 from pretrain.sizes import PRESETS, activation_bytes, parameters, state_bytes
@@ -35,70 +36,6 @@ ENGLISH = Survey(
     told_by="nothing", chars=0.0, alphabet=0, han=0, sample_bytes=0, frequent=(), lengths=(), signs=0.0,
     unspaced_chars=0.0,
 )  # fmt: skip
-
-
-class AdviceSettings(TypedDict):
-    """What fits, by the names that make.json and `zerobert plan --json` have."""
-
-    lang: str
-    cased: bool
-    vocab_kind: str
-    vocab_size: int
-    model: str
-    objective: str
-    seq_len: int
-    global_batch: int
-    micro_batch: int
-    ranks: int
-    zero: int
-    precision: str
-    lr: float
-    optimizer: str
-    schedule: str
-    warmup: float
-    mask_rate: float
-    dropout: float
-    hours: float
-    steps: int  # that the hours hold
-    epochs: float  # passes over the text
-    tokens: int  # that are trained on
-    tokens_per_second: int
-    text_tokens: int
-    phases: list[str]  # each a --phase; none: one phase
-    eval_every: int
-    eval_samples: int
-    save_every: int
-    log_every: int
-    patience: int
-
-
-class Cost(TypedDict):
-    """What it takes; prices where one was given."""
-
-    gpu_hours: float
-    hours_a_pass: float
-    price: NotRequired[float]
-    price_a_pass: NotRequired[float]
-
-
-class Memory(TypedDict):
-    """What a rank needs, in bytes, and what it has."""
-
-    parameters: int
-    state_bytes: int
-    activation_bytes: int
-    together_bytes: int
-    has_bytes: int
-    fits: bool
-
-
-class Found(TypedDict):
-    """What the advice stands on."""
-
-    text: JsonObject  # Survey.to_json()
-    machine: JsonObject  # machine_json()
-    cost: Cost
-    memory: Memory
 
 
 class Advice(NamedTuple):

@@ -2,11 +2,12 @@
 
     RUN/checkpoints/latest                 the name of the last folder that was finished, a hint: readers verify
     RUN/checkpoints/step-0001000/
-      rank-00000-of-00002.safetensors    "parameter|kind|offset" -> flat fp32; kind: master, exp_avg, exp_avg_sq
+      rank-00000-of-00002.safetensors    "parameter|kind|offset" -> flat fp32; kind: master, exp_avg, exp_avg_sq, and
+                                         average, where the run keeps one
       state.json                         RunState (pretrain/state.py) and "loss_scaler"
       manifest.json                      {"format": 2, "step", "world_size", "zero_stage", "held_out_loss", "identity",
                                          "settings", "parameters": name -> shape, "files": name -> {"bytes", "sha256"},
-                                         perhaps "held_out", "record"; "sha256": of all the above}
+                                         perhaps "held_out", "record", "average"; "sha256": of all the above}
 
     saver.py writes one while training goes on; verify.py says whether it is whole; resume.py which one a run goes on
     from, resume_policy.py with which other settings; load.py puts it into an engine
@@ -14,9 +15,10 @@
     Manifest(...).write(folder)       Manifest.read(folder)     InputError where anything about it is wrong
     finalize(staged, target, ...)     a folder with all slices becomes a checkpoint
 
-It holds 12 bytes per parameter at every ZeRO stage (16-bit weights are casts of these) and no pickle. A slice
-says where in its parameter it lies, so reading does not need the ranks, stage or groups that wrote it. Format 1 is the
-same without the manifest's own checksum: still read, by types and ranges, but a digit of it that has changed in
+It holds 12 bytes per parameter at every ZeRO stage (16-bit weights are casts of these), 16 with an average of the
+weights, and no pickle. A slice says where in its parameter it lies, so reading does not need the ranks, stage or groups
+that wrote it. Format 3 is the one with an average, so that versions that know none refuse it by name. Format 1 is the
+first without the manifest's own checksum: still read, by types and ranges, but a digit of it that has changed in
 settings or held_out_loss is not noticed.
 """
 
@@ -25,26 +27,30 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from data_prep.cli import InputError, say
 from data_prep.fields import SEAL, Fields, read_fields, write_sealed
 from data_prep.files import replace_folder, sha256_of, sync_tree, write_json, write_whole
+from data_prep.json_types import JsonObject
 from pretrain.run_record import RunRecord
+from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.state import SCALER_FIELDS, RunState
 
 FORMAT = 2
 UNSEALED = 1  # the format before
+AVERAGED = 3  # FORMAT with an average of the weights
 MANIFEST, STATE, POINTER = "manifest.json", "state.json", "latest"
 STEP = re.compile(r"step-[0-9]{7,}")
 KINDS = ("master", "exp_avg", "exp_avg_sq")
+AVERAGE = "average"  # the kind that only some checkpoints have
 NOT_WHOLE = "the checkpoint is not whole"
 
 
 class ModelIdentity(NamedTuple):
     """What a checkpoint may only be resumed under: its model, and its tokenizer."""
 
-    model: dict[str, Any]  # the model's configuration, its vocabulary padded
+    model: JsonObject  # the model's configuration, its vocabulary padded
     vocab_sha256: str
     vocab_size: int  # entries of the tokenizer
 
@@ -65,11 +71,17 @@ class Manifest:
     zero_stage: int
     held_out_loss: float | None  # nearest before
     identity: ModelIdentity
-    ds_config: dict[str, Any]  # the DeepSpeed JSON
+    ds_config: JsonObject  # the DeepSpeed JSON
     parameters: dict[str, list[int]]  # shapes by name
     files: dict[str, FileEntry]  # state.json, and one per rank
     held_out_identity: str = ""  # of the set that held_out_loss is of
     record: RunRecord | None = None  # config.json as it was when the checkpoint was written
+    average: str = ""  # which average of the weights it holds, as --average says it; empty: none
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of slices that the checkpoint holds."""
+        return (*KINDS, AVERAGE) if self.average else KINDS
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -81,9 +93,11 @@ class Manifest:
         """
         fields = read_fields(folder / MANIFEST, NOT_WHOLE)
         version = fields.get("format")
-        if version not in (FORMAT, UNSEALED) or isinstance(version, bool | float):
-            raise InputError(f"{folder} has checkpoint format {version!r}, this version reads {UNSEALED} and {FORMAT}")
-        if version == FORMAT:
+        if version not in (FORMAT, UNSEALED, AVERAGED) or isinstance(version, bool | float):
+            raise InputError(
+                f"{folder} has checkpoint format {version!r}, this version reads {UNSEALED}, {FORMAT} and {AVERAGED}"
+            )
+        if version != UNSEALED:
             fields.digest(SEAL)  # there, and right: read_fields has compared it
         return cls(
             step=fields.whole("step"),
@@ -96,12 +110,13 @@ class Manifest:
             files=_files(fields),
             held_out_identity=fields.text("held_out", default=""),
             record=cast(RunRecord, fields.object("record").content) if "record" in fields.content else None,
+            average=_average(fields) if version == AVERAGED else "",
         )
 
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
-        content: dict[str, Any] = {
-            "format": FORMAT,
+        content: JsonObject = {
+            "format": AVERAGED if self.average else FORMAT,
             "step": self.step,
             "world_size": self.world_size,
             "zero_stage": self.zero_stage,
@@ -115,6 +130,8 @@ class Manifest:
             content["held_out"] = self.held_out_identity
         if self.record is not None:
             content["record"] = self.record
+        if self.average:
+            content["average"] = self.average
         write_sealed(folder / MANIFEST, content)
 
 
@@ -171,7 +188,7 @@ def parse_slice_key(key: str) -> tuple[str, str, int]:
     ValueError: no name that slice_key() gives.
     """
     found = re.fullmatch(r"(.+)\|(\w+)\|(0|[1-9][0-9]{0,17})", key, re.ASCII)
-    if not found or found[2] not in KINDS:
+    if not found or found[2] not in (*KINDS, AVERAGE):
         raise ValueError(f"{key!r} is not the name of a slice")
     return found[1], found[2], int(found[3])
 
@@ -187,9 +204,16 @@ def read_state(folder: Path, manifest: Manifest) -> SavedState:
     state, scaler = RunState.from_json(fields), fields.object("loss_scaler", default={})
     if state.step != manifest.step:
         raise fields.error(f"says step {state.step}, {MANIFEST} {manifest.step}")
+    if bool(state.averaged) != bool(manifest.average) or state.averaged > state.step:
+        raise fields.error(f"says averaged {state.averaged}, {MANIFEST} average {manifest.average!r}")
     for name in SCALER_FIELDS:
         scaler.number(name, default=0)
     return SavedState(state, scaler.content)
+
+
+def keep_average(state: RunState, manifest: Manifest, averaging: Averaging) -> RunState:
+    """Return the state of a checkpoint under an --average: that of another one, or of none, is not gone on with."""
+    return state if manifest.average == str(averaging) else state._replace(averaged=0)
 
 
 def finalize(staged: Path, target: Path, *, state: RunState, scaler: dict[str, float], manifest: Manifest) -> None:
@@ -263,6 +287,16 @@ def record_under(folder: Path, manifest: Manifest) -> RunRecord:
 def _loss(fields: Fields) -> float | None:
     loss = fields.get("held_out_loss", None)
     return None if loss is None or loss != loss else fields.number("held_out_loss")  # format 1 may say NaN
+
+
+def _average(fields: Fields) -> str:
+    try:
+        averaging = parse_average(text := fields.text("average"))
+    except InputError as error:
+        raise fields.error(f"says average {fields.get('average', None)!r:.40}") from error
+    if not averaging.is_on:
+        raise fields.error("says that its average is off")
+    return text
 
 
 def _identity(fields: Fields) -> ModelIdentity:

@@ -14,6 +14,7 @@ from pretrain.checkpoints.format import (
     Manifest,
     ModelIdentity,
     check_identity,
+    keep_average,
     list_checkpoints,
     read_state,
     record_under,
@@ -57,7 +58,7 @@ def find_start(
         return Start(record | {"from_step": 0, "from": None, "segments": []}, checkpoints_seen=seen)
     manifest = Manifest.read(checkpoint)
     check_identity(checkpoint, manifest, identity, shapes)
-    state = read_state(checkpoint, manifest).state
+    state = keep_average(read_state(checkpoint, manifest).state, manifest, config.averaging)
     before = record_under(checkpoint, manifest)
     changes = changes_of(before, record, state.step)
     refuse_changes(checkpoint, changes, config.allow_change)

@@ -22,6 +22,7 @@ from data_prep.cli import InputError
 from data_prep.samples.mixture import fresh_epoch
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.run_record import RunRecord
+from pretrain.settings.averaging import parse_average
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig
 
@@ -135,6 +136,10 @@ def _start_in_words(record: RunRecord) -> str:
     return str(record["train"]["init_from"] or f"--model {record['train']['model']}")
 
 
+def _average(record: RunRecord, step: int) -> str:
+    return str(parse_average(record["train"].get("average", "off")))  # an older version knew none
+
+
 def _ranks(record: RunRecord, step: int) -> int:
     return DsConfig(record["deepspeed"]).ranks
 
@@ -176,6 +181,7 @@ SETTINGS = (
     *(Setting(name, _of_train(name)) for name in ("dropout", "mask_unit", "mask_split", "eval_samples")),
     Setting("eval_pairs", lambda record, step: record["eval_pairs_sha256"]),
     Setting("rollback", _of_train("rollback")),
+    Setting("average", _average),  # another one begins where the run goes on (keep_average() of format.py)
     Setting("python", lambda record, step: record["python"]),
     *(
         Setting(name, lambda record, step, name=name: record["versions"][name])  # type: ignore[misc]

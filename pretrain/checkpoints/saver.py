@@ -7,7 +7,8 @@
 A thread of each rank writes its slices into a folder aside; all ranks agree that theirs are whole and fsynced, then
 rank 0 writes the manifest, renames the folder and names it in the pointer. A crash at any moment leaves the earlier
 checkpoints and at most a `.partial` folder. A failed save raises at the next save, or at wait(). Kept are the newest
-few and the one with the best held-out loss. Costs 12 bytes per parameter of host memory, divided among the ranks.
+few and the one with the best held-out loss. Costs 12 bytes per parameter of host memory, 16 with an average of the
+weights, divided among the ranks.
 """
 
 import math
@@ -15,12 +16,13 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
+from data_prep.json_types import JsonObject
 from pretrain.checkpoints.format import (
+    AVERAGE,
     KINDS,
     Manifest,
     ModelIdentity,
@@ -36,6 +38,7 @@ from pretrain.checkpoints.format import (
 from pretrain.checkpoints.slices import write_slices
 from pretrain.distributed import all_ranks_or_none, gloo_group
 from pretrain.run_record import RunRecord
+from pretrain.settings.averaging import OFF, Averaging
 from pretrain.state import RunState
 from pretrain.zero.engine import Engine
 from pretrain.zero.partition import Slice
@@ -50,12 +53,14 @@ class Saver:
         engine: Engine,
         *,
         identity: ModelIdentity,
-        ds_config: dict[str, Any],
+        ds_config: JsonObject,
         keep: int,
         record: RunRecord | None = None,
+        averaging: Averaging = OFF,
     ):
-        """`ds_config`: the DeepSpeed JSON; `record`: what config.json says of the run."""
-        self.run, self.engine, self.keep = run, engine, keep
+        """`ds_config`: the DeepSpeed JSON; `record`: what config.json says of the run; `averaging`: the average of the
+        weights that the engine keeps, saved once there is a step in it."""
+        self.run, self.engine, self.keep, self.averaging = run, engine, keep, averaging
         self.identity, self.ds_config, self.record = identity, ds_config, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         gloo_group("saver")  # made here, by all ranks together, and used by the thread
@@ -70,7 +75,8 @@ class Saver:
         OSError: on every rank, if the save before could not be written on one of them.
         """
         self.wait()
-        tensors, scaler = self._snapshot(), self.engine.scaler_state()
+        kinds = (*KINDS, AVERAGE) if state.averaged else KINDS
+        tensors, scaler = self._snapshot(kinds), self.engine.scaler_state()
         self._writing = self._thread.submit(self._write, state, tensors, scaler, held_out_loss)
         return checkpoint_dir(self.run, state.step)
 
@@ -89,13 +95,13 @@ class Saver:
         """Finish, whether or not the last save went well."""
         self._thread.shutdown(wait=True)
 
-    def _snapshot(self) -> dict[str, Tensor]:
+    def _snapshot(self, kinds: tuple[str, ...]) -> dict[str, Tensor]:
         """Copy the slices that this rank writes into host memory."""
         view = self.engine.partition.view
         return {
             slice_key(slice_.name, kind, slice_.param_offset): view(slice_, kind).to("cpu", copy=True)
             for slice_ in self._slices_to_write()
-            for kind in KINDS
+            for kind in kinds
         }
 
     def _slices_to_write(self) -> Iterator[Slice]:
@@ -147,6 +153,7 @@ class Saver:
             files={},
             held_out_identity=state.held_out_identity,
             record=self.record,
+            average=str(self.averaging) if state.averaged else "",
         )
 
     def _remove_old(self, written: Path) -> None:

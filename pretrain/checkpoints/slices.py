@@ -3,7 +3,7 @@
 write_slices(path, tensors)                          one rank's file; format.py has the keys
 index_slices(folder) -> {(name, kind): slices}       what all files hold, without reading it
 read_elements(slices, out, first)                    any part of a parameter, whoever wrote it
-read_weights(folder, shapes) -> {name: tensor}       all of it; needs no rank and no DeepSpeed
+read_weights(folder, shapes) -> {name: tensor}       all weights; needs no rank and no DeepSpeed
 """
 
 import os
@@ -93,8 +93,8 @@ def read_elements(slices: list[StoredSlice], out: Tensor, first: int) -> None:
         raise InputError(f"the checkpoint holds {at - first} of {len(out)} elements of a slice; it is not whole")
 
 
-def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Return the fp32 weights of a checkpoint, whole, by name.
+def read_weights(folder: Path, shapes: dict[str, list[int]], kind: str = "master") -> dict[str, Tensor]:
+    """Return the fp32 weights of a checkpoint, or of kind "average" their average, whole, by name.
 
     Raises
     ------
@@ -103,5 +103,5 @@ def read_weights(folder: Path, shapes: dict[str, list[int]]) -> dict[str, Tensor
     slices = index_slices(folder)
     weights = {name: torch.empty(shape) for name, shape in shapes.items()}
     for name, weight in weights.items():
-        read_elements(slices[name, "master"], weight.view(-1), 0)
+        read_elements(slices[name, kind], weight.view(-1), 0)
     return weights

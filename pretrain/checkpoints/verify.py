@@ -14,7 +14,7 @@ from data_prep.cli import InputError, say
 from data_prep.fields import Fields
 from data_prep.files import sha256_of
 from pretrain.checkpoints.format import (
-    KINDS,
+    AVERAGE,
     MANIFEST,
     NOT_WHOLE,
     POINTER,
@@ -119,8 +119,10 @@ def _check_slices(folder: Path, manifest: Manifest) -> None:
     slices = index_slices(folder)
     if strangers := sorted({name for name, _ in slices} - manifest.parameters.keys()):
         raise InputError(f"{folder} holds slices of {strangers[0]}, which the model has not; {NOT_WHOLE}")
+    if not manifest.average and any(kind == AVERAGE for _, kind in slices):
+        raise InputError(f"{folder} holds an average that its {MANIFEST} does not name; {NOT_WHOLE}")
     for name, shape in manifest.parameters.items():
-        for kind in KINDS:
+        for kind in manifest.kinds:
             # Sorted by offset, each must begin where the one before ends.
             end = 0
             for stored in slices[name, kind]:

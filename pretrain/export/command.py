@@ -2,6 +2,7 @@
 
     python -m pretrain.export RUN OUT                        the newest whole checkpoint of a run
     python -m pretrain.export RUN/checkpoints/step-0001000 OUT --head mlm
+    python -m pretrain.export RUN OUT --weights averaged     of a run with --average
     python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
     python -m pretrain.export HF_FOLDER OUT --head encoder
 
@@ -23,7 +24,7 @@ import tyro
 
 from data_prep.files import check_out
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
-from pretrain.export.origin import PROVENANCE, Head, check_origin
+from pretrain.export.origin import PROVENANCE, Head, Weights, check_origin
 from pretrain.hf_files import forbid_network
 
 # Files of an export before it listed them in PROVENANCE.
@@ -40,6 +41,8 @@ class ExportConfig:
     """Hugging Face folder to write; an earlier export there is replaced"""
     head: Head = "pretraining"
     """which head's weights the folder holds beside the encoder's"""
+    weights: Weights = "raw"
+    """of a run with --average: the weights of the last step, or their average"""
     config: Path | None = None
     """Hugging Face folder or config.json that says which BERT a DeepSpeed checkpoint holds"""
     vocab: Path | None = None
@@ -63,9 +66,9 @@ def main(config: ExportConfig) -> None:
     """Convert, compare, then put into place."""
     read = [path for path in (config.source, config.config, config.vocab) if path is not None]
     check_out(config.out, read, PROVENANCE, WRITTEN)
-    check_origin(config.source, config.config, config.vocab)
+    check_origin(config.source, config.config, config.vocab, config.weights)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
     from pretrain.export.hf_writer import convert
 
-    convert(config.source, config.config, config.vocab, config.out, config.head, config.json)
+    convert(config.source, config.config, config.vocab, config.out, config.head, config.json, config.weights)

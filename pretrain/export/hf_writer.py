@@ -6,7 +6,6 @@ convert(source, config, vocab, out, "mlm", as_json=False)
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,13 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from data_prep.cli import InputError, print_json, say
 from data_prep.files import write_folder, write_json
+from data_prep.json_types import JsonObject
 from data_prep.tokens import contract
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from data_prep.untrusted import read_object
 from pretrain import hf_folder
 from pretrain.attention import SeqLens
-from pretrain.export.origin import PROVENANCE
+from pretrain.export.origin import PROVENANCE, Weights
 from pretrain.export.sources import ExportSource, find_source
 from pretrain.model import Batch, encode_head_rows, model_from_weights, strip_vocab_padding
 
@@ -39,9 +39,17 @@ PROBES = (
 )
 
 
-def convert(source_folder: Path, config: Path | None, vocab: Path | None, out: Path, head: str, as_json: bool) -> None:
+def convert(
+    source_folder: Path,
+    config: Path | None,
+    vocab: Path | None,
+    out: Path,
+    head: str,
+    as_json: bool,
+    weights: Weights = "raw",
+) -> None:
     """Convert, compare, then put into place."""
-    source = find_source(source_folder, config, vocab)
+    source = find_source(source_folder, config, vocab, weights)
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
 
     def fill(folder: Path) -> None:
@@ -177,7 +185,7 @@ def _batch_of(sequences: list[list[int]]) -> Batch:
     )
 
 
-def provenance(source: ExportSource, head: str, difference: float) -> dict[str, Any]:
+def provenance(source: ExportSource, head: str, difference: float) -> JsonObject:
     """Return what is known of where the folder comes from."""
     return source.record | {
         "step": source.step,

@@ -5,14 +5,16 @@ check_origin(path, config, vocab) -> "checkpoint" | "run" | "deepspeed" | "hf"
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from data_prep.cli import InputError
+from data_prep.json_types import JsonObject
 from data_prep.untrusted import check_model_config, read_object, refuse_code, weight_files
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.hf_files import refuse_store
 
 Head = Literal["pretraining", "mlm", "encoder"]
+Weights = Literal["raw", "averaged"]
 Origin = Literal["checkpoint", "run", "deepspeed", "hf"]
 PROVENANCE = "provenance.json"  # of an export
 MODEL_FILE = re.compile(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_model_states\.pt")  # of DeepSpeed
@@ -20,13 +22,22 @@ HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_mode
 NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")  # no default of BERT's will do
 
 
-def check_origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
-    """Return what `path` holds, to judge by its names.
+def check_origin(path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw") -> Origin:
+    """Return what `path` holds, to judge by its names; "averaged" are weights that only a checkpoint has.
 
     Raises
     ------
     InputError: nothing that can be converted, or without what says what it means.
     """
+    origin = _origin(path, config, vocab)
+    if weights == "averaged" and origin in ("deepspeed", "hf"):
+        raise InputError(
+            f"{path} is no run of zerobert, and only such a run keeps averaged weights; leave out --weights"
+        )
+    return origin
+
+
+def _origin(path: Path, config: Path | None, vocab: Path | None) -> Origin:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}; give a run folder, a checkpoint folder or a Hugging Face folder")
@@ -75,7 +86,7 @@ def need_vocab(origin: Path, vocab: Path) -> None:
         raise InputError(f"{vocab} has no tokenizer.json; give the folder of {origin}'s tokenizer with --vocab")
 
 
-def read_meaning(path: Path) -> tuple[Path, dict[str, Any]]:
+def read_meaning(path: Path) -> tuple[Path, JsonObject]:
     """Return the configuration of a BERT, from a Hugging Face folder or a file such as config.json, and that file.
 
     Raises

@@ -2,7 +2,7 @@
 
     find_source(path, config, vocab) -> ExportSource
 
-    a run folder, or a checkpoint of one     says everything itself
+    a run folder, or a checkpoint of one     says everything itself; it may have averaged weights beside the raw ones
     a DeepSpeed checkpoint folder            of any trainer around a transformers BERT. It holds weights only, so
                                              --config and --vocab say the rest, unless the files lie beside them
     a Hugging Face folder                    for another head
@@ -24,18 +24,20 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.cli import InputError, one_line, say
 from data_prep.fields import is_number
+from data_prep.json_types import JsonObject
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.untrusted import read_object
-from pretrain.checkpoints.format import Manifest, ModelIdentity, record_under
+from pretrain.checkpoints.format import Manifest, ModelIdentity, read_state, record_under
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
 from pretrain.export import deepspeed_format
-from pretrain.export.origin import check_origin, find_tag, need_vocab, read_meaning
+from pretrain.export.origin import Weights, check_origin, find_tag, need_vocab, read_meaning
 from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tensors
 from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
 from pretrain.run_folder import disagreement
 from pretrain.run_record import RunRecord
+from pretrain.settings.averaging import parse_average
 
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
 EMBEDDING = "embeddings.word_embeddings.weight"
@@ -54,18 +56,18 @@ class ExportSource(NamedTuple):
     name: str
     title: str  # of the model card
     story: str  # how it was trained, after "A BERT of 12 layers and hidden size 768, "
-    evaluation: dict[str, Any] | None  # the last one up to `step`, as metrics.jsonl has it, or its loss alone
-    record: dict[str, Any]  # for provenance.json
+    evaluation: JsonObject | None  # the last one up to `step`, as metrics.jsonl has it, or its loss alone
+    record: JsonObject  # for provenance.json
 
 
-def find_source(path: Path, config: Path | None, vocab: Path | None) -> ExportSource:
+def find_source(path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw") -> ExportSource:
     """Return the model that `path` means.
 
     Raises
     ------
-    InputError: nothing that can be converted, not whole, or not the model that `config` says.
+    InputError: nothing that can be converted, not whole, or not the model that `config` says; without such `weights`.
     """
-    origin = check_origin(path, config, vocab)
+    origin = check_origin(path, config, vocab, weights)
     if origin == "deepspeed":
         tag = find_tag(path)
         assert tag is not None
@@ -74,30 +76,43 @@ def find_source(path: Path, config: Path | None, vocab: Path | None) -> ExportSo
         return _from_hf(path, config or path, vocab or path)
     checkpoint = path if origin == "checkpoint" else latest_valid_checkpoint(path)
     assert checkpoint is not None
-    return _from_run(checkpoint)
+    return _from_run(checkpoint, weights)
 
 
-def _from_run(folder: Path) -> ExportSource:
+def _from_run(folder: Path, weights: Weights) -> ExportSource:
     manifest = verify_checkpoint(folder)
+    if weights == "averaged" and not manifest.average:
+        raise InputError(
+            f"{folder} holds no averaged weights; leave out --weights averaged, choose a later checkpoint (--average "
+            "last=S keeps none before the last share of the run), or train with --average ema=.999"
+        )
     run = folder.resolve().parent.parent
     if wrong := disagreement(run, manifest):
         raise InputError(f"{wrong}; the command that trained the run writes vocab/ and config.json anew")
     name, title, story, record = describe_run(run, manifest, record_under(folder, manifest))
+    evaluation = last_evaluation(run, manifest)
+    if manifest.average:
+        count = read_state(folder, manifest).state.averaged
+        say(f"{folder}: {_compared(manifest, evaluation, weights)}")
+        record |= {"weights": weights, "average": manifest.average, "averaged_steps": count}
+        if weights == "averaged":
+            story = f"{story} These weights are the {parse_average(manifest.average).in_words(count)}."
+            evaluation = _of_average(evaluation)
     return ExportSource(
         origin=folder,
         step=manifest.step,
-        weights=read_weights(folder, manifest.parameters),
+        weights=read_weights(folder, manifest.parameters, "average" if weights == "averaged" else "master"),
         identity=manifest.identity,
         tokenizer=run / "vocab",
         name=name,
         title=title,
         story=story,
-        evaluation=last_evaluation(run, manifest),
+        evaluation=evaluation,
         record={"run": str(run)} | record,
     )
 
 
-def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str, str, str, dict[str, Any]]:
+def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str, str, str, JsonObject]:
     """Return name, title and story of a run, and its record for provenance.json; where that is damaged, what the
     checkpoint itself says, which knows less of where it comes from."""
     try:
@@ -177,7 +192,7 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Expor
 
 
 def _from_hf(folder: Path, config: Path, vocab: Path) -> ExportSource:
-    record: dict[str, Any] = {"folder": str(folder.resolve())}
+    record: JsonObject = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
         try:
             record["provenance"] = read_object(folder / "provenance.json")
@@ -202,7 +217,7 @@ def _trained_elsewhere(
     vocab: Path,
     step: int | None,
     story: str,
-    record: dict[str, Any],
+    record: JsonObject,
 ) -> ExportSource:
     """Return a model that others have trained; `config` says what its weights mean."""
     need_vocab(origin, vocab)
@@ -305,11 +320,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
-def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
+def last_evaluation(run: Path, manifest: Manifest) -> JsonObject | None:
     """Return the newest held-out evaluation of a run up to a checkpoint, of those that were not taken back by a resume
     from before it. Where its line is damaged, the loss alone is known, from the checkpoint."""
     path = run / "metrics.jsonl"
-    found: list[dict[str, Any]] = []
+    found: list[JsonObject] = []
     try:
         read = read_lines(path, most=1)
     except OSError as error:
@@ -326,6 +341,28 @@ def last_evaluation(run: Path, manifest: Manifest) -> dict[str, Any] | None:
     if loss is None or (found and found[-1]["mlm_loss"] == loss):
         return found[-1] if found else None
     return {"mlm_loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+
+def _of_average(evaluation: JsonObject | None) -> JsonObject | None:
+    """Return what an evaluation says of averaged weights, by the names of the raw ones' scores; None where nothing."""
+    line = evaluation or {}
+    scores = {name: line[f"avg_{name}"] for name in TOLD if _is_finite(line.get(f"avg_{name}"))}
+    if not {"mlm_loss", "perplexity"} <= scores.keys():
+        return None
+    return {name: line[name] for name in ("step",) if name in line} | scores
+
+
+def _compared(manifest: Manifest, evaluation: JsonObject | None, chosen: Weights) -> str:
+    """Return in words that there are two kinds of weights, which has the lower held-out loss, and how to choose."""
+    averaged = _of_average(evaluation)
+    other = "raw" if chosen == "averaged" else "averaged"
+    ours = f"it holds raw and averaged weights ({manifest.average})"
+    how = f"these are the {chosen} ones; --weights {other} for the others"
+    if averaged is None or evaluation is None:
+        return f"{ours}, not compared on held-out text; {how}"
+    raw, average = evaluation["mlm_loss"], averaged["mlm_loss"]
+    lower = "alike" if raw == average else "the averaged ones are lower" if average < raw else "the raw ones are lower"
+    return f"{ours}, with a held-out loss of {raw:.4f} and {average:.4f}: {lower}. {how[0].upper()}{how[1:]}"
 
 
 def _is_finite(value: Any) -> bool:

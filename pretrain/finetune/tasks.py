@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from data_prep.cli import say
+from data_prep.json_types import JsonObject
 from pretrain.finetune.examples import LabelScale, listed
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
@@ -39,7 +40,7 @@ Scores = dict[str, float]
 class Task:
     """All that distinguishes one task from another."""
 
-    tell: Callable[[list[Example], list[Example]], dict[str, Any]]  # training, evaluation -> more for results.json
+    tell: Callable[[list[Example], list[Example]], JsonObject]  # training, evaluation -> more for results.json
     model: Any  # transformers' AutoModelFor... class
     encode: Callable[[PreTrainedTokenizerBase, list[Example], list[str], int], list[Feature]]
     collator: Callable[[PreTrainedTokenizerBase], Any]
@@ -57,7 +58,7 @@ def undo_scale(model: PreTrainedModel, scale: LabelScale) -> None:
     linear.bias.copy_(bias)
 
 
-def tell_classes(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+def tell_classes(training: list[Example], evaluation: list[Example]) -> JsonObject:
     """Say which labels of one side the other lacks."""
     known, asked = ({label for example in side for label in labels_of(example)} for side in (training, evaluation))
     once = sum(count == 1 for count in Counter(example.label for example in training).values())
@@ -70,14 +71,14 @@ def tell_classes(training: list[Example], evaluation: list[Example]) -> dict[str
     return {"not_in_eval": absent}
 
 
-def tell_numbers(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+def tell_numbers(training: list[Example], evaluation: list[Example]) -> JsonObject:
     """Say where a correlation will be undefined."""
     if len({example.label for example in evaluation}) == 1:
         say("all labels to measure on are the same: no correlation is defined, and it is given as 0; look at rmse")
     return {}
 
 
-def tell_tags(training: list[Example], evaluation: list[Example]) -> dict[str, Any]:
+def tell_tags(training: list[Example], evaluation: list[Example]) -> JsonObject:
     """Say which scheme the tags follow, and which kinds of spans one side lacks."""
     scheme = scheme_of([example.label for example in training])
     known, asked = (kinds_of([example.label for example in side], scheme) for side in (training, evaluation))

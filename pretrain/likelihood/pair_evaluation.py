@@ -1,7 +1,7 @@
 """Minimal pairs through a model: of a folder, or of a run while it trains.
 
 encoded = encode_pairs(tokenizer, pairs, longest)
-encoded.judge(log_likelihoods(model, tokenizer, encoded.sentences))      -> PairScores
+encoded.judge(log_likelihoods(model, mask_id, encoded.sentences))      -> PairScores
 
 found = PairSet.of(encoded, mask_id)                                     on every rank
 evaluate_pairs(forward, found, ...)                                      -> PairScores, the same at any world size

@@ -136,6 +136,19 @@ def load_vocab(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def mask_of(tokenizer: PreTrainedTokenizerBase, *, name: str = "the tokenizer") -> int:
+    """Return the id of [MASK].
+
+    Raises
+    ------
+    InputError: there is none.
+    """
+    mask_id: Any = tokenizer.mask_token_id
+    if mask_id is None:
+        raise InputError(f"{name} has no [MASK], so that no token can be scored; give a model with masked words")
+    return int(mask_id)
+
+
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], longest: int, *, name: str = "the tokenizer"
 ) -> Iterator[Encoded]:
@@ -145,8 +158,7 @@ def encode_texts(
     ------
     InputError: the tokenizer has no [MASK], or puts no [CLS] and [SEP] around a text.
     """
-    if tokenizer.mask_token_id is None:
-        raise InputError(f"{name} has no [MASK], so that no token can be scored; give a model with masked words")
+    mask_of(tokenizer, name=name)
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     for first in range(0, len(texts), TEXTS_AT_ONCE):
         found: Any = tokenizer(
@@ -182,13 +194,13 @@ def pseudo_log_likelihoods(
     InputError: as encode_texts() and log_likelihoods().
     """
     encoded = list(encode_texts(tokenizer, texts, positions(model.config)))
-    sums = log_likelihoods(model, tokenizer, encoded)
+    sums = log_likelihoods(model, mask_of(tokenizer), encoded)
     return [Likelihood(float(nats), of.tokens, of.cut) for nats, of in zip(sums, encoded, strict=True)]
 
 
 def log_likelihoods(
     model: BertForMaskedLM | BertForPreTraining,
-    tokenizer: PreTrainedTokenizerBase,
+    mask_id: int,
     encoded: Sequence[Encoded],
     *,
     quiet: bool = True,
@@ -199,7 +211,6 @@ def log_likelihoods(
     ------
     InputError: the model's numbers overflow.
     """
-    mask_id: Any = tokenizer.mask_token_id
     batch_tokens = GPU_BATCH_TOKENS if model.device.type == "cuda" else CPU_BATCH_TOKENS
     copies = MaskedCopies([text.ids for text in encoded], mask_id=mask_id, batch_tokens=batch_tokens)
     losses = torch.zeros(copies.copies, dtype=torch.float64, device=model.device)

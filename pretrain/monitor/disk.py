@@ -28,7 +28,7 @@ def check_disk(setup: Setup, parameters: int) -> DiskNeed:
     InputError: there is less.
     """
     config, phases = setup.config, setup.phases
-    size = STATE * parameters
+    size = (STATE + 4 * config.averaging.is_on) * parameters
     saves = len(phases) + (phases[-1].end // config.save_every if config.save_every else 0)
     most = min(saves, config.keep + 1 + bool(config.eval_samples)) if config.keep else saves  # the best is kept too
     if config.hours and not config.keep:

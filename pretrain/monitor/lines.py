@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,29 @@ from data_prep.json_types import JsonObject
 
 MOST = 4_000  # lines of training that are read
 TRAIN = b'{"kind": "train"'
+
+
+class TrainLine(TypedDict):
+    """An interval of steps, as metrics.jsonl has it; older versions wrote fewer fields."""
+
+    kind: str  # train
+    step: int
+    mlm_loss: float
+    tokens: int
+    samples: NotRequired[int]
+    loss: NotRequired[float]
+    nsp_loss: NotRequired[float]
+    mlm_acc: NotRequired[float]
+    nsp_acc: NotRequired[float]
+    mask_rate: NotRequired[float]
+    lr: NotRequired[float]
+    grad_norm: NotRequired[float]
+    tokens_per_s: NotRequired[float]
+    mfu: NotRequired[float | None]
+    padding_saved: NotRequired[float]
+    memory_gb: NotRequired[float]
+    seconds: NotRequired[float]  # since the process began
+    clock: NotRequired[float]  # over all processes of the run; report/history.py reckons it
 
 
 class Lines(NamedTuple):

@@ -31,6 +31,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import BertConfig
 
+from data_prep.json_types import JsonObject
 from data_prep.progress import clock_time
 from data_prep.safe_output import can_redraw
 from pretrain.evaluation import EvalSource
@@ -38,6 +39,7 @@ from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
 from pretrain.monitor.core_wait import BUSY, CoreWait
 from pretrain.monitor.flops import peak_flops, step_flops
+from pretrain.monitor.lines import TrainLine
 from pretrain.monitor.memory import peak
 from pretrain.monitor.run_log import RunLog
 from pretrain.state import StepCounts
@@ -159,7 +161,7 @@ class Meter:
 
     def write_interval(
         self, step: int, samples: int, tokens: int, lr: float, grad_norm: float, seconds_left: float | None = None
-    ) -> dict[str, Any]:
+    ) -> TrainLine:
         """Close an interval that ends with `step`; collective. Return what was written.
 
         `seconds_left` of a run that goes by the clock; else it is estimated from the steps that are left.
@@ -170,7 +172,7 @@ class Meter:
         masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
         share = self.flops / elapsed / self.peak
-        line = {
+        line: TrainLine = {
             "kind": "train",
             "step": step,
             "samples": samples,
@@ -189,13 +191,13 @@ class Meter:
             "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
-        self.log.write_line(line, step, "train")
+        self.log.write_line({**line}, step, "train")
         self.log.say(self._in_words(line, elapsed, seconds_left))
         self.last_time, self.last_step = now, step
         self._reset()
         return line
 
-    def _in_words(self, line: dict[str, Any], elapsed: float, seconds_left: float | None) -> str:
+    def _in_words(self, line: TrainLine, elapsed: float, seconds_left: float | None) -> str:
         """Return an interval of so many seconds as a line for people."""
         step, mfu = line["step"], line["mfu"]
         by_steps = (self.steps - step) * elapsed / max(step - self.last_step, 1)
@@ -219,16 +221,22 @@ class Meter:
         sources: list[EvalSource],
         held_out_identity: str = "",
         pairs: PairScores | None = None,
-    ) -> dict[str, Any]:
+        *,
+        of_average: Tensor | None = None,
+        pairs_of_average: PairScores | None = None,
+    ) -> JsonObject:
         """Write sums over the held-out samples [S, 4]: mlm loss, nsp loss, mlm correct, nsp correct of each source.
         Return what was written.
 
         `held_out_identity` says which samples they are: losses on others do not compare. `pairs`: how the model does on
-        minimal pairs, where these are scored.
+        minimal pairs, where these are scored. `of_average` and `pairs_of_average`: the same with averaged weights,
+        whose scores have the names of the others behind "avg_".
         """
         self._measure_peak()
         whole = EvalSource("all", *(sum(numbers) for numbers in list(zip(*sources, strict=True))[1:]))
-        line: dict[str, Any] = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        line: JsonObject = {"kind": "eval", "step": step} | _scores(sums.sum(0), whole)
+        if of_average is not None:
+            line |= _averaged(_scores(of_average.sum(0), whole))
         if held_out_identity:
             line["held_out"] = held_out_identity
         if len(sources) > 1:
@@ -236,21 +244,29 @@ class Meter:
                 source.name: _scores(sums[row], source) | {"samples": source.samples}
                 for row, source in enumerate(sources)
             }
+            if of_average is not None:
+                for row, source in enumerate(sources):
+                    line["by_source"][source.name] |= _averaged(_scores(of_average[row], source))
         if pairs is not None:
             line["pairs_acc"] = pairs.accuracy
+            if pairs_of_average is not None:
+                line |= _averaged({"pairs_acc": pairs_of_average.accuracy})
             line["pairs_by_group"] = {name: score.accuracy for name, score in pairs.groups.items()}
         self.log.write_line(line, step, "eval")
-        self.log.say(
-            f"held out, step {step}: mlm loss {line['mlm_loss']:.4f} (perplexity {line['perplexity']:.1f}, "
-            f"accuracy {line['mlm_acc']:.3f})" + (f", nsp accuracy {line['nsp_acc']:.3f}" if whole.pairs else "")
-        )
+        for what, name in (("held out", ""), ("  averaged weights", "avg_"))[: 1 + (of_average is not None)]:
+            self.log.say(
+                f"{what}, step {step}: mlm loss {line[f'{name}mlm_loss']:.4f} (perplexity "
+                f"{line[f'{name}perplexity']:.1f}, accuracy {line[f'{name}mlm_acc']:.3f})"
+                + (f", nsp accuracy {line[f'{name}nsp_acc']:.3f}" if whole.pairs else "")
+            )
         if "by_source" in line:
             each = (f"{name} {of['mlm_loss']:.3f} ({of['samples']})" for name, of in line["by_source"].items())
             self.log.say(f"  mlm loss (samples) by source: {', '.join(each)}")
         if pairs is not None:
             ties = f", {pairs.ties:,} ties" if pairs.ties else ""
             of = f"{pairs.pairs:,} pairs in {len(pairs.groups)} group{'s' * (len(pairs.groups) > 1)}"
-            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f} ({of}{ties})")
+            averaged = "" if pairs_of_average is None else f", of averaged weights {pairs_of_average.accuracy:.3f}"
+            self.log.say(f"  minimal pairs: accuracy {pairs.accuracy:.3f}{averaged} ({of}{ties})")
         return line
 
     def write_trust_ratios(self, step: int, ratios: dict[str, float]) -> None:
@@ -288,6 +304,10 @@ class Meter:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def _averaged(scores: dict[str, float]) -> dict[str, float]:
+    return {f"avg_{name}": value for name, value in scores.items()}
 
 
 def _scores(sums: Tensor, source: EvalSource) -> dict[str, float]:

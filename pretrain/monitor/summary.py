@@ -96,6 +96,9 @@ def end_summary(config: TrainConfig, state: RunState, first: RunState, seconds: 
         f"{duration(seconds)} after step {first.step:,}",
         "Tokens": f"{counted(state.tokens)} in all, {tokens / max(seconds, 1e-9):,.0f} per second with all pauses",
         "Skipped": f"{state.steps_skipped:,} steps" if state.steps_skipped else "",
+        "Averaged": f"{config.averaging.in_words(state.averaged)}; export it with --weights averaged"
+        if state.averaged
+        else "",
         "Best": "",
         "To go on": "" if is_finished else "the same command",
         "Export": call("export", source, config.out.parent / "hf"),

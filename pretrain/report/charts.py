@@ -63,7 +63,7 @@ def charts_of(histories: list[History]) -> list[Chart]:
         Chart("mlm_loss", "Masked-word loss", _train_and_held_out(whole, "mlm_loss"), "nats",
               marks=((entropy, "unigram entropy"),) if entropy else (), about="nats per masked token"),
         Chart("mlm_acc", "Masked-word accuracy", _train_and_held_out(whole, "mlm_acc"), "share"),
-        Chart("pairs_acc", "Minimal pairs", _lines(whole, "evals", "pairs_acc", is_noisy=False), "share",
+        Chart("pairs_acc", "Minimal pairs", _train_and_held_out(whole, "pairs_acc"), "share",
               marks=((0.5, "chance"),), about="the good sentence is likelier"),
         Chart("lr", "Learning rate", _lines(whole, "train", "lr", is_noisy=False)),
         Chart("nsp_loss", "Sentence-pair loss", _train_and_held_out(pairs, "nsp_loss"), "nats",
@@ -105,7 +105,9 @@ def _lines(
 
 def _train_and_held_out(histories: list[History | None] | list[History], name: str) -> list[Line]:
     trained = _lines(histories, "train", name, role="training")
-    return trained + _lines(histories, "evals", name, role="held out", shift=1, is_noisy=False)
+    held_out = _lines(histories, "evals", name, role="held out", shift=1, is_noisy=False)
+    averaged = _lines(histories, "evals", f"avg_{name}", role="held out, averaged weights", shift=2, is_noisy=False)
+    return trained + held_out + averaged
 
 
 def _trust(histories: list[History]) -> list[Line]:

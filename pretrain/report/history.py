@@ -12,6 +12,7 @@ remains is saved (pretrain/monitor/lines.py).
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +27,7 @@ from data_prep.json_types import JsonObject
 from data_prep.samples.mixture import passes_by_temperature
 from data_prep.store import Store
 from pretrain.checkpoints.format import Manifest
-from pretrain.monitor.lines import read_lines
+from pretrain.monitor.lines import TrainLine, read_lines
 from pretrain.run_facts import FAILED, FINISHED, OUT_OF_PATIENCE, OUT_OF_TIME, RUNNING, STOPPED
 from pretrain.run_record import RunRecord
 
@@ -71,7 +72,7 @@ class History:
     folder: Path
     label: str
     config: RunRecord
-    train: list[JsonObject] = field(default_factory=list)
+    train: list[TrainLine] = field(default_factory=list)
     evals: list[JsonObject] = field(default_factory=list)
     trusts: list[JsonObject] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -139,7 +140,7 @@ class History:
             self.clock = offset + line.get("seconds", 0.0)
             if (line.get("mfu") or 0) > 1:  # of older versions: the peak was measured on a busy machine
                 line = line | {"mfu": None}
-            self.train.append(line | {"clock": self.clock})
+            self.train.append(cast(TrainLine, line | {"clock": self.clock}))
         elif kind in ("eval", "trust"):
             lines = self.evals if kind == "eval" else self.trusts
             if lines and lines[-1]["step"] == step:  # the parts of one evaluation may come in several lines
@@ -154,9 +155,9 @@ class History:
     def _take_back(self, step: int, details: JsonObject | None = None) -> None:
         """Forget what was measured after `step`: it is done again."""
         lost = [line for line in self.train if line["step"] > step]
-        self.train, self.evals, self.trusts = (
-            [line for line in lines if line["step"] <= step] for lines in (self.train, self.evals, self.trusts)
-        )
+        self.train = [line for line in self.train if line["step"] <= step]
+        self.evals = [line for line in self.evals if line["step"] <= step]
+        self.trusts = [line for line in self.trusts if line["step"] <= step]
         for event in self.events:
             event.lost = event.lost or (event.step > step and event.name not in GOES_BACK)
         if lost:
@@ -177,8 +178,9 @@ class History:
         if axis == "step" or not len(steps):
             return steps.astype(float)
         known = [0, *(line["step"] for line in self.train)]
-        name, divisor = ("tokens", 1.0) if axis == "tokens" else ("clock", 3600.0)
-        return np.interp(steps, known, [0.0, *(line[name] / divisor for line in self.train)])
+        tokens = axis == "tokens"
+        places = [line["tokens"] if tokens else line["clock"] / 3600 for line in self.train]
+        return np.interp(steps, known, [0.0, *places])
 
     @property
     def steps(self) -> int | None:
@@ -265,7 +267,7 @@ class History:
         """Return the numbers that one asks for first; held out where there was an evaluation, else of the last
         interval."""
         last, held_out = self.train[-1], [line for line in self.evals if line.get("mlm_loss") is not None]
-        scored = held_out[-1] if held_out else last
+        scored: Mapping[str, Any] = held_out[-1] if held_out else last
         numbers = {
             "run": str(self.folder),
             "label": self.label,
@@ -286,6 +288,7 @@ class History:
             "skipped": sum(event.count for event in self.events if event.name == "skip"),
             "resumed": sum(event.name == "resume" for event in self.events),
         }
+        numbers |= {name: scored[name] for name in ("avg_mlm_loss", "avg_mlm_acc") if is_number(scored.get(name))}
         if not self.has_pairs:
             numbers |= {"nsp_loss": None, "nsp_acc": None}
         # JSON has no infinity: what is no number is left open.

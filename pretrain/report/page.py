@@ -138,6 +138,9 @@ def tiles_of(history: History, numbers: JsonObject) -> list[Tile]:
         Tile("Perplexity", as_text(numbers["perplexity"], "plain"), _against_unigrams(history, numbers)),
         Tile("Masked-word accuracy", as_text(numbers["mlm_acc"], "share"), "of masked tokens"),
     ]
+    if "avg_mlm_loss" in numbers:
+        about = f"loss, masked-word accuracy {as_text(numbers.get('avg_mlm_acc'), 'share')}"
+        tiles.append(Tile("Averaged weights", as_text(numbers["avg_mlm_loss"], "nats"), about))
     if history.has_pairs:
         tiles.append(Tile("Pair accuracy", as_text(numbers["nsp_acc"], "share"), "chance is 50%"))
     tiles.append(Tile("Tokens per second", as_text(numbers["tokens_per_s"], "count"), "median, padding not counted"))
@@ -175,6 +178,8 @@ RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Masked-word loss", "mlm_loss", "nats", -1),
     ("Perplexity", "perplexity", "plain", -1),
     ("Masked-word accuracy", "mlm_acc", "share", 1),
+    ("Loss of averaged weights", "avg_mlm_loss", "nats", -1),
+    ("Accuracy of averaged weights", "avg_mlm_acc", "share", 1),
     ("Pair loss", "nsp_loss", "nats", -1),
     ("Pair accuracy", "nsp_acc", "share", 1),
     ("Minimal pairs", "pairs_acc", "share", 1),
@@ -183,7 +188,7 @@ RESULTS: tuple[tuple[str, str, Style, int], ...] = (
     ("Memory, GB per rank", "memory_gb", "plain", -1),
     ("Tokens", "tokens", "count", 0),
 )
-SCORES = ("mlm_loss", "perplexity", "mlm_acc", "nsp_loss", "nsp_acc")
+SCORES = ("mlm_loss", "perplexity", "mlm_acc", "avg_mlm_loss", "avg_mlm_acc", "nsp_loss", "nsp_acc")
 
 
 def results_of(numbers: list[JsonObject]) -> list[Row]:
@@ -193,7 +198,7 @@ def results_of(numbers: list[JsonObject]) -> list[Row]:
     rows = [Row("Scored on", ["held out" if run["held_out"] else "training" for run in numbers])]
     rows.append(Row("At step", [f"{run['scored_at']:,}" for run in numbers]))
     for name, key, style, sign in RESULTS:
-        values = [run[key] for run in numbers]
+        values = [run.get(key) for run in numbers]
         known = [value for value in values if value is not None]
         if known:
             cells = [as_text(value, style) for value in values]

@@ -19,6 +19,7 @@ from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.sample_index import Objective
+from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
     COUNT,
@@ -86,13 +87,16 @@ class TrainConfig:
     mask_split: Annotated[tuple[float, float], Range(0, 1)] = (0.8, 0.1)
     """shares of these that become [MASK], and a random token; the rest stay"""
 
-    # The learning rate and the batch, as the steps go by
+    # The learning rate, the batch and the average, as the steps go by
     schedule: Schedule = "linear"
     """learning rate after the warm-up"""
     warmup: Annotated[float, WARMUP] = 0.1
     """rise of the learning rate: steps, or below 1 a share of --steps"""
     batch_warmup: Annotated[int, COUNT] = 0
     """steps over which the batch grows from an eighth of --global_batch to all of it"""
+    average: str = "off"
+    """average of the weights after each step, kept beside them, evaluated too and exported with --weights averaged:
+    ema=.999 (exponential, its decay rises to that), last=.2 (mean over the last fifth of the run), off (none)"""
 
     # What it measures, keeps and writes on the way
     eval_every: Annotated[int, COUNT] = 500
@@ -103,7 +107,7 @@ class TrainConfig:
     """held-out samples of an evaluation, always the same; 0: no evaluation"""
     eval_pairs: Path | None = None
     """minimal pairs that each evaluation scores, too: a file, or a folder of files, as pretrain.score takes them"""
-    eval_pairs_max: Annotated[int, STEPS] = 1000
+    eval_pairs_max: Annotated[int, STEPS] = 500
     """of these so many at most, each group with as many as any other, always the same"""
     save_every: Annotated[int, COUNT] = 500
     """steps between checkpoints; 0: only at the end"""
@@ -171,6 +175,7 @@ class TrainConfig:
         check_ranges(self.flags)
         check_phases(self.phase, self._whole)
         check_data(self.data)
+        parse_average(self.average)
         check_job_end(os.environ)
         if sum(self.mask_split) > 1:
             raise InputError(f"--mask_split {self.mask_split} must be two shares that add up to 1 at most")
@@ -221,6 +226,11 @@ class TrainConfig:
     def masking(self, rate: float) -> Masking:
         """Return how training samples are masked, where so large a share of their tokens is to be predicted."""
         return Masking(rate, *self.mask_split, unit=self.mask_unit)
+
+    @property
+    def averaging(self) -> Averaging:
+        """Which average of the weights is kept."""
+        return parse_average(self.average)
 
     @property
     def weighted_stores(self) -> list[tuple[Path, float]]:

@@ -65,8 +65,8 @@ class Partition:
     zero_optimizer: Any = None  # DeepSpeed's ZeRO optimizer; None at stage 0
 
     def view(self, slice_: Slice, kind: str) -> Tensor:
-        """Return a slice of kind "master" (the weights) or of an optimizer state such as "exp_avg", which is made where
-        it is absent: a flat view."""
+        """Return a slice of kind "master" (the weights) or of an optimizer state such as "exp_avg", or "average", which
+        is made where it is absent: a flat view."""
         buffer = self.fp32_buffers[slice_.buffer]
         if kind == "master":
             return slice_.of(buffer.detach())
@@ -75,14 +75,51 @@ class Partition:
             state[kind] = torch.zeros_like(buffer)
         return slice_.of(state[kind].detach())
 
+    @torch.no_grad()
+    def add_to_average(self, share: float) -> None:
+        """Move the average of this rank's master weights towards them: average += share * (weights - average).
+
+        It lies beside the moments, an fp32 number for each weight that this rank owns: at stage 0, as the weights do,
+        whole on every rank. The first share must be 1, with which it becomes the weights, whatever it was.
+        """
+        states = [self.optimizer.state[buffer] for buffer in self.fp32_buffers]
+        for state, buffer in zip(states, self.fp32_buffers, strict=True):
+            if "average" not in state or share == 1:
+                state["average"] = buffer.detach().clone()
+        if share < 1:
+            averages = [state["average"] for state in states]
+            torch._foreach_lerp_(averages, [buffer.detach() for buffer in self.fp32_buffers], share)
+
+    @contextmanager
+    def computing_with_average(self) -> Iterator[None]:
+        """Let the model compute with the average inside; then both are what they were, bit for bit. Collective."""
+        with self._model_following():
+            self._swap_average()
+        yield
+        with self._model_following():
+            self._swap_average()
+
+    def _swap_average(self) -> None:
+        for slice_ in self.slices:  # one by one: memory for a copy of the largest
+            weights, average = self.view(slice_, "master"), self.view(slice_, "average")
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+
     @contextmanager
     def overwriting_master_weights(self) -> Iterator[None]:
         """Overwrite the fp32 buffers inside; the weights that the model computes with follow at the end. Collective."""
+        with self._model_following():
+            for buffer in self.fp32_buffers:
+                if self.zero_optimizer is not None:
+                    buffer.detach().zero_()  # the padding between slices is uninitialised memory
+            yield
+
+    @contextmanager
+    def _model_following(self) -> Iterator[None]:
+        """Let the weights that the model computes with become those of the fp32 buffers at the end."""
         if self.stage == 3:
             self.zero_optimizer.checkpoint_event_prologue()  # gathered copies would survive and hide what is written
-        for buffer in self.fp32_buffers:
-            if self.zero_optimizer is not None:
-                buffer.detach().zero_()  # the padding between slices is uninitialised memory
         yield
         if self.stage == 3:
             for group in range(len(self.fp32_buffers)):
