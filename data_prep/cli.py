@@ -14,10 +14,13 @@ running. Progress and messages go to stderr, results to stdout.
 
 import codecs
 import errno
+import hashlib
 import json
 import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
@@ -33,6 +36,7 @@ from data_prep.safe_output import failure_of, survive_console
 from data_prep.usage import in_one_line
 
 C = TypeVar("C")
+OTHERS_SECONDS = 2.0  # the ranks of a step are at the same place; files are looked at every second
 # What a terminal would act on, or an encoder choke on: controls, marks of writing direction, halves of surrogates.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -53,6 +57,21 @@ def _spelled(character: re.Match[str]) -> str:
 def say(message: str) -> None:
     """A message of progress: to stderr, so that stdout holds results only."""
     print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)
+
+
+def say_once(message: str, *, about: str) -> None:
+    """Say what several ranks of this node may find at the same moment `about` one thing: the first of them says it."""
+    # A name among Linux's sockets belongs to one process, and is free again when that ends. Whoever has it waits until
+    # the others have met it, too; they are the children of one launcher.
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(b"\0zerobert-" + hashlib.sha256(f"{os.getppid()} {about}".encode(errors="replace")).digest())
+    except OSError:
+        return
+    say(message)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        time.sleep(OTHERS_SECONDS)
+    claim.close()
 
 
 def print_json(result: JsonObject) -> None:

@@ -5,9 +5,9 @@
 
 A program that reads a mapped file beyond its end gets SIGBUS, of which Python would die without a word. To read by
 system calls in place of maps costs a quarter of the loader's speed. So the signal is caught by the C library's means,
-in the thread that met it: it names the file that is shorter than it was, and ends the process with code 1, upon which
-a launcher ends the other ranks. A SIGBUS of another cause goes the way it would have gone. In the last page of a file
-there is no signal but zeros, hence check().
+in the thread that met it: it names the file that is shorter than it was, once for all ranks of a node, and ends the
+process with code 1, upon which a launcher ends the other ranks. A SIGBUS of another cause goes the way it would have
+gone. In the last page of a file there is no signal but zeros, hence check().
 """
 
 import ctypes
@@ -19,6 +19,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from data_prep.calls import call
+from data_prep.cli import say_once
 
 CHECK_EVERY_SECONDS = 1.0  # the sizes of the files
 _all: "WeakSet[Files]" = WeakSet()
@@ -90,7 +91,7 @@ def _install() -> None:
         if path is None:
             library.sigaction(number, ctypes.byref(before), None)  # it comes again at once, and goes its old way
             return
-        os.write(2, f"error: {_message(path)}\n".encode(errors="replace"))
+        say_once(f"error: {_message(path)}", about=_message(path))
         os._exit(1)
 
     action = _SigAction(ctypes.cast(on_bus_error, ctypes.c_void_p))

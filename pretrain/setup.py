@@ -8,11 +8,13 @@ What needs the model (its weights, a checkpoint's shapes) or a GPU is refused la
 """
 
 import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.cli import InputError, number_in
+from data_prep.cli import InputError, number_in, say_once
 from data_prep.files import check_writable
 from data_prep.samples.coverage import evaluated, why_not_evaluated
 from data_prep.samples.mixture import fresh_epoch
@@ -26,6 +28,8 @@ from pretrain.settings.ds_config import DsConfig
 from pretrain.settings.limits import MAX_POSITIONS
 from pretrain.settings.phases import Phase, engine_ds_config, phases_of
 from pretrain.state import RunState
+
+ADDRESS_SECONDS = 30.0  # in which the first node's name must become known
 
 
 class Setup(NamedTuple):
@@ -147,6 +151,38 @@ def check_launch(environment: Mapping[str, str] = os.environ) -> None:
     for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):  # DeepSpeed's name, and torchrun's
         number_in(environment, name, 1, least=1)
     number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
+    if world > 1 and "MASTER_ADDR" in environment:
+        check_address(environment["MASTER_ADDR"])
+
+
+def check_address(address: str) -> None:
+    """Refuse the name of a host that nobody knows; torch would ask for ten minutes and end in frames of C++.
+
+    A cluster may make the names of its machines known while they start, so a name has ADDRESS_SECONDS.
+
+    Raises
+    ------
+    InputError: naming the variable.
+    """
+    deadline = time.monotonic() + ADDRESS_SECONDS
+    while True:
+        try:
+            if address:
+                socket.getaddrinfo(address, None)
+                return
+            why = "it is empty"
+        except OSError as error:
+            why = error.strerror
+        except UnicodeError:  # too long for a name, or dots in a row
+            why = "it cannot be a name"
+        if time.monotonic() >= deadline:
+            raise InputError(
+                f"MASTER_ADDR={address!r} is no host that this machine knows ({why}); give the name or the address of "
+                "the first node, as --master_addr or in this variable"
+            )
+        waiting = f"MASTER_ADDR={address!r} is not known ({why}); asking for {ADDRESS_SECONDS:.0f} seconds"
+        say_once(waiting, about=waiting)
+        time.sleep(1.0)
 
 
 def ranks_in(environment: Mapping[str, str]) -> int | None:

@@ -60,6 +60,8 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
         elif os.environ.get("LOCAL_RANK") == "0":
             say(f"error: rank {os.environ['RANK']} on {socket.gethostname()}: {error}")
         return 2
+    # Its warnings come with frames of C++; what ends a run is said by us. Read when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     settle_on_cpu()
     forbid_network()
     from pretrain.trainer import run_rank

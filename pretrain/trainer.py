@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import BertForPreTraining
 
 from data_prep.calls import call
-from data_prep.cli import InputError, print_json, say
+from data_prep.cli import InputError, print_json, say, say_once
 from data_prep.store import Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.format import Manifest, ModelIdentity
@@ -77,8 +77,8 @@ def run_rank(setup: Setup, stop: StopRequests) -> int:
             if is_rank_0():
                 say(f"error: {error}")
             return 1
-        except OSError as error:  # the disk, of this rank
-            say(f"error: {error}; checkpoints that were whole still are")
+        except OSError as error:  # the disk, of this rank, and maybe of the others
+            say_once(f"error: {error}; checkpoints that were whole still are", about=str(error))
             return 1
         end_distributed()
     return 0 if setup.is_finished(state) or setup.config.dry_run else STOPPED

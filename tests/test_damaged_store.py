@@ -176,13 +176,43 @@ def test_a_store_of_one_document_is_verified(tmp_path, capsys):
 
 READER = """
 import sys, numpy as np
+from data_prep.cli import say_once
 from data_prep.store import Store
 store = Store.open(sys.argv[1])
 starts = np.arange(0, store.tokens - 100, 97)
 print("reading", flush=True)
-while True:
-    store.read_spans(starts, np.full(len(starts), 90))
+try:
+    while True:
+        store.read_spans(starts, np.full(len(starts), 90))
+except OSError as error:  # as a rank does
+    say_once(f"error: {error}", about=str(error))
+    sys.exit(1)
 """
+
+
+def test_a_shard_cut_under_two_ranks_is_named_once(tmp_path):
+    folder = store_of(tmp_path / "store", [[[7] * 100] * 100 for _ in range(4)]).folder
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, str(folder)],
+            **dict.fromkeys(("stdout", "stderr"), subprocess.PIPE),
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    try:
+        for reader in readers:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "reading\n"
+        os.truncate(folder / shard_name(0), 5000)
+        told = "".join(reader.communicate(timeout=60)[1] for reader in readers)
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    assert ([reader.returncode for reader in readers], told.count("was cut short")) == ([1, 1], 1), told
 
 
 @pytest.mark.parametrize("left", [5000, -3])

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
+import torch
 
 import pretrain.rank_checks
 from data_prep.cli import InputError
@@ -25,6 +27,20 @@ from tests.stores import random_documents, store_of
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     return store_of(tmp_path_factory.mktemp("store"), random_documents(20)).folder
+
+
+def test_where_ranks_cannot_meet_is_one_line_without_frames(monkeypatch):
+    def port_is_taken(**_):
+        raise torch.distributed.DistNetworkError("address already in use\nframe #0: c10::Error")
+
+    monkeypatch.setattr(deepspeed, "init_distributed", port_is_taken)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29511")
+    with pytest.raises(
+        InputError, match=r"^MASTER_ADDR=127.0.0.1, MASTER_PORT=29511: .*address already in use\)"
+    ) as told:
+        init_distributed()
+    assert "frame" not in str(told.value)
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -189,6 +189,12 @@ def test_odd_values_of_the_deepspeed_json_are_refused(tmp_path, name):
         assert "\n" not in str(refused.value)
 
 
+def test_a_key_twice_in_the_deepspeed_json_is_refused(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 1, "stage": 2}}')
+    with pytest.raises(InputError, match=r"ds\.json .*'stage' stands there twice"):
+        resolve(tmp_path / "ds.json", Flags(), 1, "fp32")
+
+
 def test_every_name_of_the_json_that_holds_a_number_or_a_choice_has_a_rule():
     known = {*NAMES, *(name.rsplit(".", 1)[0] for name in NAMES)}
     for prefix, names in (

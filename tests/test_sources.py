@@ -204,6 +204,23 @@ class TestWhatIsLeftOut:
         with pytest.raises(InputError, match="closed cannot be read: Permission denied"):
             find_sources([str(tmp_path)])
 
+    def test_the_whole_machine_is_no_corpus(self):
+        with pytest.raises(InputError, match=r"^/ is the whole machine"):
+            find_sources(["/"])
+
+    def test_a_link_that_may_not_be_followed_is_named(self, tmp_path, monkeypatch):
+        (tmp_path / "link").symlink_to("/proc/1/cwd")
+        real = os.stat
+
+        def stat(path, **options):
+            if str(path).endswith("link"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, **options)
+
+        monkeypatch.setattr(os, "stat", stat)
+        with pytest.raises(InputError, match="link cannot be read: Permission denied; make it readable"):
+            find_sources([str(tmp_path)])
+
     @pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl.gz", "pipe"])
     def test_a_pipe_is_refused_and_does_not_hang(self, tmp_path, name):
         os.mkfifo(tmp_path / name)

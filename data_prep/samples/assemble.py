@@ -1,6 +1,6 @@
 """Samples as token ids, end to end without padding, and parted among ranks.
 
-indices = split_by_length(samples, splits)        # which samples each rank, or micro-batch, takes
+indices = split_by_length(samples, count)       # which samples each rank, or micro-batch, takes
 assembled = gather_tokens(stores, samples)     # [CLS] A [SEP] B [SEP] [CLS] A [SEP] ...
 """
 
@@ -22,12 +22,12 @@ class Assembled(NamedTuple):
     lengths: np.ndarray  # [N] int64, tokens of each sample
 
 
-def split_by_length(samples: Samples, splits: int) -> np.ndarray:
-    """Return indices of samples [splits, N / splits] so that each split has as many tokens as the others, nearly: the
+def split_by_length(samples: Samples, count: int) -> np.ndarray:
+    """Return indices of samples [count, N / count] so that each split has as many tokens as the others, nearly: the
     longest sample goes to the first split, the next one to the second, and after the last split back again.
     In each split the longest stands first."""
     # Lengths 9, 8, 7, 6, 5, 4 among two: 9 | 8, then 6 | 7, then 5 | 4.
-    rounds = np.argsort(-samples.text_lengths, kind="stable").reshape(-1, splits)
+    rounds = np.argsort(-samples.text_lengths, kind="stable").reshape(-1, count)
     rounds[1::2] = rounds[1::2, ::-1]
     return rounds.T
 

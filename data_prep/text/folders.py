@@ -49,11 +49,16 @@ def text_files(folder: Path, is_known: Callable[[Path], bool], out: Path | None 
     """
     others: dict[str, list[str]] = {}
     found: list[Path] = []
-    for path, why in _walk(folder, out.resolve() if out is not None else None):
-        if not why and is_known(path):
-            found.append(path)
-        else:
-            others.setdefault(why or _kind_of(path), []).append(path.relative_to(folder).as_posix())
+    if folder.resolve() == Path("/"):
+        raise InputError(f"{printable(folder)} is the whole machine, not text; give the folder of the text")
+    try:
+        for path, why in _walk(folder, out.resolve() if out is not None else None):
+            if not why and is_known(path):
+                found.append(path)
+            else:
+                others.setdefault(why or _kind_of(path), []).append(path.relative_to(folder).as_posix())
+    except OSError as error:
+        _refuse(error)
     if others:
         say(f"{printable(folder)}: left out: {'; '.join(_named(why, others[why]) for why in sorted(others))}")
     endings = sorted(ending for why in others if (ending := why.removesuffix(" files")) in _TOOLS)
@@ -104,7 +109,9 @@ def _walk(folder: Path, out: Path | None) -> Iterator[tuple[Path, str]]:
 
 
 def _refuse(error: OSError) -> None:
-    raise InputError(f"{printable(error.filename)} cannot be read: {error.strerror}") from error
+    raise InputError(
+        f"{printable(error.filename)} cannot be read: {error.strerror}; make it readable, or name what lies beside it"
+    ) from error
 
 
 def _closed(folder: Path, out: Path | None) -> str:

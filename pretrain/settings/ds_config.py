@@ -8,10 +8,10 @@ in transformers' DeepSpeed integration "auto", or nothing, means: from the comma
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+from data_prep import fields
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
 from pretrain.settings.ds_values import check_values
@@ -110,14 +110,14 @@ def read(path: Path) -> JsonObject:
 
     Raises
     ------
-    InputError: no such file, not JSON, an unknown name.
+    InputError: no such file, not JSON, a key twice, an unknown name.
     """
     try:
-        content = json.loads(path.read_text())
+        content = fields.parse(path.read_bytes())
     except OSError as error:
         raise InputError(f"--ds_config {path}: {error.strerror}; ds_configs/ holds ready ones") from error
     except ValueError as error:
-        raise InputError(f"--ds_config {path} is not JSON: {error}") from error
+        raise InputError(f"--ds_config {path} is not JSON that says one thing: {error}; mend it") from error
     if not isinstance(content, dict):
         raise InputError(f"--ds_config {path} must hold a JSON object")
     for key in content:

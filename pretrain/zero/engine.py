@@ -53,7 +53,12 @@ def silence_libraries() -> None:
 
 
 def init_distributed() -> None:
-    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A process alone needs no launcher and no set port."""
+    """Start torch.distributed: gloo on CPU, NCCL on GPUs. A process alone needs no launcher and no set port.
+
+    Raises
+    ------
+    InputError: the ranks cannot meet where the launcher says.
+    """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
         os.environ.setdefault(name, value)
@@ -61,7 +66,15 @@ def init_distributed() -> None:
     # at every first start; and a killed build hangs the next run.
     deepspeed.ops.__compatible_ops__ = {}
     backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+    except torch.distributed.DistError as error:
+        address = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+        why = str(error).splitlines()[0].strip()[:300]  # C++ frames follow
+        raise InputError(
+            f"{address}: the ranks cannot meet there ({why}); the address is that of the first node, and the port one "
+            "that is free there and that the others may reach: --master_addr, --master_port"
+        ) from error
 
 
 def end_distributed() -> None:
