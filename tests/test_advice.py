@@ -64,10 +64,7 @@ def test_scripts_without_spaces_get_a_vocabulary_that_finds_words(scripts, kind)
 
 def test_the_vocabulary_grows_with_the_text_and_with_what_is_trained_on():
     sizes = [rules.vocab_size(text(text_bytes=8e6 * times))[0] for times in (0.02, 0.3, 1, 10, 1000)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] == 1024
-    assert sizes[-1] == 30528
-    assert len(set(sizes)) >= 4
+    assert sizes == [1024, 2048, 4096, 30528, 30528]
     large = text(text_bytes=8e9)
     assert rules.vocab_size(large, tokens=1e6)[0] < rules.vocab_size(large)[0]
     assert rules.vocab_size(large, shape=PRESETS["bert-mini"])[0] == 12288  # no more weights than in its layers
@@ -136,9 +133,9 @@ def test_what_does_not_fit_is_divided_or_said():
     small_gpu = Machine("X", 1, 1e14, 2e9, True, False, "bf16", 0.4)
     assert rules.stage_and_micro_batch("bert-large", small_gpu, 30528, 128, 64)[1] == 0  # 5.4 GB of state
     stage, micro = rules.stage_and_micro_batch("bert-large", small_gpu._replace(ranks=64), 30528, 128, 64)
-    assert stage > 1
-    assert micro > 0
-    assert [pace.model for pace in rules.paces(small_gpu, 24, 30528, 1e10)][-1] != "bert-large"
+    assert (stage, micro) == (3, 8)
+    fitting = [pace.model for pace in rules.paces(small_gpu, 24, 30528, 1e10)]
+    assert fitting == ["bert-tiny", "bert-mini", "bert-small", "bert-medium"]
 
 
 def test_speeds_are_those_that_were_measured():

@@ -374,7 +374,8 @@ def test_numbers_that_do_not_fit_are_told(copy):
         whole(copy)
 
 
-@pytest.mark.parametrize("stage", [3, pytest.param(0, marks=SLOW), pytest.param(1, marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 3])
 def test_export_gives_the_trained_module_s_logits(tmp_path, start, stage):
     source, out = tmp_path / "checkpoint", tmp_path / "hf"
     _, logits = train(2, source, settings(stage), BertForPreTraining, True)

@@ -475,7 +475,7 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
     assert record is not None
     assert all(entry.is_done for entry in record.stages.values())
     gaps = gaps_of(Store.open(out / "store"), 4)
-    assert gaps
+    assert len(gaps) == 4
     assert all("[MASK]" in gap.text and gap.is_held_out for gap in gaps)
 
     write(texts / "new.txt", "Another text.")

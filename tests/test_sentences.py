@@ -156,9 +156,8 @@ def test_nothing_but_white_space_is_lost():
         "é",
         "…",
     ]
-    for _ in range(2000):
-        text = "".join(draw.choices(alphabet, k=draw.randint(0, 30)))
-        [sentences] = splitter("en")([text])
+    texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 30))) for _ in range(2000)]
+    for text, sentences in zip(texts, splitter("en")(texts), strict=True):
         assert all(sentence == sentence.strip() and sentence for sentence in sentences)
         assert re.sub(r"\s", "", "".join(sentences)) == re.sub(r"\s", "", text)
 
