@@ -30,7 +30,8 @@ from safetensors.numpy import save_file
 
 from benchmarks.machine import machine
 from data_prep.cli import ROOT, print_json, run, say
-from data_prep.vocab import SPECIAL, write_tokenizer
+from data_prep.tokens.sentencepieces import SPECIAL
+from data_prep.tokens.wordpiece import write_tokenizer
 
 STORE = "--data store --out new --model bert-tiny"
 TUNE = "hf --task classify --train train.tsv --eval dev.tsv --out new"

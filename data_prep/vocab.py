@@ -17,17 +17,15 @@ is said.
 The same corpus and options give the same vocabulary, byte for byte.
 """
 
-import codecs
-import json
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 if __name__ == "__main__":
     if not __package__:  # a plain script: data_prep/ itself is on the path, where its file names could hide others'
@@ -37,23 +35,24 @@ if __name__ == "__main__":
     continue_in_venv()
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, trainers
 
 from data_prep.cli import InputError, run, say
-from data_prep.files import check_writable, write_folder, write_json
+from data_prep.files import check_writable, write_folder
 from data_prep.progress import Progress, still
 from data_prep.ranges import Range, check_ranges
 from data_prep.text.corpus import read_counted_documents, read_documents
 from data_prep.text.damage import check_damage, check_damage_of_all
 from data_prep.text.discovery import check_unchanged, find_sources
-from data_prep.text.languages import Lost, defaults, loses_mark, what_uncased_loses
+from data_prep.text.languages import Lost, defaults, what_uncased_loses
 from data_prep.text.sentences import splitter
 from data_prep.text.source import Source
 from data_prep.tokens import sentencepieces
-from data_prep.tokens.contract import bert_template
+from data_prep.tokens.characters import count_characters
 from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
+from data_prep.tokens.wordpiece import bert_tokenizer, finish_tokenizer, read_vocab, write_tokenizer
 
 SIZE_MULTIPLE = 64
 SAMPLED_SOURCES, SAMPLED_CHARS = 100, 20_000  # sources, and characters of each, in which the unknown is counted
@@ -291,37 +290,6 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     return entries + alone[: max(0, size - len(entries))]
 
 
-class Characters(NamedTuple):
-    """The characters of a corpus as a normalizer leaves them."""
-
-    seen: Counter[str]
-    marks: float  # share of characters that are marks, or lose one, or are taken apart
-    example: str  # the most frequent of these
-
-    def at_least(self, times: int) -> list[str]:
-        """Return those that occur so often, the most frequent first."""
-        frequent = sorted((-count, character) for character, count in self.seen.items() if count >= times)
-        return [character for _, character in frequent]
-
-
-def count_characters(batches: Iterable[list[str]], normalize: Callable[[str], str]) -> Characters:
-    """Count characters, each normalized by itself."""
-    counts = np.zeros(sys.maxunicode + 1, np.int64)
-    for batch in batches:
-        codes = np.frombuffer("".join(batch).encode("utf-32-le"), "<u4")
-        found = np.bincount(codes)
-        counts[: len(found)] += found
-    seen: Counter[str] = Counter()
-    marked: Counter[str] = Counter()
-    for code in np.flatnonzero(counts).tolist():
-        for character in normalize(chr(code)).replace(" ", ""):
-            seen[character] += int(counts[code])
-        if loses_mark(chr(code)):
-            marked[chr(code)] = int(counts[code])
-    example = max(marked, key=lambda character: (marked[character], character), default="")
-    return Characters(seen, marked.total() / max(int(counts.sum()), 1), example)
-
-
 def _joins(tokenizer: Tokenizer, character: str) -> bool:
     """Whether a character can stand inside a word: punctuation and Chinese characters cannot."""
     normal = tokenizer.normalizer.normalize_str(f"a{character}")
@@ -360,106 +328,12 @@ def _batches(
     at_end()
 
 
-def read_vocab(path: Path) -> list[str]:
-    """Return the entries of a published vocab.txt, whatever its line ends and its byte order mark.
-
-    Raises
-    ------
-    InputError: no such file, not UTF-8, a special token missing.
-    """
-    try:
-        text = _decoded(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}); give a WordPiece vocab.txt") from error
-    if "\0" in text:
-        raise InputError(f"{path} holds NUL characters, so that it is no UTF-8; save it as UTF-8")
-    text = text.replace("\r\n", "\n")
-    entries = text.split("\n" if "\n" in text else "\r")
-    while entries and not entries[-1]:
-        entries.pop()
-    if missing := [token for token in SPECIAL if token not in entries]:
-        raise InputError(f"{path} lacks {', '.join(missing)}; give a WordPiece vocab.txt of a BERT")
-    if blank := [token_id for token_id, entry in enumerate(entries) if not entry]:
-        say(f"{path.name}: {len(blank)} blank lines, such as line {blank[0] + 1}, are entries that no word has")
-    for token_id in blank:
-        entries[token_id] = f"[blank{token_id}]"
-    return _name_apart(path, entries)
-
-
-def _decoded(raw: bytes) -> str:
-    """Return text of UTF-8, or of what a byte order mark says; the mark is no part of the first entry."""
-    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # before UTF-16, whose mark is the first half
-        return raw.decode("utf-32")
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return raw.decode("utf-16")
-    return raw.decode("utf-8-sig")
-
-
-def _name_apart(path: Path, entries: list[str]) -> list[str]:
-    """Give entries that occur again further down a name of their own. Published vocabularies have such entries, and
-    readers let the last one win: this keeps every id, and the token_id of entries, as they are."""
-    last = {entry: token_id for token_id, entry in enumerate(entries)}
-    repeated = [token_id for token_id, entry in enumerate(entries) if last[entry] != token_id]
-    if repeated:
-        say(f"{path.name}: {len(repeated)} entries occur twice, such as {entries[repeated[0]]!r}; the last one counts")
-    for token_id in repeated:
-        entries[token_id] = f"[repeated{token_id}]"
-    return entries
-
-
 def _warn_of_case(config: VocabConfig, entries: list[str]) -> None:
     upper = sum(entry != entry.lower() for entry in entries if entry not in SPECIAL)
     if not config.cased and upper > len(entries) // 100:
         say(f"warning: {upper:,} of {len(entries):,} entries have capitals, which only --cased uses")
     if config.cased and upper == 0:
         say("warning: no entry has capitals, so that --cased makes every capitalised word unknown")
-
-
-def bert_tokenizer(ids: dict[str, int], cased: bool) -> Tokenizer:
-    """Return BERT's tokenizer over a vocabulary, exactly as transformers' BertTokenizer builds it from
-    `do_lower_case`."""
-    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=not cased
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    return tokenizer
-
-
-def finish_tokenizer(tokenizer: Tokenizer) -> None:
-    """Make a tokenizer put BERT's special tokens around one text or two."""
-    tokenizer.add_special_tokens(list(SPECIAL))
-    tokenizer.post_processor = bert_template(tokenizer, "[CLS]", "[SEP]")
-
-
-def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:
-    """Write the files of a tokenizer folder into `folder`; `entries` in the order of their ids."""
-    ids = {entry: token_id for token_id, entry in enumerate(entries)}
-    tokenizer = bert_tokenizer(ids, cased)
-    finish_tokenizer(tokenizer)
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))
-    (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8")
-    # By hand: transformers rebuilds BertTokenizer from these values, ignoring the normalizer in tokenizer.json, and
-    # model_input_names keeps token_type_ids where the folder is loaded as PreTrainedTokenizerFast.
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": not cased,
-            "strip_accents": None,
-            "tokenize_chinese_chars": True,
-            "model_max_length": 512,
-            "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
-            "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "mask_token": "[MASK]",
-        },
-    )
 
 
 if __name__ == "__main__":

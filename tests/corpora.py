@@ -20,7 +20,8 @@ from data_prep.shard import ShardConfig, main
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import find_sources
 from data_prep.text.sentences import splitter
-from data_prep.vocab import SPECIAL, write_tokenizer
+from data_prep.tokens.sentencepieces import SPECIAL
+from data_prep.tokens.wordpiece import write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = (

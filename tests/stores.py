@@ -9,8 +9,9 @@ import numpy as np
 from data_prep.files import sha256_of, write_json
 from data_prep.store import HELD_OUT, Sections, Store, shard_name, write_shard
 from data_prep.store_manifest import token_dtype
+from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
-from data_prep.vocab import SPECIAL, write_tokenizer
+from data_prep.tokens.wordpiece import write_tokenizer
 
 Documents = list[list[list[int]]]  # documents of sentences of ids
 

@@ -26,10 +26,11 @@ from transformers import (
 from data_prep import shard
 from data_prep.cli import InputError
 from data_prep.store import Store
-from data_prep.tokens import contract
+from data_prep.tokens import as_transformers, contract
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
+from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
-from data_prep.vocab import SPECIAL, write_tokenizer
+from data_prep.tokens.wordpiece import write_tokenizer
 from pretrain import hf_folder, inference, predict
 from pretrain.export.command import ExportConfig
 from pretrain.export.command import main as export
@@ -218,9 +219,12 @@ def test_a_settled_folder_is_left_as_it_is(tmp_path, capsys):
 def test_the_process_aside_says_the_same(tmp_path):
     folder = tiny_vocab(tmp_path / "v")
     aside = subprocess.run(
-        [sys.executable, "-m", "data_prep.tokens.contract", str(folder)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "data_prep.tokens.as_transformers", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert contract.Opened(**json.loads(aside.stdout)) == contract.open_with_transformers(folder)
+    assert as_transformers.Opened(**json.loads(aside.stdout)) == as_transformers.open_with_transformers(folder)
 
 
 def test_export_compares_the_tokenizer_that_it_wrote(tmp_path):
@@ -554,13 +558,13 @@ def test_what_transformers_makes_of_a_folder_is_asked_once(tmp_path, monkeypatch
     contract.check(tmp_path / "vocab")
     (kept,) = (tmp_path / "cache").glob("tokenizer-*.json")
     asked: list[Path] = []
-    now = contract.open_with_transformers
+    now = as_transformers.open_with_transformers
 
-    def noted(folder: Path) -> contract.Opened:
+    def noted(folder: Path) -> as_transformers.Opened:
         asked.append(folder)
         return now(folder)
 
-    monkeypatch.setattr(contract, "open_with_transformers", noted)
+    monkeypatch.setattr(as_transformers, "open_with_transformers", noted)
     contract.check(tmp_path / "vocab")
     assert not asked
     kept.write_text(kept.read_text()[:-100])  # damaged: asked again

@@ -12,7 +12,7 @@ import pytest
 from data_prep.cli import InputError
 from data_prep.fields import read_fields, write_sealed
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
-from data_prep.vocab import write_tokenizer
+from data_prep.tokens.wordpiece import write_tokenizer
 from pretrain.checkpoints.format import record_under
 from pretrain.checkpoints.verify import verify_checkpoint
 from pretrain.export import sources

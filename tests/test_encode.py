@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from data_prep.cli import InputError
 from data_prep.tokens import fast_paths, sentencepieces
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
-from data_prep.vocab import SPECIAL, finish_tokenizer
+from data_prep.tokens.sentencepieces import SPECIAL
+from data_prep.tokens.wordpiece import finish_tokenizer
 from tests.corpora import texts, tiny_vocab, write
 
 VERY_HARD = (

@@ -10,7 +10,7 @@ import pytest
 from transformers import BertForMaskedLM
 
 from data_prep.cli import ROOT, parse
-from data_prep.vocab import write_tokenizer
+from data_prep.tokens.wordpiece import write_tokenizer
 from pretrain.model import preset_config
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train

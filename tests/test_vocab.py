@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 from data_prep.cli import InputError, parse
 from data_prep.store import Store
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
-from data_prep.tokens.sentencepieces import MAX_SENTENCE_BYTES, trainable
-from data_prep.vocab import SPECIAL, VocabConfig, main, read_vocab
+from data_prep.tokens.sentencepieces import MAX_SENTENCE_BYTES, SPECIAL, trainable
+from data_prep.tokens.wordpiece import read_vocab
+from data_prep.vocab import VocabConfig, main
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
 
 make = partial(parse, VocabConfig, None)

@@ -15,8 +15,10 @@ from data_prep.shard import ShardConfig, main
 from data_prep.store import Sections, Store, write_shard
 from data_prep.tokens.continuations import continuation_token_ids
 from data_prep.tokens.encode import Encoder
+from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.word_borders import WordBorders
-from data_prep.vocab import SPECIAL, VocabConfig, write_tokenizer
+from data_prep.tokens.wordpiece import write_tokenizer
+from data_prep.vocab import VocabConfig
 from data_prep.vocab import main as make_vocab
 from tests.corpora import files_of, write
 from tests.stores import random_documents, store_of

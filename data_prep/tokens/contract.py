@@ -7,32 +7,24 @@
 transformers makes most of a tokenizer from tokenizer_config.json: the class it names, do_lower_case, model_input_names.
 What that file leaves out is filled in, in the copy, so that it agrees with tokenizer.json, which data preparation
 encodes with; what it says otherwise is refused. The copy is a function of the folder: its hash is the tokenizer's.
-
-AutoTokenizer is imported in a process aside, without torch, unless this one has it already; what it said is kept on
-this machine, by the hash of the folder.
+How transformers opens a folder is asked in as_transformers.py.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Tokenizer, processors
 
 from data_prep.calls import call
-from data_prep.cli import ROOT, InputError, say
-from data_prep.fields import SEAL, read_fields, write_sealed
-from data_prep.files import cache_folder, write_json
+from data_prep.cli import InputError, say
+from data_prep.files import write_json
+from data_prep.tokens.as_transformers import LONG_TEXT, Opened, open_with_transformers, opened_by_transformers
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, ROLES, Encoder, special_names
-from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES, tokenizer_sha256
+from data_prep.tokens.tokenizer_folder import copy_tokenizer
 from data_prep.untrusted import read_object, refuse_code
 
 CONFIG = "tokenizer_config.json"
@@ -47,93 +39,6 @@ NORMALIZER_KEYS = {
 }
 PARTS = ("normalizer", "pre_tokenizer", "model")
 PLAIN_CLASS = f'set "tokenizer_class": "PreTrainedTokenizerFast" in {CONFIG}'
-LONG_TEXT = " ".join(ADVERSARIAL_STRINGS) * 4  # longer than any model, so that a cut is seen
-
-
-class Opened(NamedTuple):
-    """A folder as AutoTokenizer opens it."""
-
-    kind: str  # the class
-    state: str  # of the tokenizer within, as JSON
-    size: int
-    special_ids: dict[str, int | None]  # by role
-    one: list[int]  # a text as a model gets it
-    long: list[int]
-    two: list[int]  # a pair, and the segment of each of its tokens
-    segments: list[int]
-    padding_side: str
-
-
-def open_with_transformers(folder: Path) -> Opened:
-    """Open a folder as everyone who uses the exported model will: by AutoTokenizer, running no code of the folder's."""
-    from transformers import AutoTokenizer
-
-    theirs: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    plain: dict[str, Any] = {"split_special_tokens": True, "verbose": False}  # a literal "[MASK]" is text here
-    pair = theirs(ADVERSARIAL_STRINGS[0], ADVERSARIAL_STRINGS[2], **plain)
-    names = {role: getattr(theirs, f"{role}_token") for role in ROLES}
-    return Opened(
-        type(theirs).__name__,
-        theirs.backend_tokenizer.to_str(),
-        len(theirs),
-        {role: theirs.convert_tokens_to_ids(str(name)) if name else None for role, name in names.items()},
-        theirs(ADVERSARIAL_STRINGS[0], **plain)["input_ids"],
-        theirs(LONG_TEXT, **plain)["input_ids"],
-        pair["input_ids"],
-        pair.get("token_type_ids", []),
-        theirs.padding_side,
-    )
-
-
-def _opened(sha256: str, folder: Path) -> Opened:
-    """Open `folder`, whose files have this hash, beside a BERT's config.json, as it will lie in an exported folder.
-
-    What transformers makes of a tokenizer is a function of its files and of two versions: it is kept, since importing
-    transformers takes longer than a small corpus.
-
-    Raises
-    ------
-    ValueError: transformers cannot open it.
-    """
-    versions = (
-        sha256,
-        version("transformers"),
-        version("tokenizers"),
-        sys.version,
-        ADVERSARIAL_STRINGS,
-        Path(__file__).read_text(),
-    )
-    key = hashlib.sha256(repr(versions).encode()).hexdigest()[:20]
-    kept = None if (cached := cache_folder()) is None else cached / f"tokenizer-{key}.json"
-    if kept is not None and kept.is_file():
-        with suppress(InputError, TypeError):  # damaged: it is made again
-            content = read_fields(kept, "it is made again").content
-            return Opened(**{name: value for name, value in content.items() if name != SEAL})
-    opened = _opened_now(folder)
-    if kept is not None:
-        try:
-            write_sealed(kept, opened._asdict())
-        except OSError as error:  # a full disk must not stop what can do without
-            say(f"warning: what transformers makes of {folder} is not kept ({error})")
-    return opened
-
-
-def _opened_now(folder: Path) -> Opened:
-    with tempfile.TemporaryDirectory() as scratch:
-        beside = Path(scratch) / "hf"
-        beside.mkdir()
-        _copy_tokenizer(folder, beside)
-        write_json(beside / "config.json", {"model_type": "bert"}, sync=False)
-        if "transformers" in sys.modules:
-            try:
-                return open_with_transformers(beside)
-            except Exception as error:  # the tokenizers library raises bare Exception
-                raise ValueError(f"{type(error).__name__}: {error}") from error
-        command = [sys.executable, "-m", "data_prep.tokens.contract", str(beside)]
-        aside = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
-        if aside.returncode:
-            raise ValueError((aside.stderr.strip().splitlines() or ["no message"])[-1])
-        return Opened(**json.loads(aside.stdout))
 
 
 @contextmanager
@@ -151,7 +56,7 @@ def settled(folder: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "vocab"
         copy.mkdir()
-        _copy_tokenizer(folder, copy)
+        copy_tokenizer(folder, copy)
         if state["post_processor"] is None:
             tokenizer.post_processor = bert_template(tokenizer, names["cls"], names["sep"])
             tokenizer.save(str(copy / "tokenizer.json"))
@@ -161,12 +66,6 @@ def settled(folder: Path) -> Iterator[Path]:
             said = ", ".join(f"{key} {json.dumps(value)}" for key, value in missing.items())
             say(f"{folder / CONFIG} leaves out what transformers needs; the copy says: {said}")
         yield copy
-
-
-def _copy_tokenizer(folder: Path, to: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, to / name)
 
 
 def bert_template(tokenizer: Tokenizer, cls: str, sep: str) -> processors.TemplateProcessing:
@@ -221,7 +120,7 @@ def check(
     named, encoder = named or folder, encoder or Encoder.load(folder, "tokenizers")
     _check_vocab_txt(folder, named)
     try:
-        theirs = _opened(tokenizer_sha256(folder), folder)
+        theirs = opened_by_transformers(folder)
     except ValueError as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(
@@ -397,7 +296,7 @@ def _of_model(model: Path) -> Encoder:
         )
     refuse_code(model, (CONFIG,))
     with tempfile.TemporaryDirectory() as scratch:
-        _copy_tokenizer(model, Path(scratch))
+        copy_tokenizer(model, Path(scratch))
         write_json(Path(scratch) / "config.json", {"model_type": "bert"}, sync=False)
         try:
             opened = open_with_transformers(Path(scratch))
@@ -424,18 +323,3 @@ def _differing_entries(theirs: Tokenizer, ours: Tokenizer) -> list[tuple[int, tu
         if pair[0] != pair[1]
         and not (pair[1] == f"[repeated{token_id}]" and (pair[0] is None or theirs.token_to_id(pair[0]) != token_id))
     ]
-
-
-def _main() -> None:
-    """The process aside: print a folder as transformers opens it."""
-    sys.modules["torch"] = None  # type: ignore[assignment]  # half the time and three quarters of the memory
-    os.environ |= {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "critical",
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    }
-    print(json.dumps(open_with_transformers(Path(sys.argv[1]))._asdict()))
-
-
-if __name__ == "__main__":
-    _main()

@@ -1,6 +1,7 @@
 """A tokenizer folder as files: its identity and its size, read without the tokenizers library."""
 
 import hashlib
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,3 +46,10 @@ def entry_count(vocab: Path, sha256: str) -> int:
         return len(known) + len(added - (known.keys() if isinstance(known, dict) else {entry for entry, _ in known}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{vocab / 'tokenizer.json'} cannot be loaded ({error!r}); {mend()}") from error
+
+
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    """Copy the files that a folder has."""
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, to / name)
