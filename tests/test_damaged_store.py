@@ -195,7 +195,8 @@ def test_a_shard_cut_under_two_ranks_is_named_once(tmp_path):
     readers = [
         subprocess.Popen(
             [sys.executable, "-c", READER, str(folder)],
-            **dict.fromkeys(("stdout", "stderr"), subprocess.PIPE),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
             env=os.environ | {"WORLD_SIZE": "2", "RANK": str(rank)},
