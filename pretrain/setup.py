@@ -172,7 +172,7 @@ def check_address(address: str) -> None:
                 return
             why = "it is empty"
         except OSError as error:
-            why = error.strerror
+            why = error.strerror or str(error)
         except UnicodeError:  # too long for a name, or dots in a row
             why = "it cannot be a name"
         if time.monotonic() >= deadline:
