@@ -88,6 +88,7 @@ def test_test_sets_are_read_in_every_format(tmp_path):
         excluded_grams([tmp_path / "gone.tsv"])
 
 
+@pytest.mark.slow
 def test_all_of_it_is_counted_in_the_manifest_and_does_not_depend_on_workers(tmp_path):
     documents = [[f"Number {n}.", *sentences] for n, sentences in enumerate(texts(200, seed=1))]
     documents[7] = [LONG + "."]

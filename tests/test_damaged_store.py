@@ -190,6 +190,7 @@ except OSError as error:  # as a rank does
 """
 
 
+@pytest.mark.slow
 def test_a_shard_cut_under_two_ranks_is_named_once(tmp_path):
     folder = store_of(tmp_path / "store", [[[7] * 100] * 100 for _ in range(4)]).folder
     readers = [

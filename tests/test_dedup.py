@@ -42,6 +42,7 @@ def dedup(corpus, out, *more):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_copies_are_found_and_left_out(corpus, tmp_path):
     found = json.loads(dedup(corpus, tmp_path / "drops.npz", "--json", "--line_copies", "50", "--workers", "1"))
     assert found == {"documents": 114, "exact": 4, "near": 10, "lines": 1}

@@ -60,6 +60,7 @@ def answers(*commands: tuple[TrainConfig, TrainConfig]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_ranks_with_other_stores_settings_or_folders_are_refused(store, tmp_path):
     other = store_of(tmp_path / "other", random_documents(20, seed=1)).folder
     copied = tmp_path / "copied"

@@ -36,6 +36,7 @@ def folder(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_a_refusal_or_help(folder):
     asked = [
         (name, command.module, [*REFUSALS[name], "--help"], HEAVY)

@@ -285,6 +285,7 @@ def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero)
     assert manifest["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_too_many_skips_end_the_run_with_advice(store, tmp_path):
     settings = saving_run(store, tmp_path / "run", max_skips=3)
     with pytest.raises(RuntimeError, match=r"3 steps in a row were skipped.*Try a lower --lr"):

@@ -156,6 +156,7 @@ def test_scores_follow_the_order_of_the_file_not_of_the_lengths(hf, tmp_path):
     assert results["mean"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores(hf, toy, tmp_path):
     first, again, other = (
         results_of(config_of(hf, toy, tmp_path / name, seed=seed, epochs=1, limit=32))["seeds"][0]

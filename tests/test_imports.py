@@ -14,6 +14,7 @@ import graphlib
 import importlib.metadata
 import re
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,7 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
+@cache
 def imports_of(tree: ast.Module) -> list[Import]:
     """Every import, also those inside functions and through importlib.import_module("...")."""
     found: list[Import] = []
@@ -128,9 +130,10 @@ def imports_of(tree: ast.Module) -> list[Import]:
     return found
 
 
-def modules_in(path: Path) -> set[str]:
+@cache
+def modules_in(path: Path) -> frozenset[str]:
     """The modules a file imports; `from package import module` counts as package.module."""
-    return {module_named(entry) for entry in imports_of(tree_of(path))}
+    return frozenset(module_named(entry) for entry in imports_of(tree_of(path)))
 
 
 def module_named(entry: Import) -> str:
@@ -138,7 +141,7 @@ def module_named(entry: Import) -> str:
     return inner if inner in MODULES else entry.module
 
 
-def top_levels(modules: set[str]) -> set[str]:
+def top_levels(modules: Collection[str]) -> set[str]:
     return {module.split(".")[0] for module in modules}
 
 

@@ -224,6 +224,7 @@ def test_a_finished_setup_is_left_alone_and_an_interrupted_one_taken_up_again(tm
     assert (code, "install" in calls) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_bare_python_continues_in_the_venv():
     if not (ROOT / ".venv/bin/python").exists():
         pytest.skip("no .venv beside the tests")

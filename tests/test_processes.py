@@ -196,6 +196,7 @@ DIES_ONCE = """
 
 
 @pytest.mark.parametrize(("restarts", "code"), [("1", 0), ("0", 128 + signal.SIGKILL)])
+@pytest.mark.slow
 def test_a_run_whose_rank_was_killed_is_started_again(tmp_path, monkeypatch, restarts, code):
     monkeypatch.setenv("RESTARTS", restarts)
     supervisor = supervised(tmp_path, DIES_ONCE)
@@ -240,6 +241,7 @@ class TestFirstMoments:
         rank.send_signal(signal.SIGINT)
         assert rank.wait(PATIENCE) == STOPPED
 
+    @pytest.mark.slow
     def test_it_ends_even_in_a_library_that_does_not_return(self, tmp_path):
         work = """
             mutex = ctypes.create_string_buffer(64)

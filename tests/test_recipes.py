@@ -18,7 +18,7 @@ from tests.stores import entries_of, random_documents, store_of
 
 TEXT = (ROOT / "docs/recipes.md").read_text()
 COMMANDS = [shlex.split(block.replace("\\\n", " ")) for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)]
-SMALL = {"bert-large": "bert-tiny", "bert-base": "bert-tiny", "bert-mini": "bert-tiny"}
+SMALL = {"bert-large": "bert-tiny", "bert-base": "bert-tiny", "bert-mini": "bert-tiny", "bert-small": "bert-tiny"}
 
 
 @pytest.fixture(scope="module")

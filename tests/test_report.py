@@ -172,6 +172,7 @@ def test_trust_memory_and_sources_are_shown_where_there(tmp_path):
     assert [row[:2] for row in page.tables["sources"][1:]] == [["wiki", "3.000"], ["a$b$<b>", "4.000"]]
 
 
+@pytest.mark.slow
 def test_two_runs_are_laid_over_each_other_and_compared(tmp_path, capsys):
     sources = [{"wiki": {"mlm_loss": loss}} for loss in (2.0, 5.0)]
     good = run_folder(tmp_path / "a/run", [train(10), train(20), held_out(20, 3.0, by_source=sources[0])], steps=20)

@@ -160,6 +160,7 @@ def test_a_command_ends_its_work_whatever_its_console_does(tmp_path, redirection
         )
 
 
+@pytest.mark.slow
 def test_shards_are_whole_though_nobody_reads_what_is_said(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(f"A text of words. Number {n} of many." for n in range(60)))

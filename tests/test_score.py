@@ -225,6 +225,7 @@ def evaluated_pairs(store, file):
     return scores, encoded.judge(log_likelihoods(model, store.special_ids["mask"], encoded.sentences))
 
 
+@pytest.mark.slow
 def test_ranks_share_the_batches_and_find_the_same(run_inputs):
     [(alone, by_command)] = run_ranks(1, evaluated_pairs, *run_inputs)
     assert alone == by_command

@@ -113,6 +113,7 @@ def test_the_manifest_counts_what_is_there(made):
     }
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_workers_or_place(made, corpus, vocab, tmp_path):
     for workers in (2, 3):
         done = shard(corpus, vocab, tmp_path / str(workers), "--workers", workers)
@@ -123,6 +124,7 @@ def test_the_bytes_do_not_depend_on_workers_or_place(made, corpus, vocab, tmp_pa
     assert files_of(tmp_path / "here") == files_of(made)
 
 
+@pytest.mark.slow
 def test_ranks_that_share_a_folder_make_the_same_store(made, corpus, vocab, tmp_path):
     out = tmp_path / "store"
     for rank in (2, 0, 1):  # whoever comes last finishes
@@ -174,10 +176,12 @@ shard.main(parse(shard.ShardConfig, None, sys.argv[3:]))
     "moment",
     [
         "manifest copy_tokenizer",
-        *(pytest.param(f"held_out {name}", marks=pytest.mark.slow) for name in ("write_shard", "sha256_of")),
-        pytest.param("manifest write_sealed", marks=pytest.mark.slow),
+        "held_out write_shard",
+        "held_out sha256_of",
+        "manifest write_sealed",
     ],
 )
+@pytest.mark.slow
 def test_killed_while_it_is_finished_it_continues_to_the_same_bytes(vocab, tmp_path, moment):
     source = write(tmp_path / "a.txt", as_lines(texts(30, seed=2)))
     arguments = ("--corpus", source, "--vocab", vocab, "--workers", "1")
@@ -214,6 +218,7 @@ def test_a_source_that_changed_since_is_noticed(vocab, tmp_path):
     assert (done.returncode, "is being made from something else: modified changed" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_held_out_documents_depend_on_their_text_only(vocab, tmp_path):
     documents = texts(400, seed=5)
     found = []
@@ -268,6 +273,7 @@ def test_wrong_input_is_named_and_leaves_nothing(vocab, tmp_path, files, argumen
     assert files_of(tmp_path / "taken") == {"thesis.doc": b"mine"}
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_it_without_a_manifest(made, corpus, vocab, tmp_path):
     out = tmp_path / "store"
     arguments = ("--corpus", corpus, "--vocab", vocab, "--out", out, "--shard_mb", "0.03", "--workers", "2")

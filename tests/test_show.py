@@ -78,6 +78,7 @@ def test_what_is_no_store_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["word", "span", "ngram"])
+@pytest.mark.slow
 def test_it_shows_words_and_spans_and_what_an_epoch_uses(store, tmp_path, unit):
     done = run_script("show", store, "--unit", unit, "--picture", tmp_path / "lengths.png")
     assert done.returncode == 0, done.stderr

@@ -244,6 +244,7 @@ def test_wrong_usage_is_named(tmp_path, monkeypatch, arguments, message):
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_as_a_command_it_ends_with_the_codes_of_the_interface(corpus, tmp_path):
     elsewhere = run_script("vocab", "--corpus", corpus, "--out", "v", "--size", "256", cwd=tmp_path)
     assert (elsewhere.returncode, elsewhere.stdout) == (0, ""), elsewhere.stderr

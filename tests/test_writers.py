@@ -105,6 +105,7 @@ def test_one_job_writes_a_store(tmp_path, theirs, ours, allowed):
         pass
 
 
+@pytest.mark.slow
 def test_a_second_command_is_refused_while_the_first_one_works(corpus, vocab, tmp_path):
     write(tmp_path / "long.jsonl", as_jsonl(texts(3000, seed=9)))
     arguments = options(tmp_path / "long.jsonl", vocab, tmp_path / "store", "--workers", "2")
