@@ -20,7 +20,7 @@ from launch.labelled import Found
 from launch.settings import MakeConfig
 
 LEAST = 24  # bytes of a sentence
-LOOKED_AT = 32 << 20  # bytes of text of the corpus, about: seconds
+SAMPLE_BYTES = 32 << 20  # of the corpus, about: seconds
 _REST = re.compile(r"[^\w.!?…\u3002\uff01\uff1f\n]+|_+")  # spaces, quotes, commas
 _ENDS = re.compile(r"[.!?…\u3002\uff01\uff1f\n]+")
 
@@ -66,7 +66,7 @@ def _seen(corpus: Sequence[str], wanted: set[str], column: str) -> tuple[set[str
     """Return which of these sentences stand in the corpus, and whether all of it was looked at."""
     with redirect_stderr(StringIO()):  # the stages say it
         sources = [source for source in find_sources(corpus, column=column) if source.bytes]
-        budget = LOOKED_AT / sum(source.bytes for source in sources)
+        budget = SAMPLE_BYTES / sum(source.bytes for source in sources)
         seen: set[str] = set()
         is_whole = True
         for source in sources:

@@ -39,7 +39,7 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 BEAT = 15.0  # seconds between two notes of how long a stage has taken: a kill -9 leaves no time for one
 DRAIN = 5.0  # seconds that the last words of a stage may take after its end
-LONG = 60  # characters of a line that is worth not being said twice
+REPEATED_CHARS = 60  # a line of so many is worth not being said twice
 NEARLY = 0.98  # of a stage's share of the bar: what takes longer than planned is not done
 
 
@@ -175,7 +175,7 @@ class Screen:
                 if text not in self._said:
                     self.say(text)
                 journal.write(text)
-                if len(text) >= LONG:
+                if len(text) >= REPEATED_CHARS:
                     lines.add(text)
 
         reader = threading.Thread(target=pass_on, daemon=True)

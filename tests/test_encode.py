@@ -141,7 +141,7 @@ def test_the_cache_may_overflow(folder, monkeypatch):
 def test_a_fast_path_that_errs_is_left_and_said(folder, monkeypatch, capsys):
     assert Encoder.load(folder, "pieces").check(["the river"])
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(fast_paths, "PIECE", fast_paths.re.compile("."))  # parts words into letters
+    monkeypatch.setattr(fast_paths, "WORD_OR_MARK", fast_paths.re.compile("."))  # parts words into letters
     encoder = Encoder.load(folder, "pieces")
     assert not encoder.check(["the river"])
     assert "the cache of pieces errs on" in capsys.readouterr().err

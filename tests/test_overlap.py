@@ -16,7 +16,7 @@ def test_texts_that_stand_in_the_corpus_are_counted_and_the_remedy_can_be_pasted
     told = overlap.overlap_in_words(config, [labelled.look_at(task)])
     assert told.startswith(f"warning: 20 of 40 texts of {task} (50 %) stand in the corpus, too")
     assert told.endswith("task.csv'\"'\"''")
-    monkeypatch.setattr(overlap, "LOOKED_AT", 300)
+    monkeypatch.setattr(overlap, "SAMPLE_BYTES", 300)
     assert ": at least " in overlap.overlap_in_words(config, [labelled.look_at(task)])
     clean = write(tmp_path / "clean.csv", "text,label\n" + rows + "\n")
     assert overlap.overlap_in_words(config, [labelled.look_at(clean)]) == ""

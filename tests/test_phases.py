@@ -96,7 +96,7 @@ def test_the_mask_rate_falls_in_a_straight_line_over_the_samples():
     phase, *_ = phases_of(
         [span._replace(batch_warmup=8)], ROOT / "ds_configs/auto.json", Flags(global_batch=8, micro_batch=1), 1, "fp32"
     )
-    assert phase.samples_of(10) == 52
+    assert phase.samples_in(10) == 52
     assert phase.mask_rate_after(26) == pytest.approx(0.2)
     assert phases_of([WHOLE], ROOT / "ds_configs/auto.json", Flags(), 1, "fp32")[0].mask_rate_after(77) == 0.15
 

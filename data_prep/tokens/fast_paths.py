@@ -29,7 +29,7 @@ CACHED_CHARS = 32  # of a piece; longer ones seldom come again
 # are the ones that occur often, the others stay inside their piece for `tokenizers` to part.
 _ALONE = r"""!-/:-@\[-`{-~‐-‧‰-⁁、-〃〈-】〔-〟！-＃％-＊，-／：；？＠［-］＿｛｝｟-･一-鿿"""
 _MARKS = frozenset("""!"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~""")  # those of ASCII
-PIECE = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
+WORD_OR_MARK = re.compile(f"[{_ALONE}]|[^{_ALONE}]+")
 
 
 class Ids(NamedTuple):
@@ -155,7 +155,7 @@ class WordPieceCache(dict[str, bytes]):
             ids = self._word(chunk.lower() if self.lowercase else chunk)
         elif 1 < len(chunk) <= CACHED_CHARS and chunk[-1] in _MARKS:  # most often: a known word and a comma
             ids = self[chunk[:-1]] + self[chunk[-1]]
-        elif len(pieces := PIECE.findall(chunk)) > 1:
+        elif len(pieces := WORD_OR_MARK.findall(chunk)) > 1:
             ids = b"".join([self[piece] for piece in pieces])
         else:
             ids = self._pack(self.tokenizer.encode(chunk, add_special_tokens=False).ids)

@@ -32,7 +32,7 @@ from data_prep.text.languages import what_uncased_loses
 from data_prep.text.sentences import lines_of, splitter
 from data_prep.text.source import DamagedError, Source, open_raw, reading
 
-PIECES, PIECE = 48, 1 << 17  # places that are read, and bytes at each
+READ_PLACES, READ_BYTES = 48, 1 << 17  # how many are read, and bytes at each
 FILES, FILES_PER_PIECE = 480, 32  # at most: files of many whose encoding is found; that are read for a piece
 LOOKED_INTO = 1 << 20  # bytes decompressed to see how far a compressed file goes
 WHOLE = 1 << 25  # bytes of a table that is read to its end, where rows may be in an order of time
@@ -121,7 +121,8 @@ def survey(
         sys.stderr.write(heard.getvalue())
     sources, on_disk = _some_sources(corpus, files, txt, column, encoding)
     sizes = [_rough_size(source, column) for source in sources]
-    border = sum(on_disk) / PIECES  # each file above it is looked into; of those below some, which stand for the others
+    # Each file above the border is looked into; of those below some, which stand for the others.
+    border = sum(on_disk) / READ_PLACES
     documents: list[Document] = []
     text, count, looked_at = np.zeros((3, 2))
     for number, places in sorted(looked_into(sizes).items()):
@@ -143,7 +144,7 @@ def _some_sources(
     become sources, since finding an encoding takes milliseconds."""
     if len(files) > FILES:
         sizes = [file.stat().st_size for file in files]
-        chosen = [str(files[number]) for number in sorted(looked_into(sizes, FILES // PIECES))]
+        chosen = [str(files[number]) for number in sorted(looked_into(sizes, FILES // READ_PLACES))]
         try:
             found = find_sources(chosen, txt, column=column, encoding=encoding)
         except InputError:  # a stranger among them, or what is wrong with all: the reading of all of them tells
@@ -155,18 +156,19 @@ def _some_sources(
 
 
 def looked_into(sizes: Sequence[float], files: int = FILES_PER_PIECE) -> dict[int, int]:
-    """Return which files of such sizes are looked into, and at how many places: PIECES spread evenly over all bytes,
-    each of PIECE bytes or so; where files are small it goes on into the next ones, so many at most."""
+    """Return which files of such sizes are looked into, and at how many places: READ_PLACES spread evenly over all
+    bytes, each of READ_BYTES or so; where files are small it goes on into the next ones, so many at most."""
     ends = list(accumulate(sizes))
-    if len(sizes) <= FILES and sum(sizes) <= PIECES * PIECE:  # all of it is less than what would be read of it
-        return {number: 1 + int(size / PIECE) for number, size in enumerate(sizes)}
+    # All of it is less than what would be read of it.
+    if len(sizes) <= FILES and sum(sizes) <= READ_PLACES * READ_BYTES:
+        return {number: 1 + int(size / READ_BYTES) for number, size in enumerate(sizes)}
     found: Counter[int] = Counter()
-    for piece in range(PIECES if ends else 0):
-        first = bisect(ends, ends[-1] * (piece + 0.5) / PIECES)
+    for piece in range(READ_PLACES if ends else 0):
+        first = bisect(ends, ends[-1] * (piece + 0.5) / READ_PLACES)
         found[first] += 1
         size = sizes[first]
         for number in range(first + 1, min(first + files, len(sizes))):
-            if size >= PIECE:
+            if size >= READ_BYTES:
                 break
             found[number] = max(found[number], 1)
             size += sizes[number]
@@ -242,19 +244,19 @@ def _look(source: Source, size: float, places: int, column: str) -> _Part:
     counts: Counter[str] = Counter()
     if source.kind in ("parquet", "dataset"):
         rows, _ = count_rows(source, column)
-        every = max(1, int(size / (places * PIECE))) if size <= WHOLE else 1
-        found, is_whole = _until(islice(read_documents(source, column, counts), 0, None, every), places * PIECE)
+        every = max(1, int(size / (places * READ_BYTES))) if size <= WHOLE else 1
+        found, is_whole = _until(islice(read_documents(source, column, counts), 0, None, every), places * READ_BYTES)
         if is_whole and every == 1:  # rows without text are no documents
             return _Part(found, _bytes(found), len(found))
         return _Part(found, size or _bytes(found) / max(len(found), 1) * rows, rows)
     if source.is_stream:
-        found, is_whole = _until(read_documents(source, column, counts), places * PIECE)
+        found, is_whole = _until(read_documents(source, column, counts), places * READ_BYTES)
         read = _bytes(found)
         text = float(read) if is_whole else _decompressed_size(source) * _share_of_text(source, found)
         return _Part(found, text, len(found) * text / max(read, 1))
-    if places * PIECE < size:
+    if places * READ_BYTES < size:
         begins = [int(size * number / places) for number in range(places)]
-        ranges = [(begin, begin + PIECE) for begin in begins]
+        ranges = [(begin, begin + READ_BYTES) for begin in begins]
     else:  # all of it, cut where shard.py cuts: a document that goes on behind a cut is counted as two there, too
         length, parts = int(size), max(1, -(-int(size) // LEAST_BYTES))
         ranges = [(part * length // parts, (part + 1) * length // parts) for part in range(parts)]

@@ -20,7 +20,7 @@ LARGE = 3e-5
 EPOCHS, MOST_EPOCHS = 3, 20  # Devlin et al. 2019; Mosbach et al. 2021, who take 20 for 2,500 examples
 STEPS = 300  # that a small file is gone through for, within MOST_EPOCHS
 ALIKE = 0.99  # cosine of two different texts from which on an encoder hardly tells them apart
-LOOKED_AT = 64  # texts
+SAMPLED_TEXTS = 64
 
 
 def rate_of(hidden: int) -> float:
@@ -48,7 +48,7 @@ def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfi
 def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
     """Return the mean cosine of what the encoder says of texts, at their first token: 1 where all are alike to it."""
     names = ("input_ids", "token_type_ids", "attention_mask")
-    some = [{name: feature[name] for name in names if name in feature} for feature in features[:LOOKED_AT]]
+    some = [{name: feature[name] for name in names if name in feature} for feature in features[:SAMPLED_TEXTS]]
     was_training = model.training
     model.eval()
     first = model.base_model(**collator(some).to(model.device)).last_hidden_state[:, 0].double()

@@ -249,7 +249,7 @@ def _plan_phase(
     element_bytes = 4 if precision == "fp32" else 2
     kept = data.probe.kept_bytes * micro_tokens / data.probe.tokens * element_bytes / data.probe.element_bytes
     return PhasePlan(
-        phase=phase, data=data, steps=steps, samples=phase.samples_of(steps), activation_bytes=kept,
+        phase=phase, data=data, steps=steps, samples=phase.samples_in(steps), activation_bytes=kept,
         wire_bytes=wire_bytes(stage, model.num_parameters(), ranks, precision, accumulation),
         step_seconds=step_seconds,
     )  # fmt: skip

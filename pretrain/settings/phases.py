@@ -123,7 +123,7 @@ class Phase:
         """Return the samples of the step that begins after so many samples of this phase."""
         return batch_size(samples_in_phase, self.global_batch, self.span.batch_warmup)
 
-    def samples_of(self, steps: int) -> int:
+    def samples_in(self, steps: int) -> int:
         """Return the samples of its first `steps`; they take fewer where the batch grows."""
         taken, growing = 0, min(steps, self.span.batch_warmup)
         for _ in range(growing):
@@ -132,7 +132,7 @@ class Phase:
 
     @cached_property
     def _samples(self) -> int:
-        return self.samples_of(self.span.steps)
+        return self.samples_in(self.span.steps)
 
     def mask_rate_after(self, samples_in_phase: int) -> float:
         """Return the share of the tokens to predict in the step that begins after so many samples of this phase.
