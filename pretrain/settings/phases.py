@@ -23,7 +23,7 @@ from data_prep.ranges import check_ranges
 from data_prep.samples.mixture import passes_by_temperature
 from pretrain.settings.ds_config import DsConfig, Flags, resolve
 from pretrain.settings.limits import COUNT, MASK_RATE, PASSES, SEQ_LEN, STEPS, TEMPERATURE, WARMUP
-from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier
+from pretrain.settings.schedule import BATCH_STAGES, Schedule, batch_size, lr_multiplier, mask_rate
 
 CLOCK_STEPS = 1_000_000  # a schedule by the clock is one of so many steps
 INTEGERS = ("seq_len", "steps", "global_batch", "micro_batch", "batch_warmup")
@@ -135,12 +135,8 @@ class Phase:
         return self.samples_in(self.span.steps)
 
     def mask_rate_after(self, samples_in_phase: int) -> float:
-        """Return the share of the tokens to predict in the step that begins after so many samples of this phase.
-
-        From `mask_rate` to `mask_rate_end` in a straight line; a function of samples, as the batch is.
-        """
-        begin, end = self.span.mask_rate, self.span.mask_rate_end
-        return begin if end is None else begin + (end - begin) * min(samples_in_phase / self._samples, 1.0)
+        """Return the share of the tokens to predict in the step that begins after so many samples of this phase."""
+        return mask_rate(samples_in_phase, self._samples, self.span.mask_rate, self.span.mask_rate_end)
 
 
 def phase_at(phases: list[Phase], step: int) -> Phase:

@@ -1,4 +1,4 @@
-"""Learning rate and batch size as pure functions of how far a phase is."""
+"""Learning rate, batch size and share of masked tokens as pure functions of how far a phase is."""
 
 import math
 from typing import Literal
@@ -42,3 +42,11 @@ def batch_size(samples_in_phase: int, full: int, warmup: int) -> int:
             return stage * eighth
         left -= steps * stage * eighth
     return full
+
+
+def mask_rate(samples_in_phase: int, total: int, begin: float, end: float | None) -> float:
+    """Return the share of the tokens to predict in a step that begins after so many of the `total` samples.
+
+    From `begin` to `end` in a straight line; None: it stays. A function of samples, as the batch size is.
+    """
+    return begin if end is None else begin + (end - begin) * min(samples_in_phase / total, 1.0)
