@@ -34,8 +34,9 @@ def test_where_ranks_cannot_meet_is_one_line_without_frames(monkeypatch):
         raise torch.distributed.DistNetworkError("address already in use\nframe #0: c10::Error")
 
     monkeypatch.setattr(deepspeed, "init_distributed", port_is_taken)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "29511")
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    for name, value in rank.items():  # all that init_distributed() would set, and nobody would unset
+        monkeypatch.setenv(name, value)
     with pytest.raises(
         InputError, match=r"^MASTER_ADDR=127.0.0.1, MASTER_PORT=29511: .*address already in use\)"
     ) as told:
