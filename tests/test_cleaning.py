@@ -112,6 +112,7 @@ def test_all_of_it_is_counted_in_the_manifest_and_does_not_depend_on_workers(tmp
     assert len(one.manifest.settings["exclude"]) == 1
 
 
+@pytest.mark.slow
 def test_documents_of_other_languages_are_left_out():
     texts = {
         "en": "The river ran slowly under the old stone bridge, and nobody walked there. " * 9,

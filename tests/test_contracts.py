@@ -123,9 +123,10 @@ def matrix(names: Iterable[str]) -> Iterator[tuple[str, str, bool]]:
     ("kind", "names"),
     [
         ("wordpiece", FEW),
-        *(pytest.param(kind, set(NORMALIZERS), marks=pytest.mark.slow) for kind in ("wordpiece", "unigram", "bpe")),
+        *((kind, set(NORMALIZERS)) for kind in ("wordpiece", "unigram", "bpe")),
     ],
 )
+@pytest.mark.slow
 def test_every_tokenizer_folder_is_refused_or_read_alike(tmp_path, kind, names):
     refusals: list[tuple[Path, str]] = []
     for number, (name, said, framed) in enumerate(matrix(names)):
@@ -191,6 +192,7 @@ def test_other_ways_in_which_readers_differ_are_refused(tmp_path):
         contract.check(folder)
 
 
+@pytest.mark.slow
 def test_a_store_keeps_the_settled_folder_and_its_hash(tmp_path):
     """A cased tokenizer.json alone: transformers would lower-case, and the store's ids would be strangers'."""
     given = folder_of(tmp_path / "v", tokenizer_of("wordpiece", NORMALIZERS["cased"](), False), None)
@@ -216,6 +218,7 @@ def test_a_settled_folder_is_left_as_it_is(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_process_aside_says_the_same(tmp_path):
     folder = tiny_vocab(tmp_path / "v")
     aside = subprocess.run(

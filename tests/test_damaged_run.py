@@ -183,6 +183,7 @@ def test_an_evaluation_that_a_resume_took_back_is_not_on_the_card(run, tmp_path)
 NAMES = ["$\\frac$", "$x", "_hidden", "a\x1b[31mb", "\udcff", "<b>&amp;", "x" * 300, "\n", "中文"]
 
 
+@pytest.mark.slow
 def test_names_are_text_in_charts(run, tmp_path):
     scores = {name: {"mlm_loss": 2.0 + row, "samples": 3} for row, name in enumerate(NAMES)}
     write_metrics(run, [*LINES[:8], held_out(6, 3.25, perplexity=25.8, by_source=scores), LINES[8]])

@@ -226,6 +226,7 @@ def tokens_of(store):
 
 
 class TestStores:
+    @pytest.mark.slow
     def test_the_same_text_in_any_encoding_and_compression_gives_the_same_tokens(self, vocab_folder, tmp_path, capfd):
         text = as_jsonl([["Über naïve Müller, der saß.", *document] for document in texts(300, seed=3)])
         text = text.replace("中文", "Zürich")  # which cp1252 has

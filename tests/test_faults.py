@@ -271,9 +271,11 @@ def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
     [
         ("fp32", 0),
         ("bf16", 1),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in [("fp32", 3), ("bf16", 2)]),
+        ("fp32", 3),
+        ("bf16", 2),
     ],
 )
+@pytest.mark.slow
 def test_a_bad_gradient_is_skipped_and_counted(store, tmp_path, precision, zero):
     settings = saving_run(store, tmp_path / "run", steps=5, precision=precision, zero=zero, save_every=0)
     state = run_ranks(2, train_with_bad_batches, settings, [2])[0]

@@ -166,6 +166,7 @@ def test_the_same_seed_gives_the_same_scores(hf, toy, tmp_path):
     assert first["train_loss"] == again["train_loss"] != other["train_loss"]
 
 
+@pytest.mark.slow
 def test_a_rerun_replaces_its_own_folder_and_no_other(hf, toy, tmp_path):
     out = tmp_path / "out"
     options = {"limit": 32, "epochs": 1}

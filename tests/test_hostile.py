@@ -87,6 +87,7 @@ def test_what_cannot_be_mended_is_refused_and_named(good, vocab, tmp_path, name,
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+@pytest.mark.slow
 def test_of_a_file_cut_short_what_is_whole_is_kept_the_same_way_by_any_workers(good, vocab, tmp_path, capfd, suffix):
     lines = as_jsonl(texts(3000, seed=5)).splitlines(keepends=True)
     first, second = (write(tmp_path / f"part{suffix}", "".join(lines[at::2])).read_bytes() for at in (0, 1))

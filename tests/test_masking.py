@@ -115,6 +115,7 @@ def test_spans_are_runs_of_words_of_some_length():
     assert np.mean([len(fate) == 1 for fate in fates]) > 0.8
 
 
+@pytest.mark.slow
 def test_the_references_ngrams_have_the_lengths_of_macbert():
     words = [len(run) for run in units_of([5] * 20_000, [False] * 20_000, 7, "ngram", [False] * 20_000)]
     counts = np.bincount(words)

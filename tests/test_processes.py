@@ -110,6 +110,7 @@ class TestKilledFromOutside:
     """kill -9 of any process of a run leaves none of them."""
 
     @pytest.mark.parametrize("victims", [["supervisor"], [0], [1], [0, 1], ["supervisor", 0, 1]])
+    @pytest.mark.slow
     def test_nothing_stays(self, tmp_path, victims):
         supervisor = supervised(tmp_path, WAITS)
         processes = both_stand(tmp_path)

@@ -155,6 +155,7 @@ def test_what_the_metrics_lack_is_not_there(page):
     assert "sources" not in page.tables
 
 
+@pytest.mark.slow
 def test_trust_memory_and_sources_are_shown_where_there(tmp_path):
     lines = []
     for step in (10, 20):
@@ -226,6 +227,7 @@ def test_numbers_that_are_none_leave_a_gap(tmp_path):
     json.dumps(History.read(folder).summary(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_a_loss_and_sources_of_loss_0_are_read(tmp_path):
     sources = {"\u65e5\u672c": {"mlm_loss": 0.0}, "b": {"mlm_loss": None}}
     lines = [train(10), held_out(10, 2.0), train(20), held_out(20, 3.0) | {"mlm_loss": None, "by_source": sources}]
@@ -273,6 +275,7 @@ def test_a_run_named_twice_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "code", "said"), [("resumed", 0, "out/index.html\n"), ("nowhere", 2, "")])
+@pytest.mark.slow
 def test_the_command(resumed, tmp_path, monkeypatch, capsys, name, code, said):
     monkeypatch.setattr(sys, "argv", ["report", str(resumed.with_name(name)), "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:

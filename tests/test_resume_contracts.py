@@ -157,6 +157,7 @@ def test_a_finished_run_is_left_as_it_is(store, whole, tmp_path, capfd):
     assert "finished at step" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_settings_are_said_logged_and_kept_by_segment(store, cut):
     changes = {"lr": 5e-3, "weight_decay": 0.1, "mask_rate": 0.2, "steps": 5, "global_batch": 16}
     run_ranks(1, train, config(store, cut, **changes))

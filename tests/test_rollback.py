@@ -77,6 +77,7 @@ def place_at(folder: Path, position: DataPosition, passed_over: list[list[int]])
     rewrite_state(folder, state | {"position": position.to_json(), "passed_over": passed_over})
 
 
+@pytest.mark.slow
 def test_a_spike_goes_back_and_on_with_later_data(store, spiked, tmp_path):
     """As a run that is resumed at the checkpoint before the spike, with later data."""
     stream = SampleStream(Mixture([Store.open(store)], [1.0], seq_len=32, objective="nsp", seed=0), DataPosition())
@@ -132,6 +133,7 @@ def test_stage_3_goes_back_too(store, tmp_path):
     assert contents(checkpoint_dir(cut, steps)) == contents(checkpoint_dir(run, steps))
 
 
+@pytest.mark.slow
 def test_a_spike_before_the_first_checkpoint_is_only_told(store, tmp_path):
     state = run_ranks(1, train_with_spikes, config(store, tmp_path / "run", save_every=0), {SPIKE})[0]
     assert (state.step, state.skipped_spans, len(state.recent_losses)) == (STEPS, (), STEPS)
@@ -150,7 +152,8 @@ def spike_in_phase_two(settings: TrainConfig) -> RunState:
     return train_with_spikes(settings, {10})
 
 
-@pytest.mark.parametrize("seq_len", [24, pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seq_len", [24, 32])
+@pytest.mark.slow
 def test_a_rollback_to_an_earlier_phase_trains_the_rest_of_that_phase(store, tmp_path, seq_len):
     """Spike in the second step of phase 2, the last checkpoint after step 4 of phase 1."""
     phases = ("seq_len=32,steps=8,lr=1e-3", f"seq_len={seq_len},steps=4,lr=1e-4,global_batch=16")

@@ -201,6 +201,7 @@ def test_a_finished_store_is_left_alone(made, corpus, vocab):
     assert before == [(path, path.stat().st_mtime_ns) for path in made.iterdir()]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(made, corpus, vocab, tmp_path):
     done = shard(corpus, vocab, made, "--holdout", "0.5", "--lang", "de")
     assert done.returncode == 2

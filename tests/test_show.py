@@ -90,6 +90,7 @@ def test_it_shows_words_and_spans_and_what_an_epoch_uses(store, tmp_path, unit):
     assert (tmp_path / "lengths.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_imbalance_between_ranks_is_shown_and_small(tmp_path):
     write(tmp_path / "a.jsonl", as_jsonl(texts(1500, seed=1)))
     vocab = tiny_vocab(tmp_path / "v")

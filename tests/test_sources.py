@@ -231,6 +231,7 @@ class TestWhatIsLeftOut:
 class TestNames:
     ODD = (b"caf\xe9.jsonl", b"a\x1b[2J\x1b]0;owned\x07.jsonl", b"two\nlines.jsonl", "right\u202eleft.jsonl".encode())
 
+    @pytest.mark.slow
     def test_any_name_makes_a_store_and_no_terminal_acts_on_it(self, tmp_path, vocab_folder):
         folder = tmp_path / "c"
         folder.mkdir()

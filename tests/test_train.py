@@ -104,7 +104,8 @@ def test_config_json_has_all_that_repeats_the_run(finished, store):
     assert "held out, step 6" in (finished / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("world", "zero"), [(1, 0), pytest.param(3, 3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("world", "zero"), [(1, 0), (3, 3)])
+@pytest.mark.slow
 def test_losses_and_evaluation_do_not_depend_on_ranks(finished, store, tmp_path, world, zero):
     run_ranks(world, train, config(store, tmp_path / "run", dropout=0.0, zero=zero))
     for kind, keys in (("train", ("loss", "mlm_acc", "grad_norm", "tokens")), ("eval", ("mlm_loss", "nsp_acc"))):
@@ -148,6 +149,7 @@ def test_other_masks_train(store, tmp_path, unit):
     assert losses[-1] < losses[0] - 0.2
 
 
+@pytest.mark.slow
 def test_several_stores_with_weights(store, tmp_path):
     other = store_of(tmp_path / "other", random_documents(30, seed=9), held_out={1}).folder
     settings = config(store, tmp_path / "run", data=(str(store), f"{other}:2.5"))
@@ -286,6 +288,7 @@ def another_deepspeed(settings: TrainConfig) -> None:
     train(settings)
 
 
+@pytest.mark.slow
 def test_another_deepspeed_is_refused_unless_allowed(store, tmp_path):
     with pytest.raises(RuntimeError, match=r"is not the tested 0\.0\.1"):
         run_ranks(1, another_deepspeed, config(store, tmp_path / "no"))

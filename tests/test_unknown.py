@@ -55,6 +55,7 @@ def test_characters_are_counted_without_spaces_and_many_unknown_ones_give_advice
     assert "2.0 % of the characters" in advice(2, 100)
 
 
+@pytest.mark.slow
 def test_a_store_says_it_in_its_counts_and_show_repeats_it(tmp_path, vocab):
     documents = [[*sentences, "ሰላም ነህ wie ሰላም።"] for sentences in texts(40)]
     write(tmp_path / "a.jsonl", as_jsonl(documents))

@@ -273,6 +273,7 @@ def test_sentencepiece_becomes_one_tokenizer_for_all(corpus, tmp_path, kind, cas
     assert theirs.decode(first, skip_special_tokens=True) == ("Nobody walked." if cased else "nobody walked.")
 
 
+@pytest.mark.slow
 def test_sentencepiece_gives_the_same_bytes_every_time(corpus, tmp_path):
     for name in ("a", "b"):
         done = run_script("vocab", "--corpus", corpus, "--out", tmp_path / name, "--size", "256", "--model", "unigram")

@@ -59,6 +59,7 @@ def test_mpirun_makes_the_same_bytes(made, corpus, vocab, tmp_path, ranks):
     assert files_of(tmp_path / "store") == files_of(made)
 
 
+@pytest.mark.slow
 def test_a_slurm_array_makes_the_same_bytes(made, corpus, vocab, tmp_path):
     array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     for task in ("2", "1"):
@@ -122,6 +123,7 @@ def test_a_second_command_is_refused_while_the_first_one_works(corpus, vocab, tm
     assert first.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_sources_are_added_without_touching_what_is_there(made, corpus, vocab, tmp_path):
     out = tmp_path / "store"
     shutil.copytree(made, out)
@@ -144,6 +146,7 @@ def test_sources_are_added_without_touching_what_is_there(made, corpus, vocab, t
         assert (done.returncode, "nothing to do" in done.stderr) == (0, True), done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_added_is_refused(made, corpus, vocab, tmp_path):
     more = write(tmp_path / "c.jsonl", as_jsonl(texts(5, seed=4)))
     done = run_script("shard", *options(more, vocab, made, "--append", "--lang", "de"))

@@ -107,6 +107,7 @@ def test_every_command_is_a_module_or_a_package_that_runs():
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), name
 
 
+@pytest.mark.slow
 def test_a_command_of_the_console_is_the_command_itself(tmp_path):
     missing = zerobert("show", "nix", folder=tmp_path)
     assert (missing.returncode, missing.stdout) == (2, "")
