@@ -79,6 +79,7 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
     run = tmp_path / "run"
+    signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore SIGHUP, and ranks would keep to that
     ranks = start_ranks(2, train, saving_run(store, run, save_every=0))
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, number)
