@@ -150,9 +150,11 @@ def main(config: BenchmarkConfig) -> None:
             times[name].append((time.perf_counter() - start) / sample.tokens)
         peaks.append(gemm_peak(DEVICE, DTYPE))
     per_token = {name: statistics.median(values[2:]) for name, values in times.items()}
-    flops = sum(step_flops(bert, sample.counts) for sample in samples) / sum(sample.tokens for sample in samples)
+    tokens = sum(sample.tokens for sample in samples)
+    flops = sum(step_flops(bert, sample.counts) for sample in samples) / tokens
     figures: dict[str, Any] = {
         **{f"{name}_tokens_per_s": round(1 / seconds) for name, seconds in per_token.items()},
+        "ours_sequences_per_s": round(config.batch * len(samples) / tokens / per_token["ours"], 1),
         **{f"{name}_mfu": round(flops / seconds / max(peaks), 3) for name, seconds in per_token.items()},
         "gemm_peak_gflops": round(max(peaks) / 1e9),
         "padding_efficiency": round(sum(s.tokens for s in samples) / sum(s.counts.slots for s in samples), 3),
