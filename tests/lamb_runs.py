@@ -20,7 +20,7 @@ from pretrain.zero.partition import Partition
 from tests.reference.lamb import ReferenceLamb
 from tests.runs import NOISE, train_config
 
-STEPS, WARMUP, LR, GLOBAL, SEQ_LEN, DECAY = 12, 3, 4e-3, 12, 32, 0.01
+STEPS, WARMUP, LR, GLOBAL, SEQ_LEN, DECAY = 9, 3, 4e-3, 12, 32, 0.01
 
 
 def undecayed(name: str) -> bool:

@@ -18,7 +18,7 @@ from tests.ranks import run_ranks
 from tests.runs import distance, train_config, weights
 from tests.stores import random_documents, store_of
 
-STEPS = 6
+STEPS = 4
 
 
 @pytest.fixture(scope="module")

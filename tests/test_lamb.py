@@ -36,16 +36,7 @@ def reference(store) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
 
 
 CUTS = [(2, 1, 3)]
-MORE_CUTS = [
-    (1, 0, 12),
-    (1, 2, 4),
-    (2, 3, 6),
-    (4, 1, 3),
-    (2, 0, 6),
-    (3, 1, 4),
-    (3, 2, 2),
-    (4, 3, 3),
-]
+MORE_CUTS = [(1, 0, 12), (1, 2, 4), (4, 1, 3), (2, 0, 6), (3, 2, 2), (3, 3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -70,10 +61,10 @@ def test_naive_lamb_passes_unsharded_and_fails_under_zero(reference, store, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sub_group_size", [5_000, 1_000_000_000])
-def test_stage_3_in_sub_groups(reference, store, tmp_path, sub_group_size):
+def test_stage_3_in_sub_groups(reference, store, tmp_path):
+    """Of 5,000; else all is one, of at most a thousand million."""
     final, start = reference
-    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": sub_group_size}}))
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3, "sub_group_size": 5_000}}))
     run_ranks(2, train, lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", micro_batch=6))
     assert distance(weights(checkpoint_dir(tmp_path / "run", STEPS)), final, start) < 1e-5
 
@@ -149,10 +140,10 @@ def test_in_16_bit_master_weights_follow_the_reference_on_the_same_gradients(sto
     """16-bit gradients differ with the cut of a step, so the optimizer is compared alone; fp16 skips steps at first."""
     ds_config = {
         "zero_optimization": {"stage": zero},
-        precision: {"enabled": True} | ({"initial_scale_power": 32, "hysteresis": 1} if precision == "fp16" else {}),
+        precision: {"enabled": True} | ({"initial_scale_power": 22, "hysteresis": 1} if precision == "fp16" else {}),
     }
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    settings = lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, max_skips=40)
+    settings = lamb_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=4, max_skips=40)
     ranks = run_ranks(2, train_and_watch, settings)
     assert (ranks[0].pop()["skipped"] > 3) == (ranks[1].pop()["skipped"] > 3) == (precision == "fp16")
     optimizers: dict[str, ReferenceLamb] = {}

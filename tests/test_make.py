@@ -439,10 +439,25 @@ def test_a_label_that_only_the_file_to_measure_on_has_is_refused_at_once(tmp_pat
 # One in full
 
 
-def make(out: Path, texts: Path, *more: object, **settings):
-    words = ("--corpus", texts, "--out", out, "--steps", 30, "--model", "bert-tiny", "--size", 512, *more)
+LAUNCHER = f"""#!/bin/sh
+while [ "${{1#--}}" != "$1" ]; do [ "$1" != --master_port ] || port=$2; shift 2; done
+exec env RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port {sys.executable} "$@"
+"""
+
+
+def light_launcher(folder: Path) -> str:
+    """A PATH whose `deepspeed` starts one rank at once; the real one imports torch twice before, and is seen in
+    tests/test_faults.py."""
+    folder.mkdir()
+    for name, text in (("deepspeed", LAUNCHER), ("python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')):
+        write(folder / name, text).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def make(out: Path, texts: Path, path: str, **settings):
+    words = ("--corpus", texts, "--out", out, "--steps", 30, "--model", "bert-tiny", "--size", 512)
     stages = "train.save_every=10 train.log_every=5 train.global_batch=8 train.micro_batch=4 shard.holdout=0.2".split()
-    environment = {"RANKS": "1"}  # that more of them are started as planned is seen above
+    environment = {"RANKS": "1", "PATH": path}  # that more of them are started as planned is seen above
     return start(sys.executable, "launch/make.py", *words, "--set", *stages, env=environment, **settings)
 
 
@@ -455,13 +470,14 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
         )
     write(tmp_path / "texts/strange.pdf", b"%PDF-1.4")
     texts, out = tmp_path / "texts", tmp_path / "texts/made here"
-    process = make(out, texts)
+    path = light_launcher(tmp_path / "bin")
+    process = make(out, texts, path)
     wait_for(lambda: (out / "run/checkpoints/step-0000010/manifest.json").exists() or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
     with open(tmp_path / "second", "w") as said:
-        code = make(out, texts, stderr=said).wait()
+        code = make(out, texts, path, stderr=said).wait()
     said = (tmp_path / "second").read_text()
     assert code == 0, said
     assert said.count("done before") == 3
@@ -480,6 +496,6 @@ def test_a_make_that_is_killed_goes_on_and_ends_with_its_page(tmp_path):
 
     write(texts / "new.txt", "Another text.")
     with open(tmp_path / "third", "w") as said:
-        assert make(out, texts, stderr=said).wait() == 2
+        assert make(out, texts, path, stderr=said).wait() == 2
     assert "1 text added (texts/new.txt)" in (tmp_path / "third").read_text()
     os.unlink(texts / "new.txt")

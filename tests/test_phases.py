@@ -156,20 +156,34 @@ def test_resume_inside_any_phase_is_bit_for_bit(store, whole, tmp_path, step):
     assert contents(checkpoint_dir(out, 7)) == contents(checkpoint_dir(whole, 7))
 
 
+GROWING: dict[str, Any] = {
+    "phase": (
+        "seq_len=24,steps=4,global_batch=32,micro_batch=2,batch_warmup=3",
+        "seq_len=24,steps=3,global_batch=16,micro_batch=2",
+    ),
+    "dropout": 0.0,
+    "save_every": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def growing(store, tmp_path_factory) -> Path:
+    """A run of one rank whose batch grows."""
+    out = tmp_path_factory.mktemp("growing") / "run"
+    run_ranks(1, train, config(store, out, zero=1, **GROWING))
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2, 3])
-def test_ranks_and_stages_change_nothing(store, tmp_path, zero):
-    changes: dict[str, Any] = {"dropout": 0.0, "save_every": 0}
-    grows = "seq_len=24,steps=4,global_batch=32,micro_batch=2,batch_warmup=3"
-    phases = (grows, "seq_len=24,steps=3,global_batch=16,micro_batch=2")
-    run_ranks(1, train, config(store, tmp_path / "one", zero=1, phase=phases, **changes))
-    run_ranks(2, train, config(store, tmp_path / "two", zero=zero, phase=phases, **changes))
-    one, two = (lines_of(tmp_path / name, "train") for name in ("one", "two"))
+def test_ranks_and_stages_change_nothing(store, growing, tmp_path, zero):
+    run_ranks(2, train, config(store, tmp_path / "two", zero=zero, **GROWING))
+    one, two = (lines_of(out, "train") for out in (growing, tmp_path / "two"))
     sizes = [b["samples"] - a["samples"] for a, b in zip([{"samples": 0}, *one], one, strict=False)]
     assert sizes == [12, 24, 32, 32, 16, 16, 16]
     assert [line["samples"] for line in one] == [line["samples"] for line in two]
-    start = weights(checkpoint_dir(tmp_path / "one", 4))
-    found, expected = (weights(checkpoint_dir(tmp_path / name, 7)) for name in ("two", "one"))
+    start = weights(checkpoint_dir(growing, 4))
+    found, expected = (weights(checkpoint_dir(out, 7)) for out in (tmp_path / "two", growing))
     assert distance(found, expected, start) < 1e-5
 
 

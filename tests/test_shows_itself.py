@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep import progress
-from pretrain.monitor import meter
+from pretrain.monitor import flops, meter
 from pretrain.monitor.core_wait import CoreWait
 from pretrain.monitor.lines import what_was_lost
 from pretrain.report.history import History
@@ -145,6 +146,11 @@ def test_waiting_for_a_core_counts_where_others_had_it(monkeypatch, by_others, s
     wait = CoreWait()
     assert wait.share() == share
     monkeypatch.undo()
+
+
+def test_the_peak_of_a_processor_is_measured(monkeypatch):
+    monkeypatch.setattr(flops, "GEMM_SECONDS", 0.01)
+    assert flops.peak_flops(torch.device("cpu")) > 0
 
 
 def train_with_a_small_peak(settings) -> RunState:
