@@ -41,6 +41,7 @@ MAGIC = b"ZBSTORE\0"
 HEADER = struct.Struct("<8sII32sQQQ56x")  # magic, format, bytes a token, tokenizer sha256, tokens, sentences, documents
 ALIGNMENT = 8  # bytes; every section starts at a multiple of it
 COPY_CHUNK_BYTES = 1 << 20
+COUNTED_TOKENS = 1 << 20  # at once, where tokens are counted
 HELD_OUT = 1  # bit of document_flags
 MAX_SENTENCE = 65_535  # tokens; lengths are uint16
 
@@ -312,6 +313,35 @@ class Store:
                 raise self._beyond(entry.name, len(counts) - 1)
             uses += counts
         return uses
+
+    def training_token_uses(self, most: int) -> np.ndarray:
+        """Return how often each entry of the vocabulary occurs in documents that are trained on [V] int64. Of a store
+        with more than `most` tokens only windows are read, at equal distances; the counts are scaled to all of it.
+
+        Raises
+        ------
+        FileChangedError: an id that the vocabulary has not.
+        """
+        uses, every, window = np.zeros(self.vocab_size, np.int64), ceil_div(self.tokens, most), 0
+        for entry, shard in zip(self.manifest.shards, self.shards, strict=True):
+            sentences = np.cumsum(shard.document_sentences, dtype=np.int64)
+            ends = np.cumsum(shard.sentence_lengths, dtype=np.int64)[sentences - 1]  # of documents, in tokens
+            is_trained = shard.document_flags & HELD_OUT == 0
+            for start in range(0, len(shard.tokens), COUNTED_TOKENS):
+                window += 1
+                if (window - 1) % every:
+                    continue
+                self.files.check()
+                stop = min(start + COUNTED_TOKENS, len(shard.tokens))
+                # Documents that end at 3, 7 and 9; the window from 4 to 8 holds 3 tokens of the second, 1 of the third.
+                documents = slice(np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left") + 1)
+                lengths = np.diff(np.minimum(ends[documents], stop), prepend=start)
+                tokens = shard.tokens[start:stop][np.repeat(is_trained[documents], lengths)]
+                counts = np.bincount(tokens, minlength=self.vocab_size)
+                if len(counts) > self.vocab_size:
+                    raise self._beyond(entry.name, len(counts) - 1)
+                uses += counts
+        return uses * every
 
     def _beyond(self, shard: str, token: int) -> mapped.FileChangedError:
         return mapped.FileChangedError(

@@ -20,6 +20,7 @@ from data_prep.calls import call
 from data_prep.cli import InputError, parse
 from data_prep.json_types import JsonObject
 from launch.make_record import key_of
+from pretrain.settings.config import OF_A_NEW_MODEL
 
 Words = list[str]
 
@@ -52,7 +53,7 @@ OURS = {
 # Options whose setting has another name in an advice.
 SETTINGS = {("vocab", "size"): "vocab_size", ("vocab", "model"): "vocab_kind"}
 # What a run of training cannot take over; all else it goes on with, and says so.
-OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimizer", "seed"}
+OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimizer", "seed", *OF_A_NEW_MODEL}
 
 
 def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -1,6 +1,7 @@
 """Attention inside sequences of unequal length that lie end to end, without padding.
 
-    varlen_attention(q, k, v, ...)      16 bit on CUDA: torch's varlen_attn; else one sdpa per run of equal lengths
+    varlen_attention(q, k, v, ...)      16 bit on CUDA, heads of 8, 16, ... 256 dimensions: torch's varlen_attn (flash
+                                        attention knows no other); else one sdpa per run of equal lengths
     use_varlen_attention(model)         the same as the attention of a model of transformers
 
 Dropout on attention weights is not offered: varlen_attn has none, and MosaicBERT trains as well without.
@@ -16,6 +17,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+FLASH_MULTIPLE, FLASH_MOST = 8, 256  # dimensions of a head
 _IMPLEMENTATION = "zerobert_varlen"  # the name under which transformers knows it
 
 
@@ -46,11 +48,16 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: SeqLens, keys: Se
 
     q [Tq, heads, d]; k, v [Tk, heads, d]; result [Tq, heads, d].
     """
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):  # flash attention knows no other
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and is_for_flash(q.size(-1)):
         return varlen_attn(
             q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen, scale=scale
         )  # type: ignore[return-value]  # a tuple only with return_aux
     return _sdpa_per_length(q, k, v, queries, keys, scale)
+
+
+def is_for_flash(dimensions: int) -> bool:
+    """Return whether the kernels of flash attention take heads of so many dimensions."""
+    return dimensions % FLASH_MULTIPLE == 0 and dimensions <= FLASH_MOST
 
 
 @torch.compiler.disable  # it would be compiled again for every list of lengths

@@ -15,6 +15,7 @@ import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
@@ -30,6 +31,7 @@ from transformers import BertConfig, BertForPreTraining
 
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
+from data_prep.ranges import check_ranges
 from data_prep.store import Store
 from pretrain import hf_folder
 from pretrain.checkpoints.format import (
@@ -47,7 +49,8 @@ from pretrain.checkpoints.slices import write_slices
 from pretrain.export.deepspeed_format import load
 from pretrain.export.sources import matched
 from pretrain.model import architecture_of, build_model, strip_vocab_padding
-from pretrain.settings.limits import Preset
+from pretrain.settings.limits import HEADS, HIDDEN, LAYERS, Preset
+from pretrain.settings.shape import Shape, shape_of
 from pretrain.state import RunState
 
 FILES = {"master": "fp32", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -64,13 +67,30 @@ class ImportConfig:
     out: Path
     """run folder, without checkpoints"""
     model: Preset | None = None
-    """as the run will have it (this or --init_from)"""
+    """as the run will have it (this or --init_from), with --layers, --hidden and --heads"""
+    layers: Annotated[int | None, LAYERS] = None
+    """as the run will have it"""
+    hidden: Annotated[int | None, HIDDEN] = None
+    """as the run will have it"""
+    heads: Annotated[int | None, HEADS] = None
+    """as the run will have it"""
     init_from: Path | None = None
     """as the run will have it: a Hugging Face folder, of which only the configuration counts (this or --model)"""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.init_from is None):
             raise InputError("give one of --model and --init_from, as the run will have it")
+        check_ranges(self)
+        if self.model is None and (self.layers or self.hidden or self.heads):
+            raise InputError("--layers, --hidden and --heads go with --model; an --init_from says its own")
+        _ = self.shape
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of the model; None with --init_from."""
+        if self.model is None:
+            return None
+        return shape_of(self.model, layers=self.layers, hidden=self.hidden, heads=self.heads)
 
 
 def main(config: ImportConfig) -> None:
@@ -80,7 +100,7 @@ def main(config: ImportConfig) -> None:
     store = Store.open(config.data)
     pad_id, vocab = store.special_ids["pad"], store.folder / "vocab"
     model = build_model(
-        preset=config.model,
+        shape=config.shape,
         init_from=config.init_from,
         vocab_size=store.vocab_size,
         dropout=0.0,

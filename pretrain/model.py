@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ from data_prep.untrusted import weight_files
 from pretrain import hf_folder
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.hf_files import read_init
-from pretrain.settings.limits import MAX_POSITIONS, Preset
-from pretrain.sizes import PRESETS
+from pretrain.settings.limits import BERT_INITIALIZER_RANGE, MAX_POSITIONS, Preset
+from pretrain.settings.shape import PRESETS, Shape
 
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
@@ -164,15 +165,18 @@ def _last_layer(layer: BertLayer, hidden: Tensor, batch: Batch) -> Tensor:
 def build_model(
     *,
     preset: Preset | None = None,
+    shape: Shape | None = None,
     init_from: Path | None = None,
     vocab_size: int,
     dropout: float,
     seed: int,
     needs_nsp: bool,
     pad_id: int = 0,
+    initializer_range: float = BERT_INITIALIZER_RANGE,
     vocab: Path | None = None,
 ) -> BertForPreTraining:
-    """Return a new BERT (`preset`) or an existing one (`init_from`) in float32, its vocabulary padded.
+    """Return a new BERT (of a `preset`, or of any `shape`) or an existing one (`init_from`) in float32, its vocabulary
+    padded.
 
     Weights are a function of the arguments alone. `pad_id`: whose embedding stays 0; `vocab`: the store's tokenizer
     folder, the same tokenizer as that of `init_from`.
@@ -182,8 +186,11 @@ def build_model(
     InputError: `init_from` is not a usable BERT folder, or its tokenizer is another one.
     """
     torch.manual_seed(seed)
-    if preset is not None:
-        model = BertForPreTraining(preset_config(preset, vocab_size, dropout, pad_id))
+    shape = PRESETS[preset] if preset is not None else shape
+    if shape is not None:
+        model = BertForPreTraining(
+            config_of(shape, vocab_size, dropout=dropout, pad_id=pad_id, initializer_range=initializer_range)
+        )
     else:
         assert init_from is not None
         model = _load(init_from, vocab_size, dropout, needs_nsp, vocab, pad_id)
@@ -200,16 +207,23 @@ def compile_layers(model: BertForPreTraining) -> None:
         layer.compile(dynamic=True)
 
 
-def preset_config(preset: Preset, vocab_size: int, dropout: float, pad_id: int = 0) -> BertConfig:
-    """Return transformers' configuration of a preset, the vocabulary as it is."""
-    layers, hidden = PRESETS[preset]
+def config_of(
+    shape: Shape,
+    vocab_size: int,
+    *,
+    dropout: float,
+    pad_id: int = 0,
+    initializer_range: float = BERT_INITIALIZER_RANGE,
+) -> BertConfig:
+    """Return transformers' configuration of a new model, the vocabulary as it is."""
     return BertConfig(
         vocab_size=vocab_size,
         pad_token_id=pad_id,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=hidden // 64,
-        intermediate_size=4 * hidden,
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden,
+        initializer_range=initializer_range,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=MAX_POSITIONS,
@@ -297,6 +311,12 @@ def _pad_vocabulary(model: BertForPreTraining, vocab_size: int) -> None:
     model.resize_token_embeddings(vocab_size, pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
     model.bert.embeddings.word_embeddings.weight[vocab_size:] = 0.0
     model.cls.predictions.bias[vocab_size:] = PADDING_BIAS
+
+
+@torch.no_grad()
+def set_output_bias(model: BertForPreTraining, bias: np.ndarray) -> None:
+    """Let the masked-token head begin with a bias [V] for each entry; what pads the vocabulary keeps its own."""
+    model.cls.predictions.bias[: len(bias)] = torch.from_numpy(bias)
 
 
 def strip_vocab_padding(name: str, tensor: Tensor, vocab_size: int) -> Tensor:

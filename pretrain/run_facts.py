@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from data_prep.json_types import JsonObject
 from pretrain.formatting import counted
 from pretrain.run_record import RunRecord
+from pretrain.settings.limits import BERT_INITIALIZER_RANGE
+from pretrain.settings.shape import model_in_words
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
 OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
@@ -37,8 +39,9 @@ def run_facts(
     git = record.get("git", {})
     in_phases = bool(train.get("phase"))
     told = {
-        "Model": train.get("model") or (f"continues {train['init_from']}" if train.get("init_from") else None),
+        "Model": model_in_words(train) or (f"continues {train['init_from']}" if train.get("init_from") else None),
         "Shape": layers,
+        "Initial weights": _start(train),
         "Parameters": parameters and f"{parameters:,}",
         "Vocabulary": record.get("vocab_size") and f"{record['vocab_size']:,} entries",
         "Data": "; ".join(_data(train["data"], sizes)),
@@ -64,6 +67,13 @@ def run_facts(
         "Code": git.get("commit") and git["commit"][:10] + ("" if git.get("clean") else ", with changes"),
     }
     return {name: str(value) for name, value in told.items() if value}
+
+
+def _start(train: JsonObject) -> str:
+    """Return how a new model begins, where that is not as BERT did."""
+    deviation, bias = train.get("initializer_range", BERT_INITIALIZER_RANGE), train.get("mlm_bias", "zeros")
+    parts = [f"deviation {deviation:g}"] * (deviation != BERT_INITIALIZER_RANGE)
+    return ", ".join(parts + ["output bias by the frequency of tokens"] * (bias == "unigram"))
 
 
 def _steps(train: JsonObject) -> str | None:

@@ -1,14 +1,13 @@
 """What a BERT costs, by formula: parameters, arithmetic, memory. No torch is needed to ask.
 
-parameters(Shape(12, 768), 30528)                  110 million
-token_flops(Shape(12, 768), 30528, 128, .15)       of a token's forward and backward pass
+parameters(Shape(12, 768, 12), 30528)              110 million
+token_flops(Shape(12, 768, 12), 30528, 128, .15)   of a token's forward and backward pass
 state_bytes(1, parameters, 8, "bf16")              per rank, at a ZeRO stage
 activation_bytes(...)                              per token, kept for the backward pass
 """
 
-from typing import NamedTuple
-
 from pretrain.settings.limits import MAX_POSITIONS
+from pretrain.settings.shape import Shape
 
 STATE = 12  # bytes per parameter of fp32 weights and both moments: the optimizer's state, and a checkpoint
 # Elements of the hidden size that a layer keeps for the backward pass, with attention kernels that keep no matrix of
@@ -16,26 +15,9 @@ STATE = 12  # bytes per parameter of fp32 weights and both moments: the optimize
 KEPT = 17
 
 
-class Shape(NamedTuple):
-    """Size of a BERT; heads have 64 dimensions, the feed-forward layer four times the hidden size."""
-
-    layers: int
-    hidden: int
-
-
-PRESETS: dict[str, Shape] = {  # Turc et al. 2019, table 1; Devlin et al. 2019
-    "bert-tiny": Shape(2, 128),
-    "bert-mini": Shape(4, 256),
-    "bert-small": Shape(4, 512),
-    "bert-medium": Shape(8, 512),
-    "bert-base": Shape(12, 768),
-    "bert-large": Shape(24, 1024),
-}
-
-
 def parameters(shape: Shape, vocab_size: int) -> int:
     """Return the number of weights of BertForPreTraining."""
-    layers, hidden = shape
+    layers, hidden, _ = shape
     embeddings = (vocab_size + MAX_POSITIONS + 2 + 2) * hidden
     encoder = layers * (12 * hidden**2 + 13 * hidden)
     heads = 2 * (hidden**2 + hidden) + 2 * hidden + vocab_size + 2 * hidden + 2  # pooler, transform, output biases, nsp
@@ -47,19 +29,21 @@ def token_flops(shape: Shape, vocab_size: int, sample_tokens: float, mask_rate: 
 
     Chowdhery et al. 2022, appendix B, with the head at masked tokens only.
     """
-    layers, hidden = shape
+    layers, hidden, _ = shape
     encoder = layers * (24 * hidden**2 + 4 * hidden * sample_tokens)
     head = mask_rate * (2 * hidden**2 + 2 * hidden * vocab_size)
     return 3.0 * (encoder + head)
 
 
-def state_bytes(stage: int, parameters: int, ranks: int, precision: str) -> float:
-    """Return bytes per rank of weights, gradients and optimizer state (Rajbhandari et al. 2020, section 3)."""
+def state_bytes(stage: int, parameters: int, ranks: int, precision: str, has_average: bool = False) -> float:
+    """Return bytes per rank of weights, gradients and optimizer state (Rajbhandari et al. 2020, section 3); with the
+    average of the weights, where there is one, which lies beside the optimizer's state."""
     size = 4 if precision == "fp32" else 2  # of a weight, or a gradient
+    average = 4 * has_average
     if stage == 0:
-        return (2 * size + (8 if precision == "fp32" else STATE)) * parameters  # fp32 weights need no second copy
+        return (2 * size + (8 if precision == "fp32" else STATE) + average) * parameters  # fp32: no second copy
     whole = {1: 2 * size, 2: size, 3: 0}[stage]
-    return (whole + (2 * size + STATE - whole) / ranks) * parameters
+    return (whole + (2 * size + STATE + average - whole) / ranks) * parameters
 
 
 def activation_bytes(shape: Shape, vocab_size: int, mask_rate: float, precision: str) -> float:

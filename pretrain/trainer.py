@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import BertForPreTraining
@@ -32,7 +33,7 @@ from pretrain.hf_folder import positions
 from pretrain.likelihood.pair_evaluation import PairSet, encode_pairs
 from pretrain.likelihood.pseudo_likelihood import load_vocab
 from pretrain.loop import Run, train_loop
-from pretrain.model import architecture_of, build_model, compile_layers
+from pretrain.model import architecture_of, build_model, compile_layers, set_output_bias
 from pretrain.monitor.console import for_stderr
 from pretrain.monitor.disk import check_disk
 from pretrain.monitor.lines import what_was_lost
@@ -43,10 +44,12 @@ from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.rank_checks import check_shared, what_ranks_share
 from pretrain.run_folder import disagreement, run_record, write_run_folder
 from pretrain.run_record import RunRecord
+from pretrain.settings.shape import model_in_words
 from pretrain.setup import Setup
 from pretrain.state import RunState
 from pretrain.stop import STOPPED, StopRequests
 from pretrain.timetable import Timetable
+from pretrain.unigram import unigram_bias
 from pretrain.watchdog import Watchdog
 from pretrain.zero.engine import (
     Engine,
@@ -126,6 +129,9 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         check_shared(config.out)
 
         # The engine, as the checkpoint left it.
+        if start.checkpoint is None and config.mlm_bias == "unigram":
+            with watchdog.working():
+                set_output_bias(model, on_rank_0("stores of --data", partial(unigram_bias_of, setup)))
         engine = init_engine(
             model,
             setup.ds_config,
@@ -214,15 +220,21 @@ def model_of(setup: Setup) -> BertForPreTraining:
     InputError: as build_model() does.
     """
     return build_model(
-        preset=setup.config.model,
+        shape=setup.config.shape,
         init_from=setup.config.init_from,
         vocab_size=setup.stores[0].vocab_size,
         dropout=setup.config.dropout,
         seed=setup.config.seed,
         needs_nsp=setup.config.objective != "mlm",
         pad_id=setup.stores[0].special_ids["pad"],
+        initializer_range=setup.config.initializer_range,
         vocab=setup.vocab,
     )
+
+
+def unigram_bias_of(setup: Setup) -> np.ndarray:
+    """Return the output bias [V] of --mlm_bias unigram, for the mixture of stores that the run begins with."""
+    return unigram_bias(setup.stores, setup.passes(setup.phases[0]))
 
 
 def pair_set_of(setup: Setup, longest: int) -> PairSet | None:
@@ -293,6 +305,7 @@ def print_plan(setup: Setup, model: BertForPreTraining, record: RunRecord, ident
     print(for_stderr(what, "", *plan_tables(plan)), file=sys.stderr)
     first = {
         "settings": setup.ds_config.content,
+        "model": model_in_words(setup.config.to_json()),
         "parameters": model.num_parameters(),
         "resume": str(start.checkpoint or ""),
         "changes": {change.setting: change.text for change in start.changes},

@@ -1,5 +1,6 @@
 """Tests run on the CPU, with one thread a process, and without a network."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,15 @@ import pytest
 os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
 from tests.launched import none_left
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep what is imported out of every later search for garbage: a million objects, which forked ranks would copy."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

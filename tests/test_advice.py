@@ -17,8 +17,10 @@ from pretrain.advice import survey as surveys
 from pretrain.advice.advice import ENGLISH, Advice, advise, advised
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import Survey, looked_into, summed_up, survey
+from pretrain.advice.tables import found_in_words
 from pretrain.settings.config import TrainConfig
-from pretrain.sizes import PRESETS, parameters, token_flops
+from pretrain.settings.shape import PRESETS, Shape
+from pretrain.sizes import parameters, token_flops
 from tests.corpora import write
 
 LAPTOP = Machine("CPU", 2, 100e9, 12e9, False, True, "fp32", 1.0, cores=2)  # 200 GFLOP/s: the machine of docs/log.md
@@ -252,6 +254,26 @@ def test_what_is_decided_already_is_taken():
     advice = advised(text(text_bytes=9e7), LAPTOP, 3, corpus=["texts"], wanted=wanted)
     assert wanted.items() <= advice.settings.items()
     assert advice.reasons["lr"] == advice.reasons["dropout"] == "as asked"
+
+
+def test_another_shape_and_an_average_are_counted():
+    wanted = {"model": "bert-mini", "layers": 12, "hidden": 384, "vocab_size": 4096}
+    averaged = wanted | {"average": "ema=.999"}
+    plain, usual, more = (
+        advised(text(text_bytes=9e7), LAPTOP, 3, corpus=["texts"], wanted=each)
+        for each in (wanted, {"model": "bert-mini", "vocab_size": 4096}, averaged)
+    )
+    memory = plain.found["memory"]
+    assert memory["parameters"] == parameters(Shape(12, 384, 6), 4096) > 3 * usual.found["memory"]["parameters"]
+    assert plain.settings["tokens_per_second"] < usual.settings["tokens_per_second"] / 3
+    ranks = LAPTOP.ranks
+    assert more.found["memory"]["state_bytes"] - memory["state_bytes"] == 4 * memory["parameters"] // ranks
+    words = dict(more.commands)["train"]
+    assert "--layers 12 --hidden 384 --heads 6 --average ema=.999" in " ".join(words)
+    assert "--layers" not in dict(usual.commands)["train"]
+    assert any("bert-mini 12x384, 6 heads" in value for _, value in found_in_words(plain))
+    with pytest.raises(InputError, match="cannot be shared by 5 heads"):
+        advised(text(text_bytes=9e7), LAPTOP, 3, corpus=["texts"], wanted=wanted | {"heads": 5})
 
 
 def documents(*texts: str, lines: bool = False) -> list[Document]:

@@ -8,7 +8,7 @@ from data_prep.cli import InputError, parse
 from data_prep.samples.masking import Masking
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.limits import Preset
-from pretrain.sizes import PRESETS
+from pretrain.settings.shape import PRESETS
 
 
 def from_line(line: str) -> TrainConfig:

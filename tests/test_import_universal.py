@@ -24,6 +24,7 @@ from pretrain.data import SampleStream, train_steps
 from pretrain.import_universal import ImportConfig, main
 from pretrain.model import PretrainingModule, build_model, parameter_groups, strip_vocab_padding
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.shape import Shape
 from pretrain.state import DataPosition
 from pretrain.train import train
 from pretrain.zero.engine import init_distributed, silence_libraries
@@ -131,9 +132,10 @@ def test_what_does_not_fit_is_refused(store, plain, tmp_path):
 
 
 def test_rows_that_pad_the_vocabulary_are_our_own(tmp_path):
-    """Their vocabulary has 70 entries and no padding; ours is padded to 128, with entries that nothing predicts."""
+    """Their vocabulary has 70 entries and no padding; ours is padded to 128, with entries that nothing predicts. The
+    model is of no preset's shape."""
     opened = store_of(tmp_path / "store", random_documents(40, vocab_size=70), vocab_size=70)
-    model = build_model(preset="bert-tiny", vocab_size=70, dropout=0.0, seed=3, needs_nsp=True)
+    model = build_model(shape=Shape(1, 48, 3), vocab_size=70, dropout=0.0, seed=3, needs_nsp=True)
     for name, parameter in model.named_parameters():
         folder = tmp_path / "universal/zero" / f"module.{name}"
         folder.mkdir(parents=True)
@@ -141,7 +143,10 @@ def test_rows_that_pad_the_vocabulary_are_our_own(tmp_path):
         for number, kind in enumerate(("fp32", "exp_avg", "exp_avg_sq")):
             torch.save({"param": theirs + number}, folder / f"{kind}.pt")
         torch.save(torch.tensor(9.0), folder / "step.pt")
-    main(ImportConfig(tmp_path / "universal", opened.folder, tmp_path / "run", model="bert-tiny"))
+    shape = dict(layers=1, hidden=48, heads=3)
+    main(ImportConfig(tmp_path / "universal", opened.folder, tmp_path / "run", model="bert-tiny", **shape))
+    with pytest.raises(InputError, match="--heads go with --model"):
+        ImportConfig(tmp_path / "universal", opened.folder, tmp_path / "run", init_from=tmp_path, **shape)
     slices = index_slices(checkpoint_dir(tmp_path / "run", 9))
     for name, parameter in model.named_parameters():
         for number, kind in enumerate(KINDS):

@@ -22,8 +22,9 @@ from pretrain.monitor import plan
 from pretrain.monitor.plan import wire_bytes
 from pretrain.monitor.probe import kept_bytes, probe
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.shape import Shape
 from pretrain.setup import prepare
-from pretrain.sizes import state_bytes
+from pretrain.sizes import parameters, state_bytes
 from tests.ranks import run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
@@ -53,6 +54,9 @@ def test_state_is_what_the_papers_table_says():
     ]  # fmt: skip
     assert state_bytes(0, 10**9, 8, "fp32") == 16 * p
     assert state_bytes(3, 10**9, 8, "fp32") == 20 * p / 8
+    for stage in (0, 1, 2, 3):  # an average lies beside the optimizer's state
+        plain, averaged = (state_bytes(stage, 10**9, 8, "bf16", has) for has in (False, True))
+        assert averaged - plain == (4 * p if stage == 0 else 4 * p / 8)
 
 
 def bytes_of_the_last_step(config: TrainConfig) -> tuple[float, int]:
@@ -126,6 +130,18 @@ def test_the_plan_for_people_is_on_stderr(store, tmp_path, capsys):
     told = capsys.readouterr().err
     for part in ("What will run", "bert-tiny", "2 (this run)", "prediction", "Checkpoint", "tokens/s per rank", "Time"):
         assert part in told
+
+
+def test_a_plan_is_of_the_shape_that_was_asked_for_and_of_its_average(store, tmp_path, capsys):
+    shape: dict[str, Any] = dict(layers=1, hidden=96, heads=3)
+    train.train(config(store, tmp_path / "run", dry_run=True, average="ema=.9", mlm_bias="unigram", **shape))
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["parameters"] == parameters(Shape(1, 96, 3), 64)
+    assert found["model"] == "bert-tiny 1x96, 3 heads"
+    assert found["state_bytes"]["1"] == 24 * found["parameters"]
+    assert found["checkpoint"]["bytes"] == 16 * found["parameters"]
+    assert "bert-tiny 1x96, 3 heads" in told.err
 
 
 def test_of_several_ranks_only_the_first_prints(store, tmp_path, capsys, monkeypatch):

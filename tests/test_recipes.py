@@ -11,8 +11,9 @@ from transformers import BertForMaskedLM
 
 from data_prep.cli import ROOT, parse
 from data_prep.tokens.wordpiece import write_tokenizer
-from pretrain.model import preset_config
+from pretrain.model import config_of
 from pretrain.settings.config import TrainConfig
+from pretrain.settings.shape import PRESETS
 from pretrain.train import train
 from tests.stores import entries_of, random_documents, store_of
 
@@ -25,7 +26,7 @@ SMALL = {"bert-large": "bert-tiny", "bert-base": "bert-tiny", "bert-mini": "bert
 def paths(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("recipes")
     store = store_of(folder / "store", random_documents(60), held_out={3, 17, 30}).folder
-    BertForMaskedLM(preset_config("bert-tiny", 64, 0.1)).save_pretrained(folder / "hf")
+    BertForMaskedLM(config_of(PRESETS["bert-tiny"], 64, dropout=0.1)).save_pretrained(folder / "hf")
     write_tokenizer(folder / "hf", entries_of(64), cased=False)
     return {"STORE": str(store), "HF_FOLDER": str(folder / "hf")} | SMALL
 

@@ -23,7 +23,9 @@ from pretrain.advice.machine import Machine
 from pretrain.advice.settings import AdviceSettings, Cost, Found, Memory
 from pretrain.advice.survey import Survey, survey
 from pretrain.formatting import counted, duration, two_digits
-from pretrain.sizes import PRESETS, activation_bytes, parameters, state_bytes
+from pretrain.settings.averaging import OFF
+from pretrain.settings.shape import PRESETS, Shape, model_in_words, shape_of
+from pretrain.sizes import activation_bytes, parameters, state_bytes
 
 UPPER_LIMIT = 1_000_000  # steps of a run that goes by the clock
 ONE_MACHINE = 8  # ranks at most that need no list of hosts
@@ -136,6 +138,7 @@ class _Choices:
         self.text, self.machine, self.hours, self.wanted = text, machine, hours, wanted
         self.settings: JsonObject = {}
         self.reasons: dict[str, str] = {}
+        self.shapes = _shapes(self.wanted)
         self.fits = True  # whether a sample fits into the memory at all
         self._tokens = tokens
 
@@ -158,13 +161,14 @@ class _Choices:
         is met on the model: so there is a first model, of a vocabulary for all of the text."""
         wanted_model = self.wanted.get("model")
         size = self.wanted.get("vocab_size", rules.vocab_size(self.text)[0])
-        first, _ = rules.model(rules.paces(self.machine, self.hours, size, self._text_tokens(size)))
-        shape = PRESETS[wanted_model or first.model]
+        first, _ = rules.model(rules.paces(self.machine, self.hours, size, self._text_tokens(size), self.shapes))
+        shape = self.shapes[wanted_model or first.model]
         size = self._choose("vocab_size", rules.vocab_size(self.text, first.tokens, shape))
         self.in_text = self._text_tokens(size)
-        paces = rules.paces(self.machine, self.hours, size, self.in_text)
+        paces = rules.paces(self.machine, self.hours, size, self.in_text, self.shapes)
         self.pace, self.larger = rules.model([each for each in paces if each.model == wanted_model] or paces)
-        self.settings["model"] = self.pace.model
+        self.shape = self.shapes[self.pace.model]
+        self.settings |= {"model": self.pace.model} | self.shape._asdict()
 
     def choose_step(self) -> None:
         """Choose what a sample and a step are.
@@ -187,7 +191,11 @@ class _Choices:
                 f"{at_once // machine.ranks}: give a multiple of {at_once}, another --micro_batch, or other RANKS"
             )
         share = batch // machine.ranks
-        stage, micro = rules.stage_and_micro_batch(model, machine, settings["vocab_size"], length, share)
+        settings["average"] = self.wanted.get("average", str(OFF))
+        stage, micro = rules.stage_and_micro_batch(
+            model, machine, settings["vocab_size"], length, share,
+            shape=self.shape, has_average=settings["average"] != str(OFF),
+        )  # fmt: skip
         micro = self.wanted.get("micro_batch", micro)
         self.fits, micro = micro > 0, max(1, micro)
         settings |= {"micro_batch": micro, "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
@@ -205,9 +213,7 @@ class _Choices:
         machine, settings, reasons = self.machine, self.settings, self.reasons
         model, length, batch, micro = (settings[name] for name in ("model", "seq_len", "global_batch", "micro_batch"))
         rule = rules.MODEL_RULES[model]
-        speed = machine.tokens_per_second(
-            PRESETS[model], settings["vocab_size"], length, rule.mask_rate, micro * length
-        )
+        speed = machine.tokens_per_second(self.shape, settings["vocab_size"], length, rule.mask_rate, micro * length)
         trained = 3600 * self.hours * speed
         as_it_is = rules.Pace(model, speed, trained, rules.worth(trained, self.in_text))
         reasons["model"] = rules.why_model(as_it_is, self.larger, self.hours)
@@ -236,6 +242,28 @@ class _Choices:
         self.reasons |= {name: AS_ASKED for name in self.wanted if name != "model"}
         wanted = {name: value for name, value in self.wanted.items() if name in self.settings}
         return cast(AdviceSettings, self.settings | wanted)
+
+
+def _shapes(wanted: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return the shape of every preset that can be what is wanted, of its layers, hidden size and heads say.
+
+    Raises
+    ------
+    InputError: none of them can.
+    """
+    given = {name: wanted[name] for name in Shape._fields if name in wanted}
+    shapes: dict[str, Shape] = {}
+    for name in PRESETS:
+        try:
+            shapes[name] = shape_of(name, **given)
+        except InputError:
+            if name == wanted.get("model"):
+                raise
+    return shapes or {"bert-tiny": shape_of("bert-tiny", **given)}  # which says why not
+
+
+def _shape_of(settings: AdviceSettings) -> Shape:
+    return Shape(settings["layers"], settings["hidden"], settings["heads"])
 
 
 def _language(text: Survey, lang: str) -> rules.Choice:
@@ -275,6 +303,9 @@ def _commands(
         yield "shard", ["shard", "--corpus", *corpus, "--vocab", vocab, "--out", store, "--lang", settings["lang"]]
     by_name: Mapping[str, object] = settings
     names = ["model", "objective", "lr", "warmup"]
+    if _shape_of(settings) != PRESETS[settings["model"]]:
+        names += Shape._fields
+    names += ["average"] if settings["average"] != str(OFF) else []
     names += [name for name, usual in (("mask_rate", 0.15), ("dropout", 0.1)) if by_name[name] != usual]
     names += ["eval_every", "eval_samples", "save_every", "log_every"]
     names += ["patience"] if settings["patience"] else []
@@ -292,7 +323,7 @@ def _commands(
     yield "train", ["train", "--data", store, "--out", run, *words]
     yield "export", ["export", run, hf]
     if task is not None:
-        rate = {128: 3e-4, 256: 3e-4, 512: 1e-4}.get(PRESETS[settings["model"]].hidden, 5e-5)
+        rate = next((rate for most, rate in ((384, 3e-4), (640, 1e-4)) if settings["hidden"] <= most), 5e-5)
         files = ["--train", str(task), *(["--eval", str(found)] if (found := eval_beside(task)) else [])]
         tuned = str(out / "finetuned")
         yield "finetune", ["finetune", hf, "--task", "classify", *files, "--out", tuned, "--lr", f"{rate:g}"]
@@ -315,9 +346,10 @@ def _costs(machine: Machine, settings: AdviceSettings, hours: float, price: floa
 
 
 def _memory(machine: Machine, settings: AdviceSettings) -> Memory:
-    shape, size = PRESETS[settings["model"]], settings["vocab_size"]
+    shape, size = _shape_of(settings), settings["vocab_size"]
     weights = parameters(shape, size)
-    state = state_bytes(settings["zero"], weights, machine.ranks, machine.precision)
+    has_average = settings["average"] != str(OFF)
+    state = state_bytes(settings["zero"], weights, machine.ranks, machine.precision, has_average)
     token = activation_bytes(shape, size, settings["mask_rate"], machine.precision)
     kept = settings["micro_batch"] * settings["seq_len"] * token
     return {"parameters": weights, "state_bytes": round(state), "activation_bytes": round(kept),
@@ -339,7 +371,7 @@ def _warnings(
     yield from cautions.many_passes(settings["epochs"], _enough_hours(settings))
     if not machine.is_gpu:
         one = machines.machine_named("a100").tokens_per_second(
-            PRESETS[settings["model"]], settings["vocab_size"], settings["seq_len"], settings["mask_rate"]
+            _shape_of(settings), settings["vocab_size"], settings["seq_len"], settings["mask_rate"]
         )
         yield from cautions.days_on_a_cpu(3600 * settings["hours"], settings["tokens"] / one)
         yield from cautions.little_of_it(settings["epochs"], 3600 * settings["hours"])
@@ -349,7 +381,7 @@ def _warnings(
     beyond = settings["hours"] * rules.PLATEAU / settings["steps"]
     yield from cautions.few_steps(settings["steps"], f"--hours {two_digits(beyond)}")
     if not fits:
-        yield cautions.too_large(settings["model"], machine.memory)
+        yield cautions.too_large(str(model_in_words({**settings})), machine.memory)
 
 
 def _enough_hours(settings: AdviceSettings) -> str:

@@ -5,14 +5,15 @@ not the functions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data_prep.text.languages import defaults
 from pretrain.advice.machine import Machine
 from pretrain.advice.survey import UNSPACED, Survey
 from pretrain.formatting import bytes_in_words, counted, duration
-from pretrain.sizes import PRESETS, Shape, activation_bytes, parameters, state_bytes
+from pretrain.settings.shape import PRESETS, Shape
+from pretrain.sizes import activation_bytes, parameters, state_bytes
 
 
 class ModelRule(NamedTuple):
@@ -186,22 +187,24 @@ class Pace(NamedTuple):
     worth: float  # of new text
 
 
-def paces(machine: Machine, hours: float, vocab_size: int, text_tokens: float) -> list[Pace]:
-    """Return the pace of every preset that fits into the memory."""
+def paces(
+    machine: Machine, hours: float, vocab_size: int, text_tokens: float, shapes: Mapping[str, Shape] = PRESETS
+) -> list[Pace]:
+    """Return the pace of every preset that fits into the memory; `shapes`: those that are asked for, by preset."""
     found: list[Pace] = []
-    for name, rule in MODEL_RULES.items():
-        sample = 64 if PRESETS[name].hidden <= 256 else 128
-        speed = machine.tokens_per_second(PRESETS[name], vocab_size, sample, rule.mask_rate)
+    for name, shape in shapes.items():
+        sample = 64 if shape.hidden <= 256 else 128
+        speed = machine.tokens_per_second(shape, vocab_size, sample, MODEL_RULES[name].mask_rate)
         tokens = 3600 * hours * speed
-        if found and not fits(name, machine, vocab_size):
+        if found and not fits(name, machine, vocab_size, shape):
             break
         found.append(Pace(name, speed, tokens, worth(tokens, text_tokens)))
     return found
 
 
-def fits(name: str, machine: Machine, vocab_size: int) -> bool:
+def fits(name: str, machine: Machine, vocab_size: int, shape: Shape | None = None) -> bool:
     """Return whether the state and eight samples of 128 tokens fit, at any ZeRO stage."""
-    return stage_and_micro_batch(name, machine, vocab_size, 128, 8)[1] >= 8
+    return stage_and_micro_batch(name, machine, vocab_size, 128, 8, shape=shape)[1] >= 8
 
 
 def model(found: Sequence[Pace]) -> tuple[Pace, Pace | None]:
@@ -290,16 +293,26 @@ def dropout(passes: float) -> Choice:
     return 0.1, f"BERT's own; {counted(passes)} passes over the text"
 
 
-def stage_and_micro_batch(name: str, machine: Machine, vocab_size: int, seq_len: int, share: int) -> tuple[int, int]:
+def stage_and_micro_batch(
+    name: str,
+    machine: Machine,
+    vocab_size: int,
+    seq_len: int,
+    share: int,
+    *,
+    shape: Shape | None = None,
+    has_average: bool = False,
+) -> tuple[int, int]:
     """Return the lowest ZeRO stage from 1 on with room for a good micro-batch, and that: a power of two that divides a
-    rank's share of the batch; 0 where none fits."""
-    shape = PRESETS[name]
+    rank's share of the batch; 0 where none fits. The model has the shape of preset `name`, or another `shape`."""
+    shape = shape or PRESETS[name]
     weights = parameters(shape, vocab_size)
     sample = seq_len * activation_bytes(shape, vocab_size, MODEL_RULES[name].mask_rate, machine.precision)
     wanted = max(1, (GPU_MICRO_BATCH_TOKENS if machine.is_gpu else CPU_MICRO_BATCH_TOKENS) // seq_len)
     best = (1, 0)
     for stage in (1, 2, 3) if machine.ranks > 1 else (1,):
-        room = MEMORY_SHARE * machine.memory - state_bytes(stage, weights, machine.ranks, machine.precision)
+        state = state_bytes(stage, weights, machine.ranks, machine.precision, has_average)
+        room = MEMORY_SHARE * machine.memory - state
         most = min(int(room / sample), wanted, share) if room > 0 else 0
         micro = 1 << (most.bit_length() - 1) if most > 0 else 0
         while micro > 1 and share % micro:

@@ -13,6 +13,9 @@ class AdviceSettings(TypedDict):
     vocab_kind: str
     vocab_size: int
     model: str
+    layers: int
+    hidden: int
+    heads: int
     objective: str
     seq_len: int
     global_batch: int
@@ -22,6 +25,7 @@ class AdviceSettings(TypedDict):
     precision: str
     lr: float
     optimizer: str
+    average: str
     schedule: str
     warmup: float
     mask_rate: float

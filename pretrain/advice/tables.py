@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pretrain.advice.advice import Advice, pasteable
 from pretrain.formatting import bytes_in_words, counted, duration
+from pretrain.settings.shape import model_in_words
 
 WIDTH = 118  # columns where there is no terminal to ask
 SHOWN = (
@@ -29,7 +30,7 @@ def shown(advice: Advice) -> Iterator[Table | Text]:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title="What fits", title_justify="left", title_style="bold")
     for name in ("setting", "value", "because"):
         table.add_column(name, style="cyan" if name == "setting" else None, overflow="fold")
-    by_name: Mapping[str, object] = advice.settings
+    by_name: Mapping[str, object] = {**advice.settings, "model": model_in_words({**advice.settings})}
     for name in SHOWN:
         table.add_row(name, in_words(by_name[name]), advice.reasons.get(name, ""))
     for phase in advice.settings["phases"]:
@@ -84,7 +85,7 @@ def found_in_words(advice: Advice) -> Iterator[tuple[str, str]]:
     together = f" over all {machine['ranks']} GPUs" if machine["is_gpu"] and machine["ranks"] > 1 else ""
     yield (
         "Speed",
-        f"{speed:,} tokens/s of {advice.settings['model']}{together}: {speed / step_tokens:.3g} steps/s of "
+        f"{speed:,} tokens/s of {model_in_words({**advice.settings})}{together}: {speed / step_tokens:.3g} steps/s of "
         f"{counted(step_tokens)} tokens each, padding not counted; a pass over the text takes "
         f"{duration(3600 * cost['hours_a_pass'])}",
     )

@@ -263,7 +263,7 @@ def check_identity(
         different = [key for key in identity.model if stored.model.get(key) != identity.model[key]]
         raise InputError(
             f"{folder} holds another model: {', '.join(different) or 'parameters'} differ; "
-            "resume with its own --model, or choose another --out folder"
+            "resume with its own --model (--layers, --hidden, --heads), or choose another --out folder"
         )
 
 

@@ -25,6 +25,7 @@ from pretrain.run_record import RunRecord
 from pretrain.settings.averaging import parse_average
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import DsConfig
+from pretrain.settings.shape import model_in_words
 
 Getter = Callable[[RunRecord, int], Any]
 
@@ -133,7 +134,7 @@ def _start(record: RunRecord, step: int) -> str:
 
 
 def _start_in_words(record: RunRecord) -> str:
-    return str(record["train"]["init_from"] or f"--model {record['train']['model']}")
+    return str(record["train"]["init_from"] or f"--model {model_in_words(record['train'])}")
 
 
 def _average(record: RunRecord, step: int) -> str:

@@ -74,7 +74,9 @@ def write_model(folder: Path, source: ExportSource, head: str) -> int:
     """Write config.json, model.safetensors and the tokenizer, with the vocabulary's true size; return the number of
     parameters."""
     identity = source.identity
-    config = BertConfig(**identity.model | {"vocab_size": identity.vocab_size})
+    config = BertConfig(
+        **identity.model | {"vocab_size": identity.vocab_size, "initializer_range": source.initializer_range}
+    )
     has_pooler = "bert.pooler.dense.weight" in source.weights  # what was trained without sentence pairs has none
     model = HEADS[head](config) if head != "encoder" else BertModel(config, add_pooling_layer=has_pooler)
     # A bare BertModel names its tensors without the prefix of the others.

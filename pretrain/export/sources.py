@@ -38,6 +38,8 @@ from pretrain.monitor.lines import read_lines
 from pretrain.run_folder import disagreement
 from pretrain.run_record import RunRecord
 from pretrain.settings.averaging import parse_average
+from pretrain.settings.limits import BERT_INITIALIZER_RANGE
+from pretrain.settings.shape import model_in_words
 
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
 EMBEDDING = "embeddings.word_embeddings.weight"
@@ -52,6 +54,7 @@ class ExportSource(NamedTuple):
     step: int | None
     weights: dict[str, Tensor]  # as BertForPreTraining names them, fp32; a head may be absent
     identity: ModelIdentity
+    initializer_range: float  # for a config.json
     tokenizer: Path
     name: str
     title: str  # of the model card
@@ -103,6 +106,7 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
         step=manifest.step,
         weights=read_weights(folder, manifest.parameters, "average" if weights == "averaged" else "master"),
         identity=manifest.identity,
+        initializer_range=_initializer_range(record),
         tokenizer=run / "vocab",
         name=name,
         title=title,
@@ -117,7 +121,7 @@ def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str,
     checkpoint itself says, which knows less of where it comes from."""
     try:
         train, segments = record["train"], _segments(record)
-        name = train["model"] or Path(train["init_from"]).name
+        name = model_in_words(train) or Path(train["init_from"]).name
         pairs = ", ".join(dict.fromkeys(found for found in map(_objective, segments) if found not in ("", "mlm")))
         objectives = f" and sentence pairs ({pairs})" if pairs else ""
         init = segments[0].get("train", {}).get("init_from")
@@ -138,6 +142,12 @@ def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str,
 def _segments(record: RunRecord) -> list[RunRecord]:
     """Return the records of a run in their order: each was in force until the next one."""
     return [*record.get("segments", []), record]
+
+
+def _initializer_range(record: JsonObject) -> float:
+    """Return the deviation of the weights that a run began with, of what is kept of its record."""
+    train = (record.get("segments") or [record])[0].get("train", {})
+    return float(train.get("initializer_range", BERT_INITIALIZER_RANGE))  # an older version knew no other
 
 
 def _objective(segment: RunRecord) -> str:
@@ -230,6 +240,7 @@ def _trained_elsewhere(
         step=step,
         weights=named,
         identity=ModelIdentity(architecture_of(meaning) | rows, tokenizer_sha256(vocab), meaning.vocab_size),
+        initializer_range=meaning.initializer_range,
         tokenizer=vocab,
         name=name,
         title=name,

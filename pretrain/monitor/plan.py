@@ -29,8 +29,9 @@ from pretrain.monitor.disk import DiskNeed, check_disk
 from pretrain.monitor.probe import Probe, move_to_device, probe, probe_optimizer
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.phases import Phase
+from pretrain.settings.shape import Shape
 from pretrain.setup import Setup
-from pretrain.sizes import Shape, state_bytes
+from pretrain.sizes import state_bytes
 from pretrain.state import DataPosition
 
 SAMPLED_TOKENS = 20_000_000  # of a store of which samples are looked at; the rest is taken to be like them
@@ -126,6 +127,7 @@ class Plan:
     ranks: int
     stage: int
     precision: str
+    has_average: bool  # of the weights
     phases: list[PhasePlan]
     disk: DiskNeed
     optimizer_seconds: float | None  # of all parameters; None where moments would not fit
@@ -154,8 +156,8 @@ class Plan:
         return self.machine is None or together <= self.machine.memory
 
     def state_bytes(self, stage: int) -> float:
-        """Return the bytes of weights, gradients and optimizer state that a rank has at a ZeRO stage."""
-        return state_bytes(stage, self.parameters, self.ranks, self.precision)
+        """Return the bytes of weights, gradients, optimizer state and average that a rank has at a ZeRO stage."""
+        return state_bytes(stage, self.parameters, self.ranks, self.precision, self.has_average)
 
     def to_json(self) -> JsonObject:
         """Return the plan as JSON values."""
@@ -199,6 +201,7 @@ def estimate_run(
     optimizer_seconds = None if machine else probe_optimizer(model, ds_config)
     plan = Plan(
         parameters=parameters, ranks=ranks, stage=stage, precision=precision,
+        has_average=config.averaging.is_on,
         phases=[
             _plan_phase(phase, found, config, model, ranks=ranks, machine=machine, optimizer_seconds=optimizer_seconds)
             for phase, found in zip(phases, data, strict=True)
@@ -256,7 +259,8 @@ def _plan_phase(
 
 
 def _shape_of(model: BertForPreTraining) -> Shape:
-    return Shape(model.config.num_hidden_layers, model.config.hidden_size)
+    config = model.config
+    return Shape(config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
 
 
 def _measure_phase(phase: Phase, config: TrainConfig, stores: list[Store], model: BertForPreTraining) -> PhaseData:

@@ -42,7 +42,8 @@ TYPES: dict[str, JsonObject] = {  # of what the report reads in config.json; all
     "train": {
         "data": list, "phase": list, "model": TEXT, "init_from": TEXT, "objective": str, "schedule": str,
         "steps": int | None, "seq_len": int | None, "warmup": int | float, "dropout": NUMBER,
-        "temperature": int | float, "hours": NUMBER,
+        "temperature": int | float, "hours": NUMBER, "layers": int | None, "hidden": int | None, "heads": int | None,
+        "initializer_range": int | float, "mlm_bias": str,
     },
     "deepspeed": {
         "optimizer": dict, "bf16": dict, "fp16": dict, "zero_optimization": dict, "gradient_clipping": NUMBER,

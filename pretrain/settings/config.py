@@ -8,7 +8,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -22,7 +22,12 @@ from data_prep.samples.sample_index import Objective
 from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
+    BERT_INITIALIZER_RANGE,
     COUNT,
+    HEADS,
+    HIDDEN,
+    INITIALIZER_RANGE,
+    LAYERS,
     MASK_RATE,
     MINUTES,
     PASSES,
@@ -37,6 +42,12 @@ from pretrain.settings.limits import (
 )
 from pretrain.settings.phases import Span, check_phases, parse_spans
 from pretrain.settings.schedule import Schedule
+from pretrain.settings.shape import Shape, shape_of
+
+MlmBias = Literal["zeros", "unigram"]
+# What a new model is, in place of its preset's numbers, and how it begins; with --init_from all of it is there already.
+SHAPE = Shape._fields
+OF_A_NEW_MODEL = (*SHAPE, "initializer_range", "mlm_bias")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +61,17 @@ class TrainConfig:
     """run folder: config.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/"""
     model: Preset | None = None
     """size of a new model (this or --init_from)"""
+    layers: Annotated[int | None, LAYERS] = None
+    """layers of the new model; None: as many as --model has"""
+    hidden: Annotated[int | None, HIDDEN] = None
+    """its hidden size, of which the feed-forward layers have four times as much; None: that of --model"""
+    heads: Annotated[int | None, HEADS] = None
+    """its attention heads; None: a head for each 64 of the hidden size. On a GPU a multiple of 8 for each is fastest"""
+    initializer_range: Annotated[float, INITIALIZER_RANGE] = BERT_INITIALIZER_RANGE
+    """standard deviation of its initial weights"""
+    mlm_bias: MlmBias = "zeros"
+    """where its output bias begins: zeros (BERT), or unigram: the log of how frequent each token is in --data, so that
+    the first loss is the unigram entropy"""
     init_from: Path | None = None
     """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
     ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
@@ -173,6 +195,7 @@ class TrainConfig:
             raise InputError(f"give one of --model ({', '.join(get_args(Preset))}) and --init_from HF_FOLDER")
         check_ranges(self)
         check_ranges(self.flags)
+        self._check_new_model()
         check_phases(self.phase, self._whole)
         check_data(self.data)
         parse_average(self.average)
@@ -197,6 +220,26 @@ class TrainConfig:
                 f"--patience {self.patience} waits for evaluations on the way; give --eval_every (or --eval_minutes) "
                 "and --eval_samples above 0"
             )
+
+    def _check_new_model(self) -> None:
+        """Refuse a shape that cannot be, and what is asked of a new model where an old one goes on."""
+        if self.model is not None:
+            shape_of(self.model, layers=self.layers, hidden=self.hidden, heads=self.heads)
+            return
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in OF_A_NEW_MODEL:
+            if (value := getattr(self, name)) != usual[name]:
+                raise InputError(
+                    f"--{name} {value} is of a new model; that of --init_from {self.init_from} is what it is: leave it "
+                    "out, or give --model"
+                )
+
+    @property
+    def shape(self) -> Shape | None:
+        """The shape of a new model; None with --init_from."""
+        if self.model is None:
+            return None
+        return shape_of(self.model, layers=self.layers, hidden=self.hidden, heads=self.heads)
 
     @property
     def _whole(self) -> Span:

@@ -24,7 +24,7 @@ from data_prep.cli import ROOT, InputError, say
 from data_prep.fields import SEAL, parse, read_fields
 from data_prep.json_types import JsonObject
 from data_prep.ranges import hints_of, kind_of
-from pretrain.settings.config import TrainConfig
+from pretrain.settings.config import OF_A_NEW_MODEL, SHAPE, TrainConfig
 from pretrain.settings.ds_config import DsConfig, Flags, resolve
 
 Settings = JsonObject
@@ -49,7 +49,7 @@ def with_settings(args: Sequence[str]) -> list[str]:
     given = {_name_of(arg) for arg in args if arg.startswith("--")}
     settings = read_settings(path, is_whole="ds_config" not in given)
     if given & {*EITHER}:
-        given |= {*EITHER}
+        given |= {*EITHER, *(OF_A_NEW_MODEL if "init_from" in given else SHAPE)}  # those were of the other model
     return [*_arguments({name: value for name, value in settings.items() if name not in given}), *args]
 
 
