@@ -7,7 +7,7 @@ import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -143,7 +143,7 @@ def test_rows_that_pad_the_vocabulary_are_our_own(tmp_path):
         for number, kind in enumerate(("fp32", "exp_avg", "exp_avg_sq")):
             torch.save({"param": theirs + number}, folder / f"{kind}.pt")
         torch.save(torch.tensor(9.0), folder / "step.pt")
-    shape = dict(layers=1, hidden=48, heads=3)
+    shape: dict[str, Any] = dict(layers=1, hidden=48, heads=3)
     main(ImportConfig(tmp_path / "universal", opened.folder, tmp_path / "run", model="bert-tiny", **shape))
     with pytest.raises(InputError, match="--heads go with --model"):
         ImportConfig(tmp_path / "universal", opened.folder, tmp_path / "run", init_from=tmp_path, **shape)
