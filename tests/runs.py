@@ -13,7 +13,7 @@ from pretrain.settings.ds_config import Flags
 
 # The gradient of a key's bias is 0 (softmax ignores it); optimizers that divide by its size amplify rounding noise.
 NOISE = "attention.self.key.bias"
-SAVING_STEPS = 24
+SAVING_STEPS = 16
 
 
 def train_config(**options: Any) -> TrainConfig:

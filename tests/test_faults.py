@@ -57,18 +57,17 @@ def finish_and_compare(store: Path, run: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victims", [[1], [0], [0, 1]])
-def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
+@pytest.mark.parametrize("victim", [1, 0])
+def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victim):
     run = tmp_path / "run"
     ranks = start_ranks(2, train, saving_run(store, run))
-    step = random.Random(str(victims)).randrange(2, SAVING_STEPS - 6)
+    step = random.Random(victim).randrange(2, SAVING_STEPS - 6)
     wait_for(lambda: steps_done(run) >= step)
     pause = random.random() * 0.05  # drawn anew each time, and said where the test fails
     print(f"killed {pause} s after step {step}")
     time.sleep(pause)
-    for victim in victims:
-        ranks[victim][0].kill()
-    for process, _ in ranks:  # the launcher ends the others; here the test does
+    ranks[victim][0].kill()
+    for process, _ in ranks:  # the launcher ends the other; here the test does
         process.kill()
         process.join()
     assert steps_done(run) < SAVING_STEPS
@@ -76,10 +75,9 @@ def test_kill_9_at_a_random_moment(store, undisturbed, tmp_path, victims):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_to_one_rank_stops_all_and_saves(store, undisturbed, tmp_path, number):
     run = tmp_path / "run"
-    signal.signal(number, signal.SIG_DFL)  # tests under nohup ignore SIGHUP, and ranks would keep to that
     ranks = start_ranks(2, train, saving_run(store, run, save_every=0))
     wait_for(lambda: steps_done(run) >= 3)
     os.kill(ranks[1][0].pid, number)
@@ -308,22 +306,22 @@ def train_in_fp16(settings: TrainConfig) -> Any:
 @pytest.mark.parametrize("zero", [3])
 def test_fp16_skips_until_the_loss_scale_fits_and_resumes_with_it(store, tmp_path, zero):
     ds_config = {
-        "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 32, "hysteresis": 1, "min_loss_scale": 1},
+        "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 21, "hysteresis": 1, "min_loss_scale": 1},
         "zero_optimization": {"stage": zero},
     }
     (tmp_path / "ds.json").write_text(json.dumps(ds_config))
-    settings = saving_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
+    settings = saving_run(store, tmp_path / "run", ds_config=tmp_path / "ds.json", steps=4, save_every=2, max_skips=30)
     state = run_ranks(2, train_in_fp16, settings)[0]
     skips = events(tmp_path / "run", "skip")
     assert state.steps_skipped == len(skips) > 3
     assert skips[-1]["loss_scale"] < skips[0]["loss_scale"]
     cut = tmp_path / "cut"
     shutil.copytree(tmp_path / "run", cut)
-    shutil.rmtree(checkpoint_dir(cut, 6))
+    shutil.rmtree(checkpoint_dir(cut, 4))
     run_ranks(
-        2, train_in_fp16, saving_run(store, cut, ds_config=tmp_path / "ds.json", steps=6, save_every=3, max_skips=30)
+        2, train_in_fp16, saving_run(store, cut, ds_config=tmp_path / "ds.json", steps=4, save_every=2, max_skips=30)
     )
-    assert contents(checkpoint_dir(cut, 6)) == contents(checkpoint_dir(tmp_path / "run", 6))
+    assert contents(checkpoint_dir(cut, 4)) == contents(checkpoint_dir(tmp_path / "run", 4))
 
 
 KINDS = {"supervise.py": "supervisor", "--local_rank=": "rank", "deepspeed.launcher.launch": "launch.py"}
@@ -360,18 +358,18 @@ def is_over(member: psutil.Process) -> bool:
 class TestLauncher:
     """The real command, its processes found in the process table."""
 
-    def launch(self, store: Path, run: Path, console: int = subprocess.DEVNULL) -> subprocess.Popen:
+    def launch(self, store: Path, run: Path, console: int = subprocess.DEVNULL, ranks: int = 2) -> subprocess.Popen:
         return start(
             "bash", "launch/pretrain.sh", "--data", store, "--out", run, "--model", "bert-tiny",
             "--seq_len", "32", "--steps", "100000", "--lr", "1e-3", "--global_batch", "8", "--save_every", "0",
-            "--eval_samples", "0", "--log_every", "1", env={"RANKS": "2"}, stdout=console, stderr=console,
+            "--eval_samples", "0", "--log_every", "1", env={"RANKS": str(ranks)}, stdout=console, stderr=console,
         )  # fmt: skip
 
-    def training(self, process: subprocess.Popen, run: Path) -> dict[str, list[psutil.Process]]:
+    def training(self, process: subprocess.Popen, run: Path, ranks: int = 2) -> dict[str, list[psutil.Process]]:
         wait_for(lambda: steps_done(run) >= 3 or process.poll() is not None)
         found = family(process)
         assert {kind: len(members) for kind, members in found.items()} == {
-            "rank": 2, "launch.py": 1, "deepspeed": 1, "supervisor": 1,
+            "rank": ranks, "launch.py": 1, "deepspeed": 1, "supervisor": 1,
         }  # fmt: skip
         return found
 
@@ -383,15 +381,9 @@ class TestLauncher:
         wait_for(lambda: all(is_over(member) for kind in members.values() for member in kind))
         return process.wait(PATIENCE)
 
-    def test_a_signal_to_all_saves_once_and_leaves_no_orphan(self, store, tmp_path):
-        process = self.launch(store, tmp_path / "run")
-        members = self.training(process, tmp_path / "run")
-        os.killpg(process.pid, signal.SIGTERM)
-        assert self.ends(process, members) == STOPPED
-        self.saved_once(tmp_path / "run")
-
-    def test_a_terminal_that_is_closed_ends_nothing_until_it_hangs_up(self, store, tmp_path):
-        """Lines for a console that has died are lost and said to be; SIGHUP, which tells of it, saves and stops."""
+    def test_a_terminal_that_is_closed_ends_nothing_until_all_get_its_signal(self, store, tmp_path):
+        """Lines for a console that has died are lost and said to be; SIGHUP, which tells of it, saves once and stops,
+        and leaves no orphan."""
         run = tmp_path / "run"
         reading, writing = os.pipe()
         process = self.launch(store, run, console=writing)
@@ -400,7 +392,7 @@ class TestLauncher:
         os.close(reading)
         done = steps_done(run)
         wait_for(lambda: steps_done(run) > done + 2)
-        process.send_signal(signal.SIGHUP)
+        os.killpg(process.pid, signal.SIGHUP)
         assert self.ends(process, members) == STOPPED
         self.saved_once(run)
         assert (run / "log.txt").read_text().count("warning: the console cannot be written (Broken pipe)") == 1
@@ -413,8 +405,9 @@ class TestLauncher:
         self.saved_once(tmp_path / "run")
 
     def test_kill_9_of_the_supervisor_saves_and_leaves_no_orphan(self, store, tmp_path):
-        process = self.launch(store, tmp_path / "run")
-        members = self.training(process, tmp_path / "run")
+        """The kernel ends the launcher; what a rank then does is seen above."""
+        process = self.launch(store, tmp_path / "run", ranks=1)
+        members = self.training(process, tmp_path / "run", ranks=1)
         process.kill()
         assert self.ends(process, members) == -signal.SIGKILL
         self.saved_once(tmp_path / "run")
