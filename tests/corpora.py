@@ -91,7 +91,7 @@ def tiny_vocab(folder: Path, cased: bool = False) -> Path:
 
 
 def run_script(name: str, *arguments: object, cwd: Path = ROOT, **more) -> subprocess.CompletedProcess[str]:
-    """Run data_prep/NAME.py as a plain script."""
+    """Run data_prep/NAME.py as a plain script: where a new process matters, as its hashes of strings do for bytes."""
     command = [sys.executable, str(ROOT / "data_prep" / f"{name}.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, **more)
 

@@ -22,7 +22,8 @@ from data_prep.text.cleaning import (
     settings_of,
 )
 from data_prep.text.corpus import Document
-from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
+from tests.corpora import as_jsonl, texts, tiny_vocab, write
+from tests.forked import fork_script
 
 LONG = "the quick brown fox walked slowly under the old stone bridge of Paris"
 
@@ -97,7 +98,7 @@ def test_all_of_it_is_counted_in_the_manifest_and_does_not_depend_on_workers(tmp
     write(tmp_path / "test.txt", LONG)
     vocab = tiny_vocab(tmp_path / "v")
     for workers in ("1", "2"):
-        done = run_script(
+        done = fork_script(
             *("shard", "--corpus", tmp_path / "c", "--vocab", vocab, "--out", tmp_path / workers, "--workers", workers),
             *("--shard_mb", "0.01", "--control", "--min_chars", "30", "--exclude", tmp_path / "test.txt"),
         )

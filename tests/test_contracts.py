@@ -37,7 +37,8 @@ from pretrain.export.command import main as export
 from pretrain.finetune.command import FinetuneConfig
 from pretrain.finetune.command import main as finetune
 from pretrain.model import build_model
-from tests.corpora import run_script, tiny_vocab, write
+from tests.corpora import tiny_vocab, write
+from tests.forked import fork_script
 from tests.stores import entries_of, store_of
 from tests.tiny_hf import VOCABULARY, tiny_bert
 
@@ -189,7 +190,7 @@ def test_a_store_keeps_the_settled_folder_and_its_hash(tmp_path):
     given = folder_of(tmp_path / "v", tokenizer_of("wordpiece", NORMALIZERS["cased"](), False), None)
     before = {path.name: path.read_bytes() for path in given.iterdir()}
     write(tmp_path / "corpus.txt", "Hello Dog. Some text.\n\nAnother Document. With Capitals.")
-    run = run_script("shard", "--corpus", tmp_path / "corpus.txt", "--vocab", given, "--out", tmp_path / "store")
+    run = fork_script("shard", "--corpus", tmp_path / "corpus.txt", "--vocab", given, "--out", tmp_path / "store")
     assert run.returncode == 0, run.stderr
     assert "leaves out what transformers needs" in run.stderr
     assert {path.name: path.read_bytes() for path in given.iterdir()} == before
@@ -197,7 +198,7 @@ def test_a_store_keeps_the_settled_folder_and_its_hash(tmp_path):
     assert store.vocab_sha256 == tokenizer_sha256(store.folder / "vocab")
     assert store.verify() == []
     assert agrees(store.folder / "vocab", Encoder.load(given), [*ADVERSARIAL_STRINGS, *LINES])
-    again = run_script("shard", "--corpus", tmp_path / "corpus.txt", "--vocab", given, "--out", tmp_path / "store")
+    again = fork_script("shard", "--corpus", tmp_path / "corpus.txt", "--vocab", given, "--out", tmp_path / "store")
     assert "nothing to do" in again.stderr, again.stderr
 
 

@@ -10,7 +10,8 @@ from data_prep.cli import InputError
 from data_prep.dedup import exact_copies, frequent, near_copies, rows_of
 from data_prep.store import Store
 from data_prep.text.cleaning import read_drop_list
-from tests.corpora import run_script, tiny_vocab, write
+from tests.corpora import tiny_vocab, write
+from tests.forked import fork_script
 
 pytest.importorskip("rensa")
 
@@ -37,7 +38,7 @@ def corpus(tmp_path_factory):
 
 
 def dedup(corpus, out, *more):
-    done = run_script("dedup", "--corpus", corpus, "--out", out, "--shard_mb", "0.03", *more)
+    done = fork_script("dedup", "--corpus", corpus, "--out", out, "--shard_mb", "0.03", *more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -49,7 +50,7 @@ def test_copies_are_found_and_left_out(corpus, tmp_path):
     dedup(corpus, tmp_path / "two.npz", "--line_copies", "50", "--workers", "2")
     assert (tmp_path / "drops.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
     options = ("--vocab", tiny_vocab(tmp_path / "v"), "--out", tmp_path / "store", "--shard_mb", "0.03")
-    done = run_script("shard", "--corpus", corpus, *options, "--drop", tmp_path / "drops.npz")
+    done = fork_script("shard", "--corpus", corpus, *options, "--drop", tmp_path / "drops.npz")
     assert done.returncode == 0, done.stderr
     counts = Store.open(tmp_path / "store").manifest.counts
     assert (counts.documents, counts.dropped_documents, counts.dropped_lines) == (100, 14, 100)
@@ -77,4 +78,4 @@ def test_a_list_that_is_none_is_refused(tmp_path):
         write(tmp_path / "x.npz", content)
         with pytest.raises(InputError, match=r"x\.npz is not a list of .*data_prep/dedup\.py"):
             read_drop_list(tmp_path / "x.npz")
-    assert run_script("dedup", "--out", tmp_path / "y").returncode == 2
+    assert fork_script("dedup", "--out", tmp_path / "y").returncode == 2

@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -29,6 +27,7 @@ from pretrain.finetune import labelled, tasks
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, class_names, subset
 from pretrain.finetune.trainer import summary, tell_shared
+from tests.forked import fork_script
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -373,19 +372,14 @@ def test_an_encoder_that_would_start_at_random_is_refused(hf, toy, tmp_path):
         finetune.main(config_of(broken, toy, tmp_path / "out"))
 
 
-def command(*words: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "pretrain.finetune", *map(str, words)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_the_command_line(hf, toy, tmp_path):
     files = ("--train", toy[0], "--eval", toy[1], "--out", tmp_path / "out", "--seq_len", 16)
-    done = command(hf, "--task", "classify", *files, "--limit", 32, "--epochs", 1, "--json")
+    done = fork_script("pretrain.finetune", hf, "--task", "classify", *files, "--limit", 32, "--epochs", 1, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / RESULTS).read_text())
     assert not [word for word in ("Warning", "WARNING", "REPORT") if word in done.stderr]
-    wrong = command(tmp_path / "none", "--task", "classify", *files)
+    wrong = fork_script("pretrain.finetune", tmp_path / "none", "--task", "classify", *files)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr == f"error: {tmp_path}/none: no such folder\n"
 

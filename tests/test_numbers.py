@@ -27,7 +27,8 @@ from pretrain.settings import ds_config, ds_values
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.ds_config import Flags, resolve
 from pretrain.settings.phases import INTEGERS, NUMBERS, Span, parse_span
-from tests.corpora import files_of, run_script
+from tests.corpora import files_of
+from tests.forked import fork_script
 
 COMMANDS = {
     TrainConfig: "--data s --out run --model bert-tiny",
@@ -126,7 +127,7 @@ def test_a_refused_number_ends_with_2_in_one_line_and_writes_nothing(tmp_path):
         ("vocab", "--corpus a.txt --out v --size 99999999999999999999999"),
         ("shard", "--corpus a.txt --vocab v --out s --shard_mb inf"),
     ):
-        done = run_script(script, *line.split(), cwd=tmp_path)
+        done = fork_script(script, *line.split(), cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
         assert line.split()[-2] in done.stderr
     assert files_of(tmp_path) == {}

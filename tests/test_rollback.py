@@ -124,12 +124,12 @@ def test_spikes_without_end_end_the_run(store, tmp_path):
 @pytest.mark.slow
 def test_stage_3_goes_back_too(store, tmp_path):
     """At stage 3 gathered weights would survive a checkpoint that is loaded into an engine in use."""
-    run, steps = tmp_path / "run", SPIKE + 1
-    state = run_ranks(2, train_with_spikes, config(store, run, zero=3, steps=steps), {SPIKE})[0]
+    run, spike, steps = tmp_path / "run", 10, 11
+    state = run_ranks(2, train_with_spikes, config(store, run, zero=3, steps=steps), {spike})[0]
     assert state.step == steps
-    assert [event["step"] for event in events(run, "rollback")] == [12]
-    cut = cut_after(run, 12, tmp_path / "cut")
-    run_ranks(2, train_with_spikes, config(store, cut, zero=3, steps=steps), {SPIKE - 12})
+    assert [event["step"] for event in events(run, "rollback")] == [8]
+    cut = cut_after(run, 8, tmp_path / "cut")
+    run_ranks(2, train_with_spikes, config(store, cut, zero=3, steps=steps), {spike - 8})
     assert contents(checkpoint_dir(cut, steps)) == contents(checkpoint_dir(run, steps))
 
 

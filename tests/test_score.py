@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, BertForPreTraining, BertModel
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import InputError
 from pretrain import score, scoring
 from pretrain.checkpoints.format import list_checkpoints
 from pretrain.export.hf_writer import convert
@@ -22,6 +20,7 @@ from pretrain.model import PretrainingModule, build_model
 from pretrain.setup import prepare
 from pretrain.train import train
 from pretrain.zero.engine import init_distributed
+from tests.forked import fork_script
 from tests.ranks import run_ranks
 from tests.reference.pseudo_likelihood import pseudo_log_likelihood
 from tests.runs import contents, lines_of, tiny_run
@@ -193,8 +192,7 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(hf, tmp_path):
         ([hf], "error: give one of --pairs FILE and --texts FILE: what to score"),
         ([hf, "--texts", tmp_path / "nix.txt"], f"error: {tmp_path / 'nix.txt'}: no such file"),
     ):
-        command = [sys.executable, "-m", "pretrain.score", *map(str, arguments)]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        ended = fork_script("pretrain.score", *arguments)
         assert (ended.returncode, ended.stdout, ended.stderr.strip()) == (2, "", message)
 
 

@@ -28,6 +28,7 @@ from tests.corpora import (
     write,
     write_parquet,
 )
+from tests.forked import fork_script
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def corpus(tmp_path_factory):
 
 def shard(corpus, vocab, out, *more, **environment):
     arguments = ("--corpus", corpus, "--vocab", vocab, "--out", out, "--shard_mb", "0.03", *more)
-    return run_script("shard", *arguments, env={**os.environ, **environment})
+    return fork_script("shard", *arguments, env={**os.environ, **environment})
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_killed_while_it_is_finished_it_continues_to_the_same_bytes(vocab, tmp_p
     command = [sys.executable, "-c", DIES, *moment.split(), *map(str, arguments), "--out", str(out)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 9
     for folder in (out, tmp_path / "whole"):
-        done = run_script("shard", *arguments, "--out", folder)
+        done = fork_script("shard", *arguments, "--out", folder)
         assert done.returncode == 0, done.stderr
     assert files_of(out) == files_of(tmp_path / "whole")
 
@@ -267,7 +268,7 @@ def test_wrong_input_is_named_and_leaves_nothing(vocab, tmp_path, files, argumen
     for name in ("--vocab", "--out"):  # the last one counts
         if options.count(name) > 1:
             del options[options.index(name) : options.index(name) + 2]
-    done = run_script("shard", *options, cwd=tmp_path)
+    done = fork_script("shard", *options, cwd=tmp_path)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "store/manifest.json").exists()
@@ -283,13 +284,13 @@ def test_a_disk_that_is_full_ends_it_without_a_manifest(made, corpus, vocab, tmp
     def fill() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    done = run_script("shard", *arguments, preexec_fn=fill)
+    done = fork_script("shard", *arguments, before=fill)
     assert done.returncode == 1
     assert "error: unit" in done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (out / "manifest.json").exists()
-    assert run_script("shard", *arguments).returncode == 0
+    assert fork_script("shard", *arguments).returncode == 0
     assert files_of(out) == files_of(made)
 
 

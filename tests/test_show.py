@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
+from tests.corpora import as_jsonl, texts, tiny_vocab, write
+from tests.forked import fork_script
 
 
 @pytest.fixture(scope="module")
@@ -13,13 +14,13 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("show")
     write(folder / "a.jsonl", as_jsonl(texts(80)))
     vocab = tiny_vocab(folder / "vocab")
-    done = run_script("shard", "--corpus", folder / "a.jsonl", "--vocab", vocab, "--out", folder / "store")
+    done = fork_script("shard", "--corpus", folder / "a.jsonl", "--vocab", vocab, "--out", folder / "store")
     assert done.returncode == 0, done.stderr
     return folder / "store"
 
 
 def test_json_is_one_object_with_the_names_of_the_interface(store):
-    done = run_script("show", store, "--json")
+    done = fork_script("show", store, "--json")
     found = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
     assert {"documents", "sentences", "tokens", "bytes_per_token", "unknown_rate", "shards"} <= set(found)
@@ -38,7 +39,7 @@ def test_json_is_one_object_with_the_names_of_the_interface(store):
 
 
 def test_samples_show_segments_labels_and_masks(store):
-    done = run_script("show", store, "--samples", "5", "--seq_len", "64")
+    done = fork_script("show", store, "--samples", "5", "--seq_len", "64")
     assert done.returncode == 0, done.stderr
     heads = re.findall(r"^#\d  (\d+) tokens, (\d+) to predict  (B follows A|B is random)$", done.stdout, re.M)
     bodies = [line for line in done.stdout.splitlines() if line.startswith("[CLS]")]
@@ -52,35 +53,35 @@ def test_samples_show_segments_labels_and_masks(store):
     assert "\x1b" not in done.stdout
     assert "sentences by length in tokens" in done.stdout
     for objective in ("sop", "mlm"):
-        assert run_script("show", store, "--objective", objective, "--samples", "1").returncode == 0
+        assert fork_script("show", store, "--objective", objective, "--samples", "1").returncode == 0
 
 
 def test_verify_finds_damage(store):
-    good = run_script("show", store, "--verify", "--samples", "0")
+    good = fork_script("show", store, "--verify", "--samples", "0")
     assert (good.returncode, "verified" in good.stderr) == (0, True)
     path = store / "shard-00000-000.bin"
     raw = path.read_bytes()
     try:
         path.write_bytes(raw[:200] + bytes([raw[200] ^ 1]) + raw[201:])
-        bad = run_script("show", store, "--verify")
+        bad = fork_script("show", store, "--verify")
         assert (bad.returncode, f"{path}: sha256" in bad.stderr) == (1, True), bad.stderr
         path.write_bytes(raw[:-8])
-        cut = run_script("show", store)
+        cut = fork_script("show", store)
         assert (cut.returncode, cut.stderr.count("\n"), "its header says" in cut.stderr) == (2, 1, True)
     finally:
         path.write_bytes(raw)
 
 
 def test_what_is_no_store_is_named(tmp_path):
-    done = run_script("show", tmp_path)
+    done = fork_script("show", tmp_path)
     assert (done.returncode, "has no manifest.json" in done.stderr) == (2, True)
-    assert run_script("show", tmp_path / "gone").returncode == 2
+    assert fork_script("show", tmp_path / "gone").returncode == 2
 
 
 @pytest.mark.parametrize("unit", ["word", "span", "ngram"])
 @pytest.mark.slow
 def test_it_shows_words_and_spans_and_what_an_epoch_uses(store, tmp_path, unit):
-    done = run_script("show", store, "--unit", unit, "--picture", tmp_path / "lengths.png")
+    done = fork_script("show", store, "--unit", unit, "--picture", tmp_path / "lengths.png")
     assert done.returncode == 0, done.stderr
     assert f"masked by {unit}:" in done.stdout
     shares = {name: float(share) for name, share in re.findall(r"  (\w[^\n]+?)  +([\d.]+) %", done.stdout)}
@@ -94,10 +95,9 @@ def test_it_shows_words_and_spans_and_what_an_epoch_uses(store, tmp_path, unit):
 def test_imbalance_between_ranks_is_shown_and_small(tmp_path):
     write(tmp_path / "a.jsonl", as_jsonl(texts(1500, seed=1)))
     vocab = tiny_vocab(tmp_path / "v")
-    assert (
-        run_script("shard", "--corpus", tmp_path / "a.jsonl", "--vocab", vocab, "--out", tmp_path / "s").returncode == 0
-    )
-    done = run_script("show", tmp_path / "s", "--samples", "1", "--seq_len", "64")
+    made = fork_script("shard", "--corpus", tmp_path / "a.jsonl", "--vocab", vocab, "--out", tmp_path / "s")
+    assert made.returncode == 0
+    done = fork_script("show", tmp_path / "s", "--samples", "1", "--seq_len", "64")
     shares = {name: float(share) for name, share in re.findall(r"  (\w[^\n]+?)  +([\d.]+) %", done.stdout)}
     mean = shares["the fullest of 8 ranks above the mean, 256 samples a step"]
     (most,) = (share for name, share in shares.items() if name.startswith("at most, in "))

@@ -19,7 +19,8 @@ from data_prep.store import Store
 from data_prep.text import corpus
 from data_prep.text.corpus import read_documents
 from data_prep.text.discovery import check_unchanged, find_sources
-from tests.corpora import as_jsonl, as_lines, files_of, run_script, shard, texts, tiny_vocab, write, write_parquet
+from tests.corpora import as_jsonl, as_lines, files_of, shard, texts, tiny_vocab, write, write_parquet
+from tests.forked import fork_script
 
 DOCUMENTS = texts(40)
 
@@ -241,12 +242,12 @@ class TestNames:
             with open(os.path.join(os.fsencode(folder), name.replace(b"jsonl", b"md")), "wb") as file:
                 file.write(b"left out")
         arguments = ("--corpus", folder, "--vocab", vocab_folder, "--workers", "2", "--out", tmp_path / "store")
-        done = run_script("shard", *arguments)
+        done = fork_script("shard", *arguments)
         assert done.returncode == 0, done.stderr
         assert not set(done.stderr) & set("\x1b\x07\u202e")
         assert "c/caf\\xe9.jsonl" in {source.path for source in Store.open(tmp_path / "store").manifest.sources}
         assert len(Store.open(tmp_path / "store").manifest.irregularities) == 4
-        strict = run_script("shard", *arguments[:-1], tmp_path / "strict", "--strict")
+        strict = fork_script("shard", *arguments[:-1], tmp_path / "strict", "--strict")
         assert strict.returncode == 2
         assert len([line for line in strict.stderr.splitlines() if "which --strict refuses" in line]) == 1
         assert not set(strict.stderr) & set("\x1b\x07\u202e")

@@ -132,7 +132,7 @@ def test_continuing_a_finished_run_changes_nothing(finished, store):
     assert lines_of(finished, "train") == before
 
 
-@pytest.mark.parametrize(("objective", "zero"), [("mlm", 1), ("mlm", 3), ("sop", 3)])
+@pytest.mark.parametrize(("objective", "zero"), [("mlm", 3), ("sop", 1)])
 @pytest.mark.slow
 def test_other_objectives_train(store, tmp_path, objective, zero):
     run_ranks(2, train, config(store, tmp_path / "run", objective=objective, zero=zero))
@@ -165,7 +165,7 @@ def test_several_stores_with_weights(store, tmp_path):
     assert [entry["passes"] for entry in record["stores"]] == [1.0, 2.5]
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [2, 3])
 @pytest.mark.slow
 def test_bf16_trains_as_fp32_does(store, finished, tmp_path, zero):
     run_ranks(2, train, config(store, tmp_path / "run", precision="bf16", zero=zero, dropout=0.0))

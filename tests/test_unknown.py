@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from data_prep.store import Store
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
-from tests.corpora import as_jsonl, run_script, texts, tiny_vocab, write
+from tests.corpora import as_jsonl, texts, tiny_vocab, write
+from tests.forked import fork_script
 
 TEXTS = (
     *ADVERSARIAL_STRINGS,
@@ -63,7 +64,7 @@ def test_a_store_says_it_in_its_counts_and_show_repeats_it(tmp_path, vocab):
     for workers in (1, 3):
         out = tmp_path / f"store{workers}"
         options = ("--corpus", tmp_path / "a.jsonl", "--vocab", vocab, "--out", out, "--workers", workers)
-        done = run_script("shard", *options, "--shard_mb", ".002")
+        done = fork_script("shard", *options, "--shard_mb", ".002")
         assert done.returncode == 0, done.stderr
         assert "% of the characters are unknown to this vocabulary" in done.stderr
         manifests.append((out / "manifest.json").read_bytes())
@@ -72,5 +73,5 @@ def test_a_store_says_it_in_its_counts_and_show_repeats_it(tmp_path, vocab):
     assert counts.characters == characters_of(" ".join(document) for document in documents)
     assert counts.characters is not None
     assert (counts.unknown, counts.unknown_characters) == (40 * 4, 40 * 9)  # the full stop is a token of its own
-    found = json.loads(run_script("show", tmp_path / "store1", "--json").stdout)
+    found = json.loads(fork_script("show", tmp_path / "store1", "--json").stdout)
     assert found["unknown_char_rate"] == 40 * 9 / counts.characters > found["unknown_rate"]

@@ -14,6 +14,7 @@ from data_prep.tokens.sentencepieces import MAX_SENTENCE_BYTES, SPECIAL, trainab
 from data_prep.tokens.wordpiece import read_vocab
 from data_prep.vocab import VocabConfig, main
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
+from tests.forked import fork_script
 
 make = partial(parse, VocabConfig, None)
 
@@ -249,9 +250,9 @@ def test_as_a_command_it_ends_with_the_codes_of_the_interface(corpus, tmp_path):
     elsewhere = run_script("vocab", "--corpus", corpus, "--out", "v", "--size", "256", cwd=tmp_path)
     assert (elsewhere.returncode, elsewhere.stdout) == (0, ""), elsewhere.stderr
     assert (tmp_path / "v/tokenizer.json").exists()
-    wrong = run_script("vocab", "--corpus", tmp_path / "gone", "--out", tmp_path / "w")
+    wrong = fork_script("vocab", "--corpus", tmp_path / "gone", "--out", tmp_path / "w")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    assert run_script("vocab", "--sise", "256").returncode == 2
+    assert fork_script("vocab", "--sise", "256").returncode == 2
 
 
 @pytest.mark.parametrize("cased", [False, True])
@@ -283,7 +284,7 @@ def test_sentencepiece_gives_the_same_bytes_every_time(corpus, tmp_path):
 
 def test_a_store_made_with_sentencepiece_knows_its_words(corpus, tmp_path):
     folder = train(corpus, tmp_path / "vocab", "--size", "256", "--model", "unigram")
-    done = run_script("shard", "--corpus", corpus, "--vocab", folder, "--out", tmp_path / "store")
+    done = fork_script("shard", "--corpus", corpus, "--vocab", folder, "--out", tmp_path / "store")
     assert done.returncode == 0, done.stderr
     store = Store.open(tmp_path / "store")
     entry = Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token

@@ -14,7 +14,8 @@ from data_prep.cli import InputError
 from data_prep.sharding.locks import writer_lock
 from data_prep.sharding.ranks import RankInfo
 from data_prep.store import Store
-from tests.corpora import ROOT, as_jsonl, as_lines, files_of, run_script, texts, tiny_vocab, write, write_parquet
+from tests.corpora import ROOT, as_jsonl, as_lines, files_of, texts, tiny_vocab, write, write_parquet
+from tests.forked import fork_script
 
 MPIRUN = Path(sys.executable).with_name("mpirun")
 
@@ -40,7 +41,7 @@ def options(corpus, vocab, out, *more):
 @pytest.fixture(scope="module")
 def made(corpus, vocab, tmp_path_factory):
     out = tmp_path_factory.mktemp("made") / "store"
-    done = run_script("shard", *options(corpus, vocab, out, "--workers", "1"))
+    done = fork_script("shard", *options(corpus, vocab, out, "--workers", "1"))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -64,7 +65,7 @@ def test_a_slurm_array_makes_the_same_bytes(made, corpus, vocab, tmp_path):
     array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2"}
     for task in ("2", "1"):
         environment = os.environ | array | {"SLURM_ARRAY_TASK_ID": task}
-        done = run_script("shard", *options(corpus, vocab, tmp_path / "store"), env=environment)
+        done = fork_script("shard", *options(corpus, vocab, tmp_path / "store"), env=environment)
         assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "store") == files_of(made)
 
@@ -116,7 +117,7 @@ def test_a_second_command_is_refused_while_the_first_one_works(corpus, vocab, tm
         time.sleep(0.001)
     first.send_signal(19)  # SIGSTOP: it cannot finish before we look
     try:
-        second = run_script("shard", *arguments)
+        second = fork_script("shard", *arguments)
     finally:
         first.send_signal(18)
     assert (second.returncode, "is being written by another process" in second.stderr) == (2, True), second.stderr
@@ -129,7 +130,7 @@ def test_sources_are_added_without_touching_what_is_there(made, corpus, vocab, t
     shutil.copytree(made, out)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("shard-*")}
     more = write(tmp_path / "more/d.jsonl", as_jsonl(texts(150, seed=4))).parent
-    done = run_script("shard", *options(more, vocab, out, "--append"))
+    done = fork_script("shard", *options(more, vocab, out, "--append"))
     assert done.returncode == 0, done.stderr
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == old for path, old in before.items())
     old, new = Store.open(made), Store.open(out)
@@ -142,15 +143,15 @@ def test_sources_are_added_without_touching_what_is_there(made, corpus, vocab, t
     )
     assert new.manifest.counts.tokens == int(np.sum([len(shard.tokens) for shard in new.shards]))
     for again in ((more,), (more, corpus)):
-        done = run_script("shard", "--corpus", *again, *options(more, vocab, out, "--append")[2:])
+        done = fork_script("shard", "--corpus", *again, *options(more, vocab, out, "--append")[2:])
         assert (done.returncode, "nothing to do" in done.stderr) == (0, True), done.stderr
 
 
 @pytest.mark.slow
 def test_what_cannot_be_added_is_refused(made, corpus, vocab, tmp_path):
     more = write(tmp_path / "c.jsonl", as_jsonl(texts(5, seed=4)))
-    done = run_script("shard", *options(more, vocab, made, "--append", "--lang", "de"))
+    done = fork_script("shard", *options(more, vocab, made, "--append", "--lang", "de"))
     assert (done.returncode, "was made from something else: lang en, now de" in done.stderr) == (2, True)
     changed = write(tmp_path / corpus.name / "a.txt", as_lines(texts(200, seed=7))).parent
-    done = run_script("shard", *options(changed, vocab, made, "--append"))
+    done = fork_script("shard", *options(changed, vocab, made, "--append"))
     assert (done.returncode, "a.txt is in" in done.stderr, "has changed since" in done.stderr) == (2, True, True)
