@@ -19,9 +19,11 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
+from pretrain.finetune.columns import Choice, choose
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.kinds import kind_of
 from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
-from pretrain.finetune.tables import check_kind
+from pretrain.finetune.tables import read_rows
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
 RESULTS = "results.json"
@@ -55,12 +57,16 @@ def read_examples(config: FinetuneConfig) -> Examples:
     if not config.from_scratch:
         weight_files(config.hf)
     for path in (config.train, config.eval):
-        check_kind(path)
+        kind_of(path)
     check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     if longest is not None:
         check_seq_len(config, longest)
     task = TASK_FILES[config.task]
-    everything, evaluation = task.read(config.train), task.read(config.eval)
+    choice = Choice(config.text, config.pair, config.label, config.label_names)
+    everything, evaluation = (
+        task.read(path, choose(path, read_rows(path), choice, by_word=config.task == "tag"))
+        for path in (config.train, config.eval)
+    )
     check_pairs(config, everything, evaluation)
     names = task.label_names(everything, config.train)
     if names:
