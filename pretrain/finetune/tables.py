@@ -139,11 +139,18 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Row]]:
             raise InputError(f"{path}, line {number}: not a JSON object: {shorten(line)}")
         header = [name for name, _ in pairs]
         names = _column_names(path, number, header)
-        yield number, Row(names, (value for _, value in pairs), _written(names, header))
+        yield number, Row(names, (_plain(value) for _, value in pairs), _written(names, header))
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object, before anything in it is dropped."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in which objects are dicts."""
+    if isinstance(value, _Pairs):
+        return {name: _plain(inner) for name, inner in value}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Row]]:
