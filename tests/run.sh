@@ -15,5 +15,6 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 DS_ACCELE
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy
-# Two at a time, a file on one worker: files share what they have prepared.
-exec $bin/python -m pytest -n 2 --dist loadfile "$@"
+# Two at a time, a file on one worker: files share what they have prepared. tests/conftest.py says in which order.
+unset PYTHONDONTWRITEBYTECODE # a hundred processes that tests start would compile the same modules
+exec $bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

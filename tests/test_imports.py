@@ -167,15 +167,16 @@ def test_data_prep_needs_no_torch_and_never_knows_pretrain(path):
             assert not entry.at_top, f"line {entry.line}: import {entry.module} inside the function that needs it"
 
 
-@pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
-def test_pretrain_reads_only_the_stores_side_of_data_prep(path):
-    ours = {module for module in modules_in(path) if module.split(".")[0] == "data_prep"}
-    assert ours <= FROM_DATA_PREP | (READS_TEXT if module_of(path).startswith("pretrain.advice.") else set())
+def test_pretrain_reads_only_the_stores_side_of_data_prep():
+    for path in files_in("pretrain"):
+        ours = {module for module in modules_in(path) if module.split(".")[0] == "data_prep"}
+        readable = FROM_DATA_PREP | (READS_TEXT if module_of(path).startswith("pretrain.advice.") else set())
+        assert ours <= readable, path
 
 
-@pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
-def test_deepspeed_is_named_only_where_training_happens(path):
-    assert "deepspeed" not in top_levels(modules_in(path)) or module_of(path) in NAMES_DEEPSPEED
+def test_deepspeed_is_named_only_where_training_happens():
+    naming = {module_of(path) for path in files_in("pretrain") if "deepspeed" in top_levels(modules_in(path))}
+    assert naming <= NAMES_DEEPSPEED
 
 
 @pytest.mark.parametrize("path", files_in("pretrain"), ids=module_of)
@@ -270,36 +271,41 @@ def is_definition(node: ast.stmt) -> bool:
     )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if not module_of(path).startswith("tests.")], ids=module_of)
-def test_importing_does_nothing(path):
-    doing = [node for node in tree_of(path).body if not is_definition(node)]
-    assert not doing, f"line {doing[0].lineno}: {ast.unparse(doing[0])}"
+def test_importing_does_nothing():
+    for path in FILES:
+        doing = [node for node in tree_of(path).body if not is_definition(node)]
+        assert not doing or path in files_in("tests"), f"{path}, line {doing[0].lineno}: {ast.unparse(doing[0])}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=module_of)
-def test_init_files_are_empty(path):
-    assert path.read_text() == ""
+def test_init_files_are_empty():
+    assert not [path for path in FILES if path.name == "__init__.py" and path.read_text()]
 
 
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_private_names_stay_in_their_file(path):
-    tree = tree_of(path)
+def test_private_names_stay_in_their_file():
+    assert not {str(path): taken for path in FILES if (taken := private_names_taken(tree_of(path)))}
+
+
+def private_names_taken(tree: ast.Module) -> list[str]:
+    """Private names of our other modules that a module takes, with their lines."""
+    taken = []
     ours = {}  # the name here -> the module of ours that it stands for
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FOLDERS:
             for alias in node.names:
-                assert not is_private(alias.name), f"line {node.lineno}: {node.module}.{alias.name}"
+                if is_private(alias.name):
+                    taken.append(f"line {node.lineno}: {node.module}.{alias.name}")
                 if f"{node.module}.{alias.name}" in MODULES:
                     ours[alias.asname or alias.name] = f"{node.module}.{alias.name}"
         elif isinstance(node, ast.Import):
             ours |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name in MODULES}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and is_private(node.attr):
-            assert ast.unparse(node.value) not in ours, f"line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and ast.unparse(node.value) in ours:
+            taken.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return taken
 
 
 @cache
@@ -316,18 +322,10 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "_", name).lower()
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_no_module_borrows_the_name_of_another(path):
+def test_no_module_or_folder_borrows_the_name_of_another():
     # Running a file puts its folder first on the import path: data_prep/queue.py would break `import torch`.
-    if path.name in ("__init__.py", "conftest.py"):
-        return
-    assert path.stem not in sys.stdlib_module_names
-    assert path.stem not in names_of_dependencies()
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_no_folder_borrows_the_name_of_another(folder):
-    assert folder not in sys.stdlib_module_names | names_of_dependencies()
+    ours = {*FOLDERS, *(path.stem for path in FILES if path.name not in ("__init__.py", "conftest.py"))}
+    assert not ours & (sys.stdlib_module_names | names_of_dependencies())
 
 
 def test_the_checks_see_what_they_should():

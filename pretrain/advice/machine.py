@@ -5,7 +5,7 @@
 
 Speed is a peak times an MFU, the share of it that training reaches (model arithmetic for real tokens). On a CPU the
 peak is measured in processor time of one thread, so that other programs do not count; what they take is told apart. On
-a GPU it is the data sheet's, and the MFU a stated one: nothing was measured there (docs/gpu.md).
+a GPU it is the data sheet's, and the MFU a stated one; an H100 was measured (docs/gpu.md).
 """
 
 import os
@@ -34,8 +34,8 @@ class Sheet(NamedTuple):
 
 
 # The MFU is what published runs reached, where there are any, less what a first run loses: BERT-large on A100 .44 at
-# 580 sequences of 128 tokens per second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 of them). H100 and
-# later are harder to keep busy; docs/gpu.md asks .40 of one.
+# 580 sequences of 128 tokens per second (NVIDIA DeepLearningExamples), on V100 .51 (bing_bert, 272 of them). On one
+# H100 the trainer reached .29 with --compile (docs/gpu.md).
 SHEETS = {
     "b200": Sheet("B200", 2250e12, 180e9, 0.25, source="NVIDIA HGX B200 data sheet"),
     "h200": Sheet("H200", 989e12, 141e9, 0.30, source="NVIDIA H200 data sheet"),

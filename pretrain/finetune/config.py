@@ -9,7 +9,7 @@ import tyro
 
 from data_prep.cli import InputError
 from data_prep.ranges import Range, check_ranges
-from pretrain.finetune.squad import check_file
+from pretrain.finetune.kinds import kind_of
 from pretrain.hf_files import read_config
 
 COUNT = Range(1, 1e9, whole=True)
@@ -32,6 +32,14 @@ class FinetuneConfig:
     """Labelled file to measure on."""
     out: Path
     """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
+    text: str | None = None
+    """Column of the text, or of its words. Default: text, sentence, Satz, ... (see above)."""
+    pair: str | None = None
+    """Column of the second text of a pair; goes with --text."""
+    label: str | None = None
+    """Column of the label, or of a tag for each word. Default: label, intent, Kategorie, ... (see above)."""
+    label_names: tuple[str, ...] = ()
+    """Names of the labels, or tags, that the files hold as numbers from 0 on."""
     seeds: Annotated[int, COUNT] = 1
     """How many times to fine-tune, each with another seed."""
     seed: Annotated[int, SEEDS] = 0
@@ -65,10 +73,16 @@ class FinetuneConfig:
             read_config(Path(given["hf"]))
         for name in ("train", "eval"):
             if name in given:
-                check_file(Path(given[name]), given.get("task"))
+                kind_of(Path(given[name]))
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.task == "qa" and (named := self.text or self.pair or self.label):
+            raise InputError(f"no column {named} is read with --task qa: the fields are question, context and answers")
+        if self.pair is not None and self.text is None:
+            raise InputError(f"--pair {self.pair} needs the first text's column beside it: --text COLUMN")
+        if self.task == "pair" and self.text is not None and self.pair is None:
+            raise InputError(f"--task pair with --text {self.text} needs the second text's column, too: --pair COLUMN")
         if not SEEDS.holds(self.seed + self.seeds - 1):
             raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
         for name, task in OF_TASK.items():

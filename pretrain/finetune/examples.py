@@ -20,9 +20,13 @@ from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
 from pretrain.answer_spans import LEAST_WINDOW, most_stride
+from pretrain.finetune.columns import Choice, choose
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.kinds import kind_of
 from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
-from pretrain.finetune.squad import check_file, is_learnable, no_labels, read_questions
+from pretrain.finetune.rows import Rows
+from pretrain.finetune.squad import is_learnable, no_labels, read_questions
+from pretrain.finetune.tables import read_rows
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
 RESULTS = "results.json"
@@ -56,13 +60,13 @@ def read_examples(config: FinetuneConfig) -> Examples:
     if not config.from_scratch:
         weight_files(config.hf)
     for path in (config.train, config.eval):
-        check_file(path, config.task)
+        kind_of(path)
     check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     if longest is not None:
         check_seq_len(config, longest)
     check_stride(config)
     task = TASK_FILES[config.task]
-    everything, evaluation = task.read(config.train), task.read(config.eval)
+    everything, evaluation = (task.read(path, rows_of(config, path)) for path in (config.train, config.eval))
     check_pairs(config, everything, evaluation)
     names = task.label_names(everything, config.train)
     if names:
@@ -71,6 +75,14 @@ def read_examples(config: FinetuneConfig) -> Examples:
     task.label_names(training, config.train)  # refuses a subset with one label alone
     scale = label_scale(training, config.train) if task.is_number else None
     return Examples(training, evaluation, names, scale)
+
+
+def rows_of(config: FinetuneConfig, path: Path) -> Rows | None:
+    """Return the rows of a file, with the columns that options name; none where the task reads files of its own."""
+    if config.task == "qa":
+        return None
+    choice = Choice(config.text, config.pair, config.label, config.label_names)
+    return choose(path, read_rows(path), choice, by_word=config.task == "tag")
 
 
 def check_seq_len(config: FinetuneConfig, longest: int) -> None:

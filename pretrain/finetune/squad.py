@@ -1,7 +1,7 @@
 """Files of questions, contexts and answers -> examples.
 
     squad.json     SQuAD 1.1 and 2.0: {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}
-    squad.jsonl    one question a line: id, question, context, answers; so does "data" of flat objects in a .json
+    flat.jsonl     one question a line: id, question, context, answers; so in .parquet, or as a list in a .json
 
 Answers are {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or texts alone. A question whose
 context holds no answer has none of them, or `is_impossible`. `answer_start` counts characters (not bytes) from 0; where
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from pretrain.finetune import tables
-from pretrain.finetune.labelled import Example, Rows
-from pretrain.finetune.tables import read_rows, shorten
+from pretrain.finetune.labelled import Example
+from pretrain.finetune.rows import Rows, shorten
+from pretrain.finetune.tables import read_rows
 
 FORM = 'give {"text": ["..."], "answer_start": [0]}, with empty lists where the context has no answer'
 
@@ -35,17 +35,6 @@ class _Asked(NamedTuple):
     fields: dict[str, Any]
 
 
-def check_file(path: Path, task: str | None) -> None:
-    """Refuse what is no file, or of a kind that is not read; a .json holds questions alone.
-
-    Raises
-    ------
-    InputError: as said.
-    """
-    if not (task in ("qa", None) and path.suffix.lower() == ".json" and path.is_file()):
-        tables.check_kind(path)
-
-
 def read_questions(path: Path, rows: Rows | None = None) -> list[Example]:
     """Return questions (`text`) with their contexts (`pair`) and Answers (`label`).
 
@@ -53,10 +42,11 @@ def read_questions(path: Path, rows: Rows | None = None) -> list[Example]:
     ------
     InputError: as `tables.read_rows`; a field that is missing, empty or of another type.
     """
-    if rows is None and path.suffix.lower() == ".json":
-        asked = list(_in_json(path))
-    else:
+    document = _document(path) if rows is None and path.suffix.lower() == ".json" else None
+    if document is None:
         asked = [_Asked(n, f"{path}, line {n}", row) for n, row in (read_rows(path) if rows is None else rows)]
+    else:
+        asked = list(_in_document(path, document))
     if not asked:
         raise InputError(f"{path} holds no questions")
     examples, misplaced = [], []
@@ -92,17 +82,23 @@ def no_labels(examples: list[Example], path: Path) -> list[str]:
     return []
 
 
-def _in_json(path: Path) -> Iterator[_Asked]:
+def _document(path: Path) -> Any:
+    """Return the content of a JSON document; None of a file that has one object a line."""
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+            return None
         what = error.strerror if isinstance(error, OSError) else str(error) or "nested too deeply"
-        hint = "; one object a line is a .jsonl" if "Extra data" in str(what) else ""
-        raise InputError(f"{path} cannot be read as JSON: {what}{hint}") from error
-    articles = content.get("data") if isinstance(content, dict) else content
+        raise InputError(f"{path} cannot be read as JSON: {what}; take the file from its source again") from error
+
+
+def _in_document(path: Path, content: Any) -> Iterator[_Asked]:
+    is_one = isinstance(content, dict) and "question" in content
+    articles = [content] if is_one else content.get("data") if isinstance(content, dict) else content
     if not isinstance(articles, list):
         raise InputError(
-            f'{path}: not SQuAD\'s JSON, which holds a list of articles under "data"; nor a list of questions'
+            f'{path}: no JSON of SQuAD, which has a list of articles under "data", nor a list of questions'
         )
     number = 0
     for index, article in enumerate(articles):

@@ -47,13 +47,39 @@ NO_PARTITION = (
 )
 
 
+class _Cut(NamedTuple):
+    """Where a buffer is cut to have some slices of it, which lie in order and do not overlap."""
+
+    sizes: list[int]  # of all pieces, what lies between slices included
+    places: list[int]  # of the slices among the pieces
+
+    @classmethod
+    def of(cls, slices: list[Slice], size: int) -> "_Cut":
+        """Return how a buffer of so many elements is cut: slices [2:5] and [6:9] of 10 make 2 3 1 3 1, at 1 and 3."""
+        sizes, places, end = [], [], 0
+        for slice_ in slices:
+            between = slice_.buffer_offset - end
+            places.append(len(sizes) + 1)
+            sizes += [between, slice_.length]
+            end += between + slice_.length
+        return cls([*sizes, size - end], places)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return the elements of each slice in a flat tensor that is laid out like the buffer: views, made at once.
+
+        One by one they would keep the host busy for longer than a GPU takes for the step.
+        """
+        pieces = flat.split_with_sizes(self.sizes)
+        return [pieces[place] for place in self.places]
+
+
 class _BufferPlan(NamedTuple):
     """What step() needs to know about one fp32 buffer."""
 
     buffer_index: int  # in the partition
     params: list[str]  # parameters with a slice in this buffer on any rank, in the same order on all ranks
-    slices: list[Slice]  # of this rank
-    chunks: list[list[Slice]]  # the same, cut and batched for the first pass
+    slices: _Cut  # of this rank
+    chunks: list[_Cut]  # the same, cut further and batched for the first pass
     param_index: Tensor  # [slices] int64, of each slice the index of its parameter in `params`; on the buffer's device
     chunk_param_index: Tensor  # the same for the slices of all chunks, end to end
 
@@ -100,13 +126,15 @@ class Lamb(torch.optim.Optimizer):
         for slice_ in partition.slices:
             slices_in[slice_.buffer].append(slice_)
         for index, buffer in enumerate(partition.fp32_buffers):
-            params, slices = partition.params_in_buffer[index], slices_in[index]
+            params = partition.params_in_buffer[index]
+            slices = sorted(slices_in[index], key=lambda slice_: slice_.buffer_offset)
             chunks = [slices] if buffer.is_cuda else _chunks(slices, CHUNK)
             param_index, chunk_param_index = (
                 torch.tensor([params.index(slice_.name) for slice_ in some], dtype=torch.int64, device=buffer.device)
                 for some in (slices, [slice_ for chunk in chunks for slice_ in chunk])
             )
-            self._plans[id(buffer)] = _BufferPlan(index, params, slices, chunks, param_index, chunk_param_index)
+            whole, *cuts = (_Cut.of(some, buffer.numel()) for some in (slices, *chunks))
+            self._plans[id(buffer)] = _BufferPlan(index, params, whole, cuts, param_index, chunk_param_index)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -159,13 +187,13 @@ class Lamb(torch.optim.Optimizer):
         # After very many steps Adam's bias correction is 1.
         step = state["step"] if self.bias_correction else torch.full_like(state["step"], 1e9)
         if not (group["weight_decay"] or self.adapt_undecayed):
-            weights = _views(flat.weights, plan.slices)
+            weights = plan.slices.views(flat.weights)
             _fused_adam(weights, flat, plan.slices, group, step=step, lr=group["lr"], weight_decay=0.0)
             return
         # First pass: -u takes the place of g. |w|^2 and |u|^2 of each parameter [params, 2], added up over its slices
         # here and on all ranks.
         squared_norms = torch.zeros(len(plan.params), 2, dtype=torch.float64, device=buffer.device)
-        if plan.slices:
+        if plan.slices.places:
             of_slices = [_write_updates(flat, chunk, group, step) for chunk in plan.chunks]
             squared_norms.index_add_(0, plan.chunk_param_index, torch.cat(of_slices))
         if self.is_sharded:
@@ -178,12 +206,12 @@ class Lamb(torch.optim.Optimizer):
         _apply_updates(flat, plan.slices, (ratio * group["lr"]).float().index_select(0, plan.param_index))
 
 
-def _write_updates(flat: _Flat, chunk: list[Slice], group: dict[str, Any], step: Tensor) -> Tensor:
+def _write_updates(flat: _Flat, chunk: _Cut, group: dict[str, Any], step: Tensor) -> Tensor:
     """Update the moments of a chunk and put the negative update, -u, in the place of the gradient.
 
     Returns |w|^2 and |u|^2 of each slice [slices, 2], float64.
     """
-    w, g = _views(flat.weights, chunk), _views(flat.gradient, chunk)
+    w, g = chunk.views(flat.weights), chunk.views(flat.gradient)
     # The kernel has out = out * (1 - lr * weight_decay) - lr * r. With both 1, out is -r, whatever it was before.
     _fused_adam(g, flat, chunk, group, step=step, lr=1.0, weight_decay=1.0)
     if group["weight_decay"]:
@@ -191,12 +219,11 @@ def _write_updates(flat: _Flat, chunk: list[Slice], group: dict[str, Any], step:
     return torch.stack([_squared_norms(w), _squared_norms(g)], 1)
 
 
-def _apply_updates(flat: _Flat, slices: list[Slice], rates: Tensor) -> None:
+def _apply_updates(flat: _Flat, slices: _Cut, rates: Tensor) -> None:
     """weights += rate * what lies in the place of the gradient, slice by slice; `rates` [slices]."""
-    weights, updates = _views(flat.weights, slices), _views(flat.gradient, slices)
+    weights, updates = slices.views(flat.weights), slices.views(flat.gradient)
     if flat.weights.is_cuda:  # rates stay on the device, so that the host does not wait for them
-        for weight, update, own in zip(weights, updates, rates.unbind(), strict=True):
-            weight.addcmul_(update, own)
+        torch._foreach_addcmul_(weights, updates, list(rates.unbind()))
         return
     for weight, update, rate in zip(weights, updates, rates.tolist(), strict=True):
         weight.add_(update, alpha=rate)
@@ -205,7 +232,7 @@ def _apply_updates(flat: _Flat, slices: list[Slice], rates: Tensor) -> None:
 def _fused_adam(
     out: list[Tensor],
     flat: _Flat,
-    slices: list[Slice],
+    slices: _Cut,
     group: dict[str, Any],
     *,
     step: Tensor,
@@ -217,9 +244,9 @@ def _fused_adam(
     `out` [slices] may be the gradient itself: the kernel has read both of an element before it writes one.
     """
     beta1, beta2 = group["betas"]
-    g, m, v = (_views(tensor, slices) for tensor in (flat.gradient, flat.exp_avg, flat.exp_avg_sq))
+    g, m, v = (slices.views(tensor) for tensor in (flat.gradient, flat.exp_avg, flat.exp_avg_sq))
     torch._fused_adamw_(
-        out, g, m, v, [], [step] * len(slices), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
+        out, g, m, v, [], [step] * len(g), lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
         eps=group["eps"], amsgrad=False, maximize=False,
     )  # fmt: skip
 
@@ -229,11 +256,6 @@ def _squared_norms(tensors: list[Tensor]) -> Tensor:
     if tensors[0].is_cuda:
         return torch.stack(torch._foreach_norm(tensors)).double().square()
     return torch.stack([torch.dot(tensor, tensor) for tensor in tensors]).double()  # twice as fast as norm()
-
-
-def _views(flat: Tensor, slices: list[Slice]) -> list[Tensor]:
-    """Return the elements of each slice in a flat tensor that is laid out like its buffer."""
-    return [slice_.of(flat) for slice_ in slices]
 
 
 def _chunks(slices: list[Slice], size: int) -> list[list[Slice]]:
