@@ -19,19 +19,15 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_whole
+from pretrain.finetune.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
 from pretrain.finetune.examples import TASK_FILES, check_labels
-from pretrain.finetune.labelled import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
-from pretrain.finetune.tables import Row, read_rows
+from pretrain.finetune.rows import Row
+from pretrain.finetune.tables import read_rows
 
 HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
 LEAST = 10  # rows of which a part can be held back
 FEW = 50  # different values of a column that holds labels by name
 GRADES = 12  # whole numbers up to so many different ones are names of classes
-LABEL_NAMES = (
-    *("label", "intent", "labels", "class", "category", "target", "tag", "topic", "sentiment", "polarity"),
-    *("klasse", "kategorie", "thema", "score", "rating", "stars", "grade", "note", "value", "wert", "y"),
-)
-TEXT_NAMES = (*TEXT_COLUMNS, "content", "body", "review", "document", "comment", "message", "satz", "inhalt")
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
 
@@ -110,7 +106,7 @@ def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
     for first, second in PAIR_COLUMNS:
         if first in others and second in others:
             return {"text_a": first, "text_b": second, "label": label}
-    text = next((name for name in TEXT_NAMES if name in others), None)
+    text = next((name for name in TEXT_COLUMNS if name in others), None)
     if text is None:
         text = max(others, key=lambda name: sum(len(str(row[name])) for row in rows), default=None)
     if text is None or not any(re.search(r"[^\W\d]", str(row[text])) for row in rows):
@@ -119,7 +115,7 @@ def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
 
 
 def _label_column(path: Path, rows: list[Row], names: list[str]) -> str:
-    for name in (*LABEL_COLUMNS, *LABEL_NAMES):
+    for name in LABEL_COLUMNS:
         if name in names:
             return name
     few = {name: len({str(row[name]) for row in rows}) for name in names}

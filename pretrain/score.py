@@ -26,8 +26,10 @@ import tyro
 
 from data_prep.cli import InputError, run
 from pretrain.export.origin import Weights, check_origin
-from pretrain.finetune.labelled import TEXT_COLUMNS
-from pretrain.finetune.tables import KINDS, read_rows, read_text_lines, shorten
+from pretrain.finetune.columns import TEXT_COLUMNS
+from pretrain.finetune.kinds import KINDS, SUFFIXES
+from pretrain.finetune.rows import shorten
+from pretrain.finetune.tables import read_rows, read_text_lines
 from pretrain.hf_files import forbid_network, need_tokenizer, read_config
 from pretrain.likelihood.minimal_pairs import read_pairs
 
@@ -93,7 +95,7 @@ def read_texts(path: Path) -> list[tuple[int, str]]:
     """
     if path.suffix.lower() == ".txt":
         return read_text_lines(path)
-    if path.is_file() and path.suffix.lower() not in (".jsonl", ".csv", ".tsv"):
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: the name must end in .txt, {KINDS}")
     texts = []
     for line, row in read_rows(path):

@@ -313,8 +313,8 @@ def test_reading_columns_by_any_of_their_names(tmp_path):
     [
         ("a.tsv", "", r"a\.tsv holds no examples"),
         ("a.tsv", "text\tlabel\n", "no examples below its header"),
-        ("a.tsv", "words\tlabel\nx\t1\n", "no column text or sentence or tokens; found words, label"),
-        ("a.tsv", "text\tclass\nx\t1\n", "no column label or intent; found text, class"),
+        ("a.tsv", "words\tlabel\nx\t1\n", "no column text or sentence or tokens or the like; found words, label"),
+        ("a.tsv", "text\tcolour\nx\t1\n", "no column label or intent or labels .*; found text, colour"),
         ("a.tsv", "text\tlabel\nx\t1\ny\tz\t1\n", "line 3: 3 columns where the header has 2"),
         ("a.tsv", "text\tlabel\nx\t\n", "line 2: a label must be"),
         ("a.tsv", b"text\tlabel\nx\xff\t1\n", "line 2: not UTF-8"),
@@ -386,7 +386,7 @@ def test_the_command_line(hf, toy, tmp_path):
 
 def test_the_tasks_offered_are_the_tasks_there_are():
     assert get_args(get_type_hints(FinetuneConfig)["task"]) == tuple(tasks.TASKS)
-    with pytest.raises(InputError, match=r"^--task translate is not one of classify, pair, regress, tag$"):
+    with pytest.raises(InputError, match=r"^--task translate is not one of classify, pair, regress, tag, qa$"):
         parse(FinetuneConfig, None, ["hf", "--task", "translate", "--train", "a", "--eval", "b", "--out", "c"])
 
 

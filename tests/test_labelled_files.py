@@ -5,13 +5,15 @@ import csv
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet
 import pytest
 
 from data_prep.cli import InputError
-from pretrain.finetune import labelled, tables
+from pretrain.finetune import columns, labelled, tables
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -134,7 +136,7 @@ def test_other_encodings_are_refused_with_the_line_and_the_remedy(tmp_path, end,
         ("t.csv", "text,label\n,\n", "no examples below its header line"),
         ("t.csv", "\n\n", "no examples"),
         ("t.jsonl", '{"text": "a", "label": "x", "label": "y"}\n', r"line 1: 2 columns are called 'label'"),
-        ("t.jsonl", '{"text": "a"}\n', r"line 1: no column label or intent; found text"),
+        ("t.jsonl", '{"text": "a"}\n', r"line 1: no column label or intent .*; found text; .*--label"),
         ("t.jsonl", '{"text": null, "label": 1}\n', r"line 1: a text must be a string, not None"),
         ("t.jsonl", '{"text": "\\ud800", "label": 1}\n', r"line 1: half a surrogate pair"),
         ("t.jsonl", '{"text": "a", "label": "\\udc00"}\n', r"line 1: half a surrogate pair"),
@@ -142,7 +144,12 @@ def test_other_encodings_are_refused_with_the_line_and_the_remedy(tmp_path, end,
         ("t.jsonl", '{"text": "a", "label": ["neg", "film"]}\n', r"line 1: a label must be a name .*\['neg', 'film'\]"),
         ("t.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}\n", r"line 1: not JSON \(Exceeds the limit"),
         ("t.jsonl", "[" * 100_000 + "\n", r"line 1: not JSON"),
-        ("t.conll", "Anna B-PER\n", r"must end in \.csv or \.tsv \(with a header line\) or \.jsonl"),
+        ("t.conll", "Anna B-PER\n", r"no column label .*; words with a tag each are for --task tag"),
+        ("t.dat", "Anna PER\n", r"must end in \.csv or \.tsv \(with a header line\) or \.jsonl, \.parquet or \.conll"),
+        ("t.csv", b"PK\x03\x04...", r"t\.csv is a spreadsheet or a zip archive; save the table as \.csv"),
+        ("t.jsonl", b"\x80\x04...", r"t\.jsonl is a pickle, which is never opened"),
+        ("t.parquet", "text,label\n", r"t\.parquet is no Parquet"),
+        ("t.parquet", b"PAR1.......PAR1", r"t\.parquet cannot be read as Parquet: .*; write the file again"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_whole_is_refused_in_one_line(tmp_path, name, content, message):
@@ -227,17 +234,98 @@ def test_labels_that_stand_for_none_are_said(tmp_path, capsys):
     assert "2 of 4 labels (50.0%) are 'NA', which mostly means that there is none" in capsys.readouterr().err
 
 
-def test_tags_come_as_names_in_jsonl_only(tmp_path):
+def test_what_is_no_list_of_words_and_tags_is_refused(tmp_path):
     for name, content, message in [
-        ("t.conll", "Anna B-PER\n", r"--task tag reads \.jsonl only"),
-        ("t.tsv", "tokens\ttags\na\tO\n", r"--task tag reads \.jsonl only"),
-        ("t.jsonl", '{"tokens": ["a"], "ner_tags": [1]}', r"no column tags; .*tags must be names such as B-PER"),
-        ("t.jsonl", '{"tokens": ["a"], "tags": [1]}', "tags must be a list of strings"),
+        ("t.conll", "Anna B-PER\nleft\n", "line 2: 1 columns where other words have 2"),
+        ("t.conll", "Anna\nleft\n", "line 1: a word without a tag"),
+        (
+            "t.conll",
+            "".join(f"{at} a b c d\n" for at in "12"),
+            "no column tokens .*; found 1, 2, 3, 4, 5; .*--text",
+        ),
+        ("t.tsv", "tokens\ttags\na\tO\n", r"tokens must be a list of strings.*--task tag reads \.jsonl or \.parquet"),
+        ("t.jsonl", '{"tokens": ["a"], "ner_tags": [1]}', "which names the numbers stand for: --label_names"),
         ("t.jsonl", '{"tokens": ["a"], "tags": [" "]}', "line 1: a label must be"),
         ("t.jsonl", '{"tokens": ["\\ud800"], "tags": ["O"]}', "half a surrogate pair"),
     ]:
         with pytest.raises(InputError, match=message):
             labelled.read_tags(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "taken"),
+    [
+        # CoNLL-2003; # is a word where it has a tag, and else begins a remark.
+        (
+            "t.txt",
+            "-DOCSTART- -X- -X- O\n\nEU NNP B-NP B-ORG\n# NN O O\n# id 7\n\n\nit PRP B-NP O",
+            "words are column 1, tags column 4",
+        ),
+        # GermEval 2014: numbered words, two levels of tags, tabs.
+        (
+            "t.tsv",
+            "# source\t2012\n1\tEU\tB-ORG\tO\n2\t#\tO\tO\n\n1\tit\tO\tO\n",
+            "words are column 2, tags column 3",
+        ),
+        ("t.bio", "EU B-ORG\r\n# O\r\n\r\nit O\r\n", ""),
+    ],
+)
+def test_conll_files(tmp_path, capsys, name, content, taken):
+    examples = labelled.read_tags(write(tmp_path / name, content))
+    assert [(example.text, example.label) for example in examples] == [(["EU", "#"], ["B-ORG", "O"]), (["it"], ["O"])]
+    said = capsys.readouterr().err
+    assert taken in said
+    assert ("is read as CoNLL" in said) == (name != "t.bio")
+
+
+def chosen(path: Path, read: Callable, by_word: bool = False, **choice) -> list[tuple]:
+    """(text, pair, label) of each example of the chosen columns."""
+    rows = columns.choose(path, tables.read_rows(path), columns.Choice(**choice), by_word=by_word)
+    return [(example.text, example.pair, example.label) for example in read(path, rows)]
+
+
+def test_columns_of_any_name(tmp_path, capsys):
+    table = write(tmp_path / "t.csv", "Betreff;Kategorie;Ampel;text\na;x;1;n\nb;y;2;n\n")
+    colours = {"text": "Betreff", "label": "AMPEL", "label_names": ("rot", "gelb", "grün")}
+    assert chosen(table, labelled.read_texts, **colours) == [("a", None, "gelb"), ("b", None, "grün")]
+    assert chosen(table, labelled.read_texts, text="betreff") == [("a", None, "x"), ("b", None, "y")]
+    assert "column Kategorie is read as the label" in capsys.readouterr().err
+    assert chosen(table, labelled.read_pairs, text="Betreff", pair="text")[0] == ("a", "n", "x")
+    with pytest.raises(InputError, match="line 2: no column Betref; found Betreff, Kategorie, Ampel, text"):
+        chosen(table, labelled.read_texts, text="Betref")
+    with pytest.raises(InputError, match=r"line 3: label '2' is no number from 0 to 1, .*: --label_names"):
+        chosen(table, labelled.read_texts, **(colours | {"label_names": ("rot", "gelb")}))
+    words = write(tmp_path / "t.jsonl", '{"tokens": ["a", "b"], "ner_tags": [1, 0]}\n')
+    assert chosen(words, labelled.read_tags, by_word=True, label_names=("O", "B-x")) == [
+        (["a", "b"], None, ["B-x", "O"])
+    ]
+    dependencies = write(tmp_path / "t.conllu", "1\ta\ta\tNOUN\t_\n2\tb\tb\tO\t_\n")
+    with pytest.raises(InputError, match="must end in"):
+        chosen(dependencies, labelled.read_tags, by_word=True)
+    dependencies = dependencies.rename(tmp_path / "t.conll")
+    assert chosen(dependencies, labelled.read_tags, by_word=True, text="2", label="4") == [
+        (["a", "b"], None, ["NOUN", "O"])
+    ]
+
+
+def test_parquet_with_the_names_of_its_numbers(tmp_path, capsys):
+    # As `datasets` describes columns, in a Parquet file, in a field and in a file beside.
+    names = {"names": ["O", "B-x"], "_type": "ClassLabel"}
+    features = {"ner_tags": {"feature": names, "_type": "List"}, "label": names, "tokens": {"_type": "List"}}
+    fields = {"tokens": ["a", "b"], "ner_tags": [1, 0], "label": 1}
+    table = pyarrow.Table.from_pylist([fields])
+    described = json.dumps({"info": {"features": features}})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": described}), tmp_path / "a.parquet")
+    write(tmp_path / "b.jsonl", json.dumps({**fields, "features": features}))
+    (tmp_path / "beside").mkdir()
+    write(tmp_path / "beside/c.jsonl", json.dumps(fields))
+    write(tmp_path / "beside/dataset_info.json", json.dumps({"features": features}))
+    for name in ("a.parquet", "b.jsonl", "beside/c.jsonl"):
+        assert labelled.read_tags(tmp_path / name) == [(1, ["a", "b"], None, ["B-x", "O"])]
+        assert labelled.read_texts(tmp_path / name) == [(1, "a b", None, "B-x")]
+        assert "numbers of column ner_tags are read by their names: 'O, B-x'" in capsys.readouterr().err
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    assert labelled.read_texts(tmp_path / "d.parquet") == [(1, "a b", None, "1")]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,32 @@ def test_two_phases_are_nvidias(paths, tmp_path, capsys):
     assert told == [[128, 7038, 65536, 6e-3, 0.2843], [512, 1563, 32768, 4e-3, 0.128]]
 
 
+@pytest.mark.slow
+def test_the_recipe_of_a_few_hours_learns_in_seconds(paths, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (command,) = (command for command in COMMANDS if "runs/mini/run" in command)
+    words = [paths.get(word, word) for word in command[command.index("launch/pretrain.sh") + 1 :]]
+    # The same in small: 20 steps of 8 samples for 16,000 of 64.
+    for long, short in (
+        ("steps=16000,global_batch=64,micro_batch=32,warmup=400", "steps=20,global_batch=8,micro_batch=8,warmup=4"),
+        ("steps=3500,global_batch=32,micro_batch=16", "steps=10,global_batch=4,micro_batch=4"),
+    ):
+        (index,) = (index for index, word in enumerate(words) if long in word)
+        words[index] = words[index].replace(long, short)
+    words[words.index("--out") + 1] = str(tmp_path / "run")
+    train(
+        parse(
+            TrainConfig, None, [*words, "--seed", "1", "--log_every", "5", "--eval_every", "10", "--eval_samples", "64"]
+        )
+    )
+
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rates = [(line["step"], round(line["mask_rate"], 2)) for line in lines if line["kind"] == "train"]
+    assert rates == [(5, 0.3), (10, 0.3), (15, 0.3), (20, 0.3), (25, 0.27), (30, 0.19)]
+    first, second, _ = (line["mlm_loss"] for line in lines if line["kind"] == "eval")  # the last: of longer samples
+    assert second < first
+
+
 def test_files_that_recipes_name_are_there():
     for path in re.findall(r"(?:ds_configs|launch|data_prep|tests)/[\w./]+\w", TEXT):
         assert (ROOT / Path(path)).exists(), path

@@ -9,11 +9,12 @@ import tyro
 
 from data_prep.cli import InputError
 from data_prep.ranges import Range, check_ranges
-from pretrain.finetune.tables import check_kind
+from pretrain.finetune.kinds import kind_of
 from pretrain.hf_files import read_config
 
 COUNT = Range(1, 1e9, whole=True)
 SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
+OF_TASK = {"stride": "qa"}  # options that one task alone has
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,23 @@ class FinetuneConfig:
 
     hf: tyro.conf.Positional[Path]
     """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
-    task: Literal["classify", "pair", "regress", "tag"]
-    """What is learnt: one label a text, one a pair of texts, a number, or one tag a word."""
+    task: Literal["classify", "pair", "regress", "tag", "qa"]
+    """What is learnt: one label a text, one a pair of texts, a number, one tag a word, or
+    where in a context a question is answered."""
     train: Path
     """Labelled file to learn from."""
     eval: Path
     """Labelled file to measure on."""
     out: Path
     """Folder for the model and results.json; an earlier result there is replaced once the new one is whole."""
+    text: str | None = None
+    """Column of the text, or of its words. Default: text, sentence, Satz, ... (see above)."""
+    pair: str | None = None
+    """Column of the second text of a pair; goes with --text."""
+    label: str | None = None
+    """Column of the label, or of a tag for each word. Default: label, intent, Kategorie, ... (see above)."""
+    label_names: tuple[str, ...] = ()
+    """Names of the labels, or tags, that the files hold as numbers from 0 on."""
     seeds: Annotated[int, COUNT] = 1
     """How many times to fine-tune, each with another seed."""
     seed: Annotated[int, SEEDS] = 0
@@ -42,6 +52,8 @@ class FinetuneConfig:
     """Examples a step."""
     seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
     """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
+    stride: Annotated[int | None, Range(0, 1 << 20, whole=True)] = None
+    """qa: tokens that two windows of a long context share. Default: a quarter of --seq_len."""
     limit: Annotated[int | None, COUNT] = None
     """Learn from this many examples only, drawn over the whole file and the same for every seed."""
     from_scratch: bool = False
@@ -61,9 +73,18 @@ class FinetuneConfig:
             read_config(Path(given["hf"]))
         for name in ("train", "eval"):
             if name in given:
-                check_kind(Path(given[name]))
+                kind_of(Path(given[name]))
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.task == "qa" and (named := self.text or self.pair or self.label):
+            raise InputError(f"no column {named} is read with --task qa: the fields are question, context and answers")
+        if self.pair is not None and self.text is None:
+            raise InputError(f"--pair {self.pair} needs the first text's column beside it: --text COLUMN")
+        if self.task == "pair" and self.text is not None and self.pair is None:
+            raise InputError(f"--task pair with --text {self.text} needs the second text's column, too: --pair COLUMN")
         if not SEEDS.holds(self.seed + self.seeds - 1):
             raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
+        for name, task in OF_TASK.items():
+            if getattr(self, name) is not None and self.task != task:
+                raise InputError(f"--{name} is for --task {task}, and this is --task {self.task}")

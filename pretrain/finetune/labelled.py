@@ -2,7 +2,7 @@
 
     columns text, label                          a text and its label
     columns text_a, text_b, label                a pair of texts and its label
-    fields tokens, tags (JSONL)                  words with one tag each
+    columns tokens, tags (lists)                 words with one tag each
 
 Labels are names without white space around them. Every complaint names the file, the line and the value.
 """
@@ -16,27 +16,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.tables import Row, read_rows, shorten
-
-# Where several names mean the same, the first that a file has is taken.
-TEXT_COLUMNS = ("text", "sentence", "tokens")
-PAIR_COLUMNS = (
-    ("text_a", "text_b"),
-    ("question", "sentence"),
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
+from pretrain.finetune.columns import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    SHOWN,
+    TAG_COLUMNS,
+    TEXT_COLUMNS,
+    WORD_COLUMNS,
+    known,
+    pair_columns,
+    tell_columns,
 )
-LABEL_COLUMNS = ("label", "intent")
+from pretrain.finetune.rows import Row, Rows, found, shorten
+from pretrain.finetune.tables import read_rows
 
+# Where words and tags are lists.
+WORD_FILES = '.jsonl or .parquet ({"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]} a line), or .conll'
 MISSING = {"NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null"}  # how programs write that a cell has no value
 MAX_NUMBER = 1e30  # its square, and a few of them summed, is still a number in float64
 
 _SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with two signs that nobody sees, left by editors and web pages
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
-
-
-Rows = list[tuple[int, Row]]  # (line, column -> value), of a file that was read before
 
 
 class Example(NamedTuple):
@@ -77,33 +77,39 @@ def read_numbers(path: Path, rows: Rows | None = None) -> list[Example]:
     InputError: as `read_texts`, or a label that is not a finite number.
     """
     rows = _told_rows(path, rows)
-    read = _pair_of if _pair_columns(rows[0][1]) else _text_of
+    read = _pair_of if pair_columns(rows[0][1]) else _text_of
     return [read(path, line, fields, _number) for line, fields in rows]
 
 
 def read_tags(path: Path, rows: Rows | None = None) -> list[Example]:
-    """Return words with one tag each: JSONL with the fields tokens and tags.
+    """Return words with one tag each: columns tokens and tags, each a list, as of JSONL, Parquet and CoNLL.
 
     Raises
     ------
     InputError: as `read_texts`, or tokens and tags of different number.
     """
-    if path.is_file() and path.suffix.lower() != ".jsonl":
-        raise InputError(
-            f"{path}: --task tag reads .jsonl only, one sentence a line: "
-            '{"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]}'
-        )
+    rows = read_rows(path) if rows is None else rows
+    tell_columns(path, rows[0][1], WORD_COLUMNS, TAG_COLUMNS)
     examples = []
-    for line, fields in read_rows(path) if rows is None else rows:
-        words = _field(path, line, fields, ("tokens",))
-        tags = _field(path, line, fields, ("tags",))
-        for name, value in (("tokens", words), ("tags", tags)):
-            if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-                raise InputError(f"{path}, line {line}: {name} must be a list of strings, not {shorten(value)}")
+    for line, fields in rows:
+        words = _words(path, line, fields, WORD_COLUMNS)
+        tags = _words(path, line, fields, TAG_COLUMNS)
         if len(words) != len(tags):
             raise InputError(f"{path}, line {line}: {len(words)} tokens but {len(tags)} tags; each token needs one")
         examples.append(Example(line, [_unicode(path, line, word) for word in words], None, tags))
     return _tidied(path, examples)
+
+
+def _words(path: Path, line: int, fields: Row, names: tuple[str, ...]) -> list[str]:
+    value = _field(path, line, fields, names)
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return value
+    hint = ""
+    if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
+        hint = "; say which names the numbers stand for: --label_names O B-PER I-PER ..."
+    elif isinstance(value, str):
+        hint = f"; --task tag reads {WORD_FILES}"
+    raise InputError(f"{path}, line {line}: {names[0]} must be a list of strings, not {shorten(value)}{hint}")
 
 
 def _told_rows(path: Path, rows: Rows | None) -> Rows:
@@ -114,17 +120,15 @@ def _told_rows(path: Path, rows: Rows | None) -> Rows:
         share = f"{damaged} of {len(rows)} rows ({damaged / len(rows):.1%})"
         say(f"{path}: {share} hold \ufffd (U+FFFD), a letter that was lost when the file was made; make it again")
     fields = rows[0][1]
-    for names in (LABEL_COLUMNS,) if _pair_columns(fields) else (TEXT_COLUMNS, LABEL_COLUMNS):
-        present = [fields.written[name] for name in names if name in fields]
-        if len(present) > 1:
-            say(f"{path}: column {present[0]} is read, {', '.join(present[1:])} is not")
+    tell_columns(path, fields, *((LABEL_COLUMNS,) if pair_columns(fields) else (TEXT_COLUMNS, LABEL_COLUMNS)))
     return rows
 
 
 def _text_of(path: Path, line: int, fields: Row, label_of: Callable[[Path, int, Row], Any]) -> Example:
-    if columns := _pair_columns(fields):
+    if columns := pair_columns(fields):
         raise InputError(
-            f"{path} holds pairs (columns {', '.join(fields.written[c] for c in columns)}): use --task pair"
+            f"{path} holds pairs (columns {', '.join(fields.written[c] for c in columns)}): use --task pair, "
+            "or say which of them is the text: --text COLUMN"
         )
     text = _field(path, line, fields, TEXT_COLUMNS)
     words = text if isinstance(text, list) else [text]
@@ -133,16 +137,15 @@ def _text_of(path: Path, line: int, fields: Row, label_of: Callable[[Path, int, 
 
 
 def _pair_of(path: Path, line: int, fields: Row, label_of: Callable[[Path, int, Row], Any]) -> Example:
-    columns = _pair_columns(fields)
+    columns = pair_columns(fields)
     if columns is None:
-        wanted = " or ".join(f"{a}, {b}" for a, b in PAIR_COLUMNS)
-        raise InputError(f"{path}, line {line}: no pair of texts (columns {wanted}); found {_found(fields)}")
+        wanted = " or ".join(f"{a}, {b}" for a, b in PAIR_COLUMNS[:SHOWN])
+        raise InputError(
+            f"{path}, line {line}: no pair of texts (columns {wanted} or the like); found {found(fields)}; "
+            "any other: --text COLUMN --pair COLUMN"
+        )
     first, second = (_filled(path, line, _unicode(path, line, fields[column])) for column in columns)
     return Example(line, first, second, label_of(path, line, fields))
-
-
-def _pair_columns(fields: Row) -> tuple[str, str] | None:
-    return next((columns for columns in PAIR_COLUMNS if set(columns) <= set(fields)), None)
 
 
 def _field(path: Path, line: int, fields: Row, names: tuple[str, ...]) -> Any:
@@ -150,16 +153,14 @@ def _field(path: Path, line: int, fields: Row, names: tuple[str, ...]) -> Any:
         if name in fields:
             return fields[name]
     where, hint = f"{path}, line {line}", ""
-    if path.suffix.lower() != ".jsonl":
+    if path.suffix.lower() in (".csv", ".tsv"):
         where, hint = str(path), "; the first line must name the columns"
-    elif names == ("tags",) and "ner_tags" in fields:
-        hint = "; tags must be names such as B-PER, not numbers"
-    raise InputError(f"{where}: no column {' or '.join(names)}; found {_found(fields)}{hint}")
-
-
-def _found(fields: Row) -> str:
-    shown = ", ".join(fields.written.values()) or "none"
-    return shown if len(shown) <= 120 else f"{shown[:120]}..."
+    if "tags" in fields and names == LABEL_COLUMNS:
+        hint += "; words with a tag each are for --task tag"
+    elif "tags" in names and "tags" not in fields and path.suffix.lower() in (".csv", ".tsv"):
+        hint += f"; --task tag reads {WORD_FILES}"
+    option = {TEXT_COLUMNS: "text", WORD_COLUMNS: "text"}.get(names, "label")
+    raise InputError(f"{where}: no column {known(names)}; found {found(fields)}{hint}; any other: --{option} COLUMN")
 
 
 def _unicode(path: Path, line: int, value: Any) -> str:

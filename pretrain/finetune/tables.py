@@ -3,6 +3,7 @@
     train.csv     a header line, then commas (or semicolons, or tabs) between cells, quoted as RFC 4180 says
     train.tsv     a header line, then tabs between cells; with those quotes (pandas, spreadsheets), or without (GLUE)
     train.jsonl   one JSON object a line
+    train.parquet, train.conll                parquet.py, conll.py
 
 Text is UTF-8 or UTF-16, with or without a byte order mark. Lines end in LF, CR LF or CR. Names of columns are compared
 without white space around them and in lower case. Every complaint names the file and the line, counted from 1.
@@ -12,13 +13,16 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data_prep.cli import InputError, say
-
-KINDS = ".csv or .tsv (with a header line) or .jsonl"
+from pretrain.finetune.conll import conll_rows
+from pretrain.finetune.features import with_names
+from pretrain.finetune.kinds import SUFFIXES, kind_of
+from pretrain.finetune.parquet import parquet_features, parquet_rows
+from pretrain.finetune.rows import Row, Rows, column_names, shorten, written_names
 
 Cells = list[str]
 
@@ -28,35 +32,32 @@ _QUOTED_CELL = re.compile(r'(?<![^\t\r\n])"[^"]*+(?:""[^"]*+)*+"(?![^\t\r\n])')
 _EXCEL = re.compile(r"\Asep=.(?=[\r\n])")  # a first line that tells Excel what separates columns
 
 
-class Row(dict[str, Any]):
-    """Column -> value, of one row; in a table every value is a string. Columns are called by their names in lower case,
-    and `written` says how the file has them: for whoever reads a message."""
-
-    __slots__ = ("written",)
-
-    def __init__(self, names: Iterable[str], values: Iterable[Any], written: dict[str, str] | None = None):
-        super().__init__(zip(names, values, strict=True))
-        self.written = written if written is not None else {name: name for name in self}
-
-
-def read_rows(path: Path) -> list[tuple[int, Row]]:
+def read_rows(path: Path) -> Rows:
     """Return (line, column -> value) of every row that is not blank; at least one.
 
     Raises
     ------
     InputError: no such file, of another kind, in another encoding, without rows, or a row of the wrong shape.
     """
-    check_kind(path)
-    suffix = path.suffix.lower()
+    kind = kind_of(path)
+    if SUFFIXES.get(path.suffix.lower()) != kind:
+        say(f"{path} is read as {'CoNLL' if kind == 'conll' else kind.upper()}, which its content is")
+    if kind == "parquet":
+        rows = list(parquet_rows(path))
+        return with_names(path, rows, parquet_features(path)) if rows else _none(path, "")
     text = _decoded(path)
-    if suffix == ".jsonl":
+    if kind == "jsonl":
         rows = list(_objects(path, text))
+    elif kind == "conll":
+        rows = list(conll_rows(path, enumerate(text.split("\n" if "\n" in text else "\r"), 1)))
     else:
-        cells = _comma_rows(path, text) if suffix == ".csv" else _tab_rows(path, text)
+        cells = _comma_rows(path, text) if kind == "csv" else _tab_rows(path, text)
         rows = list(_under_header(path, cells))
-    if not rows:
-        raise InputError(f"{path} holds no examples" + ("" if suffix == ".jsonl" else " below its header line"))
-    return rows
+    return with_names(path, rows) if rows else _none(path, " below its header line" if kind in ("csv", "tsv") else "")
+
+
+def _none(path: Path, where: str) -> NoReturn:
+    raise InputError(f"{path} holds no examples{where}")
 
 
 def read_text_lines(path: Path) -> list[tuple[int, str]]:
@@ -75,19 +76,6 @@ def read_text_lines(path: Path) -> list[tuple[int, str]]:
     if blank := lines[-1][0] - len(lines):
         say(f"{path}: blank lines, which have no score: {blank:,}")
     return lines
-
-
-def check_kind(path: Path) -> None:
-    """Refuse what is no file, or of a kind that is not read.
-
-    Raises
-    ------
-    InputError: as said.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: " + ("not a regular file" if path.exists() else "no such file"))
-    if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
-        raise InputError(f"{path}: the name must end in {KINDS}; files of no other kind are read")
 
 
 def _decoded(path: Path) -> str:
@@ -138,18 +126,25 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, Row]]:
         if not isinstance(pairs, _Pairs):
             raise InputError(f"{path}, line {number}: not a JSON object: {shorten(line)}")
         header = [name for name, _ in pairs]
-        names = _column_names(path, number, header)
-        yield number, Row(names, (value for _, value in pairs), _written(names, header))
+        names = column_names(path, number, header)
+        yield number, Row(names, (_plain(value) for _, value in pairs), written_names(names, header))
 
 
 class _Pairs(list[tuple[str, Any]]):
     """A JSON object, before anything in it is dropped."""
 
 
+def _plain(value: Any) -> Any:
+    """Return a value of a row with dicts for the objects within."""
+    if isinstance(value, _Pairs):
+        return {name: _plain(inner) for name, inner in value}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Row]]:
     top, header = next(rows, (1, []))
-    names = _column_names(path, top, header)
-    written = _written(names, header)
+    names = column_names(path, top, header)
+    written = written_names(names, header)
     for number, cells in rows:
         if len(cells) != len(names):
             raise InputError(
@@ -160,18 +155,6 @@ def _under_header(path: Path, rows: Iterator[tuple[int, Cells]]) -> Iterator[tup
         if cells == header:
             raise InputError(f"{path}, line {number} repeats the header: files were joined; remove this line")
         yield number, Row(names, cells, written)
-
-
-def _column_names(path: Path, line: int, header: list[str]) -> list[str]:
-    names = [name.strip().lower() for name in header]
-    for name in names:
-        if name and names.count(name) > 1:  # nameless columns are never read: spreadsheets and indices leave them
-            raise InputError(f"{path}, line {line}: {names.count(name)} columns are called {name!r}: keep one")
-    return names
-
-
-def _written(names: list[str], header: list[str]) -> dict[str, str]:
-    return {name: cell.strip() for name, cell in zip(names, header, strict=True)}
 
 
 def _comma_rows(path: Path, text: str) -> Iterator[tuple[int, Cells]]:
@@ -249,9 +232,3 @@ def _quoted_rows(path: Path, text: str, delimiter: str, spaced: bool = False) ->
         if any(cell.strip() for cell in cells):
             yield line, cells
         line = reader.line_num + 1
-
-
-def shorten(value: Any, limit: int = 60) -> str:
-    """Return the repr of a value from a file, cut to fit into a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

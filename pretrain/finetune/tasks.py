@@ -8,6 +8,7 @@ N examples, L tokens, labels: how many names there are.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from scipy import stats
 from sklearn import metrics
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -25,6 +27,8 @@ from transformers import (
 
 from data_prep.cli import say
 from data_prep.json_types import JsonObject
+from pretrain.finetune import question_answering as qa
+from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import LabelScale, listed
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
@@ -46,6 +50,9 @@ class Task:
     collator: Callable[[PreTrainedTokenizerBase], Any]
     metric: str  # the score that results.json averages
     score: Callable[[np.ndarray, list[Feature], list[Example], list[str]], Scores]  # the first are the logits
+    outputs: tuple[str, ...] = ()  # names of the head's outputs where they are no labels
+    # What a folder must know to answer goes into the config.json of the model that is kept.
+    keep: Callable[[PreTrainedModel, Scores, list[Example], FinetuneConfig], None] | None = None
 
 
 @torch.no_grad()
@@ -227,4 +234,20 @@ TASKS = {
         "f1",
         score_tags,
     ),
+    "qa": Task(
+        qa.tell_questions,
+        AutoModelForQuestionAnswering,
+        qa.encode_questions,
+        DataCollatorWithPadding,
+        "f1",
+        qa.score_questions,
+        outputs=("start", "end"),
+        keep=qa.keep_threshold,
+    ),
 }
+
+
+def task_of(config: FinetuneConfig) -> Task:
+    """Return the task with what options say of it; `config`: a settled one."""
+    task = TASKS[config.task]
+    return replace(task, encode=partial(task.encode, stride=config.stride)) if config.task == "qa" else task

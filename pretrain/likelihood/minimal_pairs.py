@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from pretrain.finetune.tables import Row, read_rows, shorten
+from pretrain.finetune.rows import Row, shorten
+from pretrain.finetune.tables import read_rows
 
 # Where several names mean the same, the first that a row has is taken.
 GOOD = ("sentence_good", "good_sentence", "good")
