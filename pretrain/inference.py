@@ -97,6 +97,8 @@ def ask(
 ) -> Answer:
     """Return the answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
 
+    Of a model that gives several labels a text, {"given"} are those above its threshold.
+
     pairs: the text is two, around a tab
 
     Raises
@@ -121,6 +123,8 @@ def ask(
         return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
     if kind == "tags":
         return {"text": text, "tags": tagged_words(names, encoded, logits, text)}
+    if model.config.problem_type == "multi_label_classification":
+        return {"text": text, **label_set(names, logits, top, getattr(model.config, "zerobert_threshold", 0.5))}
     if model.config.num_labels == 1:
         return {"text": text, "score": float(logits[0])}
     return {"text": text, "labels": ranked(logits, top, lambda index: {"label": names[index]})}
@@ -149,6 +153,14 @@ def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor, text
     return answers
 
 
+def label_set(names: dict[Any, str], logits: torch.Tensor, top: int, threshold: float) -> Answer:
+    """Return the `top` likeliest of logits [K], each with a probability of its own, and those above the threshold."""
+    probabilities = logits.sigmoid()
+    best = probabilities.argsort(descending=True, stable=True).tolist()
+    labels = [{"label": names[index], "probability": round(float(probabilities[index]), 6)} for index in best[:top]]
+    return {"labels": labels, "given": [names[index] for index in best if probabilities[index] >= threshold]}
+
+
 def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
     """Return the `top` likeliest of logits [K], best first, with their probabilities."""
     best = logits.softmax(-1).topk(min(top, len(logits)))
@@ -168,6 +180,8 @@ def shown(answer: Answer) -> str:
             lines.append(f"  mask {number}")
         lines += [f"  {word['probability']:.4f}  {filled_in(before, word['token'])}" for word in words]
     lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
+    if "given" in answer:
+        lines.append("  given: " + (", ".join(answer["given"]) or "none"))
     if "score" in answer:
         lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
     if "tags" in answer:

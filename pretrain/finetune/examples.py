@@ -10,7 +10,7 @@ in the unit of the file, whatever program opens it.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +19,20 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
-from pretrain.finetune.columns import Choice, choose
+from pretrain.finetune.columns import Choice, choose, gather_flags
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.held_back import hold_back
 from pretrain.finetune.kinds import kind_of
-from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.finetune.labelled import (
+    Example,
+    labels_of,
+    read_label_sets,
+    read_numbers,
+    read_pairs,
+    read_tags,
+    read_texts,
+)
+from pretrain.finetune.rows import Rows
 from pretrain.finetune.tables import read_rows
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
@@ -43,6 +53,7 @@ class Examples(NamedTuple):
     evaluation: list[Example]
     names: list[str]  # of the labels, from the training file; none: the label is a number
     scale: LabelScale | None  # of the numbers
+    held: Sequence[Example] = ()  # of the training file, but not learnt from: to choose by
 
 
 def read_examples(config: FinetuneConfig) -> Examples:
@@ -62,18 +73,29 @@ def read_examples(config: FinetuneConfig) -> Examples:
     if longest is not None:
         check_seq_len(config, longest)
     task = TASK_FILES[config.task]
-    choice = Choice(config.text, config.pair, config.label, config.label_names)
-    everything, evaluation = (
-        task.read(path, choose(path, read_rows(path), choice, by_word=config.task == "tag"))
-        for path in (config.train, config.eval)
-    )
+    everything, evaluation = (task.read(path, chosen_rows(config, path)) for path in (config.train, config.eval))
     check_pairs(config, everything, evaluation)
     names = task.label_names(everything, config.train)
     if names:
         check_labels(config.eval, evaluation, names, config.train)
     training = subset(everything, config.limit)
+    held: list[Example] = []
+    if config.patience is not None or config.task == "multilabel":
+        training, held = hold_back(training, config.train)
     task.label_names(training, config.train)  # refuses a subset with one label alone
-    return Examples(training, evaluation, names, None if names else label_scale(training, config.train))
+    return Examples(training, evaluation, names, None if names else label_scale(training, config.train), held)
+
+
+def chosen_rows(config: FinetuneConfig, path: Path) -> Rows:
+    """Return the rows of a file, with the columns that the command line says.
+
+    Raises
+    ------
+    InputError: a file that cannot be read, no such column.
+    """
+    choice = Choice(config.text, config.pair, config.label, config.label_names)
+    rows = choose(path, read_rows(path), choice, by_word=config.task == "tag")
+    return gather_flags(path, rows, config.label) if config.task == "multilabel" else rows
 
 
 def check_seq_len(config: FinetuneConfig, longest: int) -> None:
@@ -146,6 +168,8 @@ def class_names(examples: list[Example], path: Path) -> list[str]:
     InputError: there is only one.
     """
     names = {label for example in examples for label in labels_of(example)}
+    if not names:
+        raise InputError(f"{path}: no example has a label; at least two different ones are needed")
     if len(names) == 1:
         raise InputError(f"{path}: every label is {names.pop()!r}; at least two different ones are needed")
     try:
@@ -175,5 +199,6 @@ TASK_FILES = {
     "classify": TaskFiles(read_texts, class_names),
     "pair": TaskFiles(read_pairs, class_names),
     "regress": TaskFiles(read_numbers, no_names),
+    "multilabel": TaskFiles(read_label_sets, class_names),
     "tag": TaskFiles(read_tags, class_names),
 }
