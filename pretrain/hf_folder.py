@@ -296,6 +296,19 @@ def check_finite(origin: Path, weights: Iterable[tuple[str, torch.Tensor]]) -> N
             )
 
 
+def check_logits(logits: torch.Tensor, text: str) -> None:
+    """Refuse answers that are no numbers.
+
+    Raises
+    ------
+    InputError: as said.
+    """
+    if not logits.isfinite().all():
+        raise InputError(
+            f"the model answers with nan or infinity: its weights are too large; the text was {text[:60]!r}"
+        )
+
+
 def check_shapes(folder: Path, config: PreTrainedConfig, shapes: dict[str, list[int]]) -> None:
     """Compare a BERT's configuration with its weights before memory is spent on either.
 

@@ -1,4 +1,6 @@
-"""Answers of a Hugging Face folder: the missing words of a text, its label, its tags. pretrain/predict.py asks.
+"""Answers of a Hugging Face folder: the missing words of a text, its label, its tags, the answer to a question.
+
+pretrain/predict.py asks:
 
 answer(folder, "labels", False, ["a text", "another one"], 5, as_json=False)
 """
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedConfig,
@@ -21,6 +24,7 @@ from transformers import (
 from data_prep.cli import InputError, print_json, say
 from data_prep.json_types import JsonObject
 from pretrain import hf_folder
+from pretrain.answering import answer_in_context
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
 
@@ -35,6 +39,7 @@ MODELS: dict[Kind, Any] = {
     "fill": AutoModelForMaskedLM,
     "labels": AutoModelForSequenceClassification,
     "tags": AutoModelForTokenClassification,
+    "answers": AutoModelForQuestionAnswering,
 }
 
 
@@ -69,7 +74,9 @@ def check_label_names(folder: Path, architecture: PreTrainedConfig, kind: Kind) 
     InputError: as said.
     """
     names: dict[Any, Any] = architecture.id2label or {}
-    if kind != "fill" and (set(names) != set(range(len(names))) or not all(isinstance(n, str) for n in names.values())):
+    if kind in ("labels", "tags") and (
+        set(names) != set(range(len(names))) or not all(isinstance(n, str) for n in names.values())
+    ):
         raise InputError(
             f"{folder}/config.json: id2label must name the labels 0, 1, ... by texts, not {str(names)[:80]}"
         )
@@ -95,7 +102,7 @@ def load(folder: Path, kind: Kind) -> PreTrainedModel:
 def ask(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: Kind, pairs: bool, text: str, top: int
 ) -> Answer:
-    """Return the answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"} or {"tags"}.
+    """Return the answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"}, {"tags"} or {"answer"}.
 
     Of a model that gives several labels a text, {"given"} are those above its threshold.
 
@@ -105,6 +112,8 @@ def ask(
     ------
     InputError: no mask token in a text to fill; the model's numbers overflow.
     """
+    if kind == "answers":
+        return answer_in_context(model, tokenizer, *text.split("\t", 1), top)
     first, second = text.split("\t") if pairs else (text, None)
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
     encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
@@ -114,10 +123,7 @@ def ask(
     if kind != "fill" and ids <= {*tokenizer.all_special_ids}:
         say(f"the tokenizer knows nothing of this text, and the answer does not depend on it: {text[:60]!a}")
     logits = model(**encoded.to(model.device)).logits[0].float().cpu()
-    if not logits.isfinite().all():
-        raise InputError(
-            f"the model answers with nan or infinity: its weights are too large; the text was {text[:60]!r}"
-        )
+    hf_folder.check_logits(logits, text)
     names: dict[Any, str] = model.config.id2label or {}
     if kind == "fill":
         return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
@@ -182,8 +188,13 @@ def shown(answer: Answer) -> str:
     lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
     if "given" in answer:
         lines.append("  given: " + (", ".join(answer["given"]) or "none"))
-    if "score" in answer:
+    if "score" in answer and "question" not in answer:
         lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
+    if "question" in answer:
+        lines.append(f"  {answer['question']}")
+        if not answer["answer"]:
+            lines.append(f"  {answer['score']:.4f}  (no answer)")
+        lines += [f"  {s['score']:.4f}  {s['answer']}  ({s['start']}-{s['end']})" for s in answer["spans"]]
     if "tags" in answer:
         lines.append("  " + " ".join(f"{word['word']}/{word['tag']}" for word in answer["tags"]))
     return "\n".join(line.translate(SPELLED) for line in lines)

@@ -3,10 +3,12 @@
     python -m pretrain.predict hf --fill "The capital of France is [MASK]."
     python -m pretrain.predict tuned "a charming and often affecting journey" "what a waste of time"
     python -m pretrain.predict tuned --json < texts.txt
+    python -m pretrain.predict reader --question "Who wrote it?" "Effi Briest is a novel by Theodor Fontane."
 
 What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
-number or a tag per word from a fine-tuned one. Without a text on the command line, each line of standard input is one.
-For a model of pairs a tab separates the two texts; for any other a tab is white space. Answers go to stdout.
+number, a tag per word or the answer to a question from a fine-tuned one. Without a text on the command line, each line
+of standard input is one. For a model of pairs a tab separates the two texts, for one of questions the question and its
+context where there is no --question; for any other a tab is white space. Answers go to stdout.
 """
 
 import io
@@ -37,6 +39,7 @@ KINDS: dict[str, Kind] = {
     "ForPreTraining": "fill",
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "tags",
+    "ForQuestionAnswering": "answers",
 }
 
 
@@ -52,6 +55,8 @@ class PredictConfig:
     """Ask for masked words, whatever the folder was made for."""
     pair: bool = False
     """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
+    question: str | None = None
+    """What to ask of each text, for a folder that answers questions. Default: a text is question, tab, context."""
     top: Annotated[int, Range(1, 1e6)] = 5  # no vocabulary is larger
     """How many answers a text, or a mask, at most."""
     json: bool = False
@@ -65,12 +70,19 @@ def main(config: PredictConfig) -> None:
     """Look at the folder and the texts, then answer each text in turn, and print."""
     content = read_config(config.folder)
     kind: Kind = "fill" if config.fill else kind_of(config.folder, content)
-    pairs = config.pair or (kind == "labels" and answers_pairs(content))
-    if pairs and kind != "labels":
+    if config.question is not None and kind != "answers":
+        raise InputError(f"--question: {config.folder} answers {kind}, and no questions")
+    pairs = (
+        config.pair or (kind == "labels" and answers_pairs(content)) or (kind == "answers" and config.question is None)
+    )
+    if pairs and kind not in ("labels", "answers"):
         raise InputError(f"--pair: {config.folder} answers {kind}, and no pairs of texts")
     need_tokenizer(config.folder)
     weight_files(config.folder)
     texts = texts_of(config, pairs)
+    if config.question is not None:
+        question = checked("--question", config.question, pairs=False).replace("\t", " ")
+        texts = (f"{question}\t{text}" for text in texts)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
     from pretrain.inference import answer

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def no_peak_is_measured() -> None:
     """A rank's peak takes a quarter of a second at every evaluation. Where nothing trains, nothing is imported."""
-    if meter := sys.modules.get("pretrain.monitor.meter"):
+    meter: Any = sys.modules.get("pretrain.monitor.meter")
+    if meter is not None:
         meter.peak_flops = lambda device: 1e11
 
 

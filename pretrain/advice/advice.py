@@ -222,6 +222,7 @@ class _Choices:
         settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": rule.warmup, "mask_rate": rule.mask_rate}
         is_usual = rule.mask_rate == 0.15
         reasons["mask_rate"] = "BERT's own" if is_usual else "larger models learn more from more (Wettig)"
+        self._choose("mlm_bias", rules.MLM_BIAS)
         self._choose("dropout", rules.dropout(passes))
         documents = self._document_tokens()
         settings |= {
@@ -306,7 +307,8 @@ def _commands(
     if _shape_of(settings) != PRESETS[settings["model"]]:
         names += Shape._fields
     names += ["average"] if settings["average"] != str(OFF) else []
-    names += [name for name, usual in (("mask_rate", 0.15), ("dropout", 0.1)) if by_name[name] != usual]
+    usual = {"mask_rate": 0.15, "mlm_bias": "zeros", "dropout": 0.1}
+    names += [name for name, value in usual.items() if by_name[name] != value]
     names += ["eval_every", "eval_samples", "save_every", "log_every"]
     names += ["patience"] if settings["patience"] else []
     names += ["zero"] if settings["zero"] > 1 else []

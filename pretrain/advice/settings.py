@@ -29,6 +29,7 @@ class AdviceSettings(TypedDict):
     schedule: str
     warmup: float
     mask_rate: float
+    mlm_bias: str
     dropout: float
     hours: float
     steps: int  # that the hours hold

@@ -14,7 +14,7 @@ from pretrain.settings.shape import model_in_words
 WIDTH = 118  # columns where there is no terminal to ask
 SHOWN = (
     "lang", "cased", "vocab_kind", "vocab_size", "model", "objective", "seq_len", "global_batch", "micro_batch", "lr",
-    "warmup", "mask_rate", "dropout", "steps",
+    "warmup", "mask_rate", "mlm_bias", "dropout", "steps",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from pretrain.hf_files import read_config
 COUNT = Range(1, 1e9, whole=True)
 BALANCED = ("classify", "pair")
 SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
+OF_TASK = {"stride": "qa"}  # options that one task alone has
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class FinetuneConfig:
 
     hf: tyro.conf.Positional[Path]
     """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
-    task: Literal["classify", "pair", "multilabel", "regress", "tag"]
-    """What is learnt: one label a text, one a pair of texts, any number of labels, a number, or one tag a word."""
+    task: Literal["classify", "pair", "multilabel", "regress", "tag", "qa"]
+    """What is learnt: one label a text, one a pair of texts, any number of labels, a number, one tag a word, or
+    where in a context a question is answered."""
     train: Path
     """Labelled file to learn from."""
     eval: Path
@@ -57,6 +59,8 @@ class FinetuneConfig:
     """Examples a step."""
     seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
     """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
+    stride: Annotated[int | None, Range(0, 1 << 20, whole=True)] = None
+    """qa: tokens that two windows of a long context share. Default: a quarter of --seq_len."""
     limit: Annotated[int | None, COUNT] = None
     """Learn from this many examples only, drawn over the whole file and the same for every seed."""
     from_scratch: bool = False
@@ -84,9 +88,14 @@ class FinetuneConfig:
             raise InputError(f"--balance is for --task {' or '.join(BALANCED)}, and this is --task {self.task}")
         if len(self.label) > 1 and self.task != "multilabel":
             raise InputError(f"--label {' '.join(self.label)}: several columns are for --task multilabel; give one")
+        if self.task == "qa" and (named := self.text or self.pair or " ".join(self.label)):
+            raise InputError(f"no column {named} is read with --task qa: the fields are question, context and answers")
         if self.pair is not None and self.text is None:
             raise InputError(f"--pair {self.pair} needs the first text's column beside it: --text COLUMN")
         if self.task == "pair" and self.text is not None and self.pair is None:
             raise InputError(f"--task pair with --text {self.text} needs the second text's column, too: --pair COLUMN")
         if not SEEDS.holds(self.seed + self.seeds - 1):
             raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
+        for name, task in OF_TASK.items():
+            if getattr(self, name) is not None and self.task != task:
+                raise InputError(f"--{name} is for --task {task}, and this is --task {self.task}")

@@ -19,6 +19,7 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
+from pretrain.answer_spans import LEAST_WINDOW, most_stride
 from pretrain.finetune.columns import Choice, choose, gather_flags
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.held_back import hold_back
@@ -33,6 +34,7 @@ from pretrain.finetune.labelled import (
     read_texts,
 )
 from pretrain.finetune.rows import Rows
+from pretrain.finetune.squad import is_learnable, no_labels, read_questions
 from pretrain.finetune.tables import read_rows
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
@@ -72,27 +74,26 @@ def read_examples(config: FinetuneConfig) -> Examples:
     check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
     if longest is not None:
         check_seq_len(config, longest)
+    check_stride(config)
     task = TASK_FILES[config.task]
-    everything, evaluation = (task.read(path, chosen_rows(config, path)) for path in (config.train, config.eval))
+    everything, evaluation = (task.read(path, rows_of(config, path)) for path in (config.train, config.eval))
     check_pairs(config, everything, evaluation)
     names = task.label_names(everything, config.train)
     if names:
         check_labels(config.eval, evaluation, names, config.train)
-    training = subset(everything, config.limit)
+    training = subset([example for example in everything if task.is_learnable(example)], config.limit)
     held: list[Example] = []
     if config.patience is not None or config.task == "multilabel":
         training, held = hold_back(training, config.train)
     task.label_names(training, config.train)  # refuses a subset with one label alone
-    return Examples(training, evaluation, names, None if names else label_scale(training, config.train), held)
+    scale = label_scale(training, config.train) if task.is_number else None
+    return Examples(training, evaluation, names, scale, held)
 
 
-def chosen_rows(config: FinetuneConfig, path: Path) -> Rows:
-    """Return the rows of a file, with the columns that the command line says.
-
-    Raises
-    ------
-    InputError: a file that cannot be read, no such column.
-    """
+def rows_of(config: FinetuneConfig, path: Path) -> Rows | None:
+    """Return the rows of a file, with the columns that options name; none where the task reads files of its own."""
+    if config.task == "qa":
+        return None
     choice = Choice(config.text, config.pair, config.label, config.label_names)
     rows = choose(path, read_rows(path), choice, by_word=config.task == "tag")
     return gather_flags(path, rows, config.label) if config.task == "multilabel" else rows
@@ -104,6 +105,19 @@ def check_seq_len(config: FinetuneConfig, longest: int) -> None:
         raise InputError(
             f"--seq_len {config.seq_len} must lie between 4 and the {longest} positions of {config.hf}: "
             f"try --seq_len {min(128, longest)}"
+        )
+
+
+def check_stride(config: FinetuneConfig) -> None:
+    """Refuse windows of a context that hold next to nothing beside a question, or that do not go on."""
+    if config.task != "qa":
+        return
+    if config.seq_len < LEAST_WINDOW:
+        raise InputError(f"--seq_len {config.seq_len} holds no question and its context: try --seq_len 128 or 384")
+    if config.stride is not None and config.stride > most_stride(config.seq_len):
+        raise InputError(
+            f"--stride {config.stride} is more than two windows of --seq_len {config.seq_len} can share beside a "
+            f"question: at most {most_stride(config.seq_len)}"
         )
 
 
@@ -183,6 +197,11 @@ def no_names(examples: list[Example], path: Path) -> list[str]:
     return []
 
 
+def always(example: Example) -> bool:
+    """Return that an example teaches something."""
+    return True
+
+
 def listed(names: list[str], limit: int = 8) -> str:
     """Return the names for a message, the first of them where there are many."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
@@ -193,12 +212,15 @@ class TaskFiles(NamedTuple):
 
     read: Callable[..., list[Example]]  # of its path, and of its rows where these were read before
     label_names: Callable[[list[Example], Path], list[str]]
+    is_number: bool = False  # the label
+    is_learnable: Callable[[Example], bool] = always  # others are measured on alone
 
 
 TASK_FILES = {
     "classify": TaskFiles(read_texts, class_names),
     "pair": TaskFiles(read_pairs, class_names),
-    "regress": TaskFiles(read_numbers, no_names),
     "multilabel": TaskFiles(read_label_sets, class_names),
+    "regress": TaskFiles(read_numbers, no_names, is_number=True),
     "tag": TaskFiles(read_tags, class_names),
+    "qa": TaskFiles(read_questions, no_labels, is_learnable=is_learnable),
 }

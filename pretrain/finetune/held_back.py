@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.cli import InputError
-from pretrain.finetune.labelled import Example, labels_of
+from pretrain.finetune.labelled import Example
 
 SHARE = 0.1
 LEAST = 20  # examples of which two can be held back
@@ -49,4 +49,5 @@ def hold_back(examples: list[Example], path: Path) -> tuple[list[Example], list[
 
 
 def _names(example: Example) -> set[str]:
-    return set() if isinstance(example.label, float) else set(labels_of(example))
+    names = [example.label] if isinstance(example.label, str) else example.label
+    return set(names) if isinstance(names, list) else set()  # a number or an answer has none

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pretrain.answer_spans import default_stride
 from pretrain.finetune.config import FinetuneConfig
 
 # Peak learning rates by units of a layer. Devlin et al. 2019 have 2e-5 to 5e-5 for 768 and 1024, Turc et al. 2019 up to
@@ -35,12 +36,13 @@ def epochs_of(examples: int, batch_size: int) -> int:
 
 
 def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfig:
-    """Return the same with a rate and epochs where none were given."""
+    """Return the same with a rate, epochs and, for windows, a stride where none were given."""
     lr, epochs = config.lr, config.epochs
     return replace(
         config,
         lr=rate_of(hidden) if lr is None else lr,
         epochs=epochs_of(examples, config.batch_size) if epochs is None else epochs,
+        stride=default_stride(config.seq_len) if config.task == "qa" and config.stride is None else config.stride,
     )
 
 

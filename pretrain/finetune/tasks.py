@@ -8,6 +8,7 @@ N examples, L tokens, labels: how many names there are.
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from scipy import stats
 from sklearn import metrics
 from transformers import (
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -25,6 +27,8 @@ from transformers import (
 
 from data_prep.cli import say
 from data_prep.json_types import JsonObject
+from pretrain.finetune import question_answering as qa
+from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import LabelScale, listed
 from pretrain.finetune.label_sets import one_hot, score_label_sets, tell_label_sets
 from pretrain.finetune.labelled import Example, labels_of
@@ -49,6 +53,9 @@ class Task:
     metric: str  # the score that results.json averages
     score: Callable[[np.ndarray, list[Feature], list[Example], list[str]], Scores]  # the first are the logits
     by_threshold: bool = False  # each label is given or not by itself
+    outputs: tuple[str, ...] = ()  # names of the head's outputs where they are no labels
+    # What a folder must know to answer goes into the config.json of the model that is kept.
+    keep: Callable[[PreTrainedModel, Scores, list[Example], FinetuneConfig], None] | None = None
 
 
 @torch.no_grad()
@@ -247,4 +254,20 @@ TASKS = {
         "f1",
         score_tags,
     ),
+    "qa": Task(
+        qa.tell_questions,
+        AutoModelForQuestionAnswering,
+        qa.encode_questions,
+        DataCollatorWithPadding,
+        "f1",
+        qa.score_questions,
+        outputs=("start", "end"),
+        keep=qa.keep_threshold,
+    ),
 }
+
+
+def task_of(config: FinetuneConfig) -> Task:
+    """Return the task with what options say of it; `config`: a settled one."""
+    task = TASKS[config.task]
+    return replace(task, encode=partial(task.encode, stride=config.stride)) if config.task == "qa" else task

@@ -43,7 +43,7 @@ from pretrain.finetune.examples import RESULTS, Examples, LabelScale, check_seq_
 from pretrain.finetune.label_sets import best_threshold, log_odds
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
-from pretrain.finetune.tasks import TASKS, Feature, Task, undo_scale
+from pretrain.finetune.tasks import Feature, Task, task_of, undo_scale
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
@@ -69,11 +69,11 @@ class Tuned(NamedTuple):
 def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
     """Fine-tune, write the folder, print the score."""
     with hf_folder.silenced_libraries():
-        results = fine_tune_seeds(config, examples, TASKS[config.task])
+        results = fine_tune_seeds(config, examples)
     print_score(config, results)
 
 
-def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> JsonObject:
+def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
 
     Raises
@@ -87,6 +87,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> J
     hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=training[0].pair is not None)
     hidden = getattr(architecture, "hidden_size", 768)
     config = settled(config, hidden, len(training))
+    task = task_of(config)
     say(
         f"{len(training)} examples to learn from, {len(evaluation)} to measure on"
         + (f", {len(held)} held back to choose by" if held else "")
@@ -127,6 +128,8 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples, task: Task) -> J
         say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
         if seed == config.seed:
             kept = model.cpu()
+            if task.keep:
+                task.keep(kept, scores, training, config)
 
     floor = floors(config.task, training, evaluation)
     better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
@@ -175,7 +178,7 @@ def build_model(
     """Return the encoder of the folder, or the same at random, under a new head for `names`."""
     architecture = hf_folder.load_config(config.hf)
     hf_folder.settle_padding(config.hf, architecture, pad_id)
-    architecture.id2label = dict(enumerate(names or ["score"]))
+    architecture.id2label = dict(enumerate(names or task.outputs or ["score"]))
     architecture.label2id = {name: index for index, name in architecture.id2label.items()}
     architecture.zerobert_task = config.task
     architecture.zerobert_pairs = pairs  # tells pretrain.predict whether a tab separates two texts
