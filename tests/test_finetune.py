@@ -256,7 +256,7 @@ def test_several_labels_a_text_are_learnt(hf, tmp_path, capsys):
         assert answer["given"] == above
     assert "a" in answers[0]["given"]
     assert answers[1]["given"] == []
-    theirs: Any = pipeline("text-classification", model=str(out), device="cpu", top_k=None)(asked[0])
+    theirs: Any = pipeline("text-classification", model=str(out), device="cpu", top_k=None)([asked[0]])[0]
     ours = [label["probability"] for label in answers[0]["labels"]]
     assert ours == pytest.approx([label["score"] for label in theirs], abs=1e-5)
 
