@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
@@ -57,7 +58,8 @@ def silenced_libraries() -> Iterator[None]:
     logging.disable(logging.WARNING)
     transformers.logging.disable_progress_bar()
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         logging.disable(disabled)
@@ -113,7 +115,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     InputError: tokenizer files are missing or damaged, or it has more entries than the model has embeddings.
     """
     need_tokenizer(folder)
-    config = load_config(folder)
+    return open_tokenizer(folder, load_config(folder))
+
+
+def open_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder, checked to fit a model of `config`.
+
+    Raises
+    ------
+    InputError: it is damaged, or has more entries than the model has embeddings.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json

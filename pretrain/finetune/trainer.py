@@ -91,11 +91,15 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
-        model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
+        pairs = training[0].pair is not None
+        model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
         if seed == config.seed:
             same = alike(model, task.collator(tokenizer), eval_features)
-        loss, logits = fine_tune(config, seed, model, task.collator(tokenizer), train_features, eval_features, scale)
-        scores = task.score(logits, eval_features, evaluation, names)
+        asked = None if task.answer else eval_features
+        loss, answers = fine_tune(config, seed, model, task.collator(tokenizer), train_features, asked, scale)
+        if task.answer:
+            answers = task.answer(model, evaluation)
+        scores = task.score(answers, eval_features, evaluation, names)
         seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
         say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
         if seed == config.seed:
@@ -115,7 +119,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
-        "majority": majority(training, evaluation) if isinstance(evaluation[0].label, str) else None,
+        "majority": majority(training, evaluation) if names and isinstance(evaluation[0].label, str) else None,
         "baseline": baseline,
         "beats_guessing": better,
         "decidable": decidable,
@@ -128,7 +132,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-    write_folder(config.out, lambda folder: save(folder, config.hf, kept, tokenizer, results))
+    write_folder(config.out, lambda folder: save(folder, config.hf, task, kept, tokenizer, results))
     return json.loads((config.out / RESULTS).read_text())
 
 
@@ -213,8 +217,8 @@ def fine_tune(
     train_features: Any,  # lists of Feature; Trainer's own annotation asks for a Dataset and needs none
     eval_features: Any,
     scale: LabelScale | None,
-) -> tuple[float, np.ndarray]:
-    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features.
+) -> tuple[float, Any]:
+    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features, if any.
 
     config: a settled one
     scale: on which the labels of train_features are; the logits are in the unit of the file
@@ -253,6 +257,8 @@ def fine_tune(
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
         if scale:
             undo_scale(model, scale)
+        if eval_features is None:
+            return loss, None
         arguments.train_sampling_strategy = "random"  # it governs prediction too, which must keep the file's order
         logits = np.asarray(trainer.predict(eval_features).predictions)
     if not np.isfinite(logits).all():
@@ -283,11 +289,13 @@ def settings(config: FinetuneConfig) -> JsonObject:
 
 
 def save(
-    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
+    folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
 ) -> None:
     """Write model, tokenizer and, last, results.json, which also names the files written."""
     hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
+    if task.save:
+        task.save(folder)
     files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
     write_json(folder / RESULTS, {**results, "files": files})
 
