@@ -51,9 +51,9 @@ def open_writer(folder: Path) -> Writer:
         check_model_config(folder / "config.json", content[part])
     config: Any = hf_folder.load_config(folder)
     need_tokenizer(folder)
-    source = hf_folder.open_tokenizer(folder, config.encoder)
+    source = hf_folder.tokenizer_for(folder, config.encoder)
     other = folder / TARGET_TOKENIZER
-    target = hf_folder.open_tokenizer(other, config.decoder) if other.is_dir() else source
+    target = hf_folder.tokenizer_for(other, config.decoder) if other.is_dir() else source
     hf_folder.check_frame(folder, config.encoder, source, pairs=False)
     hf_folder.check_frame(other if other.is_dir() else folder, config.decoder, target, pairs=False)
     model, missing, mismatched, unexpected = hf_folder.open_model(EncoderDecoderModel, folder, config)
@@ -91,19 +91,16 @@ def generate(
     writer: Writer,
     texts: Sequence[str],
     *,
-    seq_len: int | None = None,
     beams: int | None = None,
     max_new_tokens: int | None = None,
     tick: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
     """Return what the model writes for each text. Texts of like length go through it together.
 
-    seq_len: tokens of a text that are read at most; default: all that the encoder can
     beams, max_new_tokens: in place of the model's own
     tick: is told how many texts have been written since it was told last
     """
-    longest = hf_folder.positions(writer.model.config.encoder)
-    ids = writer.source(list(texts), truncation=True, max_length=min(seq_len or longest, longest))
+    ids = writer.source(list(texts), truncation=True, max_length=most_to_read(writer.model.config))
     order = sorted(range(len(texts)), key=lambda index: -len(ids["input_ids"][index]))
     own = writer.model.generation_config
     options = how(
@@ -124,6 +121,12 @@ def spelled(tokenizer: PreTrainedTokenizerBase, tokens: Any) -> str:
     """Return tokens as a text, with no space before a full stop, nor between characters of a script without spaces."""
     text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=True)
     return _GAP.sub("", text).strip()
+
+
+def most_to_read(config: PreTrainedConfig) -> int:
+    """Return how many tokens of a text are read: as many as were learnt from, else all that the encoder can."""
+    longest, learnt = hf_folder.positions(config.encoder), getattr(config, "zerobert_seq_len", None)
+    return min(longest, learnt) if isinstance(learnt, int) and learnt > 3 else longest
 
 
 def positions_to_write(config: PreTrainedConfig) -> int:

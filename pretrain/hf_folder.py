@@ -115,28 +115,38 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     InputError: tokenizer files are missing or damaged, or it has more entries than the model has embeddings.
     """
     need_tokenizer(folder)
-    return open_tokenizer(folder, load_config(folder))
+    return tokenizer_for(folder, load_config(folder))
 
 
-def open_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+def tokenizer_for(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder, checked to fit a model of `config`.
 
     Raises
     ------
-    InputError: it is damaged, or has more entries than the model has embeddings.
+    InputError: as load_tokenizer().
+    """
+    tokenizer = open_tokenizer(folder, config.vocab_size)
+    if getattr(config, "type_vocab_size", 2) < 2:  # the model knows no second segment
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    return tokenizer
+
+
+def open_tokenizer(folder: Path, entries: int) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder whose model has embeddings for this many entries.
+
+    Raises
+    ------
+    InputError: as load_tokenizer().
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {one_line(error)}") from error
-    entries = config.vocab_size
     if len(tokenizer) > entries:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} entries but the model only {entries} embeddings; "
             "they are not of one model: export the folder again"
         )
-    if getattr(config, "type_vocab_size", 2) < 2:  # the model knows no second segment
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
 
 
@@ -146,10 +156,15 @@ def copy_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBas
     for name in {*TOKENIZER, *TOKENIZER_SETTINGS, *tokenizer.vocab_files_names.values()}:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if "token_type_ids" not in tokenizer.model_input_names:  # so that other readers know it, too
-        path = folder / TOKENIZER_SETTINGS[0]
-        settings = read_object(path) if path.is_file() else {}
-        write_json(path, settings | {"model_input_names": tokenizer.model_input_names})
+    path = folder / TOKENIZER_SETTINGS[0]
+    settings = read_object(path) if path.is_file() else {}
+    changed = {}  # so that other readers know it, too
+    if "token_type_ids" not in tokenizer.model_input_names:
+        changed["model_input_names"] = tokenizer.model_input_names
+    if settings.get("model_max_length", tokenizer.model_max_length) != tokenizer.model_max_length:
+        changed["model_max_length"] = tokenizer.model_max_length
+    if changed:
+        write_json(path, settings | changed)
 
 
 def check_frame(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, pairs: bool) -> None:
@@ -247,7 +262,7 @@ def load_model(
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a folder by name, as they are stored.
+    """Return the weights of a folder by name, as they are stored, mapped into memory from its files.
 
     Raises
     ------

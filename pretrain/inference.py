@@ -25,7 +25,7 @@ from data_prep.cli import InputError, print_json, say
 from data_prep.json_types import JsonObject
 from pretrain import hf_folder
 from pretrain.answering import answer_in_context
-from pretrain.encoder_decoder import generate, open_writer, positions_to_write
+from pretrain.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
 
@@ -69,11 +69,13 @@ def write(folder: Path, texts: Iterable[str], beams: int | None, max_new_tokens:
     """
     with hf_folder.silenced_libraries():
         writer = open_writer(folder)
-    most = positions_to_write(writer.model.config)
+    longest, most = most_to_read(writer.model.config), positions_to_write(writer.model.config)
     if max_new_tokens is not None and max_new_tokens > most:
         raise InputError(f"--max_new_tokens {max_new_tokens} is more than the {most} positions of {folder}")
 
     def written(text: str) -> Answer:
+        if writer.source(text, truncation=True, max_length=longest).encodings[0].overflowing:
+            say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
         with hf_folder.silenced_libraries():
             found = generate(writer, [text], beams=beams, max_new_tokens=max_new_tokens)
         return {"text": text, "generated": found[0]}

@@ -236,14 +236,24 @@ def architecture_of(config: BertConfig) -> JsonObject:
 
 
 def model_from_weights(architecture: JsonObject, weights: dict[str, Tensor]) -> BertForPreTraining:
-    """Return the trainer's model in eval mode, vocabulary padded, with weights as named_parameters() names them."""
-    model = BertForPreTraining(BertConfig(**architecture))
+    """Return the trainer's model in eval mode, vocabulary padded, around these very weights, named as
+    named_parameters() names them."""
+    model = model_around(BertForPreTraining, BertConfig(**architecture), weights)
     use_varlen_attention(model)
-    parameters = dict(model.named_parameters())
-    assert parameters.keys() == weights.keys(), parameters.keys() ^ weights.keys()
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    return model
+
+
+def model_around(model_class: Any, config: BertConfig, weights: dict[str, Tensor]) -> Any:
+    """Return a BERT in eval mode whose parameters are these tensors: none is drawn, none copied."""
+    with torch.device("meta"):
+        model = model_class(config)
+    names = dict(model.named_parameters()).keys()
+    assert names == weights.keys(), names ^ weights.keys()
+    model.load_state_dict(weights, strict=False, assign=True)  # what is tied is no parameter of its own
+    model.tie_weights()
+    embeddings = model.base_model.embeddings  # whose buffers are counted, not loaded
+    embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
+    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
     return model.eval()
 
 

@@ -13,8 +13,8 @@ from transformers import BertForPreTraining, PreTrainedTokenizerBase
 
 from data_prep.cli import InputError, print_json, printable, say
 from pretrain import hf_folder
-from pretrain.export.hf_writer import trained_model
 from pretrain.export.origin import Weights, check_origin
+from pretrain.export.proof import trained_model
 from pretrain.export.sources import find_source
 from pretrain.likelihood.minimal_pairs import MinimalPair, PairScores
 from pretrain.likelihood.pair_evaluation import encode_pairs

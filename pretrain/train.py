@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
     continue_in_venv()
 
 from data_prep.cli import InputError, parse, say
+from data_prep.interpreter import importing
 from data_prep.safe_output import survive_console
 from pretrain.hf_files import forbid_network
 from pretrain.settings.config import TrainConfig
@@ -64,7 +65,8 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     settle_on_cpu()
     forbid_network()
-    from pretrain.trainer import run_rank
+    with importing():
+        from pretrain.trainer import run_rank
 
     return run_rank(setup, stop)
 

@@ -465,7 +465,7 @@ def test_heads_of_other_tasks_are_named(tmp_path, capsys):
     classifier = tiny_bert(tmp_path / "classifier", BertForSequenceClassification)
     by_init_from(classifier)
     assert "not used: classifier" in capsys.readouterr().err
-    export(ExportConfig(classifier, tmp_path / "encoder", "encoder"))
+    export(ExportConfig(classifier, tmp_path / "base", "base"))
     assert f"{classifier}: not converted: classifier (heads of other tasks)" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"lacks .*which --head mlm needs"):
         export(ExportConfig(classifier, tmp_path / "mlm", "mlm"))

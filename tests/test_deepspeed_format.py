@@ -393,9 +393,9 @@ def test_export_of_a_wrapped_model_and_of_its_folder_again(folder, start, tmp_pa
     for name, parameter in BertForMaskedLM.from_pretrained(tmp_path / "mlm").named_parameters():
         torch.testing.assert_close(parameter.data, weights[f"bert_model.{name}"], rtol=0, atol=0)
     with pytest.raises(InputError, match=r"lacks bert\.pooler\.dense\.bias.*which --head pretraining needs"):
-        main(ExportConfig(tmp_path / "mlm", tmp_path / "none"))
-    main(ExportConfig(tmp_path / "mlm", tmp_path / "encoder", head="encoder"))
-    main(ExportConfig(tmp_path / "encoder", tmp_path / "again", head="encoder"))
+        main(ExportConfig(tmp_path / "mlm", tmp_path / "none", head="pretraining"))
+    main(ExportConfig(tmp_path / "mlm", tmp_path / "base", head="base"))
+    main(ExportConfig(tmp_path / "base", tmp_path / "again"))
     assert not (tmp_path / "none").exists()
 
 

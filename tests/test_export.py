@@ -1,9 +1,11 @@
 """The exported folder gives the trainer's outputs in plain transformers (invariant g)."""
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForNextSentencePrediction,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertForMaskedLM,
     BertForPreTraining,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertTokenizer,
 )
 
@@ -23,8 +35,11 @@ from data_prep.cli import InputError, run
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import verify_checkpoint
+from pretrain.export import heads, sources
 from pretrain.export import hf_writer as export
-from pretrain.export.command import ExportConfig, Head, main
+from pretrain.export.command import ExportConfig, main
+from pretrain.export.origin import Dtype, Head
+from pretrain.export.proof import TOLERANCE
 from pretrain.train import train
 from tests.corpora import files_of
 from tests.ranks import run_ranks
@@ -96,25 +111,84 @@ def test_hello_my_dog_is_cute(exported):
     assert logits.shape == (1, 2)
 
 
-@pytest.mark.parametrize("head", ["mlm", "encoder"])
-def test_other_heads(trained, tmp_path, head):
-    main(ExportConfig(trained / "checkpoints/step-0000002", tmp_path / "hf", head=head))
-    provenance = json.loads((tmp_path / "hf/provenance.json").read_text())
-    assert provenance["largest_difference"] < export.TOLERANCE
-    if head == "mlm":
-        _, report = loading(AutoModelForMaskedLM, tmp_path / "hf")
-        assert not report["missing_keys"]
-        assert not report["unexpected_keys"]
+AUTO: dict[Head, Any] = {
+    "pretraining": AutoModelForPreTraining,
+    "mlm": AutoModelForMaskedLM,
+    "base": AutoModel,
+    "nsp": AutoModelForNextSentencePrediction,
+    "causal": AutoModelForCausalLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
+
+
+@pytest.mark.parametrize("head", AUTO)
+def test_each_head_loads_in_its_class_with_nothing_said_but_what_is_new(trained, tmp_path, caplog, head):
+    dtype: Dtype = "bf16" if head in ("base", "causal") else "fp32"
+    main(ExportConfig(trained / "checkpoints/step-0000002", tmp_path / "hf", head=head, dtype=dtype))
+    record = json.loads((tmp_path / "hf/provenance.json").read_text())
+    assert record["largest_difference"] < TOLERANCE
+    assert (record["rounding_difference"] is None) == (dtype == "fp32")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.model_max_length == record["trained_length"] == 32  # of 512 positions
+    with caplog.at_level(logging.INFO, "transformers"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        caplog.clear()
+        model, report = loading(AUTO[head], tmp_path / "hf")
+    assert model.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    tasks = ("sequence-classification", "token-classification", "question-answering")
+    new = dict(zip(tasks, ("classifier", "classifier", "qa_outputs"), strict=True))
+    assert {name.split(".")[0] for name in report["missing_keys"]} == ({new[head]} if head in new else set())
+    assert not report["unexpected_keys"]
+    told = [line.message for line in caplog.records if line.levelno >= logging.WARNING]
+    assert all("LOAD REPORT" in line and "MISSING" in line for line in told)
+    assert bool(told) == (head in new)
+
+
+def test_without_sentence_pairs_their_head_is_left_out(trained, hf):
+    source = sources.find_source(trained, None, None)
+    assert heads.default_head(source) == "pretraining"
+    alone = source._replace(has_pairs=False)
+    assert heads.default_head(alone) == "mlm"
+    assert heads.parts(heads.skeleton(alone, "sequence-classification"), alone, "sequence-classification").new == [
+        "bert.pooler",
+        "classifier",
+    ]
+    assert not any("pooler" in name for name, _ in heads.skeleton(alone, "base").named_parameters())
+    assert heads.default_head(sources.find_source(hf, None, None)) == "pretraining"
+    shutil.rmtree(hf)
+    assert heads.default_head(sources.find_source(tiny_bert(hf, BertForMaskedLM), None, None)) == "mlm"
+
+
+def test_positions_are_those_of_the_phases_trained_so_far():
+    phases = [{"steps": 3, "seq_len": 16}, {"steps": 5, "seq_len": 64}]
+    for step, init, expected in ((3, None, 16), (4, None, 64), (3, "gone", 512)):
+        record = {"train": {"init_from": init, "seq_len": 16}, "phases": phases, "segments": []}
+        assert sources.trained_length(record, step, 512) == expected
+
+
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering])
+def test_a_fine_tuned_head_goes_along(tmp_path, kind):
+    tuned = tiny_bert(tmp_path / "tuned", kind)
+    main(ExportConfig(tuned, tmp_path / "hf", dtype="fp16"))
+    model, report = loading(kind, tmp_path / "hf")
+    assert not report["missing_keys"]
+    theirs = kind.from_pretrained(tuned, dtype=torch.float16)
+    for name, weight in theirs.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), weight, rtol=0, atol=0)
 
 
 def test_wrong_arithmetic_is_noticed_and_nothing_is_written(trained, tmp_path, monkeypatch):
     """Keys cannot tell that LayerNorm's epsilon is another; outputs can."""
     write_model = export.write_model
 
-    def with_another_epsilon(folder: Path, *arguments) -> None:
-        write_model(folder, *arguments)
+    def with_another_epsilon(folder: Path, *arguments):
+        found = write_model(folder, *arguments)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-2}))
+        return found
 
     monkeypatch.setattr(export, "write_model", with_another_epsilon)
     with pytest.raises(RuntimeError, match="differs from the trained one"):
@@ -160,7 +234,7 @@ def test_nothing_but_an_earlier_export_is_replaced(hf, tmp_path):
     refused(run / "config.json/hf", r"config\.json is a file: choose a folder")
     out = tmp_path / "out"
     (tmp_path / "link").symlink_to(out)
-    for head in ("mlm", "encoder", "mlm"):
+    for head in ("mlm", "base", "mlm"):
         main(ExportConfig(hf, out if head == "mlm" else tmp_path / "link", head))
         assert json.loads((out / "provenance.json").read_text())["head"] == head
     assert (tmp_path / "link").is_symlink()

@@ -83,6 +83,7 @@ TRAINER = {
         "zero.partition",
         "checkpoints.slices",
         "export.hf_writer",
+        "export.proof",
     )
 }
 

@@ -3,6 +3,7 @@
 The launcher and its ranks are scripts of a few lines here, without torch; tests/test_faults.py has the real ones.
 """
 
+import gc
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import pytest
 
 import pretrain.loop
 from data_prep.cli import ROOT, InputError
+from data_prep.interpreter import importing
 from data_prep.samples import mixture as mixtures
 from data_prep.samples.mixture import BuildAbandonedError, Mixture
 from data_prep.samples.sample_index import Sentences, build_index
@@ -494,3 +496,10 @@ def test_an_index_is_the_same_whether_it_may_be_given_up_or_not(tmp_path):
     )
     assert calls
     assert (watched == build_index(sentences, seq_len=32, objective="nsp", seed=0, pass_number=0)).all()
+
+
+def test_nothing_is_searched_for_garbage_while_importing():
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0

@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM, BertForPreTraining, BertModel
 from data_prep.cli import InputError
 from pretrain import score, scoring
 from pretrain.checkpoints.format import list_checkpoints
-from pretrain.export.hf_writer import convert
+from pretrain.export.hf_writer import Target, convert
 from pretrain.likelihood.minimal_pairs import MinimalPair, choose_evenly, judge, read_pairs
 from pretrain.likelihood.pair_evaluation import PairSet, encode_pairs, evaluate_pairs
 from pretrain.likelihood.pseudo_likelihood import MaskedCopies, load_vocab, log_likelihoods, pseudo_log_likelihoods
@@ -256,7 +256,7 @@ def test_a_run_scores_pairs_as_the_command_does_and_trains_as_without(run_inputs
     assert [line["mlm_loss"] for line in without] == [first["mlm_loss"], found["mlm_loss"]]
     assert "pairs_acc" not in without[0]
 
-    convert(tmp_path / "with", None, None, tmp_path / "hf", "mlm", False)
+    convert(tmp_path / "with", tmp_path / "hf", Target("mlm"))
     chosen = lines(
         tmp_path / "chosen.jsonl", *(pair(p.good, p.bad, UID=p.group) for p in choose_evenly(read_pairs(file), 18))
     )

@@ -102,9 +102,12 @@ def test_predict_writes_what_plain_transformers_does(tuned, lines, capsys):
         assert theirs == ours
     head, embedding = model.decoder.cls.predictions.decoder.weight, model.decoder.bert.embeddings.word_embeddings.weight
     assert head.data_ptr() == embedding.data_ptr()
+    capsys.readouterr()
     # People see the text and what was written; options go before what the folder says.
     predict.main(predict.PredictConfig(tuned, (texts[0],), beams=1, max_new_tokens=2))
-    assert capsys.readouterr().out.splitlines() == [texts[0], "  " + " ".join(rows[0][1].split()[:2])]
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert told.out.splitlines() == [texts[0], "  " + " ".join(rows[0][1].split()[:2])]
 
 
 def test_both_halves_begin_as_their_folders_say(halves, lines, tmp_path):
@@ -193,7 +196,7 @@ def test_words_are_parted_by_spaces_where_their_script_does_so():
         assert spelled(tokenizer, tokenizer(text)["input_ids"]) == text
 
 
-def test_what_does_not_fit_is_refused(halves, tuned, lines, tmp_path):
+def test_what_does_not_fit_is_refused(halves, tuned, lines, tmp_path, capsys):
     roberta = tmp_path / "roberta"
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     RobertaForMaskedLM(
@@ -221,6 +224,8 @@ def test_what_does_not_fit_is_refused(halves, tuned, lines, tmp_path):
         (broken / "config.json").write_text(json.dumps({**content, **change}))
         with pytest.raises(InputError, match=message):
             predict.main(predict.PredictConfig(broken, ("one",)))
+    predict.main(predict.PredictConfig(tuned, ("one " * 20,)))
+    assert "longer than the model's 16 tokens, and cut: one one" in capsys.readouterr().err
     with pytest.raises(InputError, match="--max_new_tokens 65 is more than the 64 positions"):
         predict.main(predict.PredictConfig(tuned, ("one",), max_new_tokens=65))
     with pytest.raises(InputError, match=r"--beams: .* answers fill, and writes no texts"):

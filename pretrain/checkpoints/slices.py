@@ -4,6 +4,7 @@ write_slices(path, tensors)                          one rank's file; format.py 
 index_slices(folder) -> {(name, kind): slices}       what all files hold, without reading it
 read_elements(slices, out, first)                    any part of a parameter, whoever wrote it
 read_weights(folder, shapes) -> {name: tensor}       all weights; needs no rank and no DeepSpeed
+read_weight(slices, shape) -> tensor                 one of them
 """
 
 import os
@@ -101,7 +102,16 @@ def read_weights(folder: Path, shapes: dict[str, list[int]], kind: str = "master
     InputError: where slices are missing.
     """
     slices = index_slices(folder)
-    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-    for name, weight in weights.items():
-        read_elements(slices[name, kind], weight.view(-1), 0)
-    return weights
+    return {name: read_weight(slices[name, kind], shape) for name, shape in shapes.items()}
+
+
+def read_weight(slices: list[StoredSlice], shape: list[int]) -> Tensor:
+    """Return one parameter, whole, from its slices.
+
+    Raises
+    ------
+    InputError: where slices are missing.
+    """
+    weight = torch.empty(shape)
+    read_elements(slices, weight.view(-1), 0)
+    return weight

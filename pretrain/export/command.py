@@ -4,7 +4,7 @@
     python -m pretrain.export RUN/checkpoints/step-0001000 OUT --head mlm
     python -m pretrain.export RUN OUT --weights averaged     of a run with --average
     python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
-    python -m pretrain.export HF_FOLDER OUT --head encoder
+    python -m pretrain.export HF_FOLDER OUT --head base --dtype bf16
 
     OUT/config.json, model.safetensors      what transformers loads
     OUT/tokenizer.json, ...                 the tokenizer that the store was made with
@@ -13,7 +13,7 @@
 The folder is written aside, loaded again with transformers, and its outputs on real and random tokens are compared
 with those of the trainer's own model and weights; only then does it get its name. DeepSpeed is not needed, and nothing
 is unpickled but what deepspeed_format.py allows. A folder holds exactly one head's weights, since transformers reports
-what it does not use: `pretraining` (both heads), `mlm`, `encoder`.
+what it does not use; heads.py says what each is. Texts are cut at the length that positions were trained for.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ import tyro
 
 from data_prep.files import check_out
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
-from pretrain.export.origin import PROVENANCE, Head, Weights, check_origin
+from pretrain.export.origin import PROVENANCE, Dtype, Head, Weights, check_origin
 from pretrain.hf_files import forbid_network
 
 # Files of an export before it listed them in PROVENANCE.
@@ -39,8 +39,11 @@ class ExportConfig:
     """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
     out: tyro.conf.Positional[Path]
     """Hugging Face folder to write; an earlier export there is replaced"""
-    head: Head = "pretraining"
-    """which head's weights the folder holds beside the encoder's"""
+    head: Head | None = None
+    """which head's weights the folder holds beside the encoder's; left out: what was trained, such as `pretraining`
+    (both heads), or `mlm` of a run without sentence pairs. `base` is the encoder alone"""
+    dtype: Dtype = "fp32"
+    """type of the weights; what rounding changes is said"""
     weights: Weights = "raw"
     """of a run with --average: the weights of the last step, or their average"""
     config: Path | None = None
@@ -69,6 +72,14 @@ def main(config: ExportConfig) -> None:
     check_origin(config.source, config.config, config.vocab, config.weights)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.export.hf_writer import convert
+    from pretrain.export.hf_writer import Target, convert
 
-    convert(config.source, config.config, config.vocab, config.out, config.head, config.json, config.weights)
+    convert(
+        config.source,
+        config.out,
+        Target(config.head, config.dtype),
+        config=config.config,
+        vocab=config.vocab,
+        weights=config.weights,
+        as_json=config.json,
+    )

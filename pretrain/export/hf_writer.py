@@ -1,107 +1,149 @@
 """A checkpoint becomes a Hugging Face folder, and is proved to be the same model. command.py asks.
 
-convert(source, config, vocab, out, "mlm", as_json=False)
+convert(source, out, Target("mlm"), config=None, vocab=None)
 """
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from data_prep.cli import InputError, print_json, say
+from data_prep.cli import print_json, say
 from data_prep.files import write_folder, write_json
 from data_prep.json_types import JsonObject
 from data_prep.tokens import contract
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from data_prep.untrusted import read_object
 from pretrain import hf_folder
-from pretrain.attention import SeqLens
-from pretrain.export.origin import PROVENANCE, Weights
-from pretrain.export.sources import ExportSource, find_source
-from pretrain.model import Batch, encode_head_rows, model_from_weights, strip_vocab_padding
-
-HEADS: dict[str, type[PreTrainedModel]] = {
-    "pretraining": BertForPreTraining,
-    "mlm": BertForMaskedLM,
-    "encoder": BertModel,
-}
-# Largest difference of an output, where the largest is above 1 as a share of it; padding-free and padded sums differ in
-# rounding only.
-TOLERANCE = 1e-4
-PROBES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "In 1863 the war was not yet decided; 3,000 men had crossed the river at dawn.",
-    "Größe, café, naïve; 北京的冬天很冷。 Привет, мир! مرحبا",
+from pretrain.export.card import write_card
+from pretrain.export.heads import CLASSES, TASKS, Parts, default_head, parts, read_part, skeleton
+from pretrain.export.origin import PROVENANCE, Dtype, Head, Weights
+from pretrain.export.proof import (
+    Probe,
+    check_finite,
+    difference_of,
+    folder_outputs,
+    largest_difference,
+    trained_outputs,
 )
+from pretrain.export.sources import ExportSource, find_source
+from pretrain.export.tensors import write_safetensors
+
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Target(NamedTuple):
+    """What is to be written."""
+
+    head: Head | None = None  # None: what the source was trained for
+    dtype: Dtype = "fp32"
+
+
+class Proof(NamedTuple):
+    """How near a folder comes to the trained model."""
+
+    difference: float  # of the same weights, by transformers and by the trainer
+    rounding: float | None  # what 16 bit change; None in fp32
 
 
 def convert(
     source_folder: Path,
-    config: Path | None,
-    vocab: Path | None,
     out: Path,
-    head: str,
-    as_json: bool,
+    target: Target,
+    *,
+    config: Path | None = None,
+    vocab: Path | None = None,
     weights: Weights = "raw",
+    as_json: bool = False,
 ) -> None:
     """Convert, compare, then put into place."""
     source = find_source(source_folder, config, vocab, weights)
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
+    head = target.head or default_head(source)
+    if source.task_weights and head not in TASKS:
+        left = sorted({name.partition(".")[0] for name in source.task_weights})
+        say(f"{source.origin}: not converted: {', '.join(left)} (heads of other tasks)")
+    target = target._replace(head=head)
 
     def fill(folder: Path) -> None:
-        parameters = write_model(folder, source, head)
+        write_tokenizer(folder, source)
+        found = write_model(folder, source, target)
         write_card(folder, source, head)
-        difference = largest_difference(folder, head, trained_model(source), source.identity.vocab_size)
+        proof = prove(folder, source, target, found)
         files = sorted({PROVENANCE, *(path.name for path in folder.iterdir())})
-        record = provenance(source, head, difference) | {"parameters": parameters, "files": files}
-        write_json(folder / PROVENANCE, record)
+        write_json(
+            folder / PROVENANCE, provenance(source, target, proof) | {"parameters": found.parameters, "files": files}
+        )
 
     write_folder(out, fill)
     result = json.loads((out / PROVENANCE).read_text())
+    rounding = result.get("rounding_difference")
     say(
         f"{out}: {head}, {result['parameters']:,} parameters, {source.identity.vocab_size} vocabulary "
         f"entries; largest difference to the trainer's outputs {result['largest_difference']:.1e}"
+        + ("" if rounding is None else f", and {rounding:.1e} by rounding to {target.dtype}")
     )
     if as_json:
-        print_json({"out": str(out), "step": source.step, "largest_difference": result["largest_difference"]})
-
-
-def write_model(folder: Path, source: ExportSource, head: str) -> int:
-    """Write config.json, model.safetensors and the tokenizer, with the vocabulary's true size; return the number of
-    parameters."""
-    identity = source.identity
-    config = BertConfig(
-        **identity.model | {"vocab_size": identity.vocab_size, "initializer_range": source.initializer_range}
-    )
-    has_pooler = "bert.pooler.dense.weight" in source.weights  # what was trained without sentence pairs has none
-    model = HEADS[head](config) if head != "encoder" else BertModel(config, add_pooling_layer=has_pooler)
-    # A bare BertModel names its tensors without the prefix of the others.
-    prefix = "" if head != "encoder" else "bert."
-    state = {
-        name.removeprefix(prefix): strip_vocab_padding(name, weight, identity.vocab_size)
-        for name, weight in source.weights.items()
-        if name.startswith(prefix)
-    }
-    wanted = dict(model.named_parameters()).keys()
-    if missing := wanted - state.keys():
-        raise InputError(
-            f"{source.origin} lacks {', '.join(sorted(missing))}, which --head {head} needs; choose another head"
+        print_json(
+            {
+                "out": str(out),
+                "step": source.step,
+                "head": head,
+                "largest_difference": result["largest_difference"],
+                "rounding_difference": rounding,
+            }
         )
-    hf_folder.check_finite(source.origin, [(name, state[name]) for name in wanted])
-    # strict=False: tied copies (the decoder) are no parameters of their own; the logits are compared afterwards.
-    model.load_state_dict({name: state[name] for name in wanted}, strict=False)
+
+
+def write_model(folder: Path, source: ExportSource, target: Target) -> Parts:
+    """Write config.json and model.safetensors, with the vocabulary's true size; return what the weights are.
+
+    Raises
+    ------
+    InputError: the source lacks what the head needs, or holds numbers that are none.
+    """
+    assert target.head is not None
+    model = skeleton(source, target.head)
+    found = parts(model, source, target.head)
+    shapes = {name: weight.shape for name, weight in model.named_parameters() if name not in found.absent}
+
+    def read(name: str) -> torch.Tensor:
+        tensor = read_part(name, shapes[name], source, found)
+        hf_folder.check_finite(source.origin, [(name, tensor)])
+        return tensor
+
+    write_safetensors(folder / "model.safetensors", shapes, DTYPES[target.dtype], read)
+    _write_config(folder, model, source, target)
+    if found.new:
+        say(f"new, and random until it is trained: {', '.join(found.new)}")
+    return found
+
+
+def _write_config(folder: Path, model: PreTrainedModel, source: ExportSource, target: Target) -> None:
+    """Write config.json and, of a model that generates, generation_config.json."""
+    assert target.head is not None
+    config: Any = model.config
+    config.architectures, config.dtype = [CLASSES[target.head].__name__], DTYPES[target.dtype]
     with hf_folder.silenced_libraries():
-        hf_folder.save_model(model, folder)
-    write_tokenizer(folder, source, config.max_position_embeddings)
-    return int(model.num_parameters())
+        if target.head in ("causal", "encoder-decoder"):
+            # A text begins with [CLS] and ends with [SEP], as in training.
+            tokenizer = hf_folder.open_tokenizer(folder, source.identity.vocab_size)
+            ends = {"eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
+            begins = {"bos_token_id": tokenizer.cls_token_id}
+            if target.head == "encoder-decoder":
+                config.decoder_start_token_id = tokenizer.cls_token_id
+                begins["decoder_start_token_id"] = tokenizer.cls_token_id
+            GenerationConfig(**begins, **ends).save_pretrained(folder)
+        config.save_pretrained(folder)
 
 
-def write_tokenizer(folder: Path, source: ExportSource, positions: int) -> None:
+def write_tokenizer(folder: Path, source: ExportSource) -> None:
     """Write the tokenizer of the source, opened as transformers will and compared with what made the ids.
+
+    Readers cut a text at its `model_max_length`: the positions that were trained, of those that there are.
 
     Raises
     ------
@@ -112,127 +154,42 @@ def write_tokenizer(folder: Path, source: ExportSource, positions: int) -> None:
             if (vocab / name).is_file():
                 shutil.copyfile(vocab / name, folder / name)
     settings = read_object(folder / contract.CONFIG)
-    # Readers cut a text there: beyond its positions the model has no embedding.
-    if not 0 < (settings.get("model_max_length") or 0) <= positions:
-        write_json(folder / contract.CONFIG, settings | {"model_max_length": positions})
+    positions = source.identity.model["max_position_embeddings"]
+    longest = min(positions, source.trained_length or positions)
+    if not 0 < (settings.get("model_max_length") or 0) <= longest:
+        write_json(folder / contract.CONFIG, settings | {"model_max_length": longest})
     contract.check(folder, named=source.tokenizer)
 
 
-def trained_model(source: ExportSource) -> BertForPreTraining:
-    """Return the trainer's own model with the source's weights; a head that the source lacks, and nobody looks at, is
-    0."""
-    identity = source.identity.model
-    with torch.device("meta"):
-        parameters = dict(BertForPreTraining(BertConfig(**identity)).named_parameters())
-    absent = {name: torch.zeros(weight.shape) for name, weight in parameters.items() if name not in source.weights}
-    return model_from_weights(identity, source.weights | absent)
-
-
-def largest_difference(folder: Path, head: str, ours: BertForPreTraining, vocab_size: int) -> float:
-    """Return the largest difference between the folder's outputs, by transformers, padded, and the trainer's own.
+def prove(folder: Path, source: ExportSource, target: Target, found: Parts) -> Proof:
+    """Compare the folder with the trained model, one of them in memory at a time.
 
     Raises
     ------
-    InputError: the tokenizer does not fit the model.
-    RuntimeError: above TOLERANCE; the folder is not the trained model.
+    InputError: the tokenizer does not fit the model, or 16 bit do not hold the weights.
+    RuntimeError: the folder is not the trained model.
     """
-    with hf_folder.silenced_libraries():
-        theirs = HEADS[head].from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
-        tokenizer = hf_folder.load_tokenizer(folder)
-    longest = min(theirs.config.max_position_embeddings, 128)
-    texts = [tokenizer(text, truncation=True, max_length=longest)["input_ids"] for text in PROBES]
-    random_ids = np.random.default_rng(0).integers(0, vocab_size, size=longest).tolist()
-    sequences = [*texts, random_ids]
-    padded = tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
-    mask = padded["attention_mask"].bool()
-    with torch.no_grad():
-        output = theirs(**padded)
-        hidden = encode_head_rows(ours, _batch_of(sequences))
-        pairs = [(output.last_hidden_state[mask], hidden)] if head == "encoder" else []
-        if head == "mlm":
-            pairs = [(output.logits[mask], ours.cls.predictions(hidden)[:, :vocab_size])]
-        if head == "pretraining":
-            first = torch.tensor([0, *np.cumsum([len(ids) for ids in sequences])[:-1]])
-            pooled = ours.bert.pooler(hidden[first, None])  # type: ignore[misc]  # None only where it is left out
-            pairs = [
-                (output.prediction_logits[mask], ours.cls.predictions(hidden)[:, :vocab_size]),
-                (output.seq_relationship_logits, ours.cls.seq_relationship(pooled)),
-            ]
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    scale = max(1.0, *(float(a.abs().max()) for a, _ in pairs))
-    if not difference <= TOLERANCE * scale:
-        raise RuntimeError(f"the exported model differs from the trained one by {difference:.2e}; nothing was written")
-    return difference
+    assert target.head is not None
+    dtype = DTYPES[target.dtype]
+    probe = Probe.of(folder, source.identity.vocab_size, source.identity.model["max_position_embeddings"])
+    ours = trained_outputs(source, probe, dtype)
+    check_finite(source, ours, dtype)
+    theirs = folder_outputs(folder, target.head, probe, found.new)
+    difference = largest_difference(ours, theirs)
+    if target.dtype == "fp32":
+        return Proof(difference, None)
+    exact = trained_outputs(source, probe)
+    return Proof(difference, difference_of({name: exact[name] for name in theirs}, {n: ours[n] for n in theirs})[0])
 
 
-def _batch_of(sequences: list[list[int]]) -> Batch:
-    """Return sequences end to end, all of whose rows are head rows, with nothing to predict."""
-    lengths = [len(ids) for ids in sequences]
-    flat = torch.tensor([token for ids in sequences for token in ids])
-    rows = torch.arange(len(flat))
-    seqlens = SeqLens.from_bounds(np.cumsum([0, *lengths]))
-    nothing = torch.zeros(0, dtype=torch.int64)
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    return Batch(
-        input_ids=flat,
-        token_types=torch.zeros_like(flat),
-        positions=positions,
-        head_rows=rows,
-        mlm_index=nothing,
-        cls_index=nothing,
-        mlm_labels=nothing,
-        nsp_labels=nothing,
-        seqlens=seqlens,
-        head_seqlens=seqlens,
-    )
-
-
-def provenance(source: ExportSource, head: str, difference: float) -> JsonObject:
+def provenance(source: ExportSource, target: Target, proof: Proof) -> JsonObject:
     """Return what is known of where the folder comes from."""
     return source.record | {
         "step": source.step,
-        "head": head,
+        "head": target.head,
+        "dtype": target.dtype,
         "vocab_sha256": source.identity.vocab_sha256,
-        "largest_difference": difference,
+        "trained_length": source.trained_length,
+        "largest_difference": proof.difference,
+        "rounding_difference": proof.rounding,
     }
-
-
-def write_card(folder: Path, source: ExportSource, head: str) -> None:
-    """Write README.md with the metadata that model hubs read."""
-    evaluation = source.evaluation
-    results = []
-    if evaluation is not None:
-        results = [
-            EvalResult("fill-mask", "held-out documents", "held-out documents", name, round(evaluation[key], digits))
-            for name, key, digits in (
-                ("loss", "mlm_loss", 4),
-                ("perplexity", "perplexity", 2),
-                ("accuracy", "mlm_acc", 4),
-            )
-            if key in evaluation
-        ]
-    card = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="feature-extraction" if head == "encoder" else "fill-mask",
-        tags=["bert", "zerobert"],
-        model_name=source.name,
-        eval_results=results or None,
-    )
-    model = source.identity.model
-    lines = [
-        f"---\n{card.to_yaml()}\n---",
-        f"# {source.title}",
-        f"A BERT of {model['num_hidden_layers']} layers and hidden size {model['hidden_size']}, {source.story}",
-    ]
-    if evaluation is not None:
-        named = (("accuracy", "mlm_acc"), ("pair accuracy", "nsp_acc"))
-        shares = "".join(f", {name} {evaluation[key]:.3f}" for name, key in named if key in evaluation)
-        at = evaluation.get("step", source.step)
-        when = "" if at == source.step else f" after {at:,} steps"
-        lines.append(
-            f"On held-out documents{when}: MLM loss {evaluation['mlm_loss']:.3f} nats (perplexity "
-            f"{evaluation['perplexity']:.1f}){shares}."
-        )
-    lines.append("`provenance.json` has the settings, versions and the identity of the data.")
-    (folder / "README.md").write_text("\n\n".join(lines) + "\n")
-    ModelCard.load(folder / "README.md")  # the metadata parse

@@ -13,7 +13,18 @@ from data_prep.untrusted import check_model_config, read_object, refuse_code, we
 from pretrain.checkpoints.format import MANIFEST, Manifest, list_checkpoints
 from pretrain.hf_files import refuse_store
 
-Head = Literal["pretraining", "mlm", "encoder"]
+Head = Literal[
+    "pretraining",
+    "mlm",
+    "base",
+    "nsp",
+    "causal",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "encoder-decoder",
+]
+Dtype = Literal["fp32", "bf16", "fp16"]
 Weights = Literal["raw", "averaged"]
 Origin = Literal["checkpoint", "run", "deepspeed", "hf"]
 PROVENANCE = "provenance.json"  # of an export

@@ -13,8 +13,10 @@ that repeats the embedding is dropped; another one is refused, since an exported
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -28,10 +30,11 @@ from data_prep.json_types import JsonObject
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.untrusted import read_object
 from pretrain.checkpoints.format import Manifest, ModelIdentity, read_state, record_under
-from pretrain.checkpoints.slices import read_weights
+from pretrain.checkpoints.slices import index_slices, read_weight
 from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
 from pretrain.export import deepspeed_format
 from pretrain.export.origin import Weights, check_origin, find_tag, need_vocab, read_meaning
+from pretrain.export.tensors import StoredWeights
 from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tensors
 from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
@@ -42,6 +45,8 @@ from pretrain.settings.limits import BERT_INITIALIZER_RANGE
 from pretrain.settings.shape import model_in_words
 
 TOLD = ("mlm_loss", "perplexity", "mlm_acc", "nsp_acc")  # of an evaluation, on the model card
+TASK_HEADS = ("classifier.weight", "classifier.bias", "qa_outputs.weight", "qa_outputs.bias")
+LABELS = ("architectures", "id2label", "label2id", "problem_type")
 EMBEDDING = "embeddings.word_embeddings.weight"
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # of older versions: 0, 1, 2, ...
 OLD_ENDS = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}  # of TensorFlow's time
@@ -52,7 +57,7 @@ class ExportSource(NamedTuple):
 
     origin: Path  # the folder that was read
     step: int | None
-    weights: dict[str, Tensor]  # as BertForPreTraining names them, fp32; a head may be absent
+    weights: Mapping[str, Tensor]  # as BertForPreTraining names them, fp32; a head may be absent
     identity: ModelIdentity
     initializer_range: float  # for a config.json
     tokenizer: Path
@@ -61,6 +66,10 @@ class ExportSource(NamedTuple):
     story: str  # how it was trained, after "A BERT of 12 layers and hidden size 768, "
     evaluation: JsonObject | None  # the last one up to `step`, as metrics.jsonl has it, or its loss alone
     record: JsonObject  # for provenance.json
+    has_pairs: bool = True  # whether the pooler and the sentence-pair head, where they are there, were ever trained
+    trained_length: int | None = None  # tokens; positions beyond are random. None: as its tokenizer says
+    task_weights: Mapping[str, Tensor] = MappingProxyType({})  # the head of a fine-tuned folder: "classifier.weight"
+    labels: Mapping[str, Any] = MappingProxyType({})  # what its config.json says of it
 
 
 def find_source(path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw") -> ExportSource:
@@ -101,10 +110,13 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
         if weights == "averaged":
             story = f"{story} These weights are the {parse_average(manifest.average).in_words(count)}."
             evaluation = _of_average(evaluation)
+    slices, kind = index_slices(folder), "average" if weights == "averaged" else "master"
     return ExportSource(
         origin=folder,
         step=manifest.step,
-        weights=read_weights(folder, manifest.parameters, "average" if weights == "averaged" else "master"),
+        weights=StoredWeights(
+            {name: partial(read_weight, slices[name, kind], shape) for name, shape in manifest.parameters.items()}
+        ),
         identity=manifest.identity,
         initializer_range=_initializer_range(record),
         tokenizer=run / "vocab",
@@ -113,7 +125,32 @@ def _from_run(folder: Path, weights: Weights) -> ExportSource:
         story=story,
         evaluation=evaluation,
         record={"run": str(run)} | record,
+        has_pairs=_has_pairs(record),
+        trained_length=trained_length(record, manifest.step, manifest.identity.model["max_position_embeddings"]),
     )
+
+
+def _has_pairs(record: JsonObject) -> bool:
+    """Return whether sentence pairs may have trained a run's pooler: its own, or those of the model it began with."""
+    records = [*record.get("segments", []), record]
+    objectives = {_objective(one) for one in records}
+    return objectives != {"mlm"} or bool(records[0]["train"].get("init_from"))
+
+
+def trained_length(record: JsonObject, step: int, positions: int) -> int | None:
+    """Return the most tokens that a sample of a run had up to `step`, or that the model it began with takes; None where
+    the record does not tell."""
+    if "train" not in record:
+        return None
+    first = [*record["segments"], record][0]["train"]
+    lengths = [phase["seq_len"] for _, phase, _ in _trained_phases(record, step)] or [first["seq_len"]]
+    if folder := first.get("init_from"):
+        try:
+            said = read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
+        except InputError:  # it is gone
+            said = None
+        lengths.append(min(said, positions) if is_number(said) and said > 0 else positions)
+    return int(max(lengths))
 
 
 def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str, str, str, JsonObject]:
@@ -131,6 +168,7 @@ def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str,
         stores = dict.fromkeys(name for segment in segments for name in _stores(segment))
         title = f"{name}, pretrained on {', '.join(stores)}"
         kept = {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")}
+        kept |= {key: record[key] for key in ("phases", "from_step") if key in record}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         say(f"warning: {run / 'config.json'} does not tell of the run ({error!r}); what the checkpoint says is used")
     else:
@@ -162,23 +200,30 @@ def _course(record: RunRecord, step: int) -> str:
     """Return the steps of a run up to `step` in words, in their order, by segment and phase; with objective and stores
     where these were not always the same."""
     segments = _segments(record)
-    ends = [*(segment["from_step"] for segment in segments[1:]), step]
     spoken = [(_objective(segment), ", ".join(_stores(segment))) for segment in segments]
     varied = [len({said for said in column if said}) > 1 for column in zip(*spoken, strict=True)]
     parts: list[tuple[str, int]] = []  # what steps were of, and how many
-    for segment, end, said in zip(segments, ends, spoken, strict=True):
-        first = 0
-        for phase in segment.get("phases", []):
-            begun, first = max(first, segment.get("from_step", 0)), first + phase["steps"]
-            what = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
-            what += f" with {said[0]}" * varied[0] + f" of {said[1]}" * varied[1]
-            if (steps := min(first, end) - begun) > 0:
-                before = parts.pop()[1] if parts and parts[-1][0] == what else 0
-                parts.append((what, before + steps))
+    for index, phase, steps in _trained_phases(record, step):
+        what = f"{phase['global_batch']:,} samples of {phase['seq_len']} tokens"
+        what += f" with {spoken[index][0]}" * varied[0] + f" of {spoken[index][1]}" * varied[1]
+        before = parts.pop()[1] if parts and parts[-1][0] == what else 0
+        parts.append((what, before + steps))
     if sum(steps for _, steps in parts) == step:
         return ", then ".join(f"{steps:,} steps of {what}" for what, steps in parts)
     batch, seq_len = record["deepspeed"]["train_batch_size"], record["train"]["seq_len"]
     return f"{step:,} steps of {batch:,} samples of {seq_len} tokens"
+
+
+def _trained_phases(record: RunRecord | JsonObject, step: int) -> Iterator[tuple[int, JsonObject, int]]:
+    """Yield (number of the segment, phase, steps trained of it) of a run up to `step`, in their order."""
+    segments = [*record.get("segments", []), record]
+    ends = [*(segment["from_step"] for segment in segments[1:]), step]
+    for index, (segment, end) in enumerate(zip(segments, ends, strict=True)):
+        first = 0
+        for phase in segment.get("phases", []):
+            begun, first = max(first, segment.get("from_step", 0)), first + phase["steps"]
+            if (steps := min(first, end) - begun) > 0:
+                yield index, phase, steps
 
 
 def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> ExportSource:
@@ -232,7 +277,8 @@ def _trained_elsewhere(
     """Return a model that others have trained; `config` says what its weights mean."""
     need_vocab(origin, vocab)
     meaning = read_config(config)
-    named = matched(origin, weights, meaning)
+    task_weights = {name: weight.float() for name, weight in weights.items() if name in TASK_HEADS}
+    named = matched(origin, {name: weights[name] for name in weights if name not in task_weights}, meaning)
     rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
     name = origin.resolve().name
     return ExportSource(
@@ -247,7 +293,15 @@ def _trained_elsewhere(
         story=story,
         evaluation=None,
         record=record | {"config": str(config.resolve()), "vocab": str(vocab.resolve())},
+        task_weights=task_weights,
+        labels=_labels(config) if task_weights else {},
     )
+
+
+def _labels(config: Path) -> JsonObject:
+    """Return what a fine-tuned folder's config.json says of its answers, and the class that it was saved from."""
+    _, content = read_meaning(config)
+    return {name: value for name, value in content.items() if name in LABELS or name.startswith("zerobert_")}
 
 
 def read_config(path: Path) -> BertConfig:
@@ -265,7 +319,7 @@ def read_config(path: Path) -> BertConfig:
         raise InputError(f"{path} cannot be read as a model configuration: {one_line(error)}") from error
 
 
-def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
+def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> Mapping[str, Tensor]:
     """Return `weights` in fp32 under BertForPreTraining's names; heads of other tasks are named and left aside.
 
     Raises
@@ -300,7 +354,8 @@ def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> 
             wanted = torch.Size([rows, *wanted[1:]])  # entries that pad the vocabulary are cut off in export
         if tensor.shape != wanted:
             raise InputError(f"{origin}: {name} is {list(tensor.shape)}, the configuration says {list(wanted)}")
-    return {name: found[name].float() for name in shapes if name in found}
+    # In 16 bit they stay as they are until somebody reads one.
+    return StoredWeights({name: found[name].float for name in shapes if name in found})
 
 
 def _without_prefix(origin: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -148,7 +148,7 @@ def half(auto_class: Any, folder: Path, config: PreTrainedConfig) -> Any:
     return model
 
 
-def write_targets(model: Any, evaluation: list[Example], *, config: FinetuneConfig, sides: Sides) -> list[str]:
+def write_targets(model: Any, evaluation: list[Example], *, sides: Sides) -> list[str]:
     """Return what the model writes for each source."""
     was_training = model.training
     model.eval()
@@ -156,7 +156,6 @@ def write_targets(model: Any, evaluation: list[Example], *, config: FinetuneConf
         written = generate(
             Writer(model, sides.source, sides.target),
             [str(example.text) for example in evaluation],
-            seq_len=config.seq_len,
             tick=progress.update,
         )
     model.train(was_training)

@@ -270,7 +270,7 @@ def task_of(config: FinetuneConfig) -> Task:
             encode=partial(task.encode, sides=sides),
             score=partial(task.score, sides=sides),
             build=partial(seq2seq.build, sides=sides),
-            answer=partial(seq2seq.write_targets, config=config, sides=sides),
+            answer=partial(seq2seq.write_targets, sides=sides),
             save=partial(seq2seq.save_target_tokenizer, sides=sides),
         )
     return task

@@ -64,6 +64,12 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
     check_seq_len(config, hf_folder.positions(architecture))
+    if config.seq_len > tokenizer.model_max_length:
+        say(
+            f"warning: --seq_len {config.seq_len} is beyond the {tokenizer.model_max_length} tokens that {config.hf} "
+            "was trained on: what it knows of positions behind them, it learns from these examples alone"
+        )
+        tokenizer.model_max_length = config.seq_len  # and the folder answers texts of that length
     hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=training[0].pair is not None)
     hidden = getattr(architecture, "hidden_size", 768)
     config = settled(config, hidden, len(training))

@@ -56,7 +56,8 @@ class _Cut(NamedTuple):
     @classmethod
     def of(cls, slices: list[Slice], size: int) -> "_Cut":
         """Return how a buffer of so many elements is cut: slices [2:5] and [6:9] of 10 make 2 3 1 3 1, at 1 and 3."""
-        sizes, places, end = [], [], 0
+        sizes: list[int] = []
+        places, end = [], 0
         for slice_ in slices:
             between = slice_.buffer_offset - end
             places.append(len(sizes) + 1)
