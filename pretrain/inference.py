@@ -8,7 +8,7 @@ answer(folder, "labels", False, ["a text", "another one"], 5, as_json=False)
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -26,6 +26,7 @@ from data_prep.json_types import JsonObject
 from pretrain import hf_folder
 from pretrain.answering import answer_in_context
 from pretrain.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
+from pretrain.finetune.spans import scheme_of, spans
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
 
@@ -132,6 +133,8 @@ def ask(
 ) -> Answer:
     """Return the answer to one text: {"text"} and, by kind, {"masks"}, {"labels"}, {"score"}, {"tags"} or {"answer"}.
 
+    Of a model that gives several labels a text, {"given"} are those above its threshold.
+
     pairs: the text is two, around a tab
 
     Raises
@@ -154,7 +157,11 @@ def ask(
     if kind == "fill":
         return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
     if kind == "tags":
-        return {"text": text, "tags": tagged_words(names, encoded, logits, text)}
+        words = tagged_words(names, encoded, logits)
+        tags = [{"word": text[word.start : word.end], "tag": word.tag} for word in words]
+        return {"text": text, "tags": tags, "spans": tagged_spans(names, words, text)}
+    if model.config.problem_type == "multi_label_classification":
+        return {"text": text, **label_set(names, logits, top, getattr(model.config, "zerobert_threshold", 0.5))}
     if model.config.num_labels == 1:
         return {"text": text, "score": float(logits[0])}
     return {"text": text, "labels": ranked(logits, top, lambda index: {"label": names[index]})}
@@ -171,16 +178,45 @@ def masked_words(
     return [ranked(logits[at], top, lambda index: {"token": tokenizer.decode([index])}) for at in places]
 
 
-def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor, text: str) -> list[Answer]:
+class TaggedWord(NamedTuple):
+    """A word, by its characters in the text, and its likeliest tag."""
+
+    start: int
+    end: int
+    tag: str
+    probability: float
+
+
+def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor) -> list[TaggedWord]:
     """Return one tag per word, from its first token; words as the tokenizer cuts them, so that a mark is a word of its
     own."""
     owners = encoded.word_ids(0)
-    answers = []
+    words = []
     for at, word in enumerate(owners):
         if word is not None and word != owners[at - 1]:
-            start, end = encoded.word_to_chars(0, word)
-            answers.append({"word": text[start:end], "tag": names[int(logits[at].argmax())]})
+            probability, index = logits[at].softmax(-1).max(-1)
+            words.append(TaggedWord(*encoded.word_to_chars(0, word), names[int(index)], float(probability)))
+    return words
+
+
+def tagged_spans(names: dict[Any, str], words: list[TaggedWord], text: str) -> list[Answer]:
+    """Return the spans that the tags mark, in the order of the text, as conlleval sees them; the score is the mean of
+    its tags' probabilities."""
+    found = spans([word.tag for word in words], scheme_of([list(names.values())]))
+    answers = []
+    for first, after, label in sorted(found):
+        start, end = words[first].start, words[after - 1].end
+        score = sum(word.probability for word in words[first:after]) / (after - first)
+        answers.append({"start": start, "end": end, "text": text[start:end], "label": label, "score": round(score, 6)})
     return answers
+
+
+def label_set(names: dict[Any, str], logits: torch.Tensor, top: int, threshold: float) -> Answer:
+    """Return the `top` likeliest of logits [K], each with a probability of its own, and those above the threshold."""
+    probabilities = logits.sigmoid()
+    best = probabilities.argsort(descending=True, stable=True).tolist()
+    labels = [{"label": names[index], "probability": round(float(probabilities[index]), 6)} for index in best[:top]]
+    return {"labels": labels, "given": [names[index] for index in best if probabilities[index] >= threshold]}
 
 
 def ranked(logits: torch.Tensor, top: int, name: Any) -> list[Answer]:
@@ -202,6 +238,8 @@ def shown(answer: Answer) -> str:
             lines.append(f"  mask {number}")
         lines += [f"  {word['probability']:.4f}  {filled_in(before, word['token'])}" for word in words]
     lines += [f"  {label['probability']:.4f}  {label['label']}" for label in answer.get("labels", [])]
+    if "given" in answer:
+        lines.append("  given: " + (", ".join(answer["given"]) or "none"))
     if "score" in answer and "question" not in answer:
         lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
     if "generated" in answer:
@@ -213,4 +251,5 @@ def shown(answer: Answer) -> str:
         lines += [f"  {s['score']:.4f}  {s['answer']}  ({s['start']}-{s['end']})" for s in answer["spans"]]
     if "tags" in answer:
         lines.append("  " + " ".join(f"{word['word']}/{word['tag']}" for word in answer["tags"]))
+        lines += [f"  {s['score']:.4f}  {s['label']}  {s['text']}  ({s['start']}-{s['end']})" for s in answer["spans"]]
     return "\n".join(line.translate(SPELLED) for line in lines)

@@ -3,6 +3,8 @@
     python -m pretrain.predict hf --fill "The capital of France is [MASK]."
     python -m pretrain.predict tuned "a charming and often affecting journey" "what a waste of time"
     python -m pretrain.predict tuned --json < texts.txt
+    python -m pretrain.predict hf --embed lines.txt --out vectors.npy
+    python -m pretrain.predict hf --nearest lines.txt "where does the river rise?"
     python -m pretrain.predict reader --question "Who wrote it?" "Effi Briest is a novel by Theodor Fontane."
 
 What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
@@ -28,6 +30,7 @@ import tyro
 
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
+from data_prep.files import check_writable
 from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
@@ -64,6 +67,12 @@ class PredictConfig:
     """How many tokens are written for a text at most. Default: as the folder says."""
     top: Annotated[int, Range(1, 1e6)] = 5  # no vocabulary is larger
     """How many answers a text, or a mask, at most."""
+    embed: Path | None = None
+    """File whose lines become vectors of unit length, the mean over their tokens; with --out."""
+    out: Path | None = None
+    """Where --embed writes them, in numpy's format: float32, a row a line."""
+    nearest: Path | None = None
+    """File of whose lines those are looked for that mean most nearly what the texts do."""
     json: bool = False
     """Print one JSON object."""
 
@@ -74,6 +83,9 @@ class PredictConfig:
 def main(config: PredictConfig) -> None:
     """Look at the folder and the texts, then answer each text in turn, and print."""
     content = read_config(config.folder)
+    if config.embed is not None or config.nearest is not None or config.out is not None:
+        embed(config, content)
+        return
     kind: Kind = "fill" if config.fill else kind_of(config.folder, content)
     if config.question is not None and kind != "answers":
         raise InputError(f"--question: {config.folder} answers {kind}, and no questions")
@@ -99,6 +111,58 @@ def main(config: PredictConfig) -> None:
         write(config.folder, texts, config.beams, config.max_new_tokens, config.json)
         return
     answer(config.folder, kind, pairs, texts, config.top, config.json)
+
+
+def embed(config: PredictConfig, content: JsonObject) -> None:
+    """Look at the folder and the file, then write its vectors, or print the lines nearest to the texts.
+
+    Raises
+    ------
+    InputError: options that do not go together, a file that is not there or no text, a folder without an encoder.
+    """
+    file = config.embed or config.nearest
+    if file is None or (config.embed and config.nearest):
+        raise InputError("give --embed FILE --out VECTORS.npy, or --nearest FILE and texts")
+    if config.embed and (config.out is None or config.texts):
+        raise InputError("--embed FILE takes no texts, and writes to --out VECTORS.npy")
+    if content.get("model_type") == "encoder-decoder":
+        raise InputError(f"{config.folder} is an encoder with a decoder; give a folder of --head base")
+    if not file.is_file():
+        raise InputError(f"{file}: " + ("a folder, not a file of lines" if file.exists() else "no such file"))
+    if config.out is not None:
+        if config.out.is_dir() or config.out.resolve() == file.resolve():
+            raise InputError(f"--out {config.out} is a folder, or the file that is read: choose another name")
+        check_writable(config.out)
+    need_tokenizer(config.folder)
+    weight_files(config.folder)
+    texts = [] if config.embed else list(texts_of(config, pairs=False))
+    blank = [not line.strip() for line in lines_in(file)]
+    if all(blank):
+        raise InputError(f"{file} holds no text")
+    if any(blank):
+        what = "each has a row all the same, which means nothing" if config.embed else "which are not looked at"
+        say(f"{file}: blank lines: {sum(blank):,}; {what}")
+    forbid_network()
+    # Behind all that can be refused at once: torch and transformers take seconds.
+    from pretrain.embedding import embed_file, print_nearest
+
+    if config.out is not None:
+        embed_file(config.folder, lines_in(file), len(blank), config.out, as_json=config.json)
+    else:
+        print_nearest(config.folder, lines_in(file), texts, top=config.top, as_json=config.json)
+
+
+def lines_in(file: Path) -> Iterator[str]:
+    """Yield the lines of a file, in UTF-8, blank ones included.
+
+    Raises
+    ------
+    InputError: naming a line of another encoding.
+    """
+    with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            text = line.rstrip("\r\n")
+            yield checked(f"{file}: line {number}", text.removeprefix("\ufeff"), pairs=False) if text.strip() else text
 
 
 def kind_of(folder: Path, content: JsonObject) -> Kind:

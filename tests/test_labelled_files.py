@@ -286,7 +286,7 @@ def chosen(path: Path, read: Callable, by_word: bool = False, **choice) -> list[
 
 def test_columns_of_any_name(tmp_path, capsys):
     table = write(tmp_path / "t.csv", "Betreff;Kategorie;Ampel;text\na;x;1;n\nb;y;2;n\n")
-    colours = {"text": "Betreff", "label": "AMPEL", "label_names": ("rot", "gelb", "grün")}
+    colours = {"text": "Betreff", "labels": ("AMPEL",), "label_names": ("rot", "gelb", "grün")}
     assert chosen(table, labelled.read_texts, **colours) == [("a", None, "gelb"), ("b", None, "grün")]
     assert chosen(table, labelled.read_texts, text="betreff") == [("a", None, "x"), ("b", None, "y")]
     assert "column Kategorie is read as the label" in capsys.readouterr().err
@@ -303,9 +303,45 @@ def test_columns_of_any_name(tmp_path, capsys):
     with pytest.raises(InputError, match="must end in"):
         chosen(dependencies, labelled.read_tags, by_word=True)
     dependencies = dependencies.rename(tmp_path / "t.conll")
-    assert chosen(dependencies, labelled.read_tags, by_word=True, text="2", label="4") == [
+    assert chosen(dependencies, labelled.read_tags, by_word=True, text="2", labels=("4",)) == [
         (["a", "b"], None, ["NOUN", "O"])
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "taken"),
+    [
+        ("t.csv", "text,label\nx,a | b\ny,\nz,b\n", "labels are separated by '|'"),
+        ("t.csv", 'text;labels\nx;"[""a"", ""b""]"\ny;[]\nz;b\n', ""),
+        ("t.csv", "text,a,b\nx,1,1\ny,0,0\nz,0,1\n", "columns of 0 and 1 are read as labels: 'a, b'"),
+        (
+            "t.jsonl",
+            '{"text": "x", "label": ["a", "b"]}\n{"text": "y", "label": []}\n{"text": "z", "label": "b"}\n',
+            "",
+        ),
+    ],
+)
+def test_several_labels_a_text(tmp_path, capsys, name, content, taken):
+    path = write(tmp_path / name, content)
+    rows = columns.gather_flags(path, tables.read_rows(path), ())
+    assert [example[1:] for example in labelled.read_label_sets(path, rows)] == [
+        ("x", None, ["a", "b"]),
+        ("y", None, []),
+        ("z", None, ["b"]),
+    ]
+    assert taken in capsys.readouterr().err
+
+
+def test_columns_of_flags_are_refused_where_they_hold_something_else(tmp_path):
+    path = write(tmp_path / "t.csv", "text,a,b,label\nx,1,2,x\n")
+    rows = tables.read_rows(path)
+    assert columns.gather_flags(path, rows, ()) == rows
+    with pytest.raises(InputError, match="line 2: b must be 0 or 1, not '2'"):
+        columns.gather_flags(path, rows, ("a", "b"))
+    with pytest.raises(InputError, match="line 2: no column c; found text, a, b, label"):
+        columns.gather_flags(path, rows, ("a", "c"))
+    with pytest.raises(InputError, match=r"line 2: labels .* are no JSON list"):
+        labelled.read_label_sets(write(tmp_path / "u.csv", "text,label\nx,\"['a']\"\n"))
 
 
 def test_parquet_with_the_names_of_its_numbers(tmp_path, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -179,6 +180,30 @@ def test_a_number_and_tags(tmp_path, capsys):
     words = answers_of(capsys, tagger, "one twothree .")["answers"][0]["tags"]
     assert [word["word"] for word in words] == ["one", "twothree", "."]
     assert {word["tag"] for word in words} <= {"LABEL_0", "LABEL_1"}
+
+
+def test_spans_of_tags_are_those_of_transformers(tmp_path, capsys):
+    folder = tiny_bert(tmp_path / "tagger", BertForTokenClassification)
+    names = {0: "O", 1: "B-PER", 2: "I-PER"}
+    torch.manual_seed(1)
+    model = BertForTokenClassification.from_pretrained(
+        folder, num_labels=3, id2label=names, ignore_mismatched_sizes=True
+    )
+    model.classifier.weight.data *= 60  # so that tags differ
+    model.save_pretrained(folder)
+    text = "one two three onetwo four  five six seven eight nine ten . three nine one"
+    answer = answers_of(capsys, folder, text)["answers"][0]
+    theirs: Any = pipeline("token-classification", model=str(folder), device="cpu", aggregation_strategy="first")(text)
+    assert {word["tag"] for word in answer["tags"]} == {*names.values()}
+    assert [(span["start"], span["end"], span["label"]) for span in answer["spans"]] == [
+        (span["start"], span["end"], span["entity_group"]) for span in theirs
+    ]
+    scores = [float(span["score"]) for span in theirs]
+    assert [span["score"] for span in answer["spans"]] == pytest.approx(scores, abs=1e-5)
+    assert all(span["text"] == text[span["start"] : span["end"]] for span in answer["spans"])
+    predict.main(PredictConfig(folder, (text,)))
+    first = answer["spans"][0]
+    assert f"PER  {first['text']}  ({first['start']}-{first['end']})" in capsys.readouterr().out
 
 
 def test_texts_come_from_stdin_and_answers_are_readable(pretrained, capsys, monkeypatch):

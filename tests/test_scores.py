@@ -10,7 +10,8 @@ from sklearn.metrics import f1_score
 from transformers import BertForSequenceClassification
 
 from data_prep.cli import InputError
-from pretrain.finetune import examples, tasks
+from pretrain.finetune import examples, label_sets, tasks
+from pretrain.finetune.held_back import hold_back
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.spans import scheme_of, spans
 from tests.reference.conlleval import conlleval
@@ -132,7 +133,7 @@ def test_labels_of_one_side_are_named(capsys):
     def side(*labels):
         return [Example(1, "", None, label) for label in labels]
 
-    assert tasks.tell_classes(side("neg", "pos", "neutral"), side("neg", "pos")) == {"not_in_eval": ["neutral"]}
+    assert tasks.tell_classes(side("neg", "pos", "neutral"), side("neg", "pos"))["not_in_eval"] == ["neutral"]
     assert "not in the file to measure on: neutral; f1 is the mean over what occurs" in capsys.readouterr().err
     tasks.tell_classes(side("neg"), side("neg", "pos"))
     assert "not among the examples to learn from: pos" in capsys.readouterr().err
@@ -194,3 +195,34 @@ def test_scales_far_from_1_are_learnt():
     for low, high in [(1e-20, 3e-20), (-1e29, 1e30), (1.7e9, 1.8e9), (0.0, 1.0)]:
         scale = examples.label_scale(numbers(low, high), Path("f"))
         assert (scale.mean, scale.std) == pytest.approx(((high + low) / 2, (high - low) / 2), abs=0)
+
+
+def test_sets_of_labels_as_scikit_learn_scores_them():
+    rng = np.random.default_rng(0)
+    names = ["a", "b", "c", "never"]
+    truth = np.pad(rng.integers(0, 2, (60, 3)), ((0, 0), (0, 1)))
+    sets = [Example(1, "", None, [name for name, has in zip(names, row, strict=True) if has]) for row in truth]
+    logits = rng.normal(truth * 2 - 3.0)
+    logits[:, 3] = -9
+    scores = label_sets.score_label_sets(logits, sets, names)
+    assert scores["micro_f1"] == pytest.approx(f1_score(truth, logits >= 0, average="micro"))
+    assert scores["macro_f1"] == pytest.approx(f1_score(truth[:, :3], logits[:, :3] >= 0, average="macro"))
+    # Few logits are above 0: a lower threshold is better, and no other is better still.
+    threshold = label_sets.best_threshold(logits, sets, names)
+    by_threshold = {
+        at: label_sets.score_label_sets(logits - label_sets.log_odds(at), sets, names)["micro_f1"]
+        for at in (*label_sets.THRESHOLDS, threshold)
+    }
+    assert threshold < 0.5
+    assert by_threshold[threshold] == max(by_threshold.values()) > scores["micro_f1"]
+
+
+def test_what_is_held_back_is_learnt_from_in_no_other_row():
+    texts = [Example(at, f"text {at // 2}", None, "rare" if at < 2 else "often") for at in range(200)]
+    learnt, held = hold_back(texts, Path("f"))
+    assert (len(learnt), len(held)) == (180, 20)
+    assert not {example.text for example in learnt} & {example.text for example in held}
+    assert {example.label for example in learnt} == {"rare", "often"}
+    assert hold_back(texts, Path("f")) == (learnt, held)
+    with pytest.raises(InputError, match="f: 19 examples are too few to hold a tenth back"):
+        hold_back(texts[:19], Path("f"))

@@ -25,6 +25,7 @@ from pretrain import predict
 from pretrain.encoder_decoder import spelled
 from pretrain.finetune import seq2seq
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.held_back import hold_back
 from pretrain.finetune.learning import settled
 from pretrain.finetune.text_pairs import read_targets
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert
@@ -163,6 +164,13 @@ def test_columns_are_found_by_name_or_are_two_alone(tmp_path, capsys):
         [example] = read_targets(path)
         assert (example.text, example.pair, example.label) == ("x", None, "y")
     assert f"{tmp_path}/b.csv: Source is read, Target is to be written" in capsys.readouterr().err
+
+
+def test_texts_to_write_are_held_back_though_each_is_there_once(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("en\tde\n" + "".join(f"x{number}\ty{number}\n" for number in range(40)))
+    learnt, held = hold_back(read_targets(path), path, by_label=False)
+    assert (len(learnt), len(held)) == (36, 4)
 
 
 @pytest.mark.parametrize(

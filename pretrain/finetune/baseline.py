@@ -79,6 +79,8 @@ def majority(training: list[Example], evaluation: list[Example]) -> float:
 def floors(task: str, training: list[Example], evaluation: list[Example]) -> dict[str, float]:
     """Return the best that guessing reaches, by the name of the score; scores that are not among them are no measure of
     it."""
+    if task == "multilabel":
+        return {"micro_f1": _best_constant_set(evaluation)}
     if task not in BY_WORDS:
         if task == "qa":  # never an answer
             return {"f1": sum(not example.label.texts for example in evaluation) / len(evaluation)}
@@ -88,6 +90,14 @@ def floors(task: str, training: list[Example], evaluation: list[Example]) -> dic
     always = _scores([example.label for example in evaluation], [luckiest] * len(evaluation))
     # Guesses that are as frequent as the labels have a mean F1 of one in so many.
     return {**always, "f1": max(always["f1"], 1 / len({example.label for example in training}))}
+
+
+def _best_constant_set(examples: list[Example]) -> float:
+    """Return the best micro-F1 of giving all texts the same labels: the most frequent one, two, three, ..."""
+    counts = Counter(name for example in examples for name in example.label)
+    hits = np.cumsum([count for _, count in counts.most_common()])
+    given = len(examples) * np.arange(1, len(hits) + 1)
+    return float(max(2 * hits / (given + hits[-1]))) if len(hits) else 0.0
 
 
 def can_tell(floor: dict[str, float], examples: int) -> bool:

@@ -5,11 +5,11 @@ or as the command line says.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
 from pretrain.finetune.features import numbered
-from pretrain.finetune.rows import Row, Rows, found
+from pretrain.finetune.rows import Row, Rows, found, shorten
 
 # Where several names mean the same, the first that a file has is taken.
 TEXT_COLUMNS = (
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 
     text: str | None = None
     pair: str | None = None
-    label: str | None = None
+    labels: tuple[str, ...] = ()  # several: one column for each label of a text
     label_names: tuple[str, ...] = ()
 
 
@@ -59,16 +59,17 @@ def choose(path: Path, rows: Rows, choice: Choice, *, by_word: bool) -> Rows:
     InputError: no such column; a number that no label name is given for.
     """
     label = "tags" if by_word else "label"
+    label_column = choice.labels[0] if len(choice.labels) == 1 else None
     text = "text_a" if choice.pair else "tokens" if by_word else "text"
     wanted = {
         ours: theirs
-        for ours, theirs in ((text, choice.text), ("text_b", choice.pair), (label, choice.label))
+        for ours, theirs in ((text, choice.text), ("text_b", choice.pair), (label, label_column))
         if theirs is not None
     }
     hidden: set[str] = set()
     if choice.text:
         hidden |= {*TEXT_COLUMNS, *WORD_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair)}
-    if choice.label:
+    if label_column:
         hidden |= {*LABEL_COLUMNS, *TAG_COLUMNS}
     if wanted:
         rows = [(line, _renamed(path, line, row, wanted, hidden)) for line, row in rows]
@@ -77,6 +78,49 @@ def choose(path: Path, rows: Rows, choice: Choice, *, by_word: bool) -> Rows:
         column = next((name for name in candidates if name in rows[0][1]), None)
         rows = rows if column is None else numbered(path, rows, column, choice.label_names)
     return rows
+
+
+def gather_flags(path: Path, rows: Rows, columns: tuple[str, ...]) -> Rows:
+    """Return the rows with the names of the columns that say 1, or true, as the list "label".
+
+    columns: one a label; fewer than two: all that hold nothing else than 0 and 1, unless there is a column of labels,
+        as said
+
+    Raises
+    ------
+    InputError: no such column, or another value in it.
+    """
+    names = [name.strip().lower() for name in columns]
+    if len(columns) < 2:
+        first = rows[0][1]
+        if columns or any(name in first for name in LABEL_COLUMNS):
+            return rows
+        names = [name for name in first if name and all(_flag(row.get(name)) is not None for _, row in rows)]
+        if len(names) < 2:
+            return rows
+        listed = ", ".join(first.written[name] for name in names)
+        say(f"{path}: columns of 0 and 1 are read as labels: {shorten(listed, 120)}")
+    gathered = []
+    for line, row in rows:
+        label = []
+        for column, name in zip(columns if len(columns) > 1 else names, names, strict=True):
+            if name not in row:
+                raise InputError(f"{path}, line {line}: no column {column}; found {found(row)}")
+            flag = _flag(row[name])
+            if flag is None:
+                raise InputError(f"{path}, line {line}: {row.written[name]} must be 0 or 1, not {shorten(row[name])}")
+            label += [row.written[name]] * flag
+        values = {key: value for key, value in row.items() if key not in names and key not in LABEL_COLUMNS}
+        written = {key: row.written[key] for key in values}
+        values["label"] = label
+        gathered.append((line, Row(values, values.values(), written | {"label": ", ".join(names)})))
+    return gathered
+
+
+def _flag(value: Any) -> bool | None:
+    """Return whether a cell says yes; None where it says something else."""
+    word = str(value).strip().lower()
+    return True if word in ("1", "1.0", "true") else False if word in ("0", "0.0", "false") else None
 
 
 def _renamed(path: Path, line: int, row: Row, wanted: dict[str, str], hidden: set[str]) -> Row:

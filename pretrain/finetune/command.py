@@ -6,9 +6,10 @@
 
 Files are .csv or .tsv (a header line; quoted as pandas and spreadsheets do, or a .tsv without quoting), .jsonl,
 .parquet, or CoNLL (a word and its tags a line). Columns by task: classify: text, label. pair: text_a, text_b, label.
-regress: either of both, label a number in any unit. tag: tokens, tags, both lists; tags as BIO, IOB1, BIOES, BILOU,
-BMES or without spans, or numbers with --label_names. Other names are known, too (sentence, intent; question, sentence;
-sentence1, sentence2; premise, hypothesis; ner_tags; Satz, Kategorie, ...); any other by --text, --pair and --label.
+multilabel: either of both, label a|b or a list, or for each label a column of 0 and 1. regress: either of both, label a
+number in any unit. tag: tokens, tags, both lists; tags as BIO, IOB1, BIOES, BILOU, BMES or without spans, or numbers
+with --label_names. Other names are known, too (sentence, intent; question, sentence; sentence1, sentence2; premise,
+hypothesis; ner_tags; Satz, Kategorie, ...); any other by --text, --pair and --label.
 
 OUT holds the model of the first seed, for pretrain.predict or plain transformers, and results.json: the scores of
 every seed, their mean, standard deviation and the half-width of the 95 % confidence interval. The first seed is kept,

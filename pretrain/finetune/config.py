@@ -13,6 +13,7 @@ from pretrain.finetune.kinds import kind_of
 from pretrain.hf_files import read_config
 
 COUNT = Range(1, 1e9, whole=True)
+BALANCED = ("classify", "pair")
 SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
 OF_TASK = {
     "stride": "qa",
@@ -26,8 +27,8 @@ class FinetuneConfig:
 
     hf: tyro.conf.Positional[Path]
     """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
-    task: Literal["classify", "pair", "regress", "tag", "qa", "seq2seq"]
-    """What is learnt: one label a text, one a pair of texts, a number, one tag a word,
+    task: Literal["classify", "pair", "multilabel", "regress", "tag", "qa", "seq2seq"]
+    """What is learnt: one label a text, one a pair of texts, any number of labels, a number, one tag a word,
     where in a context a question is answered, or to write one text for another."""
     train: Path
     """Labelled file to learn from."""
@@ -39,8 +40,9 @@ class FinetuneConfig:
     """Column of the text, or of its words. Default: text, sentence, Satz, ... (see above)."""
     pair: str | None = None
     """Column of the second text of a pair; goes with --text."""
-    label: str | None = None
-    """Column of the label, or of a tag for each word. Default: label, intent, Kategorie, ... (see above)."""
+    label: tuple[str, ...] = ()
+    """Column of the label, or of a tag for each word. Default: label, intent, Kategorie, ... (see above). multilabel:
+    several, each of 0 and 1."""
     label_names: tuple[str, ...] = ()
     """Names of the labels, or tags, that the files hold as numbers from 0 on."""
     seeds: Annotated[int, COUNT] = 1
@@ -51,6 +53,11 @@ class FinetuneConfig:
     """Times through the training file. Default: 3, and up to 20 for a file of less than 3,200 examples."""
     lr: Annotated[float | None, Range(0, 1, low_open=True)] = None
     """Peak learning rate. Default: by the size of the model (see above)."""
+    patience: Annotated[int | None, COUNT] = None
+    """Hold a tenth of the training file back, keep the epoch that is best on it, and stop after so many epochs without
+    a better one. Default: learn from all of the file, for all epochs."""
+    balance: bool = False
+    """classify, pair: let each label weigh the same, however rare it is."""
     batch_size: Annotated[int, COUNT] = 32
     """Examples a step."""
     seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
@@ -86,7 +93,11 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.task == "qa" and (named := self.text or self.pair or self.label):
+        if self.balance and self.task not in BALANCED:
+            raise InputError(f"--balance is for --task {' or '.join(BALANCED)}, and this is --task {self.task}")
+        if len(self.label) > 1 and self.task != "multilabel":
+            raise InputError(f"--label {' '.join(self.label)}: several columns are for --task multilabel; give one")
+        if self.task == "qa" and (named := self.text or self.pair or " ".join(self.label)):
             raise InputError(f"no column {named} is read with --task qa: the fields are question, context and answers")
         if self.task == "seq2seq" and self.pair is not None:
             raise InputError(f"--pair {self.pair}: --task seq2seq reads one text, --text, and writes one, --label")

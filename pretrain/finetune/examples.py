@@ -10,7 +10,7 @@ in the unit of the file, whatever program opens it.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +20,19 @@ from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
 from pretrain.answer_spans import LEAST_WINDOW, most_stride
-from pretrain.finetune.columns import Choice, choose
+from pretrain.finetune.columns import Choice, choose, gather_flags
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.held_back import hold_back
 from pretrain.finetune.kinds import kind_of
-from pretrain.finetune.labelled import Example, labels_of, read_numbers, read_pairs, read_tags, read_texts
+from pretrain.finetune.labelled import (
+    Example,
+    labels_of,
+    read_label_sets,
+    read_numbers,
+    read_pairs,
+    read_tags,
+    read_texts,
+)
 from pretrain.finetune.rows import Rows
 from pretrain.finetune.squad import is_learnable, no_labels, read_questions
 from pretrain.finetune.tables import read_rows
@@ -47,6 +56,7 @@ class Examples(NamedTuple):
     evaluation: list[Example]
     names: list[str]  # of the labels, from the training file; none: the label is a number
     scale: LabelScale | None  # of the numbers
+    held: Sequence[Example] = ()  # of the training file, but not learnt from: to choose by
 
 
 def read_examples(config: FinetuneConfig) -> Examples:
@@ -76,9 +86,12 @@ def read_examples(config: FinetuneConfig) -> Examples:
     if names:
         check_labels(config.eval, evaluation, names, config.train)
     training = subset([example for example in everything if task.is_learnable(example)], config.limit)
+    held: list[Example] = []
+    if config.patience is not None or config.task == "multilabel":
+        training, held = hold_back(training, config.train, by_label=bool(names))
     task.label_names(training, config.train)  # refuses a subset with one label alone
     scale = label_scale(training, config.train) if task.is_number else None
-    return Examples(training, evaluation, names, scale)
+    return Examples(training, evaluation, names, scale, held)
 
 
 def check_decoder(folder: Path) -> None:
@@ -93,7 +106,8 @@ def rows_of(config: FinetuneConfig, path: Path) -> Rows | None:
     if config.task == "qa":
         return None
     choice = Choice(config.text, config.pair, config.label, config.label_names)
-    return choose(path, read_rows(path), choice, by_word=config.task == "tag")
+    rows = choose(path, read_rows(path), choice, by_word=config.task == "tag")
+    return gather_flags(path, rows, config.label) if config.task == "multilabel" else rows
 
 
 def check_seq_len(config: FinetuneConfig, longest: int) -> None:
@@ -179,6 +193,8 @@ def class_names(examples: list[Example], path: Path) -> list[str]:
     InputError: there is only one.
     """
     names = {label for example in examples for label in labels_of(example)}
+    if not names:
+        raise InputError(f"{path}: no example has a label; at least two different ones are needed")
     if len(names) == 1:
         raise InputError(f"{path}: every label is {names.pop()!r}; at least two different ones are needed")
     try:
@@ -214,6 +230,7 @@ class TaskFiles(NamedTuple):
 TASK_FILES = {
     "classify": TaskFiles(read_texts, class_names),
     "pair": TaskFiles(read_pairs, class_names),
+    "multilabel": TaskFiles(read_label_sets, class_names),
     "regress": TaskFiles(read_numbers, no_names, is_number=True),
     "tag": TaskFiles(read_tags, class_names),
     "qa": TaskFiles(read_questions, no_labels, is_learnable=is_learnable),

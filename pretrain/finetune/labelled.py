@@ -3,10 +3,12 @@
     columns text, label                          a text and its label
     columns text_a, text_b, label                a pair of texts and its label
     columns tokens, tags (lists)                 words with one tag each
+    columns text, label (a|b, a list)            a text and all its labels
 
 Labels are names without white space around them. Every complaint names the file, the line and the value.
 """
 
+import json
 import math
 import re
 import unicodedata
@@ -33,6 +35,7 @@ from pretrain.finetune.tables import read_rows
 # Where words and tags are lists.
 WORD_FILES = '.jsonl or .parquet ({"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]} a line), or .conll'
 MISSING = {"NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null"}  # how programs write that a cell has no value
+SEPARATORS = ("|", ";", ",")  # of several labels in a cell
 MAX_NUMBER = 1e30  # its square, and a few of them summed, is still a number in float64
 
 _SPACE = re.compile(r"[\s\u200b\ufeff]+")  # with two signs that nobody sees, left by editors and web pages
@@ -40,7 +43,7 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
 
 class Example(NamedTuple):
-    """One labelled row. `label` is a name, a number or, for tagging, one tag a word."""
+    """One labelled row. `label` is a name, a number, one tag a word, or any number of names."""
 
     line: int  # in its file, from 1
     text: str | list[str]  # a list holds words
@@ -98,6 +101,46 @@ def read_tags(path: Path, rows: Rows | None = None) -> list[Example]:
             raise InputError(f"{path}, line {line}: {len(words)} tokens but {len(tags)} tags; each token needs one")
         examples.append(Example(line, [_unicode(path, line, word) for word in words], None, tags))
     return _tidied(path, examples)
+
+
+def read_label_sets(path: Path, rows: Rows | None = None) -> list[Example]:
+    """Return single texts or pairs with any number of label names: a list, or a cell such as a|b or ["a", "b"].
+
+    Raises
+    ------
+    InputError: as `read_texts`, or a label that is neither.
+    """
+    rows = _told_rows(path, rows)
+    read = _pair_of if pair_columns(rows[0][1]) else _text_of
+    examples = [read(path, line, fields, _name_or_names) for line, fields in rows]
+    cells = [example.label for example in examples if isinstance(example.label, str)]
+    # The first that any cell has; a name may hold the others.
+    sign = next((sign for sign in SEPARATORS if any(sign in cell for cell in cells)), None)
+    if sign:
+        say(f"{path}: labels are separated by {sign!r}")
+    return _tidied(path, [example._replace(label=_split(example.label, sign)) for example in examples])
+
+
+def _name_or_names(path: Path, line: int, fields: Row) -> str | list[str]:
+    label = _field(path, line, fields, LABEL_COLUMNS)
+    if label is None or label == "":
+        return []
+    if isinstance(label, str) and label.lstrip().startswith("["):
+        try:
+            label = json.loads(label)
+        except (ValueError, RecursionError) as error:
+            hint = 'write ["a", "b"], or a|b'
+            raise InputError(f"{path}, line {line}: labels {shorten(label)} are no JSON list; {hint}") from error
+    if isinstance(label, list) and all(isinstance(name, str | int) and not isinstance(name, bool) for name in label):
+        return [str(name) for name in label]
+    return _name(path, line, fields)
+
+
+def _split(label: str | list[str], sign: str | None) -> list[str]:
+    if isinstance(label, list):
+        return list(dict.fromkeys(label))
+    names = [name.strip() for name in (label.split(sign) if sign else [label])]
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _words(path: Path, line: int, fields: Row, names: tuple[str, ...]) -> list[str]:

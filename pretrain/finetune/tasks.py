@@ -34,8 +34,10 @@ from pretrain.finetune import question_answering as qa
 from pretrain.finetune import seq2seq
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import LabelScale, listed
+from pretrain.finetune.label_sets import one_hot, score_label_sets, tell_label_sets
 from pretrain.finetune.labelled import Example, labels_of
 from pretrain.finetune.lost import tell_lost
+from pretrain.finetune.shares import tell_shares
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
 
 IGNORED = -100  # label of a position that counts for nothing; torch's cross entropy skips it
@@ -54,6 +56,7 @@ class Task:
     collator: Callable[[PreTrainedTokenizerBase], Any]
     metric: str  # the score that results.json averages
     score: Callable[[np.ndarray, list[Feature], list[Example], list[str]], Scores]  # the first are the logits
+    by_threshold: bool = False  # each label is given or not by itself
     outputs: tuple[str, ...] = ()  # names of the head's outputs where they are no labels
     # What a folder must know to answer goes into the config.json of the model that is kept.
     keep: Callable[[PreTrainedModel, Scores, list[Example], FinetuneConfig], None] | None = None
@@ -72,6 +75,7 @@ def undo_scale(model: PreTrainedModel, scale: LabelScale) -> None:
     bias = linear.bias.double() * scale.std + scale.mean
     linear.weight.copy_(linear.weight.double() * scale.std)
     linear.bias.copy_(bias)
+    model.config.zerobert_scale = scale._asdict()  # for whoever asks; answers are in the unit of the file
 
 
 def tell_classes(training: list[Example], evaluation: list[Example]) -> JsonObject:
@@ -84,7 +88,7 @@ def tell_classes(training: list[Example], evaluation: list[Example]) -> JsonObje
         say(f"not in the file to measure on: {listed(absent)}; f1 is the mean over what occurs there or in answers")
     if unseen := sorted(asked - known):
         say(f"not among the examples to learn from: {listed(unseen)}; no answer can name them")
-    return {"not_in_eval": absent}
+    return {"not_in_eval": absent, **tell_shares(training, evaluation)}
 
 
 def tell_numbers(training: list[Example], evaluation: list[Example]) -> JsonObject:
@@ -122,6 +126,19 @@ def encode_texts(
         {**{key: batch[key][row] for key in batch}, "labels": number[example.label] if names else example.label}
         for row, example in enumerate(examples)
     ]
+
+
+def encode_label_sets(
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], names: list[str], seq_len: int
+) -> list[Feature]:
+    """Return texts or pairs, with a 1 for each label of `names` that they have, else 0."""
+    hot = one_hot(examples, names).tolist()
+    return encode_texts(tokenizer, [e._replace(label=row) for e, row in zip(examples, hot, strict=True)], [], seq_len)
+
+
+def score_sets(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
+    """Return the scores of score_label_sets()."""
+    return score_label_sets(logits, examples, names)
 
 
 def encode_words(
@@ -222,6 +239,9 @@ CLASSIFY = Task(
 TASKS = {
     "classify": CLASSIFY,
     "pair": CLASSIFY,
+    "multilabel": replace(
+        CLASSIFY, tell=tell_label_sets, encode=encode_label_sets, metric="micro_f1", score=score_sets, by_threshold=True
+    ),
     "regress": replace(CLASSIFY, tell=tell_numbers, metric="pearson", score=score_numbers),
     "tag": Task(
         tell_tags,

@@ -8,10 +8,11 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.calls import call
 from data_prep.cli import print_json, say
@@ -20,6 +21,7 @@ from pretrain import hf_folder  # before transformers: it forbids the network
 
 # isort: split
 import numpy as np
+import torch
 from scipy import stats
 from transformers import (
     AutoModelForSequenceClassification,
@@ -35,15 +37,33 @@ from transformers import (
 from data_prep.files import write_folder, write_json
 from data_prep.progress import Progress
 from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.best_epoch import BestEpoch
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, Examples, LabelScale, check_seq_len, listed, on_scale
+from pretrain.finetune.label_sets import best_threshold, log_odds
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
-from pretrain.finetune.tasks import Task, task_of, undo_scale
+from pretrain.finetune.tasks import Feature, Task, task_of, undo_scale
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
+PROBLEMS = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
+
+
+class HeldBack(NamedTuple):
+    """What is chosen by, and not learnt from."""
+
+    examples: list[Example]
+    features: list[Feature]
+
+
+class Tuned(NamedTuple):
+    """What a seed has led to; the model is trained in place."""
+
+    loss: float  # mean of the training
+    logits: Any  # [N, ...], of the evaluation features, or what else the task has for them
+    notes: JsonObject  # for results.json
 
 
 def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
@@ -60,7 +80,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     ------
     InputError: a folder that does not fit; nothing is written then.
     """
-    training, evaluation, names, scale = examples
+    training, evaluation, names, scale, held = examples
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
     check_seq_len(config, hf_folder.positions(architecture))
@@ -76,6 +96,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     task = task_of(config)
     say(
         f"{len(training)} examples to learn from, {len(evaluation)} to measure on"
+        + (f", {len(held)} held back to choose by" if held else "")
         + (f", {len(names)} labels" if names else "")
         + f"; --epochs {config.epochs}, --lr {config.lr:g}"
     )
@@ -91,6 +112,8 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     learnt = on_scale(training, scale) if scale else training
     train_features = task.encode(tokenizer, learnt, names, config.seq_len)
     eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
+    held_examples = on_scale(held, scale) if scale else list(held)
+    held_back = HeldBack(held_examples, task.encode(tokenizer, held_examples, names, config.seq_len)) if held else None
 
     seeds: list[JsonObject] = []
     same = math.nan
@@ -101,12 +124,24 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
         if seed == config.seed:
             same = alike(model, task.collator(tokenizer), eval_features)
-        asked = None if task.answer else eval_features
-        loss, answers = fine_tune(config, seed, model, task.collator(tokenizer), train_features, asked, scale)
-        if task.answer:
-            answers = task.answer(model, evaluation)
-        scores = task.score(answers, eval_features, evaluation, names)
-        seeds.append({"seed": seed, "scores": scores, "train_loss": loss, "seconds": time.monotonic() - started})
+        tuned = fine_tune(
+            config,
+            task,
+            names,
+            seed,
+            model,
+            task.collator(tokenizer),
+            train_features,
+            evaluation,
+            eval_features,
+            scale,
+            held_back,
+        )
+        scores = task.score(tuned.logits, eval_features, evaluation, names)
+        seeds.append(
+            {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": time.monotonic() - started}
+            | tuned.notes
+        )
         say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
         if seed == config.seed:
             kept = model.cpu()
@@ -134,7 +169,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         "encoder_cosine": same,
         "labels": names,
         **notes,
-        "examples": {"train": len(training), "eval": len(evaluation)},
+        "examples": {"train": len(training), "eval": len(evaluation), "held_back": len(held)},
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
@@ -165,7 +200,7 @@ def build_model(
     architecture.zerobert_task = config.task
     architecture.zerobert_pairs = pairs  # tells pretrain.predict whether a tab separates two texts
     if task.model is AutoModelForSequenceClassification:
-        architecture.problem_type = "single_label_classification" if names else "regression"
+        architecture.problem_type = PROBLEMS.get(config.task, "single_label_classification")
     if config.from_scratch:
         return task.model.from_config(architecture, dtype="float32", trust_remote_code=False)
     model, fresh = hf_folder.load_model(task.model, config.hf, architecture)
@@ -213,18 +248,23 @@ class Shown(TrainerCallback):
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         if self.asking is not None:
             self.asking.close()
+        self.asking = None
 
 
 def fine_tune(
     config: FinetuneConfig,
+    task: Task,
+    names: list[str],
     seed: int,
     model: PreTrainedModel,
     collator: Any,
-    train_features: Any,  # lists of Feature; Trainer's own annotation asks for a Dataset and needs none
-    eval_features: Any,
+    train_features: list[Feature],
+    evaluation: list[Example],
+    eval_features: list[Feature],
     scale: LabelScale | None,
-) -> tuple[float, Any]:
-    """Train `model` in place; its mean training loss and its logits [N, ...] on the evaluation features, if any.
+    held: HeldBack | None,
+) -> Tuned:
+    """Train `model` in place, and ask it.
 
     config: a settled one
     scale: on which the labels of train_features are; the logits are in the unit of the file
@@ -254,22 +294,73 @@ def fine_tune(
             model=model,
             args=arguments,
             data_collator=collator,
-            train_dataset=train_features,
+            train_dataset=train_features,  # type: ignore[arg-type]  # it asks for a Dataset and needs none
             callbacks=[Shown(seed, config.epochs)],
+            compute_loss_func=balanced_loss(train_features, len(names)) if config.balance else None,
         )
         trainer.remove_callback(PrinterCallback)  # Shown speaks
+        best = None
+        if config.patience is not None and held is not None:
+            best = BestEpoch(lambda: score_held(trainer, task, held, names), f"seed {seed}, epoch", config.patience)
+            trainer.add_callback(best)
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
+        notes: JsonObject = {"curve": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+        if best:
+            best.restore(model)
+            notes |= {"best_epoch": best.best, "held_back_curve": best.scores}
+        offset = 0.0
+        if task.by_threshold and held is not None:
+            notes["threshold"] = threshold = best_threshold(ask(trainer, task, *held), held.examples, names)
+            model.config.zerobert_threshold = threshold
+            offset = log_odds(threshold)
         if scale:
             undo_scale(model, scale)
-        if eval_features is None:
-            return loss, None
-        arguments.train_sampling_strategy = "random"  # it governs prediction too, which must keep the file's order
-        logits = np.asarray(trainer.predict(eval_features).predictions)
+        logits = ask(trainer, task, evaluation, eval_features)
+    if not task.answer:
+        logits = logits - offset
+        check_finite(logits, seed, config)
+    return Tuned(loss, logits, notes)
+
+
+def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:
+    """End where answers are no numbers."""
     if not np.isfinite(logits).all():
         sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
-    return loss, logits
+
+
+def ask(trainer: Trainer, task: Task, examples: list[Example], features: list[Feature]) -> Any:
+    """Return the logits of the model as it is, in the order of the features, or what else the task has for them."""
+    if task.answer:
+        return task.answer(trainer.model, examples)
+    strategy = trainer.args.train_sampling_strategy
+    trainer.args.train_sampling_strategy = "random"  # it governs prediction, too, which must keep the order
+    logits = np.asarray(trainer.predict(features).predictions)  # type: ignore[arg-type]
+    trainer.args.train_sampling_strategy = strategy
+    return logits
+
+
+def score_held(trainer: Trainer, task: Task, held: HeldBack, names: list[str]) -> float:
+    """Return the score of the model as it is, on the examples that are held back."""
+    logits = ask(trainer, task, *held)
+    if task.by_threshold:
+        logits = logits - log_odds(best_threshold(logits, held.examples, names))
+    return task.score(logits, held.features, held.examples, names)[task.metric]
+
+
+def balanced_loss(features: list[Feature], labels: int) -> Callable[..., torch.Tensor]:
+    """Return a cross entropy in which all examples of a label weigh as much as those of any other.
+
+    Of 90 examples of one label and 10 of another, each weighs 100 / 2 / 90 and 100 / 2 / 10.
+    """
+    counts = np.bincount([feature["labels"] for feature in features], minlength=labels)
+    weights = torch.tensor(len(features) / labels / np.maximum(counts, 1), dtype=torch.float32)
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits, labels, weights.to(outputs.logits.device))
+
+    return loss
 
 
 def shown(score: float) -> str:
@@ -325,6 +416,11 @@ def print_score(config: FinetuneConfig, results: JsonObject) -> None:
         some = f"with seed{'s' * (len(stuck) > 1)} {listed([str(seed) for seed in stuck])} "
         where = some if 0 < len(stuck) < config.seeds else ""
         say(f"warning: {where}it has learnt nothing, and only guesses: try {results['advice']}")
+    elif results["majority"] is not None and results["mean"] <= results["majority"]:
+        say(
+            f"warning: {results['metric']} {results['mean']:.4f} does not beat always answering the commonest label "
+            f"({results['majority']:.4f}); look at f1, and try --balance, --epochs or more examples of rare labels"
+        )
     elif words and words[results["metric"]] > results["mean"] + (results["ci95"] or 0.0):
         say(f"the {words['name']} does better: a model that was pretrained for longer would know more than words")
     say(f"model and {RESULTS} in {config.out}; try: {call('predict', config.out, '...')}")
