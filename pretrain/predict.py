@@ -8,9 +8,9 @@
     python -m pretrain.predict reader --question "Who wrote it?" "Effi Briest is a novel by Theodor Fontane."
 
 What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
-number, a tag per word or the answer to a question from a fine-tuned one. Without a text on the command line, each line
-of standard input is one. For a model of pairs a tab separates the two texts, for one of questions the question and its
-context where there is no --question; for any other a tab is white space. Answers go to stdout.
+number, a tag per word, the answer to a question or another text from a fine-tuned one. Without a text on the command
+line, each line of standard input is one. For a model of pairs a tab separates the two texts, for one of questions the
+question and its context where there is no --question; for any other a tab is white space. Answers go to stdout.
 """
 
 import io
@@ -43,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "tags",
     "ForQuestionAnswering": "answers",
+    "EncoderDecoderModel": "generated",
 }
 
 
@@ -60,6 +61,10 @@ class PredictConfig:
     """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
     question: str | None = None
     """What to ask of each text, for a folder that answers questions. Default: a text is question, tab, context."""
+    beams: Annotated[int | None, Range(1, 256)] = None
+    """How many beginnings of a text are followed at once while it is written. Default: as the folder says."""
+    max_new_tokens: Annotated[int | None, Range(1, 1 << 20)] = None
+    """How many tokens are written for a text at most. Default: as the folder says."""
     top: Annotated[int, Range(1, 1e6)] = 5  # no vocabulary is larger
     """How many answers a text, or a mask, at most."""
     embed: Path | None = None
@@ -84,6 +89,9 @@ def main(config: PredictConfig) -> None:
     kind: Kind = "fill" if config.fill else kind_of(config.folder, content)
     if config.question is not None and kind != "answers":
         raise InputError(f"--question: {config.folder} answers {kind}, and no questions")
+    for name in ("beams", "max_new_tokens"):
+        if getattr(config, name) is not None and kind != "generated":
+            raise InputError(f"--{name}: {config.folder} answers {kind}, and writes no texts")
     pairs = (
         config.pair or (kind == "labels" and answers_pairs(content)) or (kind == "answers" and config.question is None)
     )
@@ -97,8 +105,11 @@ def main(config: PredictConfig) -> None:
         texts = (f"{question}\t{text}" for text in texts)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.inference import answer
+    from pretrain.inference import answer, write
 
+    if kind == "generated":
+        write(config.folder, texts, config.beams, config.max_new_tokens, config.json)
+        return
     answer(config.folder, kind, pairs, texts, config.top, config.json)
 
 
@@ -166,8 +177,9 @@ def kind_of(folder: Path, content: JsonObject) -> Kind:
     for ending, kind in KINDS.items():
         if saved_from.endswith(ending):
             return kind
+    known = ", ".join(f"Bert{ending}" if ending.startswith("For") else ending for ending in KINDS)
     raise InputError(
-        f"{folder} holds {saved_from}, which answers nothing here (known: Bert{', Bert'.join(KINDS)}); "
+        f"{folder} holds {saved_from}, which answers nothing here (known: {known}); "
         f"fine-tune it first: {call('finetune')}"
     )
 
