@@ -38,7 +38,7 @@ from pretrain.finetune.squad import is_learnable, no_labels, read_questions
 from pretrain.finetune.tables import read_rows
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
-RESULTS = "results.json"
+RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 
 class LabelScale(NamedTuple):
