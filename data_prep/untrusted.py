@@ -70,19 +70,24 @@ def refuse_code(folder: Path, configs: tuple[str, ...] = CONFIGS) -> None:
         if not (folder / name).is_file():
             continue
         content = read_object(folder / name)
-        for key, why in ELSEWHERE.items():
-            if content.get(key):
-                raise InputError(f"{folder / name}: {key} {_shown(content[key])} {why}")
-        for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
-            if content.get(key) not in (None, "eager", "sdpa"):
-                raise InputError(
-                    f"{folder / name}: {key} {_shown(content[key])} names code to be fetched, or not here; take it out"
-                )
+        # Both halves of an encoder-decoder have a configuration within that of the whole.
+        for part in (content, *(content.get(half) for half in ("encoder", "decoder"))):
+            if isinstance(part, dict):
+                _refuse_elsewhere(folder / name, part)
     if "config.json" in configs and (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{folder} holds an adapter (adapter_config.json) for weights that lie elsewhere; merge it into its model "
             "and save that"
         )
+
+
+def _refuse_elsewhere(path: Path, content: JsonObject) -> None:
+    for key, why in ELSEWHERE.items():
+        if content.get(key):
+            raise InputError(f"{path}: {key} {_shown(content[key])} {why}")
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation"):
+        if content.get(key) not in (None, "eager", "sdpa"):
+            raise InputError(f"{path}: {key} {_shown(content[key])} names code to be fetched, or not here; take it out")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
@@ -57,7 +58,8 @@ def silenced_libraries() -> Iterator[None]:
     logging.disable(logging.WARNING)
     transformers.logging.disable_progress_bar()
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
         logging.disable(disabled)
@@ -113,7 +115,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     InputError: tokenizer files are missing or damaged, or it has more entries than the model has embeddings.
     """
     need_tokenizer(folder)
-    config = load_config(folder)
+    return tokenizer_for(folder, load_config(folder))
+
+
+def tokenizer_for(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder, checked to fit a model of `config`.
+
+    Raises
+    ------
+    InputError: as load_tokenizer().
+    """
     tokenizer = open_tokenizer(folder, config.vocab_size)
     if getattr(config, "type_vocab_size", 2) < 2:  # the model knows no second segment
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]

@@ -25,6 +25,7 @@ from data_prep.cli import InputError, print_json, say
 from data_prep.json_types import JsonObject
 from pretrain import hf_folder
 from pretrain.answering import answer_in_context
+from pretrain.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
 from pretrain.finetune.spans import scheme_of, spans
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
@@ -57,12 +58,39 @@ def answer(folder: Path, kind: Kind, pairs: bool, texts: Iterable[str], top: int
         model = load(folder, kind)
     if kind == "fill" and tokenizer.mask_token is None:
         raise InputError(f"{folder}: the tokenizer has no mask token, so that nothing can be filled")
+    print_answers(folder, kind, (ask(model, tokenizer, kind, pairs, text, top) for text in texts), as_json)
+
+
+def write(folder: Path, texts: Iterable[str], beams: int | None, max_new_tokens: int | None, as_json: bool) -> None:
+    """Load a folder that writes, let it write one text for each, print.
+
+    Raises
+    ------
+    InputError: a folder that is not whole, or writes less than `max_new_tokens`.
+    """
+    with hf_folder.silenced_libraries():
+        writer = open_writer(folder)
+    longest, most = most_to_read(writer.model.config), positions_to_write(writer.model.config)
+    if max_new_tokens is not None and max_new_tokens > most:
+        raise InputError(f"--max_new_tokens {max_new_tokens} is more than the {most} positions of {folder}")
+
+    def written(text: str) -> Answer:
+        if writer.source(text, truncation=True, max_length=longest).encodings[0].overflowing:
+            say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
+        with hf_folder.silenced_libraries():
+            found = generate(writer, [text], beams=beams, max_new_tokens=max_new_tokens)
+        return {"text": text, "generated": found[0]}
+
+    print_answers(folder, "generated", map(written, texts), as_json)
+
+
+def print_answers(folder: Path, kind: Kind, found: Iterable[Answer], as_json: bool) -> None:
+    """Print answers as they come, for people, or all of them as one JSON object."""
     answers = []
-    for text in texts:
-        found = ask(model, tokenizer, kind, pairs, text, top)
-        answers.append(found)
+    for each in found:
+        answers.append(each)
         if not as_json:
-            print(shown(found), flush=True)
+            print(shown(each), flush=True)
     if as_json:
         print_json({"folder": str(folder), "kind": kind, "answers": answers})
 
@@ -215,6 +243,8 @@ def shown(answer: Answer) -> str:
         lines.append("  given: " + (", ".join(answer["given"]) or "none"))
     if "score" in answer and "question" not in answer:
         lines.append(f"  {answer['score']:.6g}")  # in the unit of the labels, which may be tiny
+    if "generated" in answer:
+        lines.append(f"  {answer['generated']}")
     if "question" in answer:
         lines.append(f"  {answer['question']}")
         if not answer["answer"]:

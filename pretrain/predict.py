@@ -3,12 +3,14 @@
     python -m pretrain.predict hf --fill "The capital of France is [MASK]."
     python -m pretrain.predict tuned "a charming and often affecting journey" "what a waste of time"
     python -m pretrain.predict tuned --json < texts.txt
+    python -m pretrain.predict hf --embed lines.txt --out vectors.npy
+    python -m pretrain.predict hf --nearest lines.txt "where does the river rise?"
     python -m pretrain.predict reader --question "Who wrote it?" "Effi Briest is a novel by Theodor Fontane."
 
 What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
-number, a tag per word or the answer to a question from a fine-tuned one. Without a text on the command line, each line
-of standard input is one. For a model of pairs a tab separates the two texts, for one of questions the question and its
-context where there is no --question; for any other a tab is white space. Answers go to stdout.
+number, a tag per word, the answer to a question or another text from a fine-tuned one. Without a text on the command
+line, each line of standard input is one. For a model of pairs a tab separates the two texts, for one of questions the
+question and its context where there is no --question; for any other a tab is white space. Answers go to stdout.
 """
 
 import io
@@ -28,6 +30,7 @@ import tyro
 
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
+from data_prep.files import check_writable
 from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
@@ -40,6 +43,7 @@ KINDS: dict[str, Kind] = {
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "tags",
     "ForQuestionAnswering": "answers",
+    "EncoderDecoderModel": "generated",
 }
 
 
@@ -57,8 +61,18 @@ class PredictConfig:
     """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
     question: str | None = None
     """What to ask of each text, for a folder that answers questions. Default: a text is question, tab, context."""
+    beams: Annotated[int | None, Range(1, 256)] = None
+    """How many beginnings of a text are followed at once while it is written. Default: as the folder says."""
+    max_new_tokens: Annotated[int | None, Range(1, 1 << 20)] = None
+    """How many tokens are written for a text at most. Default: as the folder says."""
     top: Annotated[int, Range(1, 1e6)] = 5  # no vocabulary is larger
     """How many answers a text, or a mask, at most."""
+    embed: Path | None = None
+    """File whose lines become vectors of unit length, the mean over their tokens; with --out."""
+    out: Path | None = None
+    """Where --embed writes them, in numpy's format: float32, a row a line."""
+    nearest: Path | None = None
+    """File of whose lines those are looked for that mean most nearly what the texts do."""
     json: bool = False
     """Print one JSON object."""
 
@@ -69,9 +83,15 @@ class PredictConfig:
 def main(config: PredictConfig) -> None:
     """Look at the folder and the texts, then answer each text in turn, and print."""
     content = read_config(config.folder)
+    if config.embed is not None or config.nearest is not None or config.out is not None:
+        embed(config, content)
+        return
     kind: Kind = "fill" if config.fill else kind_of(config.folder, content)
     if config.question is not None and kind != "answers":
         raise InputError(f"--question: {config.folder} answers {kind}, and no questions")
+    for name in ("beams", "max_new_tokens"):
+        if getattr(config, name) is not None and kind != "generated":
+            raise InputError(f"--{name}: {config.folder} answers {kind}, and writes no texts")
     pairs = (
         config.pair or (kind == "labels" and answers_pairs(content)) or (kind == "answers" and config.question is None)
     )
@@ -85,9 +105,64 @@ def main(config: PredictConfig) -> None:
         texts = (f"{question}\t{text}" for text in texts)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.inference import answer
+    from pretrain.inference import answer, write
 
+    if kind == "generated":
+        write(config.folder, texts, config.beams, config.max_new_tokens, config.json)
+        return
     answer(config.folder, kind, pairs, texts, config.top, config.json)
+
+
+def embed(config: PredictConfig, content: JsonObject) -> None:
+    """Look at the folder and the file, then write its vectors, or print the lines nearest to the texts.
+
+    Raises
+    ------
+    InputError: options that do not go together, a file that is not there or no text, a folder without an encoder.
+    """
+    file = config.embed or config.nearest
+    if file is None or (config.embed and config.nearest):
+        raise InputError("give --embed FILE --out VECTORS.npy, or --nearest FILE and texts")
+    if config.embed and (config.out is None or config.texts):
+        raise InputError("--embed FILE takes no texts, and writes to --out VECTORS.npy")
+    if content.get("model_type") == "encoder-decoder":
+        raise InputError(f"{config.folder} is an encoder with a decoder; give a folder of --head base")
+    if not file.is_file():
+        raise InputError(f"{file}: " + ("a folder, not a file of lines" if file.exists() else "no such file"))
+    if config.out is not None:
+        if config.out.is_dir() or config.out.resolve() == file.resolve():
+            raise InputError(f"--out {config.out} is a folder, or the file that is read: choose another name")
+        check_writable(config.out)
+    need_tokenizer(config.folder)
+    weight_files(config.folder)
+    texts = [] if config.embed else list(texts_of(config, pairs=False))
+    blank = [not line.strip() for line in lines_in(file)]
+    if all(blank):
+        raise InputError(f"{file} holds no text")
+    if any(blank):
+        what = "each has a row all the same, which means nothing" if config.embed else "which are not looked at"
+        say(f"{file}: blank lines: {sum(blank):,}; {what}")
+    forbid_network()
+    # Behind all that can be refused at once: torch and transformers take seconds.
+    from pretrain.embedding import embed_file, print_nearest
+
+    if config.out is not None:
+        embed_file(config.folder, lines_in(file), len(blank), config.out, as_json=config.json)
+    else:
+        print_nearest(config.folder, lines_in(file), texts, top=config.top, as_json=config.json)
+
+
+def lines_in(file: Path) -> Iterator[str]:
+    """Yield the lines of a file, in UTF-8, blank ones included.
+
+    Raises
+    ------
+    InputError: naming a line of another encoding.
+    """
+    with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+        for number, line in enumerate(stream, 1):
+            text = line.rstrip("\r\n")
+            yield checked(f"{file}: line {number}", text.removeprefix("\ufeff"), pairs=False) if text.strip() else text
 
 
 def kind_of(folder: Path, content: JsonObject) -> Kind:
@@ -102,8 +177,9 @@ def kind_of(folder: Path, content: JsonObject) -> Kind:
     for ending, kind in KINDS.items():
         if saved_from.endswith(ending):
             return kind
+    known = ", ".join(f"Bert{ending}" if ending.startswith("For") else ending for ending in KINDS)
     raise InputError(
-        f"{folder} holds {saved_from}, which answers nothing here (known: Bert{', Bert'.join(KINDS)}); "
+        f"{folder} holds {saved_from}, which answers nothing here (known: {known}); "
         f"fine-tune it first: {call('finetune')}"
     )
 

@@ -1,5 +1,6 @@
 """The exported folder gives the trainer's outputs in plain transformers (invariant g)."""
 
+import contextlib
 import json
 import logging
 import shutil
@@ -178,6 +179,39 @@ def test_a_fine_tuned_head_goes_along(tmp_path, kind):
     theirs = kind.from_pretrained(tuned, dtype=torch.float16)
     for name, weight in theirs.named_parameters():
         torch.testing.assert_close(model.get_parameter(name), weight, rtol=0, atol=0)
+
+
+def embedded(hf: Path, text: str) -> torch.Tensor:
+    """The mean over the tokens of a text, of unit length, by transformers alone."""
+    inputs = AutoTokenizer.from_pretrained(hf)(text, return_tensors="pt")
+    hidden = AutoModel.from_pretrained(hf)(**inputs).last_hidden_state[0]
+    return torch.nn.functional.normalize(hidden.mean(0), dim=0).detach()
+
+
+@pytest.mark.parametrize("kind", [BertForPreTraining, BertForMaskedLM])
+def test_a_folder_of_sentences_is_read_alike_by_old_and_new_readers(tmp_path, kind):
+    """By rule: text-embeddings-inference, vLLM and llama.cpp are not installed."""
+    with pytest.raises(InputError, match="holds the encoder alone; leave out --head"):
+        main(ExportConfig(tmp_path, tmp_path / "hf", "mlm", format="sentence-transformers"))
+    out = tmp_path / "out"
+    for _ in range(2):  # an earlier one is replaced
+        main(ExportConfig(tiny_bert(tmp_path / "hf", kind), out, format="sentence-transformers"))
+    content = {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
+    pooling = json.loads((out / "1_Pooling/config.json").read_text())
+    assert [module["path"] for module in content["modules.json"]] == ["", "1_Pooling", "2_Normalize"]
+    assert pooling["pooling_mode"] == "mean"
+    assert (pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (True, False)
+    model = json.loads((out / "config.json").read_text())
+    assert pooling["embedding_dimension"] == pooling["word_embedding_dimension"] == model["hidden_size"] == 32
+    assert model["architectures"] == ["BertModel"]
+    assert {"pad_token_id", "initializer_range", "vocab_size"} <= model.keys()
+    assert content["sentence_bert_config.json"]["max_seq_length"] == 64
+    assert content["tokenizer_config.json"]["model_max_length"] == 64
+    with contextlib.suppress(ImportError):
+        from sentence_transformers import SentenceTransformer
+
+        found = SentenceTransformer(str(out)).encode("one two")
+        torch.testing.assert_close(torch.from_numpy(found), embedded(out, "one two"), rtol=0, atol=1e-6)
 
 
 def test_wrong_arithmetic_is_noticed_and_nothing_is_written(trained, tmp_path, monkeypatch):

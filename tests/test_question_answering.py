@@ -301,7 +301,7 @@ def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
         ({"seq_len": 15}, "--seq_len 15 holds no question and its context"),
         ({"seq_len": 32, "stride": 14}, "--stride 14 is more than two windows of --seq_len 32 can share .* at most 13"),
         (
-            {"label": "solution"},
+            {"label": ("solution",)},
             "no column solution is read with --task qa: the fields are question, context and answers",
         ),
         ({"task": "classify", "stride": 3}, "--stride is for --task qa, and this is --task classify"),

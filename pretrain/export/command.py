@@ -5,6 +5,7 @@
     python -m pretrain.export RUN OUT --weights averaged     of a run with --average
     python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
     python -m pretrain.export HF_FOLDER OUT --head base --dtype bf16
+    python -m pretrain.export RUN OUT --format sentence-transformers     a text becomes a vector
 
     OUT/config.json, model.safetensors      what transformers loads
     OUT/tokenizer.json, ...                 the tokenizer that the store was made with
@@ -22,9 +23,10 @@ from pathlib import Path
 
 import tyro
 
+from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
-from pretrain.export.origin import PROVENANCE, Dtype, Head, Weights, check_origin
+from pretrain.export.origin import PROVENANCE, Dtype, Format, Head, Weights, check_origin
 from pretrain.hf_files import forbid_network
 
 # Files of an export before it listed them in PROVENANCE.
@@ -42,6 +44,9 @@ class ExportConfig:
     head: Head | None = None
     """which head's weights the folder holds beside the encoder's; left out: what was trained, such as `pretraining`
     (both heads), or `mlm` of a run without sentence pairs. `base` is the encoder alone"""
+    format: Format = "hf"
+    """sentence-transformers: the encoder with mean pooling, which also text-embeddings-inference, vLLM and llama.cpp
+    read"""
     dtype: Dtype = "fp32"
     """type of the weights; what rounding changes is said"""
     weights: Weights = "raw"
@@ -67,6 +72,10 @@ class ExportConfig:
 
 def main(config: ExportConfig) -> None:
     """Convert, compare, then put into place."""
+    if config.format == "sentence-transformers" and config.head not in (None, "base"):
+        raise InputError(
+            f"--head {config.head}: --format sentence-transformers holds the encoder alone; leave out --head"
+        )
     read = [path for path in (config.source, config.config, config.vocab) if path is not None]
     check_out(config.out, read, PROVENANCE, WRITTEN)
     check_origin(config.source, config.config, config.vocab, config.weights)
@@ -77,7 +86,7 @@ def main(config: ExportConfig) -> None:
     convert(
         config.source,
         config.out,
-        Target(config.head, config.dtype),
+        Target(config.head, config.dtype, config.format),
         config=config.config,
         vocab=config.vocab,
         weights=config.weights,

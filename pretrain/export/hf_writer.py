@@ -20,7 +20,7 @@ from data_prep.untrusted import read_object
 from pretrain import hf_folder
 from pretrain.export.card import write_card
 from pretrain.export.heads import CLASSES, TASKS, Parts, default_head, parts, read_part, skeleton
-from pretrain.export.origin import PROVENANCE, Dtype, Head, Weights
+from pretrain.export.origin import PROVENANCE, Dtype, Format, Head, Weights
 from pretrain.export.proof import (
     Probe,
     check_finite,
@@ -29,6 +29,7 @@ from pretrain.export.proof import (
     largest_difference,
     trained_outputs,
 )
+from pretrain.export.sentence_format import write_sentence_files
 from pretrain.export.sources import ExportSource, find_source
 from pretrain.export.tensors import write_safetensors
 
@@ -40,6 +41,7 @@ class Target(NamedTuple):
 
     head: Head | None = None  # None: what the source was trained for
     dtype: Dtype = "fp32"
+    format: Format = "hf"
 
 
 class Proof(NamedTuple):
@@ -62,7 +64,7 @@ def convert(
     """Convert, compare, then put into place."""
     source = find_source(source_folder, config, vocab, weights)
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
-    head = target.head or default_head(source)
+    head = target.head or ("base" if target.format == "sentence-transformers" else default_head(source))
     if source.task_weights and head not in TASKS:
         left = sorted({name.partition(".")[0] for name in source.task_weights})
         say(f"{source.origin}: not converted: {', '.join(left)} (heads of other tasks)")
@@ -71,6 +73,13 @@ def convert(
     def fill(folder: Path) -> None:
         write_tokenizer(folder, source)
         found = write_model(folder, source, target)
+        if target.format == "sentence-transformers":
+            write_sentence_files(
+                folder,
+                hidden=source.identity.model["hidden_size"],
+                longest=read_object(folder / contract.CONFIG)["model_max_length"],
+                has_pooler="pooler.dense.weight" in found.stored,
+            )
         write_card(folder, source, head)
         proof = prove(folder, source, target, found)
         files = sorted({PROVENANCE, *(path.name for path in folder.iterdir())})
@@ -188,6 +197,7 @@ def provenance(source: ExportSource, target: Target, proof: Proof) -> JsonObject
         "step": source.step,
         "head": target.head,
         "dtype": target.dtype,
+        "format": target.format,
         "vocab_sha256": source.identity.vocab_sha256,
         "trained_length": source.trained_length,
         "largest_difference": proof.difference,

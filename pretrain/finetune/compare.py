@@ -21,6 +21,7 @@ from pretrain.finetune.examples import PREDICTIONS, RESULTS
 from pretrain.finetune.spans import scheme_of, spans
 from pretrain.finetune.squad_scores import f1
 
+COMPARED = ("classify", "pair", "multilabel", "regress", "tag", "qa")
 DRAWS, AT_ONCE = 2000, 100
 COVERED = (2.5, 97.5)  # percentiles
 
@@ -68,6 +69,8 @@ def main(config: CompareConfig) -> None:
         raise InputError(
             f"{first.folder} and {second.folder} were not measured on the same examples; give both the same --eval"
         )
+    if first.task not in COMPARED:
+        raise InputError(f"{first.folder}: results of --task {first.task} are not compared; {first.metric} is no sum")
     counts = [counts_of(outcome) for outcome in (first, second)]
     scores = [float(score_of(first.task, each.sum(1)).mean()) for each in counts]
     difference = difference_of(first.task, *counts)
@@ -111,7 +114,8 @@ def read_outcome(folder: Path) -> Outcome:
         asked = [(row["line"], row["text"], row.get("pair"), row["label"]) for row in rows]
         answers = [list(seed) for seed in zip(*(row["answers"] for row in rows), strict=True)]
         outcome = Outcome(folder, results["task"], results["metric"], results["labels"], asked, answers)
-        counts_of(outcome)
+        if outcome.task in COMPARED:
+            counts_of(outcome)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{folder / PREDICTIONS} is damaged; run pretrain.finetune again") from error
     return outcome

@@ -15,7 +15,10 @@ from pretrain.hf_files import read_config
 COUNT = Range(1, 1e9, whole=True)
 BALANCED = ("classify", "pair")
 SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
-OF_TASK = {"stride": "qa"}  # options that one task alone has
+OF_TASK = {
+    "stride": "qa",
+    **dict.fromkeys(("decoder", "beams", "max_new_tokens"), "seq2seq"),
+}  # options that one task alone has
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class FinetuneConfig:
 
     hf: tyro.conf.Positional[Path]
     """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
-    task: Literal["classify", "pair", "multilabel", "regress", "tag", "qa"]
-    """What is learnt: one label a text, one a pair of texts, any number of labels, a number, one tag a word, or
-    where in a context a question is answered."""
+    task: Literal["classify", "pair", "multilabel", "regress", "tag", "qa", "seq2seq"]
+    """What is learnt: one label a text, one a pair of texts, any number of labels, a number, one tag a word,
+    where in a context a question is answered, or to write one text for another."""
     train: Path
     """Labelled file to learn from."""
     eval: Path
@@ -61,6 +64,12 @@ class FinetuneConfig:
     """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
     stride: Annotated[int | None, Range(0, 1 << 20, whole=True)] = None
     """qa: tokens that two windows of a long context share. Default: a quarter of --seq_len."""
+    decoder: Path | None = None
+    """seq2seq: Hugging Face folder of the half that writes. Default: that of the half that reads."""
+    beams: Annotated[int | None, Range(1, 256, whole=True)] = None
+    """seq2seq: beginnings of a text that are followed at once while it is written. Default: 4."""
+    max_new_tokens: Annotated[int | None, Range(1, 1 << 20, whole=True)] = None
+    """seq2seq: tokens that are written for a text at most. Default: --seq_len."""
     limit: Annotated[int | None, COUNT] = None
     """Learn from this many examples only, drawn over the whole file and the same for every seed."""
     from_scratch: bool = False
@@ -90,6 +99,8 @@ class FinetuneConfig:
             raise InputError(f"--label {' '.join(self.label)}: several columns are for --task multilabel; give one")
         if self.task == "qa" and (named := self.text or self.pair or " ".join(self.label)):
             raise InputError(f"no column {named} is read with --task qa: the fields are question, context and answers")
+        if self.task == "seq2seq" and self.pair is not None:
+            raise InputError(f"--pair {self.pair}: --task seq2seq reads one text, --text, and writes one, --label")
         if self.pair is not None and self.text is None:
             raise InputError(f"--pair {self.pair} needs the first text's column beside it: --text COLUMN")
         if self.task == "pair" and self.text is not None and self.pair is None:

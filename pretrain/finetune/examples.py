@@ -36,6 +36,7 @@ from pretrain.finetune.labelled import (
 from pretrain.finetune.rows import Rows
 from pretrain.finetune.squad import is_learnable, no_labels, read_questions
 from pretrain.finetune.tables import read_rows
+from pretrain.finetune.text_pairs import no_targets, read_targets
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
@@ -69,9 +70,12 @@ def read_examples(config: FinetuneConfig) -> Examples:
     need_tokenizer(config.hf)
     if not config.from_scratch:
         weight_files(config.hf)
+    if config.decoder is not None:
+        check_decoder(config.decoder)
     for path in (config.train, config.eval):
         kind_of(path)
-    check_out(config.out, (config.hf, config.train, config.eval), RESULTS)
+    read = [path for path in (config.hf, config.decoder, config.train, config.eval) if path is not None]
+    check_out(config.out, read, RESULTS)
     if longest is not None:
         check_seq_len(config, longest)
     check_stride(config)
@@ -84,10 +88,17 @@ def read_examples(config: FinetuneConfig) -> Examples:
     training = subset([example for example in everything if task.is_learnable(example)], config.limit)
     held: list[Example] = []
     if config.patience is not None or config.task == "multilabel":
-        training, held = hold_back(training, config.train)
+        training, held = hold_back(training, config.train, by_label=bool(names))
     task.label_names(training, config.train)  # refuses a subset with one label alone
     scale = label_scale(training, config.train) if task.is_number else None
     return Examples(training, evaluation, names, scale, held)
+
+
+def check_decoder(folder: Path) -> None:
+    """Refuse what is no whole Hugging Face folder."""
+    read_config(folder)
+    need_tokenizer(folder)
+    weight_files(folder)
 
 
 def rows_of(config: FinetuneConfig, path: Path) -> Rows | None:
@@ -223,4 +234,5 @@ TASK_FILES = {
     "regress": TaskFiles(read_numbers, no_names, is_number=True),
     "tag": TaskFiles(read_tags, class_names),
     "qa": TaskFiles(read_questions, no_labels, is_learnable=is_learnable),
+    "seq2seq": TaskFiles(read_targets, no_targets),
 }

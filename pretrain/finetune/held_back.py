@@ -15,10 +15,11 @@ SHARE = 0.1
 LEAST = 20  # examples of which two can be held back
 
 
-def hold_back(examples: list[Example], path: Path) -> tuple[list[Example], list[Example]]:
+def hold_back(examples: list[Example], path: Path, *, by_label: bool = True) -> tuple[list[Example], list[Example]]:
     """Return (examples to learn from, a tenth of them to choose by), each in their order; the same in every run.
 
     Examples of one text stay together, and each label keeps an example to learn from.
+    by_label: labels have names; texts that are to be written have none
 
     Raises
     ------
@@ -27,12 +28,12 @@ def hold_back(examples: list[Example], path: Path) -> tuple[list[Example], list[
     groups: dict[object, list[int]] = {}
     for index, example in enumerate(examples):
         groups.setdefault((str(example.text), example.pair), []).append(index)
-    left = Counter(name for example in examples for name in _names(example))
+    left = Counter(name for example in examples for name in _names(example) if by_label)
     held: set[int] = set()
     order = list(groups.values())
     random.Random(0).shuffle(order)
     for group in order:
-        names = Counter(name for index in group for name in _names(examples[index]))
+        names = Counter(name for index in group for name in _names(examples[index]) if by_label)
         fits = len(held) + len(group) <= SHARE * len(examples)
         if fits and all(left[name] > count for name, count in names.items()):
             left -= names

@@ -22,6 +22,7 @@ EPOCHS, MOST_EPOCHS = 3, 20  # Devlin et al. 2019; Mosbach et al. 2021, who take
 STEPS = 300  # that a small file is gone through for, within MOST_EPOCHS
 ALIKE = 0.99  # cosine of two different texts from which on an encoder hardly tells them apart
 SAMPLED_TEXTS = 64
+BEAMS = 4  # Rothe et al. 2020
 
 
 def rate_of(hidden: int) -> float:
@@ -36,13 +37,20 @@ def epochs_of(examples: int, batch_size: int) -> int:
 
 
 def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfig:
-    """Return the same with a rate, epochs and, for windows, a stride where none were given."""
+    """Return the same with what was not given: a rate, epochs, and what --task has of its own."""
     lr, epochs = config.lr, config.epochs
+    stride, beams, longest = config.stride, config.beams, config.max_new_tokens
+    if config.task == "qa" and stride is None:
+        stride = default_stride(config.seq_len)
+    if config.task == "seq2seq":
+        beams, longest = beams or BEAMS, longest or config.seq_len
     return replace(
         config,
         lr=rate_of(hidden) if lr is None else lr,
         epochs=epochs_of(examples, config.batch_size) if epochs is None else epochs,
-        stride=default_stride(config.seq_len) if config.task == "qa" and config.stride is None else config.stride,
+        stride=stride,
+        beams=beams,
+        max_new_tokens=longest,
     )
 
 
@@ -53,7 +61,8 @@ def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
     some = [{name: feature[name] for name in names if name in feature} for feature in features[:SAMPLED_TEXTS]]
     was_training = model.training
     model.eval()
-    first = model.base_model(**collator(some).to(model.device)).last_hidden_state[:, 0].double()
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    first = encoder(**collator(some).to(model.device)).last_hidden_state[:, 0].double()
     model.train(was_training)
     first = torch.nn.functional.normalize(first, dim=1)
     count = len(first)

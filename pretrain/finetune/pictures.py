@@ -20,12 +20,12 @@ WITH_NUMBERS = 12  # labels up to which each square says its share
 STYLE: dict[Any, Any] = {"font.family": ["DejaVu Sans"], "font.size": 9.5, "text.parse_math": False}
 
 
-def draw(folder: Path, results: JsonObject, examples: list[Example], answers: list[Any] | None) -> None:
+def draw(folder: Path, results: JsonObject, examples: list[Example], answers: list[Any]) -> None:
     """Write the pictures. answers: of the model that is kept."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # letters that the font has not; results.json has them
         names = results["labels"]
-        if results["task"] in ("classify", "pair") and answers is not None and len(names) <= MOST_LABELS:
+        if results["task"] in ("classify", "pair") and len(names) <= MOST_LABELS:
             _save(_confusion([example.label for example in examples], answers, names), folder / CONFUSION)
         _save(_curve(results), folder / CURVE)
 

@@ -21,11 +21,9 @@ from pretrain.finetune.tasks import Feature, guessed_tags
 Answers = list[Any]  # [N]: a name, a list of names or tags, a number, a text
 
 
-def answers_of(
-    task: str, logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]
-) -> Answers | None:
-    """Return the answer to each example; None for a task whose answers are not written down."""
-    return _ANSWERS[task](logits, features, examples, names) if task in _ANSWERS else None
+def answers_of(task: str, logits: Any, features: list[Feature], examples: list[Example], names: list[str]) -> Answers:
+    """Return the answer to each example. logits: what the task has for it"""
+    return _ANSWERS[task](logits, features, examples, names)
 
 
 def write_predictions(path: Path, examples: list[Example], answers: Sequence[Answers]) -> None:
@@ -62,11 +60,16 @@ def _contexts(logits: np.ndarray, features: list[Feature], examples: list[Exampl
     return texts
 
 
-_ANSWERS: dict[str, Callable[[np.ndarray, list[Feature], list[Example], list[str]], Answers]] = {
+def _texts(texts: list[str], features: list[Feature], examples: list[Example], names: list[str]) -> Answers:
+    return texts  # as written, in the place of logits
+
+
+_ANSWERS: dict[str, Callable[[Any, list[Feature], list[Example], list[str]], Answers]] = {
     "classify": _classes,
     "pair": _classes,
     "multilabel": _label_sets,
     "regress": _numbers,
     "tag": guessed_tags,
     "qa": _contexts,
+    "seq2seq": _texts,
 }

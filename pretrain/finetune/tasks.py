@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    DataCollatorForSeq2Seq,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    EncoderDecoderModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,14 +31,15 @@ from transformers import (
 from data_prep.cli import say
 from data_prep.json_types import JsonObject
 from pretrain.finetune import question_answering as qa
+from pretrain.finetune import seq2seq
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import LabelScale, listed
 from pretrain.finetune.label_sets import one_hot, score_label_sets, tell_label_sets
 from pretrain.finetune.labelled import Example, labels_of
+from pretrain.finetune.lost import tell_lost
 from pretrain.finetune.shares import tell_shares
 from pretrain.finetune.spans import PLAIN, kinds_of, scheme_of, spans
 
-UNKNOWN = 0.01  # share of the tokens of which nothing is said
 IGNORED = -100  # label of a position that counts for nothing; torch's cross entropy skips it
 
 Feature = dict[str, Any]  # input_ids, token_type_ids, attention_mask: [L]; labels: a number or [L]
@@ -56,6 +60,11 @@ class Task:
     outputs: tuple[str, ...] = ()  # names of the head's outputs where they are no labels
     # What a folder must know to answer goes into the config.json of the model that is kept.
     keep: Callable[[PreTrainedModel, Scores, list[Example], FinetuneConfig], None] | None = None
+    # A model that is more than an encoder under a head: how it is built, what it answers in the place of logits, and
+    # what else lies in its folder.
+    build: Callable[[FinetuneConfig], PreTrainedModel] | None = None
+    answer: Callable[[PreTrainedModel, list[Example]], Any] | None = None
+    save: Callable[[Path], None] | None = None
 
 
 @torch.no_grad()
@@ -111,7 +120,7 @@ def encode_texts(
     first = [example.text for example in examples]
     second = [example.pair for example in examples] if examples[0].pair is not None else None
     batch = tokenizer(first, second, truncation=True, max_length=seq_len)
-    _tell_lost(batch, seq_len, tokenizer)
+    tell_lost(batch, seq_len, tokenizer)
     number = {name: index for index, name in enumerate(names)}
     return [
         {**{key: batch[key][row] for key in batch}, "labels": number[example.label] if names else example.label}
@@ -140,7 +149,7 @@ def encode_words(
     A word may have no token: cut off, or made of characters that the tokenizer drops.
     """
     batch = tokenizer([e.text for e in examples], is_split_into_words=True, truncation=True, max_length=seq_len)
-    _tell_lost(batch, seq_len, tokenizer)
+    tell_lost(batch, seq_len, tokenizer)
     number = {name: index for index, name in enumerate(names)}
     features = []
     for row, example in enumerate(examples):
@@ -152,18 +161,6 @@ def encode_words(
         feature = {key: batch[key][row] for key in batch}
         features.append({**feature, "labels": labels, "words": [owners[at] for at in starts]})
     return features
-
-
-def _tell_lost(batch: Any, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say what a model will not see of the texts: what is cut off, what its tokenizer does not know."""
-    cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
-    if cut:
-        say(f"{cut} of {len(batch.encodings)} texts are longer than --seq_len {seq_len} tokens and were cut")
-    words = sum(mask.count(0) for mask in (encoding.special_tokens_mask for encoding in batch.encodings))
-    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in batch["input_ids"])
-    if unknown > UNKNOWN * words:
-        share = f"{unknown:,} of {words:,} tokens ({unknown / max(1, words):.1%})"
-        say(f"{share} are {tokenizer.unk_token}: letters that the tokenizer of this folder does not know")
 
 
 def score_classes(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
@@ -277,10 +274,36 @@ TASKS = {
         outputs=("start", "end"),
         keep=qa.keep_threshold,
     ),
+    "seq2seq": Task(
+        seq2seq.tell_targets,
+        EncoderDecoderModel,
+        seq2seq.encode_targets,
+        DataCollatorForSeq2Seq,
+        "bleu",
+        seq2seq.score_targets,
+    ),
 }
 
 
 def task_of(config: FinetuneConfig) -> Task:
-    """Return the task with what options say of it; `config`: a settled one."""
+    """Return the task with what options say of it; `config`: a settled one.
+
+    Raises
+    ------
+    InputError: the folder of a decoder that does not fit.
+    """
     task = TASKS[config.task]
-    return replace(task, encode=partial(task.encode, stride=config.stride)) if config.task == "qa" else task
+    if config.task == "qa":
+        return replace(task, encode=partial(task.encode, stride=config.stride))
+    if config.task == "seq2seq":
+        sides = seq2seq.open_sides(config)
+        return replace(
+            task,
+            tell=partial(task.tell, sides=sides),
+            encode=partial(task.encode, sides=sides),
+            score=partial(task.score, sides=sides),
+            build=partial(seq2seq.build, sides=sides),
+            answer=partial(seq2seq.write_targets, sides=sides),
+            save=partial(seq2seq.save_target_tokenizer, sides=sides),
+        )
+    return task

@@ -64,7 +64,7 @@ class Tuned(NamedTuple):
     """What a seed has led to; the model is trained in place."""
 
     loss: float  # mean of the training
-    logits: np.ndarray  # [N, ...], of the evaluation features
+    logits: Any  # [N, ...], of the evaluation features, or what else the task has for them
     notes: JsonObject  # for results.json
 
 
@@ -123,11 +123,22 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
-        model = build_model(config, task, names, training[0].pair is not None, tokenizer.pad_token_id)
+        pairs = training[0].pair is not None
+        model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
         if seed == config.seed:
             same = alike(model, task.collator(tokenizer), eval_features)
         tuned = fine_tune(
-            config, task, names, seed, model, task.collator(tokenizer), train_features, eval_features, scale, held_back
+            config,
+            task,
+            names,
+            seed,
+            model,
+            task.collator(tokenizer),
+            train_features,
+            evaluation,
+            eval_features,
+            scale,
+            held_back,
         )
         scores = task.score(tuned.logits, eval_features, evaluation, names)
         seeds.append(
@@ -153,7 +164,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
-        "majority": majority(training, evaluation) if isinstance(evaluation[0].label, str) else None,
+        "majority": majority(training, evaluation) if names and isinstance(evaluation[0].label, str) else None,
         "baseline": baseline,
         "beats_guessing": better,
         "decidable": decidable,
@@ -166,13 +177,11 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-    given = [each for each in answers if each is not None]
 
     def fill(folder: Path) -> None:
-        if given:
-            write_predictions(folder / PREDICTIONS, evaluation, given)
+        write_predictions(folder / PREDICTIONS, evaluation, answers)
         draw(folder, results, evaluation, answers[0])
-        save(folder, config.hf, kept, tokenizer, results)
+        save(folder, config.hf, task, kept, tokenizer, results)
 
     write_folder(config.out, fill)
     return json.loads((config.out / RESULTS).read_text())
@@ -260,6 +269,7 @@ def fine_tune(
     model: PreTrainedModel,
     collator: Any,
     train_features: list[Feature],
+    evaluation: list[Example],
     eval_features: list[Feature],
     scale: LabelScale | None,
     held: HeldBack | None,
@@ -312,19 +322,28 @@ def fine_tune(
             notes |= {"best_epoch": best.best, "held_back_curve": best.scores}
         offset = 0.0
         if task.by_threshold and held is not None:
-            notes["threshold"] = threshold = best_threshold(ask(trainer, held.features), held.examples, names)
+            notes["threshold"] = threshold = best_threshold(ask(trainer, task, *held), held.examples, names)
             model.config.zerobert_threshold = threshold
             offset = log_odds(threshold)
         if scale:
             undo_scale(model, scale)
-        logits = ask(trainer, eval_features) - offset
-    if not np.isfinite(logits).all():
-        sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
+        logits = ask(trainer, task, evaluation, eval_features)
+    if not task.answer:
+        logits = logits - offset
+        check_finite(logits, seed, config)
     return Tuned(loss, logits, notes)
 
 
-def ask(trainer: Trainer, features: list[Feature]) -> np.ndarray:
-    """Return the logits of the model as it is, in the order of the features."""
+def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:
+    """End where answers are no numbers."""
+    if not np.isfinite(logits).all():
+        sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
+
+
+def ask(trainer: Trainer, task: Task, examples: list[Example], features: list[Feature]) -> Any:
+    """Return the logits of the model as it is, in the order of the features, or what else the task has for them."""
+    if task.answer:
+        return task.answer(trainer.model, examples)
     strategy = trainer.args.train_sampling_strategy
     trainer.args.train_sampling_strategy = "random"  # it governs prediction, too, which must keep the order
     logits = np.asarray(trainer.predict(features).predictions)  # type: ignore[arg-type]
@@ -334,7 +353,7 @@ def ask(trainer: Trainer, features: list[Feature]) -> np.ndarray:
 
 def score_held(trainer: Trainer, task: Task, held: HeldBack, names: list[str]) -> float:
     """Return the score of the model as it is, on the examples that are held back."""
-    logits = ask(trainer, held.features)
+    logits = ask(trainer, task, *held)
     if task.by_threshold:
         logits = logits - log_odds(best_threshold(logits, held.examples, names))
     return task.score(logits, held.features, held.examples, names)[task.metric]
@@ -377,11 +396,13 @@ def settings(config: FinetuneConfig) -> JsonObject:
 
 
 def save(
-    folder: Path, hf: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
+    folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
 ) -> None:
     """Write model, tokenizer and, last, results.json, which also names the files written."""
     hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
+    if task.save:
+        task.save(folder)
     files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
     write_json(folder / RESULTS, {**results, "files": files})
 
