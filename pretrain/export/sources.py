@@ -135,16 +135,17 @@ def _has_pairs(record: JsonObject) -> bool:
     """Return whether sentence pairs may have trained a run's pooler: its own, or those of the model it began with."""
     records = [*record.get("segments", []), record]
     objectives = {_objective(one) for one in records}
-    return objectives != {"mlm"} or bool(records[0]["train"].get("init_from"))
+    return objectives != {"mlm"} or bool(records[0].get("train", {}).get("init_from"))
 
 
 def trained_length(record: JsonObject, step: int, positions: int) -> int | None:
     """Return the most tokens that a sample of a run had up to `step`, or that the model it began with takes; None where
     the record does not tell."""
-    if "train" not in record:
+    first = [*record.get("segments", []), record][0].get("train", {})
+    lengths = [phase["seq_len"] for _, phase, _ in _trained_phases(record, step)]
+    if not lengths and "seq_len" not in first:
         return None
-    first = [*record["segments"], record][0]["train"]
-    lengths = [phase["seq_len"] for _, phase, _ in _trained_phases(record, step)] or [first["seq_len"]]
+    lengths = lengths or [first["seq_len"]]
     if folder := first.get("init_from"):
         said: Any = None
         with suppress(InputError):  # it is gone
