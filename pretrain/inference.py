@@ -196,7 +196,8 @@ def tagged_words(names: dict[Any, str], encoded: Any, logits: torch.Tensor) -> l
     for at, word in enumerate(owners):
         if word is not None and word != owners[at - 1]:
             probability, index = logits[at].softmax(-1).max(-1)
-            words.append(TaggedWord(*encoded.word_to_chars(0, word), names[int(index)], float(probability)))
+            start, end = encoded.word_to_chars(0, word)
+            words.append(TaggedWord(start, end, names[int(index)], float(probability)))
     return words
 
 

@@ -214,6 +214,39 @@ def test_a_folder_of_sentences_is_read_alike_by_old_and_new_readers(tmp_path, ki
         torch.testing.assert_close(torch.from_numpy(found), embedded(out, "one two"), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_graph_gives_the_numbers_of_the_model_at_any_shape(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tuned = tiny_bert(tmp_path / "tuned", BertForSequenceClassification)
+    main(ExportConfig(tuned, tmp_path / "onnx", format="onnx", quantize="int8"))
+    record = json.loads((tmp_path / "onnx/provenance.json").read_text())
+    assert record["onnx_difference"] < TOLERANCE < record["int8_difference"] < 0.1
+    assert {"model.onnx", "model_int8.onnx", "tokenizer.json", "config.json"} < {*record["files"]}
+    assert not (tmp_path / "onnx/model.safetensors").exists()
+    model = BertForSequenceClassification.from_pretrained(tuned).eval()
+    session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx")
+    for shape in ((1, 1), (5, 64)):
+        ids = torch.randint(5, 26, shape)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.ones_like(ids)}
+        (found,) = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
+        torch.testing.assert_close(torch.from_numpy(found), model(**inputs).logits, rtol=0, atol=1e-5)
+
+
+def test_what_a_format_cannot_hold_is_refused_at_once(hf, tmp_path, monkeypatch):
+    for options, message in (
+        ({"format": "onnx", "dtype": "bf16"}, "--format onnx is fp32"),
+        ({"format": "onnx", "head": "causal"}, "choose another head"),
+        ({"quantize": "int8"}, "is of --format onnx"),
+        ({"format": "sentence-transformers", "head": "nsp"}, "holds the encoder alone"),
+    ):
+        with pytest.raises(InputError, match=message):
+            main(ExportConfig(hf, tmp_path / "out", **options))
+    monkeypatch.setattr("pretrain.export.command.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs the package onnx: pip install 'zerobert\[onnx\]'"):
+        main(ExportConfig(hf, tmp_path / "out", format="onnx"))
+
+
 def test_wrong_arithmetic_is_noticed_and_nothing_is_written(trained, tmp_path, monkeypatch):
     """Keys cannot tell that LayerNorm's epsilon is another; outputs can."""
     write_model = export.write_model

@@ -26,7 +26,7 @@ from transformers import (
 import pretrain.finetune.command as finetune
 from data_prep.cli import InputError, parse
 from pretrain import hf_folder, predict
-from pretrain.finetune import labelled, tasks
+from pretrain.finetune import compare, labelled, tasks
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, class_names, subset
 from pretrain.finetune.trainer import balanced_loss, summary, tell_shared
@@ -110,6 +110,43 @@ def test_a_separable_task_is_learnt_and_results_say_all(tuned):
     assert results["settings"]["from_scratch"] is False
     assert set(results["versions"]) >= {"torch", "transformers"}
     assert set(results["files"]) == {path.name for path in tuned.iterdir()}
+    assert set(results["files"]) >= {"predictions.jsonl", "confusion.png", "curve.png"}
+    check_predictions(tuned, results)
+
+
+def check_predictions(out: Path, results: dict) -> None:
+    """The score is that of the answers that are written down."""
+    outcome = compare.read_outcome(out)
+    sums = compare.counts_of(outcome).sum(1)
+    expected = [seed["scores"][results["metric"]] for seed in results["seeds"]]
+    assert list(compare.score_of(outcome.task, sums)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_results_are_compared_example_by_example(tuned, tmp_path, capsys):
+    worse = Path(shutil.copytree(tuned, tmp_path / "worse"))
+    path = worse / "predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[::4]:
+        row["answers"] = ["good" if row["label"] == "bad" else "bad"] * 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+    for folders, better in [((tuned, worse), "a"), ((worse, tuned), "b"), ((worse, worse), None)]:
+        compare.main(compare.CompareConfig(folders, json=True))
+        result = json.loads(capsys.readouterr().out)
+        assert result["better"] == better
+        assert result["low"] <= result["difference"] <= result["high"]
+        assert result["difference"] == pytest.approx(result["a"]["score"] - result["b"]["score"])
+    compare.main(compare.CompareConfig((tuned, worse)))
+    assert f"{tuned} is better" in capsys.readouterr().out
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    with pytest.raises(InputError, match="were not measured on the same examples"):
+        compare.main(compare.CompareConfig((tuned, worse)))
+    path.write_text("{}\n")
+    with pytest.raises(InputError, match=r"predictions\.jsonl is damaged"):
+        compare.main(compare.CompareConfig((tuned, worse)))
+    path.unlink()
+    with pytest.raises(InputError, match=r"has no predictions\.jsonl; give a folder"):
+        compare.main(compare.CompareConfig((tuned, worse)))
 
 
 def test_plain_transformers_loads_the_folder_and_scores_the_same(tuned, toy):
@@ -217,6 +254,7 @@ def test_numbers_are_learnt(hf, tmp_path):
     assert results["mean"] > 0.9
     assert results["majority"] is None
     assert results["unit"] == pytest.approx({"mean": 1900, "std": 50**0.5 * 5})
+    check_predictions(tmp_path / "out", results)
     assert AutoConfig.from_pretrained(tmp_path / "out").zerobert_scale == results["unit"]
     rmse = results["seeds"][0]["scores"]["rmse"]
     assert rmse < 15
@@ -245,6 +283,7 @@ def test_several_labels_a_text_are_learnt(hf, tmp_path, capsys):
     assert results["mean"] > 0.9
     assert results["examples"]["held_back"] == 30
     assert seed["held_back_curve"][seed["best_epoch"] - 1] == max(seed["held_back_curve"])
+    check_predictions(out, results)
     assert AutoConfig.from_pretrained(out).zerobert_threshold == seed["threshold"]
     assert results["beats_guessing"]
     capsys.readouterr()
@@ -295,6 +334,7 @@ def test_tags_are_learnt(hf, tmp_path):
     file = write_jsonl(tmp_path / "tags.jsonl", objects)
     results = results_of(config_of(hf, (file, file), tmp_path / "out", task="tag"))
     assert results["metric"] == "f1"
+    check_predictions(tmp_path / "out", results)
     assert results["mean"] > 0.9
 
 

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet
@@ -286,7 +287,7 @@ def chosen(path: Path, read: Callable, by_word: bool = False, **choice) -> list[
 
 def test_columns_of_any_name(tmp_path, capsys):
     table = write(tmp_path / "t.csv", "Betreff;Kategorie;Ampel;text\na;x;1;n\nb;y;2;n\n")
-    colours = {"text": "Betreff", "labels": ("AMPEL",), "label_names": ("rot", "gelb", "grün")}
+    colours: dict[str, Any] = {"text": "Betreff", "labels": ("AMPEL",), "label_names": ("rot", "gelb", "grün")}
     assert chosen(table, labelled.read_texts, **colours) == [("a", None, "gelb"), ("b", None, "grün")]
     assert chosen(table, labelled.read_texts, text="betreff") == [("a", None, "x"), ("b", None, "y")]
     assert "column Kategorie is read as the label" in capsys.readouterr().err

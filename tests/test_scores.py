@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from transformers import BertForSequenceClassification
 
 from data_prep.cli import InputError
-from pretrain.finetune import examples, label_sets, tasks
+from pretrain.finetune import compare, examples, label_sets, tasks
 from pretrain.finetune.held_back import hold_back
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.spans import scheme_of, spans
@@ -226,3 +226,21 @@ def test_what_is_held_back_is_learnt_from_in_no_other_row():
     assert hold_back(texts, Path("f")) == (learnt, held)
     with pytest.raises(InputError, match="f: 19 examples are too few to hold a tenth back"):
         hold_back(texts[:19], Path("f"))
+
+
+def test_the_interval_of_a_difference_is_that_of_pairs():
+    # Both fail on the same half, and differ on a few: far narrower than the interval of either score.
+    first = np.zeros((1, 400, 2))
+    first[..., 1] = 1
+    first[0, :200, 0] = 1
+    second = first.copy()
+    second[0, 190:200, 0] = 0
+    found = compare.difference_of("classify", first, second)
+    share = 10 / 400
+    expected = 1.96 * (share * (1 - share) / 400) ** 0.5
+    assert found.value == pytest.approx(share)
+    assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.15)
+    # Of several seeds the seeds count, too.
+    unsteady = np.concatenate([first, second * [0, 1], first])
+    wide = compare.difference_of("classify", unsteady, second)
+    assert wide.high - wide.low > 5 * (found.high - found.low)

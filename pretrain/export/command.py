@@ -6,8 +6,9 @@
     python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
     python -m pretrain.export HF_FOLDER OUT --head base --dtype bf16
     python -m pretrain.export RUN OUT --format sentence-transformers     a text becomes a vector
+    python -m pretrain.export TUNED OUT --format onnx --quantize int8     a fine-tuned folder, for ONNX Runtime
 
-    OUT/config.json, model.safetensors      what transformers loads
+    OUT/config.json, model.safetensors      what transformers loads; or model.onnx
     OUT/tokenizer.json, ...                 the tokenizer that the store was made with
     OUT/README.md, provenance.json          model card; which run, step, data and settings it comes from
 
@@ -19,7 +20,9 @@ what it does not use; heads.py says what each is. Texts are cut at the length th
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -46,7 +49,9 @@ class ExportConfig:
     (both heads), or `mlm` of a run without sentence pairs. `base` is the encoder alone"""
     format: Format = "hf"
     """sentence-transformers: the encoder with mean pooling, which also text-embeddings-inference, vLLM and llama.cpp
-    read"""
+    read; onnx: a graph for ONNX Runtime"""
+    quantize: Literal["int8"] | None = None
+    """of --format onnx: a second graph, a quarter of the size; what it changes is said"""
     dtype: Dtype = "fp32"
     """type of the weights; what rounding changes is said"""
     weights: Weights = "raw"
@@ -70,12 +75,34 @@ class ExportConfig:
             check_origin(Path(given["source"]), None, None)
 
 
-def main(config: ExportConfig) -> None:
-    """Convert, compare, then put into place."""
+def check_format(config: ExportConfig) -> None:
+    """Refuse what a format cannot hold, or cannot be made of here.
+
+    Raises
+    ------
+    InputError: as said.
+    """
     if config.format == "sentence-transformers" and config.head not in (None, "base"):
         raise InputError(
             f"--head {config.head}: --format sentence-transformers holds the encoder alone; leave out --head"
         )
+    if config.quantize and config.format != "onnx":
+        raise InputError(f"--quantize {config.quantize} is of --format onnx; for the others there is --dtype bf16")
+    if config.format != "onnx":
+        return
+    if config.dtype != "fp32":
+        raise InputError(f"--dtype {config.dtype}: --format onnx is fp32, and with --quantize int8 in 8 bit too")
+    if config.head in ("causal", "encoder-decoder"):
+        raise InputError(
+            f"--head {config.head} writes word after word, which --format onnx does not; choose another head"
+        )
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise InputError(f"--format onnx needs the package {missing[0]}: pip install 'zerobert[onnx]'")
+
+
+def main(config: ExportConfig) -> None:
+    """Convert, compare, then put into place."""
+    check_format(config)
     read = [path for path in (config.source, config.config, config.vocab) if path is not None]
     check_out(config.out, read, PROVENANCE, WRITTEN)
     check_origin(config.source, config.config, config.vocab, config.weights)
@@ -86,7 +113,7 @@ def main(config: ExportConfig) -> None:
     convert(
         config.source,
         config.out,
-        Target(config.head, config.dtype, config.format),
+        Target(config.head, config.dtype, config.format, config.quantize is not None),
         config=config.config,
         vocab=config.vocab,
         weights=config.weights,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from data_prep.cli import print_json, say
+from data_prep.cli import InputError, print_json, say
 from data_prep.files import write_folder, write_json
 from data_prep.json_types import JsonObject
 from data_prep.tokens import contract
@@ -42,13 +42,7 @@ class Target(NamedTuple):
     head: Head | None = None  # None: what the source was trained for
     dtype: Dtype = "fp32"
     format: Format = "hf"
-
-
-class Proof(NamedTuple):
-    """How near a folder comes to the trained model."""
-
-    difference: float  # of the same weights, by transformers and by the trainer
-    rounding: float | None  # what 16 bit change; None in fp32
+    quantize: bool = False  # of ONNX, a second graph in int8
 
 
 def convert(
@@ -82,10 +76,11 @@ def convert(
             )
         write_card(folder, source, head)
         proof = prove(folder, source, target, found)
+        if target.format == "onnx":
+            proof |= _to_onnx(folder, source, target, found)
         files = sorted({PROVENANCE, *(path.name for path in folder.iterdir())})
-        write_json(
-            folder / PROVENANCE, provenance(source, target, proof) | {"parameters": found.parameters, "files": files}
-        )
+        record = provenance(source, target) | proof | {"parameters": found.parameters, "files": files}
+        write_json(folder / PROVENANCE, record)
 
     write_folder(out, fill)
     result = json.loads((out / PROVENANCE).read_text())
@@ -96,15 +91,8 @@ def convert(
         + ("" if rounding is None else f", and {rounding:.1e} by rounding to {target.dtype}")
     )
     if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "step": source.step,
-                "head": head,
-                "largest_difference": result["largest_difference"],
-                "rounding_difference": rounding,
-            }
-        )
+        told = ("step", "head", "largest_difference", "rounding_difference", "onnx_difference", "int8_difference")
+        print_json({"out": str(out)} | {name: result[name] for name in told if name in result})
 
 
 def write_model(folder: Path, source: ExportSource, target: Target) -> Parts:
@@ -170,8 +158,9 @@ def write_tokenizer(folder: Path, source: ExportSource) -> None:
     contract.check(folder, named=source.tokenizer)
 
 
-def prove(folder: Path, source: ExportSource, target: Target, found: Parts) -> Proof:
-    """Compare the folder with the trained model, one of them in memory at a time.
+def prove(folder: Path, source: ExportSource, target: Target, found: Parts) -> JsonObject:
+    """Compare the folder with the trained model, one of them in memory at a time; return, for provenance.json, how far
+    the same weights are from each other by transformers and by the trainer, and what 16 bit change of them.
 
     Raises
     ------
@@ -180,18 +169,48 @@ def prove(folder: Path, source: ExportSource, target: Target, found: Parts) -> P
     """
     assert target.head is not None
     dtype = DTYPES[target.dtype]
-    probe = Probe.of(folder, source.identity.vocab_size, source.identity.model["max_position_embeddings"])
+    probe = _probe(folder, source)
     ours = trained_outputs(source, probe, dtype)
     check_finite(source, ours, dtype)
     theirs = folder_outputs(folder, target.head, probe, found.new)
     difference = largest_difference(ours, theirs)
-    if target.dtype == "fp32":
-        return Proof(difference, None)
-    exact = trained_outputs(source, probe)
-    return Proof(difference, difference_of({name: exact[name] for name in theirs}, {n: ours[n] for n in theirs})[0])
+    rounding = None
+    if target.dtype != "fp32":
+        rounding, _ = difference_of(trained_outputs(source, probe), {name: ours[name] for name in theirs})
+    return {"largest_difference": difference, "rounding_difference": rounding}
 
 
-def provenance(source: ExportSource, target: Target, proof: Proof) -> JsonObject:
+def _probe(folder: Path, source: ExportSource) -> Probe:
+    return Probe.of(folder, source.identity.vocab_size, source.identity.model["max_position_embeddings"])
+
+
+def _to_onnx(folder: Path, source: ExportSource, target: Target, found: Parts) -> JsonObject:
+    """Put a graph in the place of the weights, and return what it was measured to differ by.
+
+    Raises
+    ------
+    InputError: a head that nobody has trained.
+    """
+    # onnx and its runtime are an extra.
+    from pretrain.export.onnx_format import write_onnx
+
+    assert target.head is not None
+    if found.new:
+        raise InputError(
+            f"--head {target.head}: {', '.join(found.new)} is new, and answers nothing yet; fine-tune first"
+        )
+    proof = write_onnx(folder, target.head, _probe(folder, source), quantize=target.quantize)
+    (folder / "model.safetensors").unlink()
+    shares = {"onnx_difference": proof.difference, "int8_difference": proof.quantized, "largest_output": proof.scale}
+    say(
+        f"largest difference of model.onnx in ONNX Runtime to torch {proof.difference:.1e}"
+        + ("" if proof.quantized is None else f", of model_int8.onnx {proof.quantized:.2g}")
+        + f"; the largest output is {proof.scale:.3g}"
+    )
+    return {name: value for name, value in shares.items() if value is not None}
+
+
+def provenance(source: ExportSource, target: Target) -> JsonObject:
     """Return what is known of where the folder comes from."""
     return source.record | {
         "step": source.step,
@@ -200,6 +219,4 @@ def provenance(source: ExportSource, target: Target, proof: Proof) -> JsonObject
         "format": target.format,
         "vocab_sha256": source.identity.vocab_sha256,
         "trained_length": source.trained_length,
-        "largest_difference": proof.difference,
-        "rounding_difference": proof.rounding,
     }

@@ -25,7 +25,7 @@ Head = Literal[
     "encoder-decoder",
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
-Format = Literal["hf", "sentence-transformers"]
+Format = Literal["hf", "sentence-transformers", "onnx"]
 Weights = Literal["raw", "averaged"]
 Origin = Literal["checkpoint", "run", "deepspeed", "hf"]
 PROVENANCE = "provenance.json"  # of an export

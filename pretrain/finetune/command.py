@@ -5,6 +5,7 @@
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out raw --seeds 5 --from_scratch
     python -m pretrain.finetune hf --task qa --train squad.json --eval dev.json --out reader --seq_len 384
     python -m pretrain.finetune hf --task seq2seq --decoder hf_de --train en_de.tsv --eval dev.tsv --out translator
+    python -m pretrain.finetune --compare tuned raw          the difference of two results, with its interval
 
 Files are .csv or .tsv (a header line; quoted as pandas and spreadsheets do, or a .tsv without quoting), .jsonl,
 .parquet, or CoNLL (a word and its tags a line). Columns by task: classify: text, label. pair: text_a, text_b, label.
@@ -20,7 +21,9 @@ best for --eval, as SQuAD's script has it, and predict goes by that. seq2seq: so
 
 OUT holds the model of the first seed, for pretrain.predict or plain transformers, and results.json: the scores of
 every seed, their mean, standard deviation and the half-width of the 95 % confidence interval. The first seed is kept,
-not the best one: a model picked by its score on the evaluation file would no longer have that score elsewhere.
+not the best one: a model picked by its score on the evaluation file would no longer have that score elsewhere. So
+--patience picks an epoch, and multilabel its threshold, by a tenth of the training file. predictions.jsonl holds each
+example with its answers; confusion.png and curve.png are pictures of them and of the training loss.
 
 Beside the score of classify and pair stand that of a bag of words on the same files, and that of always answering the
 commonest label: what a model is worth is the distance from these. Where it is no better than guessing, that is said.

@@ -39,7 +39,7 @@ from pretrain.finetune.tables import read_rows
 from pretrain.finetune.text_pairs import no_targets, read_targets
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
 
-RESULTS = "results.json"
+RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
 
 class LabelScale(NamedTuple):

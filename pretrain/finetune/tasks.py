@@ -207,11 +207,7 @@ def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Examp
     scheme = scheme_of([names])
     right, words = 0, 0
     found, wanted, hits = 0, 0, 0
-    for row, (feature, example) in enumerate(zip(features, examples, strict=True)):
-        places = [at for at, label in enumerate(feature["labels"]) if label != IGNORED]
-        guess = ["O"] * len(example.label)
-        for at, word in zip(places, feature["words"], strict=True):
-            guess[word] = names[int(logits[row, at].argmax())]
+    for guess, example in zip(guessed_tags(logits, features, examples, names), examples, strict=True):
         right += sum(a == b for a, b in zip(guess, example.label, strict=True))
         words += len(guess)
         guessed_spans, true_spans = spans(guess, scheme), spans(example.label, scheme)
@@ -226,6 +222,23 @@ def score_tags(logits: np.ndarray, features: list[Feature], examples: list[Examp
         "recall": hits / max(1, wanted),
         "accuracy": right / words,
     }
+
+
+def guessed_tags(
+    logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]
+) -> list[list[str]]:
+    """Return the likeliest tag of each word; of one that has no token O.
+
+    logits: [N, L, tags]
+    """
+    guesses = []
+    for row, (feature, example) in enumerate(zip(features, examples, strict=True)):
+        places = [at for at, label in enumerate(feature["labels"]) if label != IGNORED]
+        guess = ["O"] * len(example.label)
+        for at, word in zip(places, feature["words"], strict=True):
+            guess[word] = names[int(logits[row, at].argmax())]
+        guesses.append(guess)
+    return guesses
 
 
 CLASSIFY = Task(

@@ -43,12 +43,14 @@ from pretrain.finetune.examples import RESULTS, Examples, LabelScale, check_seq_
 from pretrain.finetune.label_sets import best_threshold, log_odds
 from pretrain.finetune.labelled import Example
 from pretrain.finetune.learning import alike, nothing_learnt, settled
+from pretrain.finetune.pictures import draw
+from pretrain.finetune.predictions import PREDICTIONS, answers_of, write_predictions
 from pretrain.finetune.tasks import Feature, Task, task_of, undo_scale
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
-PROBLEMS = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
+PROBLEMS: dict[str, Any] = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
 
 
 class HeldBack(NamedTuple):
@@ -112,10 +114,11 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     learnt = on_scale(training, scale) if scale else training
     train_features = task.encode(tokenizer, learnt, names, config.seq_len)
     eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
-    held_examples = on_scale(held, scale) if scale else list(held)
+    held_examples = on_scale(list(held), scale) if scale else list(held)
     held_back = HeldBack(held_examples, task.encode(tokenizer, held_examples, names, config.seq_len)) if held else None
 
     seeds: list[JsonObject] = []
+    answers = []
     same = math.nan
     for seed in range(config.seed, config.seed + config.seeds):
         started = time.monotonic()
@@ -142,6 +145,7 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
             {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": time.monotonic() - started}
             | tuned.notes
         )
+        answers.append(answers_of(config.task, tuned.logits, eval_features, evaluation, names))
         say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
         if seed == config.seed:
             kept = model.cpu()
@@ -173,7 +177,13 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-    write_folder(config.out, lambda folder: save(folder, config.hf, task, kept, tokenizer, results))
+
+    def fill(folder: Path) -> None:
+        write_predictions(folder / PREDICTIONS, evaluation, answers)
+        draw(folder, results, evaluation, answers[0])
+        save(folder, config.hf, task, kept, tokenizer, results)
+
+    write_folder(config.out, fill)
     return json.loads((config.out / RESULTS).read_text())
 
 
@@ -294,7 +304,7 @@ def fine_tune(
             model=model,
             args=arguments,
             data_collator=collator,
-            train_dataset=train_features,  # type: ignore[arg-type]  # it asks for a Dataset and needs none
+            train_dataset=train_features,
             callbacks=[Shown(seed, config.epochs)],
             compute_loss_func=balanced_loss(train_features, len(names)) if config.balance else None,
         )
