@@ -158,7 +158,7 @@ def copy_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBas
             shutil.copyfile(source / name, folder / name)
     path = folder / TOKENIZER_SETTINGS[0]
     settings = read_object(path) if path.is_file() else {}
-    changed = {}  # so that other readers know it, too
+    changed: JsonObject = {}  # so that other readers know it, too
     if "token_type_ids" not in tokenizer.model_input_names:
         changed["model_input_names"] = tokenizer.model_input_names
     if settings.get("model_max_length", tokenizer.model_max_length) != tokenizer.model_max_length:
