@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -33,6 +35,7 @@ from transformers import (
 )
 
 from data_prep.cli import InputError, run
+from data_prep.store_manifest import read_manifest
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import verify_checkpoint
@@ -103,7 +106,29 @@ def test_the_folder_is_complete_and_loads_silently(exported, capfd):
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(exported)) == VOCAB
     assert json.loads((exported / "provenance.json").read_text())["step"] == 4
-    assert "held-out" in (exported / "README.md").read_text()
+
+
+def test_the_card_tells_of_data_training_and_use(trained, exported, tmp_path):
+    text, metadata = (exported / "README.md").read_text(), ModelCard.load(exported / "README.md").data
+    record = json.loads((exported / "provenance.json").read_text())
+    store = read_manifest(Path(record["stores"][0]["folder"]))
+    for said in (
+        f"| store | not stated | {store.counts.documents} | {store.counts.tokens:,} | ",
+        f"Held out of training: {store.counts.held_out_documents} documents",
+        "Texts are cut at 32 tokens: of its 512 positions, those behind were never trained.",
+        "| Learning rate | 0.001, linear, warm-up 1 steps |",
+        "| Checkpoint | step 4, 20",
+        "On held-out documents: MLM loss",
+        'ask = pipeline("fill-mask", model="FOLDER")',
+        "Not stated. Ask whoever trained the model",
+        "![Masked-word loss](curve.png)",
+    ):
+        assert said in text, said
+    assert metadata.license is None
+    assert (exported / "curve.png").read_bytes().startswith(b"\x89PNG")
+    main(ExportConfig(trained, tmp_path / "hf", head="encoder-decoder", license="apache-2.0"))
+    assert ModelCard.load(tmp_path / "hf/README.md").data.license == "apache-2.0"
+    assert "New, and random until it is trained: cross-attention." in (tmp_path / "hf/README.md").read_text()
 
 
 def test_hello_my_dog_is_cute(exported):
@@ -234,14 +259,15 @@ def test_a_graph_gives_the_numbers_of_the_model_at_any_shape(tmp_path):
 
 
 def test_what_a_format_cannot_hold_is_refused_at_once(hf, tmp_path, monkeypatch):
-    for options, message in (
-        ({"format": "onnx", "dtype": "bf16"}, "--format onnx is fp32"),
-        ({"format": "onnx", "head": "causal"}, "choose another head"),
-        ({"quantize": "int8"}, "is of --format onnx"),
-        ({"format": "sentence-transformers", "head": "nsp"}, "holds the encoder alone"),
+    whole = ExportConfig(hf, tmp_path / "out")
+    for config, message in (
+        (replace(whole, format="onnx", dtype="bf16"), "--format onnx is fp32"),
+        (replace(whole, format="onnx", head="causal"), "choose another head"),
+        (replace(whole, quantize="int8"), "is of --format onnx"),
+        (replace(whole, format="sentence-transformers", head="nsp"), "holds the encoder alone"),
     ):
         with pytest.raises(InputError, match=message):
-            main(ExportConfig(hf, tmp_path / "out", **options))
+            main(config)
     monkeypatch.setattr("pretrain.export.command.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs the package onnx: pip install 'zerobert\[onnx\]'"):
         main(ExportConfig(hf, tmp_path / "out", format="onnx"))

@@ -60,6 +60,8 @@ class ExportConfig:
     """Hugging Face folder or config.json that says which BERT a DeepSpeed checkpoint holds"""
     vocab: Path | None = None
     """its tokenizer's folder; left out: the folder of --config"""
+    license: str | None = None
+    """licence of the weights for the model card, such as apache-2.0"""
     json: bool = False
     """print one JSON object"""
 
@@ -113,7 +115,7 @@ def main(config: ExportConfig) -> None:
     convert(
         config.source,
         config.out,
-        Target(config.head, config.dtype, config.format, config.quantize is not None),
+        Target(config.head, config.dtype, config.format, config.quantize is not None, config.license),
         config=config.config,
         vocab=config.vocab,
         weights=config.weights,

@@ -48,7 +48,7 @@ CLASSES: dict[Head, Any] = {
     "question-answering": BertForQuestionAnswering,
     "encoder-decoder": EncoderDecoderModel,
 }
-TASKS = ("sequence-classification", "token-classification", "question-answering")
+TASKS: tuple[Head, ...] = ("sequence-classification", "token-classification", "question-answering")
 # What model hubs file a folder under; none for what answers nothing yet.
 PIPELINES: dict[Head, str] = {
     "pretraining": "fill-mask",
@@ -115,7 +115,7 @@ def skeleton(source: ExportSource, head: Head) -> PreTrainedModel:
 
 def _encoder_decoder_config(values: dict[str, Any], source: ExportSource) -> EncoderDecoderConfig:
     decoder = BertConfig(**values, is_decoder=True, add_cross_attention=True)
-    config = EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**values), decoder)
+    config: Any = EncoderDecoderConfig.from_encoder_decoder_configs(BertConfig(**values), decoder)
     config.pad_token_id = source.identity.model["pad_token_id"]
     return config
 

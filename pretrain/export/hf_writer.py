@@ -18,7 +18,7 @@ from data_prep.tokens import contract
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from data_prep.untrusted import read_object
 from pretrain import hf_folder
-from pretrain.export.card import write_card
+from pretrain.export.card import About, write_card
 from pretrain.export.heads import CLASSES, TASKS, Parts, default_head, parts, read_part, skeleton
 from pretrain.export.origin import PROVENANCE, Dtype, Format, Head, Weights
 from pretrain.export.proof import (
@@ -43,6 +43,7 @@ class Target(NamedTuple):
     dtype: Dtype = "fp32"
     format: Format = "hf"
     quantize: bool = False  # of ONNX, a second graph in int8
+    license: str | None = None  # for the model card
 
 
 def convert(
@@ -67,14 +68,11 @@ def convert(
     def fill(folder: Path) -> None:
         write_tokenizer(folder, source)
         found = write_model(folder, source, target)
+        longest = read_object(folder / contract.CONFIG)["model_max_length"]
         if target.format == "sentence-transformers":
-            write_sentence_files(
-                folder,
-                hidden=source.identity.model["hidden_size"],
-                longest=read_object(folder / contract.CONFIG)["model_max_length"],
-                has_pooler="pooler.dense.weight" in found.stored,
-            )
-        write_card(folder, source, head)
+            hidden, has_pooler = source.identity.model["hidden_size"], "pooler.dense.weight" in found.stored
+            write_sentence_files(folder, hidden=hidden, longest=longest, has_pooler=has_pooler)
+        write_card(folder, source, About(head, target.format, found.new, longest, target.license))
         proof = prove(folder, source, target, found)
         if target.format == "onnx":
             proof |= _to_onnx(folder, source, target, found)

@@ -14,6 +14,7 @@ that repeats the embedding is dropped; another one is refused, since an exported
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -145,10 +146,9 @@ def trained_length(record: JsonObject, step: int, positions: int) -> int | None:
     first = [*record["segments"], record][0]["train"]
     lengths = [phase["seq_len"] for _, phase, _ in _trained_phases(record, step)] or [first["seq_len"]]
     if folder := first.get("init_from"):
-        try:
+        said: Any = None
+        with suppress(InputError):  # it is gone
             said = read_object(Path(folder) / "tokenizer_config.json").get("model_max_length")
-        except InputError:  # it is gone
-            said = None
         lengths.append(min(said, positions) if is_number(said) and said > 0 else positions)
     return int(max(lengths))
 
@@ -167,8 +167,8 @@ def describe_run(run: Path, manifest: Manifest, record: RunRecord) -> tuple[str,
         story = f"pretrained with zerobert{start}: masked language modelling{objectives}, {course}."
         stores = dict.fromkeys(name for segment in segments for name in _stores(segment))
         title = f"{name}, pretrained on {', '.join(stores)}"
-        kept = {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")}
-        kept |= {key: record[key] for key in ("phases", "from_step") if key in record}
+        kept: JsonObject = {key: record[key] for key in ("stores", "train", "deepspeed", "versions", "git")}
+        kept |= {key: value for key, value in record.items() if key in ("phases", "from_step")}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         say(f"warning: {run / 'config.json'} does not tell of the run ({error!r}); what the checkpoint says is used")
     else:

@@ -58,7 +58,7 @@ def write_safetensors(
         for name in names:
             tensor = read(name).to(dtype).contiguous()
             assert tensor.shape == shapes[name], name
-            _write(path, file, memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            _write(path, file, tensor.view(-1).view(torch.uint8).numpy().data)
 
 
 def _write(path: Path, file: BinaryIO, data: bytes | memoryview) -> None:
