@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sacrebleu
 import torch
 from transformers import (
     AutoTokenizer,
@@ -87,6 +86,8 @@ def test_what_it_has_learnt_it_writes(tuned):
 
 
 def test_predict_writes_what_plain_transformers_does(tuned, lines, capsys):
+    import sacrebleu  # as there: it is not imported with the task
+
     rows = [line.split("\t") for line in lines.read_text().splitlines()[1:]]
     texts = [source for source, _ in rows]
     predict.main(predict.PredictConfig(tuned, tuple(texts), json=True))
