@@ -339,6 +339,7 @@ def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:
 def ask(trainer: Trainer, task: Task, encoded: Encoded) -> Any:
     """Return the logits of the model as it is, in the order of the features, or what else the task has for them."""
     if task.answer:
+        assert isinstance(trainer.model, PreTrainedModel)
         return task.answer(trainer.model, encoded.examples)
     strategy = trainer.args.train_sampling_strategy
     trainer.args.train_sampling_strategy = "random"  # it governs prediction, too, which must keep the order
