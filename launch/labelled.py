@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_whole
-from pretrain.finetune.columns import LABEL_COLUMNS, PAIR_COLUMNS, TEXT_COLUMNS
+from pretrain.finetune.columns import LABEL_COLUMNS, PAIR_COLUMNS, TAG_COLUMNS, TEXT_COLUMNS, WORD_COLUMNS
 from pretrain.finetune.examples import TASK_FILES, check_labels
 from pretrain.finetune.rows import Row
 from pretrain.finetune.tables import read_rows
@@ -99,8 +99,10 @@ def _found(rows: list[Row]) -> str:
 
 def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
     names = [name for name in rows[0] if all(name in row for row in rows)]
-    if "tokens" in names and "tags" in names:
-        return {"tokens": "tokens", "tags": "tags"}
+    lists = [name for name in names if isinstance(rows[0][name], list)]
+    words, tags = (next((name for name in known if name in lists), None) for known in (WORD_COLUMNS, TAG_COLUMNS))
+    if words and tags:
+        return {"tokens": words, "tags": tags}
     label = _label_column(path, rows, names)
     others = [name for name in names if name != label]
     for first, second in PAIR_COLUMNS:

@@ -1,5 +1,7 @@
 """Answer a question from a context with a model that was fine-tuned on questions: predict's part of answer_spans.py."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,7 +39,8 @@ def answer_in_context(
         out = model(**{name: torch.tensor([batch[name][row]], device=model.device) for name in inputs})
         logits = torch.stack([out.start_logits[0], out.end_logits[0]]).float().cpu()
         hf_folder.check_logits(logits, question)
-        windows.append(Window(*logits.numpy(), context_offsets(batch, row), ids.index(tokenizer.cls_token_id)))
+        starts, ends = logits.numpy()
+        windows.append(Window(starts, ends, context_offsets(batch, row), ids.index(tokenizer.cls_token_id)))
     reading = read_spans(windows)
     threshold = getattr(model.config, "zerobert_null_threshold", None)
     threshold = threshold if isinstance(threshold, int | float) else None
@@ -61,7 +64,10 @@ def answer_in_context(
 def window_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Return the length and stride of windows: those that the model learnt with, else all of its positions."""
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
-    seq_len, stride = (getattr(model.config, f"zerobert_{name}", None) for name in ("seq_len", "stride"))
-    seq_len = seq_len if isinstance(seq_len, int) and LEAST_WINDOW <= seq_len <= longest else longest
-    fits = isinstance(stride, int) and 0 <= stride <= most_stride(seq_len)
-    return seq_len, stride if fits else default_stride(seq_len)
+    seq_len: Any = getattr(model.config, "zerobert_seq_len", None)
+    if not isinstance(seq_len, int) or not LEAST_WINDOW <= seq_len <= longest:
+        seq_len = longest
+    stride: Any = getattr(model.config, "zerobert_stride", None)
+    if not isinstance(stride, int) or not 0 <= stride <= most_stride(seq_len):
+        stride = default_stride(seq_len)
+    return seq_len, stride

@@ -142,7 +142,8 @@ def ask(
     InputError: no mask token in a text to fill; the model's numbers overflow.
     """
     if kind == "answers":
-        return answer_in_context(model, tokenizer, *text.split("\t", 1), top)
+        question, context = text.split("\t", 1)
+        return answer_in_context(model, tokenizer, question, context, top)
     first, second = text.split("\t") if pairs else (text, None)
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
     encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")

@@ -29,7 +29,7 @@ from pretrain import hf_folder, predict
 from pretrain.finetune import compare, labelled, tasks
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, class_names, subset
-from pretrain.finetune.trainer import balanced_loss, summary, tell_shared
+from pretrain.finetune.trainer import balanced_loss, print_score, summary, tell_shared
 from tests.forked import fork_script
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
@@ -376,6 +376,16 @@ def test_letters_that_the_tokenizer_does_not_know_are_told(capsys):
     assert "2 of 4 tokens (50.0%) are [UNK]" in capsys.readouterr().err
     tasks.encode_texts(tiny_tokenizer(), [examples[0]._replace(text="one two")], ["a"], 16)
     assert capsys.readouterr().err == ""
+
+
+def test_a_score_that_the_commonest_label_has_is_no_success(capsys):
+    config = FinetuneConfig(Path("hf"), "classify", Path("a"), Path("b"), Path("c"))
+    results = {"metric": "accuracy", "mean": 0.9, "ci95": None, "majority": 0.9, "baseline": None}
+    results |= {"decidable": True, "advice": "", "stuck_seeds": []}
+    print_score(config, results)
+    assert "accuracy 0.9000 does not beat always answering the commonest label (0.9000)" in capsys.readouterr().err
+    print_score(config, {**results, "mean": 0.91})
+    assert "does not beat" not in capsys.readouterr().err
 
 
 def test_interval_of_students_t():

@@ -376,10 +376,16 @@ def test_rows_of_one_text_stay_together_in_any_order(tmp_path):
         (["premise\thypothesis\tlabel", *(f"a {n}\tb {n}\t{n % 3}" for n in range(20))], "pair"),
         (["review\tstars", *(f"text {n}\t{n / 4}" for n in range(20))], "regress"),
         (["review\tstars", *(f"text {n}\t{1 + n % 5}" for n in range(20))], "classify"),
+        (["1\tAnna\tB-PER\tO\n2\tleft\tO\tO\n"] * 20, "tag"),
+        (['{"words": ["Anna", "left"], "ner_tags": ["B-PER", "O"]}'] * 20, "tag"),
     ],
 )
 def test_the_kind_of_task_follows_from_the_file(tmp_path, lines, kind):
-    assert labelled.look_at(write(tmp_path / "t.tsv", "\n".join(lines))).kind == kind
+    found = labelled.look_at(write(tmp_path / "t.tsv", "\n".join(lines)))
+    assert found.kind == kind
+    if kind == "tag":
+        assert found.rows[0] == {"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]}
+    labelled.check(found, None)
 
 
 def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):

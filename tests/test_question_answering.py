@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_every_form_of_a_file_gives_the_same_examples(tmp_path):
 
 def test_a_question_without_an_answer(tmp_path):
     plausible = [{"text": "308", "answer_start": 4}]
-    asked = [
+    asked: list[dict] = [
         {"id": "a", "question": "Who?", "answers": [], "is_impossible": True, "plausible_answers": plausible},
         {"id": "b", "question": "Who?", "answers": plausible, "is_impossible": True},
         {"id": "c", "question": "Who?", "answers": {"text": [], "answer_start": []}},
@@ -191,7 +192,8 @@ def test_windows_cover_a_long_context_and_know_where_the_answer_is():
         # What is learnt is what is read again.
         logits = np.zeros((2, len(feature["input_ids"])))
         logits[0, start] = logits[1, end] = 5
-        best = read_spans([Window(*logits, feature["offsets"], feature["cls"])])
+        starts, ends = logits
+        best = read_spans([Window(starts, ends, feature["offsets"], feature["cls"])])
         assert (context[best.spans[0].start : best.spans[0].end], best.null_difference) == ("one two", -10)
     for feature in features:
         assert (feature["start_positions"] == 0) == (feature["end_positions"] == 0)
@@ -297,7 +299,7 @@ def test_predict_answers_with_places_and_plain_transformers_agrees(tuned, capsys
 
 def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
     file = written(tmp_path / "a.jsonl", json.dumps(flat(answers=["308"])))
-    for options, message in [
+    unfit: list[tuple[dict[str, Any], str]] = [
         ({"seq_len": 15}, "--seq_len 15 holds no question and its context"),
         ({"seq_len": 32, "stride": 14}, "--stride 14 is more than two windows of --seq_len 32 can share .* at most 13"),
         (
@@ -305,20 +307,22 @@ def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
             "no column solution is read with --task qa: the fields are question, context and answers",
         ),
         ({"task": "classify", "stride": 3}, "--stride is for --task qa, and this is --task classify"),
-    ]:
+    ]
+    for options, message in unfit:
         with pytest.raises(InputError, match=message):
             finetune.main(
                 FinetuneConfig(
                     **{"hf": hf, "task": "qa", "train": file, "eval": file, "out": tmp_path / "o", **options}
                 )
             )
-    for folder, texts, options, message in [
-        (hf, ("one",), {"question": "two"}, "--question: .* answers fill, and no questions"),
-        (tuned, ("one two",), {}, "text 1: a tab must separate"),
-        (tuned, ("one two",), {"question": " "}, "--question is empty"),
-    ]:
+    unanswered: list[tuple[Path, str, dict[str, Any], str]] = [
+        (hf, "one", {"question": "two"}, "--question: .* answers fill, and no questions"),
+        (tuned, "one two", {}, "text 1: a tab must separate"),
+        (tuned, "one two", {"question": " "}, "--question is empty"),
+    ]
+    for folder, text, asked, message in unanswered:
         with pytest.raises(InputError, match=message):
-            predict.main(predict.PredictConfig(folder, texts, **options))
+            predict.main(predict.PredictConfig(folder, (text,), **asked))
     assert not (tmp_path / "o").exists()
 
 

@@ -3,6 +3,8 @@
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out tuned
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out tuned --seeds 5 --lr 2e-4
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out raw --seeds 5 --from_scratch
+    python -m pretrain.finetune hf --task qa --train squad.json --eval dev.json --out reader --seq_len 384
+    python -m pretrain.finetune hf --task seq2seq --decoder hf_de --train en_de.tsv --eval dev.tsv --out translator
     python -m pretrain.finetune --compare tuned raw          the difference of two results, with its interval
 
 Files are .csv or .tsv (a header line; quoted as pandas and spreadsheets do, or a .tsv without quoting), .jsonl,
@@ -11,6 +13,11 @@ multilabel: either of both, label a|b or a list, or for each label a column of 0
 number in any unit. tag: tokens, tags, both lists; tags as BIO, IOB1, BIOES, BILOU, BMES or without spans, or numbers
 with --label_names. Other names are known, too (sentence, intent; question, sentence; sentence1, sentence2; premise,
 hypothesis; ner_tags; Satz, Kategorie, ...); any other by --text, --pair and --label.
+
+qa reads SQuAD's JSON (1.1, 2.0), or question, context and answers (.jsonl, .parquet); scores are those of SQuAD's
+scripts. Where questions have no answer, one is withheld if none is likelier; best_f1 is F1 at the threshold that is
+best for --eval, as SQuAD's script has it, and predict goes by that. seq2seq: source, target; text, summary; en, de; or
+--text and --label; the half that reads and the half that writes begin as the two folders, and scores are sacrebleu's.
 
 OUT holds the model of the first seed, for pretrain.predict or plain transformers, and results.json: the scores of
 every seed, their mean, standard deviation and the half-width of the 95 % confidence interval. The first seed is kept,

@@ -124,6 +124,7 @@ def read_outcome(folder: Path) -> Outcome:
 def counts_of(outcome: Outcome) -> np.ndarray:
     """Return [seeds, N, K]: what each example adds to the sums of which the score is made."""
     truth = [label for *_, label in outcome.asked]
+    rows: list[list[tuple[float, ...]]]
     if outcome.task in ("multilabel", "tag"):
         as_set = _span_set(outcome.names) if outcome.task == "tag" else set
         wanted = [as_set(label) for label in truth]

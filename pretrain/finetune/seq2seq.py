@@ -103,7 +103,7 @@ def encode_targets(
     ]
 
 
-def build(config: FinetuneConfig, sides: Sides) -> EncoderDecoderModel:
+def build(config: FinetuneConfig, *, sides: Sides) -> EncoderDecoderModel:
     """Return a model whose halves begin as their folders say, or at random."""
     reading, writing = (hf_folder.load_config(folder) for folder in (sides.encoder, sides.decoder))
     hf_folder.settle_padding(sides.encoder, reading, sides.source.pad_token_id)

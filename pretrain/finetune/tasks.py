@@ -249,7 +249,46 @@ CLASSIFY = Task(
     "accuracy",
     score_classes,
 )
-TASKS = {
+
+
+def answering_questions(config: FinetuneConfig) -> Task:
+    """Return the task of questions whose answers stand in a context; `config`: a settled one."""
+    assert config.stride is not None
+    return Task(
+        qa.tell_questions,
+        AutoModelForQuestionAnswering,
+        partial(qa.encode_questions, stride=config.stride),
+        DataCollatorWithPadding,
+        "f1",
+        qa.score_questions,
+        outputs=("start", "end"),
+        keep=qa.keep_threshold,
+    )
+
+
+def writing_texts(config: FinetuneConfig) -> Task:
+    """Return the task of texts that are written for others; `config`: a settled one.
+
+    Raises
+    ------
+    InputError: the folder of a decoder that does not fit.
+    """
+    sides = seq2seq.open_sides(config)
+    return Task(
+        partial(seq2seq.tell_targets, sides=sides),
+        EncoderDecoderModel,
+        partial(seq2seq.encode_targets, sides=sides),
+        DataCollatorForSeq2Seq,
+        "bleu",
+        partial(seq2seq.score_targets, sides=sides),
+        build=partial(seq2seq.build, sides=sides),
+        answer=partial(seq2seq.write_targets, sides=sides),
+        save=partial(seq2seq.save_target_tokenizer, sides=sides),
+    )
+
+
+# A task, or what makes one of the options.
+TASKS: dict[str, Task | Callable[[FinetuneConfig], Task]] = {
     "classify": CLASSIFY,
     "pair": CLASSIFY,
     "multilabel": replace(
@@ -264,46 +303,17 @@ TASKS = {
         "f1",
         score_tags,
     ),
-    "qa": Task(
-        qa.tell_questions,
-        AutoModelForQuestionAnswering,
-        qa.encode_questions,
-        DataCollatorWithPadding,
-        "f1",
-        qa.score_questions,
-        outputs=("start", "end"),
-        keep=qa.keep_threshold,
-    ),
-    "seq2seq": Task(
-        seq2seq.tell_targets,
-        EncoderDecoderModel,
-        seq2seq.encode_targets,
-        DataCollatorForSeq2Seq,
-        "bleu",
-        seq2seq.score_targets,
-    ),
+    "qa": answering_questions,
+    "seq2seq": writing_texts,
 }
 
 
 def task_of(config: FinetuneConfig) -> Task:
-    """Return the task with what options say of it; `config`: a settled one.
+    """Return the task of a settled config.
 
     Raises
     ------
-    InputError: the folder of a decoder that does not fit.
+    InputError: as writing_texts().
     """
     task = TASKS[config.task]
-    if config.task == "qa":
-        return replace(task, encode=partial(task.encode, stride=config.stride))
-    if config.task == "seq2seq":
-        sides = seq2seq.open_sides(config)
-        return replace(
-            task,
-            tell=partial(task.tell, sides=sides),
-            encode=partial(task.encode, sides=sides),
-            score=partial(task.score, sides=sides),
-            build=partial(seq2seq.build, sides=sides),
-            answer=partial(seq2seq.write_targets, sides=sides),
-            save=partial(seq2seq.save_target_tokenizer, sides=sides),
-        )
-    return task
+    return task if isinstance(task, Task) else task(config)

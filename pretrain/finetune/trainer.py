@@ -53,11 +53,24 @@ CLIP = 1.0  # norm of the gradient
 PROBLEMS: dict[str, Any] = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
 
 
-class HeldBack(NamedTuple):
-    """What is chosen by, and not learnt from."""
+class Encoded(NamedTuple):
+    """Examples, and what the model is given of them."""
 
     examples: list[Example]
     features: list[Feature]
+
+
+class Work(NamedTuple):
+    """What is the same for every seed."""
+
+    config: FinetuneConfig  # a settled one
+    task: Task
+    names: list[str]  # of the labels
+    collator: Any
+    training: Encoded
+    evaluation: Encoded
+    held: Encoded | None  # what is chosen by, and not learnt from
+    scale: LabelScale | None  # on which the labels of training and held are
 
 
 class Tuned(NamedTuple):
@@ -112,11 +125,21 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         baseline = bag_of_words(training, evaluation)
         say(f"{baseline['name']}, to compare: accuracy {baseline['accuracy']:.4f}, f1 {baseline['f1']:.4f}")
     learnt = on_scale(training, scale) if scale else training
-    train_features = task.encode(tokenizer, learnt, names, config.seq_len)
-    eval_features = task.encode(tokenizer, evaluation, names, config.seq_len)
-    held_examples = on_scale(list(held), scale) if scale else list(held)
-    held_back = HeldBack(held_examples, task.encode(tokenizer, held_examples, names, config.seq_len)) if held else None
 
+    def encoded(examples: list[Example]) -> Encoded:
+        return Encoded(examples, task.encode(tokenizer, examples, names, config.seq_len))
+
+    work = Work(
+        config=config,
+        task=task,
+        names=names,
+        collator=task.collator(tokenizer),
+        training=encoded(learnt),
+        evaluation=encoded(evaluation),
+        held=encoded(on_scale(list(held), scale) if scale else list(held)) if held else None,
+        scale=scale,
+    )
+    eval_features = work.evaluation.features
     seeds: list[JsonObject] = []
     answers = []
     same = math.nan
@@ -126,20 +149,8 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         pairs = training[0].pair is not None
         model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
         if seed == config.seed:
-            same = alike(model, task.collator(tokenizer), eval_features)
-        tuned = fine_tune(
-            config,
-            task,
-            names,
-            seed,
-            model,
-            task.collator(tokenizer),
-            train_features,
-            evaluation,
-            eval_features,
-            scale,
-            held_back,
-        )
+            same = alike(model, work.collator, eval_features)
+        tuned = fine_tune(work, seed, model)
         scores = task.score(tuned.logits, eval_features, evaluation, names)
         seeds.append(
             {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": time.monotonic() - started}
@@ -261,24 +272,9 @@ class Shown(TrainerCallback):
         self.asking = None
 
 
-def fine_tune(
-    config: FinetuneConfig,
-    task: Task,
-    names: list[str],
-    seed: int,
-    model: PreTrainedModel,
-    collator: Any,
-    train_features: list[Feature],
-    evaluation: list[Example],
-    eval_features: list[Feature],
-    scale: LabelScale | None,
-    held: HeldBack | None,
-) -> Tuned:
-    """Train `model` in place, and ask it.
-
-    config: a settled one
-    scale: on which the labels of train_features are; the logits are in the unit of the file
-    """
+def fine_tune(work: Work, seed: int, model: PreTrainedModel) -> Tuned:
+    """Train `model` in place, and ask it; the logits are in the unit of the file."""
+    config, task, held = work.config, work.task, work.held
     assert config.lr is not None
     assert config.epochs is not None
     with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
@@ -303,15 +299,15 @@ def fine_tune(
         trainer = Trainer(
             model=model,
             args=arguments,
-            data_collator=collator,
-            train_dataset=train_features,
+            data_collator=work.collator,
+            train_dataset=work.training.features,
             callbacks=[Shown(seed, config.epochs)],
-            compute_loss_func=balanced_loss(train_features, len(names)) if config.balance else None,
+            compute_loss_func=balanced_loss(work.training.features, len(work.names)) if config.balance else None,
         )
         trainer.remove_callback(PrinterCallback)  # Shown speaks
         best = None
         if config.patience is not None and held is not None:
-            best = BestEpoch(lambda: score_held(trainer, task, held, names), f"seed {seed}, epoch", config.patience)
+            best = BestEpoch(lambda: score_held(work, held, seed, trainer), f"seed {seed}, epoch", config.patience)
             trainer.add_callback(best)
         loss = trainer.train().training_loss
         if not math.isfinite(loss):
@@ -322,12 +318,12 @@ def fine_tune(
             notes |= {"best_epoch": best.best, "held_back_curve": best.scores}
         offset = 0.0
         if task.by_threshold and held is not None:
-            notes["threshold"] = threshold = best_threshold(ask(trainer, task, *held), held.examples, names)
+            notes["threshold"] = threshold = best_threshold(ask(trainer, task, held), held.examples, work.names)
             model.config.zerobert_threshold = threshold
             offset = log_odds(threshold)
-        if scale:
-            undo_scale(model, scale)
-        logits = ask(trainer, task, evaluation, eval_features)
+        if work.scale:
+            undo_scale(model, work.scale)
+        logits = ask(trainer, task, work.evaluation)
     if not task.answer:
         logits = logits - offset
         check_finite(logits, seed, config)
@@ -340,23 +336,26 @@ def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:
         sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
 
 
-def ask(trainer: Trainer, task: Task, examples: list[Example], features: list[Feature]) -> Any:
+def ask(trainer: Trainer, task: Task, encoded: Encoded) -> Any:
     """Return the logits of the model as it is, in the order of the features, or what else the task has for them."""
     if task.answer:
-        return task.answer(trainer.model, examples)
+        assert isinstance(trainer.model, PreTrainedModel)
+        return task.answer(trainer.model, encoded.examples)
     strategy = trainer.args.train_sampling_strategy
     trainer.args.train_sampling_strategy = "random"  # it governs prediction, too, which must keep the order
-    logits = np.asarray(trainer.predict(features).predictions)  # type: ignore[arg-type]
+    logits = np.asarray(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
     trainer.args.train_sampling_strategy = strategy
     return logits
 
 
-def score_held(trainer: Trainer, task: Task, held: HeldBack, names: list[str]) -> float:
+def score_held(work: Work, held: Encoded, seed: int, trainer: Trainer) -> float:
     """Return the score of the model as it is, on the examples that are held back."""
-    logits = ask(trainer, task, *held)
-    if task.by_threshold:
-        logits = logits - log_odds(best_threshold(logits, held.examples, names))
-    return task.score(logits, held.features, held.examples, names)[task.metric]
+    logits = ask(trainer, work.task, held)
+    if not work.task.answer:
+        check_finite(logits, seed, work.config)
+    if work.task.by_threshold:
+        logits = logits - log_odds(best_threshold(logits, held.examples, work.names))
+    return work.task.score(logits, held.features, held.examples, work.names)[work.task.metric]
 
 
 def balanced_loss(features: list[Feature], labels: int) -> Callable[..., torch.Tensor]:
