@@ -506,3 +506,12 @@ def test_the_tasks_offered_are_the_tasks_there_are():
 def test_the_last_seed_is_one_of_numpys():
     with pytest.raises(InputError, match="--seed 4294967295 and the 1 after it must lie in"):
         config_of(Path("hf"), (Path("a"), Path("b")), Path("c"), seed=2**32 - 1, seeds=2)
+
+
+def test_positions_that_were_never_trained_are_warned_of(toy, tmp_path, capsys):
+    hf = tiny_bert(tmp_path / "hf", BertForPreTraining)
+    path = hf / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 16}))
+    finetune.main(config_of(hf, toy, tmp_path / "out", seq_len=32, epochs=1))
+    assert f"--seq_len 32 is beyond the 16 tokens that {hf} was trained on" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["model_max_length"] == 32
