@@ -16,6 +16,7 @@ from typing import Any
 
 # Here, before ranks are forked: else each of them imports them for itself, as deepspeed.initialize does the first.
 import deepspeed.module_inject.auto_ep_layer  # noqa: F401
+import torch.distributed
 
 import pretrain.trainer  # noqa: F401
 from pretrain.zero.engine import import_muon_uncompiled
@@ -37,6 +38,8 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, deadlin
 
 def start_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[tuple[Any, Connection]]:
     """The ranks and the pipes on which they answer, for tests that do something to them."""
+    # Forked ranks would take this process' group for theirs, whose threads they do not have, and wait for ever.
+    assert not torch.distributed.is_initialized(), "a test before this one trained in this process: use run_ranks there"
     import_muon_uncompiled()  # here, and not in every rank
     port = free_port()
     context = multiprocessing.get_context("fork")

@@ -15,6 +15,7 @@ from pretrain.model import config_of
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.shape import PRESETS
 from pretrain.train import train
+from tests.ranks import run_ranks
 from tests.stores import entries_of, random_documents, store_of
 
 TEXT = (ROOT / "docs/recipes.md").read_text()
@@ -67,11 +68,8 @@ def test_the_recipe_of_a_few_hours_learns_in_seconds(paths, tmp_path, monkeypatc
         (index,) = (index for index, word in enumerate(words) if long in word)
         words[index] = words[index].replace(long, short)
     words[words.index("--out") + 1] = str(tmp_path / "run")
-    train(
-        parse(
-            TrainConfig, None, [*words, "--seed", "1", "--log_every", "5", "--eval_every", "10", "--eval_samples", "64"]
-        )
-    )
+    words += "--seed 1 --log_every 5 --eval_every 10 --eval_samples 64".split()
+    run_ranks(1, train, parse(TrainConfig, None, words))
 
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     rates = [(line["step"], round(line["mask_rate"], 2)) for line in lines if line["kind"] == "train"]
