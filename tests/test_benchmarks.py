@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from types import ModuleType
 
 import pytest
@@ -58,16 +57,23 @@ def line_of(benchmark: ModuleType, capsys: pytest.CaptureFixture, *arguments: st
 
 
 @pytest.mark.slow
-def test_step_memory_compares_three_sides():
-    options = "--layers 3 --hidden 128 --vocab_size 4000 --seq_len 128 --batch 8 --rounds 1".split()
-    done = subprocess.run(
-        [sys.executable, "benchmarks/step_memory.py", *options], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    (line,) = done.stdout.splitlines()
-    found = json.loads(line)
-    ours, checkpointed, theirs = (found["figures"][f"{side}_mb"] for side in ("ours", "ours_checkpointed", "theirs"))
+def test_all_that_a_gpu_is_asked_runs_on_a_cpu(tmp_path):
+    command = ["bash", "benchmarks/gpu.sh", str(tmp_path), "--tiny"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    found = {line["name"]: line for line in lines}
+    assert list(found) == ["versions", "step_time", "optimizer_step", "killed_run", "step_memory"]
+    assert found["step_time"]["ratio"] > 1
+
+    # The run that was killed made its steps again, from a checkpoint before, to the same losses.
+    run = found["killed_run"]["figures"]
+    assert run["loss_again"] == run["loss_before"] != []
+
+    memory = found["step_memory"]
+    ours, checkpointed, theirs = (memory["figures"][f"{side}_mb"] for side in ("ours", "ours_checkpointed", "theirs"))
     assert 0 < checkpointed < ours < theirs
-    assert found["ratio"] == pytest.approx(theirs / ours, rel=0.02)
+    assert memory["ratio"] == pytest.approx(theirs / ours, rel=0.02)
 
 
 @pytest.mark.slow
