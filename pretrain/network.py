@@ -63,7 +63,7 @@ def check_between_nodes(environment: MutableMapping[str, str]) -> None:
     if environment.get("LOCAL_RANK") == "0" and rank != "0":  # the first of another node; one a node is enough
         if is_loopback(address):
             raise InputError(
-                f"MASTER_ADDR={address!r} is {socket.gethostname()} itself, where rank {rank} is and rank 0 is not; "
+                f"MASTER_ADDR={address!r} is {socket.gethostname()} itself, where rank {rank} is and rank 0 not; "
                 "give the first node by a name or an address that all nodes know: --master_addr"
             )
         check_within_reach(address, number_in(environment, "MASTER_PORT", DEFAULT_PORT, most=0xFFFF))
