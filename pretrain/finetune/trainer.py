@@ -1,6 +1,8 @@
 """Fine-tune on examples that have been looked at, once a seed, and say how good it is.
 
-fine_tune_and_report(config, read_examples(config))
+fine_tune_and_report(config, read_examples(config), stop)
+
+What is under way lies in OUT.progress, seed by seed (learning/unfinished.py), and the same command goes on from there.
 """
 
 import json
@@ -22,34 +24,50 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from data_prep.files import write_folder, write_json
+from pretrain.checkpoints.run_lock import RunLock
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, Examples, check_seq_len, listed, on_scale
 from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.checkpoints import tell_stopped
 from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
 from pretrain.finetune.learning.one_seed import CLIP, WARMUP, WEIGHT_DECAY, Encoded, Work, fine_tune
+from pretrain.finetune.learning.unfinished import OF_NO_RESULT, Outcome, Unfinished
 from pretrain.finetune.scores.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
 from pretrain.finetune.scores.pictures import draw
 from pretrain.finetune.scores.predictions import PREDICTIONS, answers_of, write_predictions
+from pretrain.finetune.tasks.long_texts import count_windows
 from pretrain.finetune.tasks.table import task_of
 from pretrain.finetune.tasks.task import Task
+from pretrain.stop import STOPPED, StopRequests
 
 PROBLEMS: dict[str, Any] = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
 
 
-def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
-    """Fine-tune, write the folder, print the score."""
-    with hf_folder.silenced_libraries():
-        results = fine_tune_seeds(config, examples)
-    print_score(config, results)
-
-
-def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
-    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
+def fine_tune_and_report(config: FinetuneConfig, examples: Examples, stop: StopRequests) -> None:
+    """Fine-tune, write the folder, print the score.
 
     Raises
     ------
-    InputError: a folder that does not fit; nothing is written then.
+    InputError: a folder that does not fit; nothing is written then. Or another process is at it.
+    SystemExit: it was asked to stop; what it has is saved.
     """
+    unfinished = Unfinished(config)
+    with hf_folder.silenced_libraries(), RunLock(unfinished.folder):
+        try:
+            results = fine_tune_seeds(config, examples, unfinished, stop)
+        except SystemExit as end:
+            if end.code != STOPPED:  # it went wrong, and would again
+                unfinished.clear()
+            raise
+        unfinished.clear()
+    unfinished.remove_empty()
+    print_score(config, results)
+
+
+def fine_tune_seeds(
+    config: FinetuneConfig, examples: Examples, unfinished: Unfinished, stop: StopRequests
+) -> JsonObject:
+    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json."""
     training, evaluation, names, scale, held = examples
     architecture = hf_folder.load_config(config.hf)
     tokenizer = hf_folder.load_tokenizer(config.hf)
@@ -95,29 +113,40 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         scale=scale,
     )
     eval_features = work.evaluation.features
-    seeds: list[JsonObject] = []
-    answers = []
-    same = math.nan
-    for seed in range(config.seed, config.seed + config.seeds):
+    if config.long == "stride":
+        sides = {"train": work.training, "eval": work.evaluation, "held_back": work.held}
+        notes["windows"] = {side: count_windows(part.features) for side, part in sides.items() if part}
+
+    def outcome_of(seed: int) -> Outcome:
+        """Train a seed, and measure it; the model of the first one is kept."""
         started = time.monotonic()
         set_seed(seed)  # before the model: it decides the new weights
         pairs = training[0].pair is not None
         model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
-        if seed == config.seed:
-            same = alike(model, work.collator, eval_features)
-        tuned = fine_tune(work, seed, model)
+        same = alike(model, work.collator, eval_features) if seed == config.seed else math.nan
+        tuned = fine_tune(work, seed, model, unfinished, stop)
         scores = task.score(tuned.logits, eval_features, evaluation, names)
-        seeds.append(
-            {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": time.monotonic() - started}
-            | tuned.notes
-        )
-        answers.append(answers_of(config.task, tuned.logits, eval_features, evaluation, names))
-        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
         if seed == config.seed:
-            kept = model.cpu()
             if task.keep:
-                task.keep(kept, scores, training, config)
+                task.keep(model, scores, training, config)
+            unfinished.begin()
+            write_folder(unfinished.model, lambda folder: save(folder, config.hf, task, model.cpu(), tokenizer))
+        seconds = tuned.earlier_seconds + time.monotonic() - started
+        entry = {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": seconds} | tuned.notes
+        return Outcome(entry, answers_of(config.task, tuned.logits, eval_features, evaluation, names), same)
 
+    outcomes: list[Outcome] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        done = unfinished.done(seed)
+        if done is None:
+            if outcomes and stop.signal:
+                tell_stopped(f"{len(outcomes)} of {config.seeds} seeds are done", unfinished.folder)
+                raise SystemExit(STOPPED)
+            unfinished.keep(seed, done := outcome_of(seed))
+        outcomes.append(done)
+        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in done.entry["scores"].items()))
+
+    seeds, answers, same = [o.entry for o in outcomes], [o.answers for o in outcomes], outcomes[0].encoder_cosine
     floor = floors(config.task, training, evaluation)
     better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
     stuck = [seed["seed"] for seed in seeds if not beats_guessing(floor, [seed["scores"]], len(evaluation))]
@@ -147,7 +176,9 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
     def fill(folder: Path) -> None:
         write_predictions(folder / PREDICTIONS, evaluation, answers)
         draw(folder, results, evaluation, answers[0])
-        save(folder, config.hf, task, kept, tokenizer, results)
+        unfinished.place_model(folder)
+        files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
+        write_json(folder / RESULTS, {**results, "files": files})
 
     write_folder(config.out, fill)
     return json.loads((config.out / RESULTS).read_text())
@@ -203,20 +234,17 @@ def summary(values: list[float]) -> dict[str, float | None]:
 def settings(config: FinetuneConfig) -> JsonObject:
     """Return everything that decides the result, as JSON values."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-    del given["json"], given["out"]
+    for name in OF_NO_RESULT:
+        del given[name]
     return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
 
 
-def save(
-    folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
-) -> None:
-    """Write model, tokenizer and, last, results.json, which also names the files written."""
+def save(folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write model and tokenizer."""
     hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
     if task.save:
         task.save(folder)
-    files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
-    write_json(folder / RESULTS, {**results, "files": files})
 
 
 def print_score(config: FinetuneConfig, results: JsonObject) -> None:
