@@ -46,6 +46,7 @@ FROM_DATA_PREP = {
         *("tokens.contract", "tokens.tokenizer_folder"),
         *("samples.assemble", "samples.counter_rng", "samples.coverage", "samples.masking", "samples.mixture"),
         "samples.sample_index",
+        "sharding.ranks",
         "rounding",
     )
 }
