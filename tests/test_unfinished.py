@@ -143,3 +143,36 @@ def test_a_damaged_checkpoint_is_told(hf, file, tmp_path):
         2,
         f"error: {step} is damaged; remove {step.parent} to begin this seed anew",
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("regress", ("--long", "stride")),
+        ("multilabel", ()),
+        ("seq2seq", ("--patience", 1, "--beams", 1, "--max_new_tokens", 4)),
+    ],
+)
+def test_every_kind_of_model_goes_on(hf, tmp_path, task, options):
+    rng = random.Random(0)
+    labels = {"regress": lambda: str(rng.random()), "multilabel": lambda: rng.choice(["a", "b", "a|b"])}
+    label = labels.get(task, lambda: rng.choice(WORDS))
+    lines = [f"{' '.join(rng.choices(WORDS, k=rng.randrange(1, 24)))}\t{label()}" for _ in range(40)]
+    file = tmp_path / "train.tsv"
+    file.write_text("\n".join(["text\tlabel", *lines]) + "\n")
+
+    def tuned(out: str, **more: Any) -> Any:
+        return fork_script(
+            *("pretrain.finetune", hf, "--task", task, "--train", file, "--eval", file, "--out", tmp_path / out),
+            *("--epochs", 2, "--batch_size", 8, "--seq_len", 16, "--save_minutes", 1e-9, *options),
+            **more,
+        )
+
+    assert tuned("whole").returncode == 0
+    assert tuned("out", before=at_step(7, signal.SIGKILL)).returncode == -signal.SIGKILL
+    last = tuned("out")
+    assert last.returncode == 0, last.stderr
+    assert "seed 0 goes on at step 6" in last.stderr
+    for name in ("model.safetensors", "config.json", "predictions.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

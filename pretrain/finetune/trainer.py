@@ -52,15 +52,17 @@ def fine_tune_and_report(config: FinetuneConfig, examples: Examples, stop: StopR
     SystemExit: it was asked to stop; what it has is saved.
     """
     unfinished = Unfinished(config)
-    with hf_folder.silenced_libraries(), RunLock(unfinished.folder):
-        try:
-            results = fine_tune_seeds(config, examples, unfinished, stop)
-        except SystemExit as end:
-            if end.code != STOPPED:  # it went wrong, and would again
-                unfinished.clear()
-            raise
-        unfinished.clear()
-    unfinished.remove_empty()
+    try:
+        with hf_folder.silenced_libraries(), RunLock(unfinished.folder):
+            try:
+                results = fine_tune_seeds(config, examples, unfinished, stop)
+            except SystemExit as end:
+                if end.code != STOPPED:  # it went wrong, and would again
+                    unfinished.clear()
+                raise
+            unfinished.clear()
+    finally:
+        unfinished.remove_empty()
     print_score(config, results)
 
 
@@ -123,7 +125,7 @@ def fine_tune_seeds(
         set_seed(seed)  # before the model: it decides the new weights
         pairs = training[0].pair is not None
         model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
-        same = alike(model, work.collator, eval_features) if seed == config.seed else math.nan
+        same = alike(model, work.collator, eval_features) if seed == config.seed else None
         tuned = fine_tune(work, seed, model, unfinished, stop)
         scores = task.score(tuned.logits, eval_features, evaluation, names)
         if seed == config.seed:

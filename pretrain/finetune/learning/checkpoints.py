@@ -55,6 +55,11 @@ class Course(TrainerCallback):
         self.total += total
         self.epoch_total, self.epoch_steps = torch.zeros_like(self.epoch_total), 0
 
+    @property
+    def mean(self) -> float:
+        """Return the mean loss of the epoch under way."""
+        return self.epoch_total.item() / max(1, self.epoch_steps)
+
     def to_json(self) -> dict[str, Any]:
         """Return all of it, exactly."""
         return {

@@ -5,6 +5,7 @@ tuned = fine_tune(work, seed, model, unfinished, stop)      the model is trained
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from pretrain.stop import StopRequests
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
+NOTE_SECONDS = 5.0  # between two looks at the loss, for which a GPU must come to rest
 
 
 class Encoded(NamedTuple):
@@ -81,8 +83,11 @@ class Shown(TrainerCallback):
         first = state.global_step
         what = f"seed {self.seed}" + (f" from step {first} on" if first else "")
         self.bar = Progress(total=state.max_steps - first, what=what, unit="step")
+        self.noted = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (now := time.monotonic()) - self.noted >= NOTE_SECONDS:
+            self.noted, self.bar.note = now, f"loss {self.course.mean:.4f}"
         self.bar.update()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

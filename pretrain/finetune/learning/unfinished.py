@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
     entry: JsonObject  # of results.json
     answers: list[Any]  # to the examples that are measured on
-    encoder_cosine: float  # before it was trained
+    encoder_cosine: float | None  # before the first one was trained
 
 
 def progress_of(out: Path) -> Path:
