@@ -23,6 +23,7 @@ import pretrain.finetune.command as finetune
 from data_prep.cli import InputError
 from pretrain import predict
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.files.text_pairs import read_targets
 from pretrain.finetune.learning.held_back import hold_back
 from pretrain.finetune.learning.hyperparameters import settled
@@ -196,6 +197,7 @@ def test_chinese_is_scored_by_characters_and_no_capitals_are_asked_of_a_tokenize
     uncased, cased = (AutoTokenizer.from_pretrained(half) for half in halves)
     assert seq2seq.bleu_settings(["北京是首都", "x"], cased) == {"tokenize": "zh", "lowercase": False}
     assert seq2seq.bleu_settings(["Eins zwei 三"], uncased) == {"tokenize": "13a", "lowercase": True}
+    assert seq2seq.bleu_settings(["東京はにほんの", "สวัสดีครับ"], cased)["tokenize"] == "char"
 
 
 def test_words_are_parted_by_spaces_where_their_script_does_so():
@@ -245,3 +247,21 @@ def test_what_does_not_fit_is_refused(halves, tuned, lines, tmp_path, capsys):
         predict.main(predict.PredictConfig(tuned, ("one",), max_new_tokens=65))
     with pytest.raises(InputError, match=r"--beams: .* answers fill, and writes no texts"):
         predict.main(predict.PredictConfig(halves[0], ("[MASK]",), beams=2))
+
+
+def test_a_source_with_several_targets_is_one_with_several_references(halves, capsys):
+    import sacrebleu
+
+    rows = [("a dog runs home", "ein Hund läuft heim"), ("a cat sleeps", "eine Katze schläft jetzt")]
+    rows += [("a dog runs home", "der Hund rennt nach Hause"), ("a dog runs home", "heim rennt ein Hund")]
+    examples = [Example(line, source, None, target) for line, (source, target) in enumerate(rows, 2)]
+    written = {"a dog runs home": "der Hund rennt nach Hause", "a cat sleeps": "eine Katze schläft"}
+    sides = seq2seq.Sides(*halves, *(AutoTokenizer.from_pretrained(half) for half in halves))
+    seq2seq.tell_targets(examples, examples, sides=sides)
+    assert "4 targets of 2 sources to measure on" in capsys.readouterr().err
+    scores = seq2seq.score_targets([written[e.text] for e in examples], [], examples, [], sides=sides)
+    references = [["ein Hund läuft heim", rows[1][1]], [rows[2][1], rows[1][1]], [rows[3][1], rows[1][1]]]
+    wanted = sacrebleu.corpus_bleu(list(written.values()), references)  # a repeated reference adds nothing
+    assert scores["bleu"] == pytest.approx(wanted.score)
+    alone = sacrebleu.corpus_bleu([written[source] for source, _ in rows], [[target for _, target in rows]])
+    assert scores["bleu"] > alone.score + 10

@@ -7,6 +7,7 @@ Generation Tasks"). The decoder is the other one read causally, its word embeddi
 from one to the other is new, and learnt.
 """
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +31,10 @@ from pretrain.finetune.tasks.lost import tell_lost
 from pretrain.inference.encoder_decoder import TARGET_TOKENIZER, Writer, generate, wire
 
 HEADS = ("cls.", "pooler.", "bert.pooler.")  # of these the decoder uses cls.predictions
-_count_han = regex.compile(r"\p{Han}").findall
-_count_letters = regex.compile(r"\p{L}").findall
+_letters, _han = regex.compile(r"\p{L}").findall, regex.compile(r"\p{Han}").findall
+_unspaced_letters = regex.compile(
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}&&\p{L}]", regex.VERSION1
+).findall
 
 
 class Sides(NamedTuple):
@@ -72,8 +75,11 @@ def open_sides(config: FinetuneConfig) -> Sides:
 
 
 def tell_targets(training: list[Example], evaluation: list[Example], *, sides: Sides) -> JsonObject:
-    """Say how BLEU is counted: by characters where the targets are Chinese, without case where the model has none."""
+    """Say how BLEU is counted: by characters where no spaces part words, without case where the model has none, and
+    against all targets of a source."""
     settings = bleu_settings([example.label for example in evaluation], sides.target)
+    if (sources := len({str(example.text) for example in evaluation})) < len(evaluation):
+        say(f"{len(evaluation)} targets of {sources} sources to measure on: any target of a source is right")
     if settings["lowercase"]:
         say(f"the tokenizer of {sides.decoder} knows no capitals: scores are those of texts in lower case")
     return {"sacrebleu": settings}
@@ -82,9 +88,11 @@ def tell_targets(training: list[Example], evaluation: list[Example], *, sides: S
 def bleu_settings(targets: list[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Return sacrebleu's `tokenize` and `lowercase`."""
     text = "".join(targets)
+    half = len(_letters(text)) / 2
+    unspaced = len(_unspaced_letters(text))
     normalizer = tokenizer.backend_tokenizer.normalizer
     return {
-        "tokenize": "zh" if 2 * len(_count_han(text)) > len(_count_letters(text)) else "13a",
+        "tokenize": "zh" if len(_han(text)) > half else "char" if unspaced > half else "13a",
         "lowercase": normalizer is not None and normalizer.normalize_str("A") == "a",
     }
 
@@ -165,13 +173,20 @@ def write_targets(model: Any, evaluation: list[Example], *, sides: Sides) -> lis
 def score_targets(
     written: Any, features: list[dict[str, Any]], examples: list[Example], names: list[str], *, sides: Sides
 ) -> dict[str, float]:
-    """Return BLEU and chrF of a corpus, 0 to 100, one reference a source."""
+    """Return BLEU and chrF of a corpus, 0 to 100. A source that is there several times is one with several references,
+    any of which is right."""
     import sacrebleu  # here: lxml and its tokenizers are nothing to the other tasks
 
-    targets = [example.label for example in examples]
-    settings = bleu_settings(targets, sides.target)
-    bleu = sacrebleu.corpus_bleu(written, [targets], force=True, **settings)
-    chrf = sacrebleu.CHRF(lowercase=settings["lowercase"]).corpus_score(written, [targets])
+    settings = bleu_settings([example.label for example in examples], sides.target)
+    references: dict[str, list[str]] = {}
+    for example in examples:
+        references.setdefault(str(example.text), []).append(example.label)
+    by_source = {str(example.text): text for example, text in zip(examples, written, strict=True)}
+    guesses = [by_source[source] for source in references]
+    # sacrebleu's form: the first reference of each source, the second of each, ..., None where there is none.
+    streams = [list(texts) for texts in zip_longest(*references.values())]
+    bleu = sacrebleu.corpus_bleu(guesses, streams, force=True, **settings)
+    chrf = sacrebleu.CHRF(lowercase=settings["lowercase"]).corpus_score(guesses, streams)
     return {"bleu": float(bleu.score), "chrf": float(chrf.score)}
 
 
