@@ -9,6 +9,7 @@ tensorboard/, vocab/ and checkpoints/. The same command again continues from the
 """
 
 import os
+import resource
 import socket
 import sys
 import time
@@ -64,6 +65,7 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
         say(f"error: {error}")
         return 2
     tell_place()
+    raise_open_files()
     try:
         setup = prepare(parse_command(argv), ranks_in(os.environ) or 1)
     except InputError as error:
@@ -131,6 +133,14 @@ def settle_on_cpu() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
+
+
+def raise_open_files() -> None:
+    """Take as many open files as this user may have: a store maps each of its shards, and gloo has ten a rank."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tell_outcome(code: int) -> None:

@@ -4,7 +4,7 @@
 """
 
 import shutil
-import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoints.format import checkpoint_dir
-from tests.launched import start
+from tests.launched import start, wait_for
+from tests.metrics import events
 from tests.nodes import Nodes, missing, two_nodes, watched
 from tests.runs import contents
 from tests.stores import random_documents, store_of
@@ -30,6 +31,11 @@ def nodes(tmp_path_factory) -> Iterator[Nodes]:
     with two_nodes(tmp_path_factory.mktemp("nodes")) as found:
         (found.base / "hosts.txt").write_text("node1 slots=1\nnode2 slots=1\n")
         yield found
+
+
+@pytest.fixture(scope="module")
+def slurm(nodes) -> None:
+    nodes.start_slurm()
 
 
 @pytest.fixture(scope="module")
@@ -67,40 +73,55 @@ def test_open_mpi_makes_the_same_bytes(nodes, asked, expected):
     assert made_by(nodes, asked, *mpirun, BIN / "python", "-m", "pretrain.train") == expected
 
 
-def test_srun_makes_the_same_bytes(nodes, asked, expected):
-    nodes.start_slurm()
+def test_srun_makes_the_same_bytes(nodes, slurm, asked, expected):
     srun = ["srun", "-N2", "-n2", "--ntasks-per-node=1"]
     assert made_by(nodes, asked, *srun, BIN / "python", "-m", "pretrain.train") == expected
 
 
-def long_run(nodes: Nodes, asked: list[str], out: Path, **variables: str):
-    hosts = str(nodes.base / "hosts.txt")
-    process = nodes.popen(
-        1, *("bash", "launch/pretrain.sh", *asked, "--steps", 100_000, "--save_every", 5, "--out", out),
-        HOSTFILE=hosts, **RANKS | variables,
-    )  # fmt: skip
+def long_run(nodes: Nodes, asked: list[str], out: Path) -> subprocess.Popen[str]:
+    """A run over ssh without an end, that has saved."""
+    words = ["bash", "launch/pretrain.sh", *asked, "--steps", 100_000, "--save_every", 5, "--out", out]
+    process = nodes.popen(1, *words, HOSTFILE=str(nodes.base / "hosts.txt"), **RANKS)
     watched(process, (out / "checkpoints/latest").exists)
     return process
 
 
-def supervisor_of(nodes: Nodes) -> str:
-    return nodes.run(1, "pgrep", "-f", "[s]upervise.py --cluster").stdout.split()[0]
+def ranks_of(nodes: Nodes, number: int) -> list[str]:
+    return nodes.run(number, "pgrep", "-f", "[-]-local_rank=", check=False).stdout.split()
 
 
-def test_a_request_to_stop_saves_on_all_nodes_and_ends_with_75(nodes, asked, tmp_path):
+def test_a_request_to_stop_saves_on_all_nodes_and_ends_with_75(nodes, asked):
     out = nodes.base / "stopped"
     process = long_run(nodes, asked, out)
-    nodes.run(1, "kill", f"-{int(signal.SIGTERM)}", supervisor_of(nodes))
+    supervisor = nodes.run(1, "pgrep", "-f", "[s]upervise.py --cluster").stdout.split()[0]
+    nodes.run(1, "kill", "-TERM", supervisor)
     said, _ = process.communicate()
     assert process.returncode == 75, said
-    assert nodes.run(2, "pgrep", "-f", "[p]retrain.sh", check=False).stdout == ""
+    (stop,) = events(out, "stop")
+    assert checkpoint_dir(out, stop["step"]).is_dir()
+    assert ranks_of(nodes, 1) == ranks_of(nodes, 2) == []
     assert not list(nodes.base.glob(".zerobert-*"))
 
 
-def test_a_node_whose_ranks_are_killed_is_named(nodes, asked):
+def test_a_job_of_slurm_saves_in_time_and_goes_back_into_the_queue(nodes, slurm, asked):
+    out, log = nodes.base / "job", nodes.base / "job.log"
+    size = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={log}"]
+    words = ["launch/pretrain.sbatch", *asked, "--steps", 100_000, "--save_every", 5, "--out", out]
+    job = nodes.run(1, "sbatch", "--parsable", *size, *words, **RANKS).stdout.strip()
+    wait_for((out / "checkpoints/latest").exists)
+    nodes.run(1, "scancel", "--signal=USR1", "--batch", job)
+    wait_for(lambda: "goes back into the queue" in log.read_text())
+    wait_for(lambda: nodes.run(1, "squeue", "-h", "-j", job, "-o", "%T").stdout.strip() == "PENDING")
+    nodes.run(1, "scancel", job)
+    (stop,) = events(out, "stop")
+    assert stop["reason"] == "SIGUSR1"
+    assert checkpoint_dir(out, stop["step"]).is_dir()
+
+
+def test_a_node_whose_processes_are_killed_is_named(nodes, asked):
     process = long_run(nodes, asked, nodes.base / "killed")
-    nodes.run(2, "pkill", "-9", "-f", "[d]eepspeed.launcher.launch|[p]retrain.sh")
+    nodes.run(2, "pkill", "-9", "-f", "[d]eepspeed.launcher.launch|[-]-local_rank=")
     said, _ = process.communicate()
     assert process.returncode == 1, said
     assert "error: rank 1 on node2 ended without a word" in said
-    assert nodes.run(1, "pgrep", "-f", "[p]retrain.sh", check=False).stdout == ""
+    assert ranks_of(nodes, 1) == []
