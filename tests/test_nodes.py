@@ -13,9 +13,8 @@ import pytest
 
 from pretrain.checkpoints.format import checkpoint_dir
 from tests.launched import start, wait_for
-from tests.metrics import events
 from tests.nodes import Nodes, missing, two_nodes, watched
-from tests.runs import contents
+from tests.runs import contents, events
 from tests.stores import random_documents, store_of
 
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(3000)]
