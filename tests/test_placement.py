@@ -204,9 +204,7 @@ class TestNetwork:
             interface_instead_of_loopback("10.0.0.2")
 
     def test_the_first_node_is_not_this_one_where_rank_0_is_elsewhere(self):
-        with pytest.raises(
-            InputError, match=r"MASTER_ADDR='localhost' is .* itself, where rank 1 is and rank 0 is not"
-        ):
+        with pytest.raises(InputError, match=r"MASTER_ADDR='localhost' is .* itself, where rank 1 is and rank 0 not"):
             take_place(
                 {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "localhost"}
             )
