@@ -1,7 +1,8 @@
 """What DeepSpeed's launcher lacks on several hosts: looked at before, handed to the ranks, and said in the end.
 
     hosts = Hosts.of_command(["deepspeed", "--hostfile", "hosts", ...])       None: one machine
-    hosts.check()                               ssh works on each, and finds this checkout there
+    hosts.check(script)                         ssh works on each, and finds this checkout there
+    hosts.wait(script)                          for as long as a machine takes that starts anew
     with shared_folder(command) as folder: ...  seen from all nodes: requests to stop go there, and outcomes come back
     hosts.environment(folder)                   for the launcher: what it forwards, and ssh that notices a lost link
 
@@ -16,15 +17,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+SCRIPT = "pretrain.sh"
 DEFAULT_HOSTFILE = Path("/job/hostfile")  # DeepSpeed's
 SSH_SECONDS = 10  # in which a host must answer
 KEEPALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"  # a link that is down is an end after 15 seconds
+BACK_SECONDS = 600.0  # in which hosts that are gone may come back
 AT_ONCE = 64  # hosts that are asked
 # Beside what DeepSpeed passes on by itself (PYTHON*, UCX*, and on a machine with a GPU NCCL*).
 FORWARDED = re.compile(
@@ -74,6 +78,12 @@ class Hosts(NamedTuple):
             wrong = pool.map(lambda name: self._ask(name, ask, dict(zip(MISSING, places, strict=True))), self.names)
             return list(filter(None, wrong))
 
+    def wait(self, script: Path) -> None:
+        """Wait for hosts that do not answer, before a run is started again on them."""
+        until = time.monotonic() + BACK_SECONDS
+        while self.are_all_used and self.check(script) and time.monotonic() < until:
+            time.sleep(SSH_SECONDS)
+
     def _ask(self, name: str, ask: str, places: Mapping[int, Path]) -> str:
         port = ["-p", self.ssh_port] if self.ssh_port else []
         options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
@@ -106,11 +116,16 @@ class Hosts(NamedTuple):
         return outcome | {"DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": keepalive}
 
 
+def script_of(command: Sequence[str]) -> Path:
+    """Return the file that a command of the launcher makes ranks of."""
+    return next((Path(word) for word in command if word.endswith(SCRIPT)), Path(__file__))
+
+
 def option(command: Sequence[str], *names: str) -> str | None:
     """Return the value of an option of the launcher, written with a space or with `=`; the last one counts."""
     found = None
     for index, word in enumerate(command):
-        if word.endswith("pretrain.sh"):
+        if word.endswith(SCRIPT):
             break
         name, equals, value = word.partition("=")
         if name in names:

@@ -37,7 +37,7 @@ import psutil
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of launch/
 
-from launch.cluster import Hosts, shared_folder, who_failed
+from launch.cluster import Hosts, script_of, shared_folder, who_failed
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -75,6 +75,8 @@ class Supervisor:
                 break
             _say(f"the run failed with code {code}; restart {attempt + 1} of {self.restarts}")
             time.sleep(PAUSE)
+            if self.hosts is not None:
+                self.hosts.wait(script_of(self.command))
             if self.signals:  # in the pause
                 break
         return code
@@ -101,7 +103,7 @@ class Supervisor:
             if self.hosts is not None and outcome is None and (words := who_failed(folder)):
                 _say(f"error: {words}")
         failures = {code for code in codes if code not in (FINISHED, STOPPED)}
-        if outcome is not None and code <= 192 and failures <= OF_THE_LAUNCHER:
+        if outcome is not None and (code <= 192 or code == LOST_CONNECTION) and failures <= OF_THE_LAUNCHER:
             return outcome
         if self._stopped_early and failures <= OF_A_SIGNAL:
             return STOPPED
@@ -238,8 +240,7 @@ def main() -> int:
         except ValueError as error:
             _say(f"error: {error}")
             return 2
-        script = next((Path(word) for word in command if word.endswith("pretrain.sh")), Path(__file__))
-        for words in (wrong := hosts.check(script) if hosts is not None and hosts.are_all_used else []):
+        for words in (wrong := hosts.check(script_of(command)) if hosts is not None and hosts.are_all_used else []):
             _say(f"error: {words}")
         if wrong:
             return 2
