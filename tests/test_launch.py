@@ -108,12 +108,15 @@ def test_flags_of_the_launcher_come_last_so_that_they_count(tmp_path, asked):
 
 
 def test_a_hostfile_decides_about_ranks_and_port(tmp_path):
-    path = fake_deepspeed(tmp_path)
-    result = run("bash", PRETRAIN, "--x", PATH=path, DS_ACCELERATOR="cpu", DEEPSPEED_FLAGS="--hostfile hosts")
-    flags = result.stdout.splitlines()[0]
-    assert flags.endswith(f"--hostfile hosts {PRETRAIN} --x")
-    assert "--num_gpus" not in flags
-    assert "--master_port" not in flags
+    path, hosts = fake_deepspeed(tmp_path), tmp_path / "hosts"
+    hosts.write_text("node1 slots=1\n")
+    (tmp_path / "ssh").symlink_to("/bin/true")
+    for how in (dict(DEEPSPEED_FLAGS=f"--hostfile {hosts}"), dict(HOSTFILE=str(hosts))):
+        result = run("bash", PRETRAIN, "--x", PATH=path, DS_ACCELERATOR="cpu", **how)
+        flags = result.stdout.splitlines()[0]
+        assert flags.endswith(f"--hostfile {hosts} {PRETRAIN} --x")
+        assert "--num_gpus" not in flags
+        assert "--master_port" not in flags
 
 
 @pytest.mark.parametrize(
