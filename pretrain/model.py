@@ -25,15 +25,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
-from data_prep.cli import InputError, say
+from data_prep.cli import InputError, say, say_once
 from data_prep.json_types import JsonObject
-from data_prep.tokens.contract import same_tokenizer
 from data_prep.untrusted import weight_files
 from pretrain import hf_folder
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.hf_files import read_init
 from pretrain.settings.limits import BERT_INITIALIZER_RANGE, MAX_POSITIONS, Preset
 from pretrain.settings.shape import PRESETS, Shape
+from pretrain.vocabulary_rows import Rows, VocabFrom, find_rows, give_rows, say_rows
 
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
@@ -174,26 +174,42 @@ def build_model(
     pad_id: int = 0,
     initializer_range: float = BERT_INITIALIZER_RANGE,
     vocab: Path | None = None,
+    vocab_from: VocabFrom = "same",
+    positions: int | None = None,
 ) -> BertForPreTraining:
     """Return a new BERT (of a `preset`, or of any `shape`) or an existing one (`init_from`) in float32, its vocabulary
     padded.
 
     Weights are a function of the arguments alone. `pad_id`: whose embedding stays 0; `vocab`: the store's tokenizer
-    folder, the same tokenizer as that of `init_from`.
+    folder, the same tokenizer as that of `init_from`, or one with words added to it, or with `vocab_from` match any;
+    `positions`: how many there are in place of 512, or of those of `init_from`, which are then stretched.
 
     Raises
     ------
-    InputError: `init_from` is not a usable BERT folder, or its tokenizer is another one.
+    InputError: `init_from` is not a usable BERT folder, its tokenizer is another one, or it has more positions.
     """
     torch.manual_seed(seed)
     shape = PRESETS[preset] if preset is not None else shape
     if shape is not None:
         model = BertForPreTraining(
-            config_of(shape, vocab_size, dropout=dropout, pad_id=pad_id, initializer_range=initializer_range)
+            config_of(
+                shape,
+                vocab_size,
+                dropout=dropout,
+                pad_id=pad_id,
+                initializer_range=initializer_range,
+                positions=positions or MAX_POSITIONS,
+            )
         )
     else:
         assert init_from is not None
-        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab, pad_id)
+        rows = None if vocab is None else find_rows(init_from, vocab, vocab_from)
+        model = _load(init_from, vocab_size, dropout, needs_nsp, rows, pad_id, has_vocab=vocab is not None)
+        if rows is not None:
+            give_rows(model, rows)
+            say_rows(init_from, rows)
+        if positions is not None:
+            _stretch_positions(init_from, model, positions)
     use_varlen_attention(model)
     _pad_vocabulary(model, vocab_size)
     return model
@@ -214,6 +230,7 @@ def config_of(
     dropout: float,
     pad_id: int = 0,
     initializer_range: float = BERT_INITIALIZER_RANGE,
+    positions: int = MAX_POSITIONS,
 ) -> BertConfig:
     """Return transformers' configuration of a new model, the vocabulary as it is."""
     return BertConfig(
@@ -226,7 +243,7 @@ def config_of(
         initializer_range=initializer_range,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=positions,
     )
 
 
@@ -258,17 +275,28 @@ def model_around(model_class: Any, config: BertConfig, weights: dict[str, Tensor
 
 
 def _load(
-    folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None, pad_id: int
+    folder: Path,
+    vocab_size: int,
+    dropout: float,
+    needs_nsp: bool,
+    rows: Rows | None,
+    pad_id: int,
+    *,
+    has_vocab: bool,
 ) -> BertForPreTraining:
     read_init(folder)
     config: Any = hf_folder.load_config(folder)
-    if vocab is not None:
-        same_tokenizer(folder, vocab)
+    if rows is not None:
+        vocab_size, pad_id = rows.known, rows.old_pad_id  # of its own tokenizer
     # Rows beyond the entries of the tokenizer pad the vocabulary: to a multiple of 8 or 64.
-    if config.vocab_size < vocab_size or (vocab is None and config.vocab_size != vocab_size):
+    if config.vocab_size < vocab_size or (not has_vocab and config.vocab_size != vocab_size):
         raise InputError(
-            f"--init_from {folder} has {config.vocab_size} vocabulary entries, the store {vocab_size}; "
-            f"make the store with this folder's tokenizer"
+            f"--init_from {folder} has {config.vocab_size} vocabulary entries, "
+            + (
+                f"the store {vocab_size}; make the store with this folder's tokenizer"
+                if rows is None
+                else f"its own tokenizer {vocab_size}; they are not of one model: take both from its source again"
+            )
         )
     if needs_nsp and config.type_vocab_size < 2:
         raise InputError(
@@ -314,6 +342,39 @@ def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs
             f"{folder} has no next-sentence head; it begins at random: {', '.join(sorted(nsp))} "
             "(--objective mlm trains without it)"
         )
+
+
+@torch.no_grad()
+def _stretch_positions(folder: Path, model: BertForPreTraining, positions: int) -> None:
+    """Give a model more positions: its own rows, laid over the longer line so that both ends stay, and between them
+    straight lines from row to row.
+
+    Of 3 rows 5 become: 0, halfway to 1, 1, halfway to 2, 2.
+
+    Raises
+    ------
+    InputError: it has more already.
+    """
+    embeddings: Any = model.bert.embeddings
+    old = embeddings.position_embeddings.weight
+    if positions < len(old):
+        raise InputError(
+            f"--positions {positions}: --init_from {folder} has {len(old)} already; leave it out: shorter samples need "
+            "no fewer"
+        )
+    if positions == len(old):
+        return
+    # In float64, so that the place of a row that stays is a whole number.
+    place = torch.arange(positions, dtype=torch.float64) * (len(old) - 1) / (positions - 1)
+    below = place.floor().long().clamp(max=max(len(old) - 2, 0))
+    above = (below + 1).clamp(max=len(old) - 1)
+    rows = torch.lerp(old[below].double(), old[above].double(), (place - below)[:, None]).float()
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(rows, freeze=False)
+    embeddings.position_ids = torch.arange(positions)[None]
+    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+    model.config.max_position_embeddings = positions
+    said = f"{folder}: {len(old):,} positions stretched to {positions:,}, in straight lines from row to row"
+    say_once(said, about=said)
 
 
 @torch.no_grad()
