@@ -25,15 +25,17 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
-from data_prep.cli import InputError, say, say_once
+from data_prep.calls import call
+from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
+from data_prep.tokens.row_sources import Rows, VocabFrom, find_rows
 from data_prep.untrusted import weight_files
 from pretrain import hf_folder
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.hf_files import read_init
+from pretrain.new_rows import give_rows, stretch_positions
 from pretrain.settings.limits import BERT_INITIALIZER_RANGE, MAX_POSITIONS, Preset
 from pretrain.settings.shape import PRESETS, Shape
-from pretrain.vocabulary_rows import Rows, VocabFrom, find_rows, give_rows, say_rows
 
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
@@ -206,10 +208,9 @@ def build_model(
         rows = None if vocab is None else find_rows(init_from, vocab, vocab_from)
         model = _load(init_from, vocab_size, dropout, needs_nsp, rows, pad_id, has_vocab=vocab is not None)
         if rows is not None:
-            give_rows(model, rows)
-            say_rows(init_from, rows)
+            give_rows(init_from, model, rows)
         if positions is not None:
-            _stretch_positions(init_from, model, positions)
+            stretch_positions(init_from, model, positions)
     use_varlen_attention(model)
     _pad_vocabulary(model, vocab_size)
     return model
@@ -308,7 +309,7 @@ def _load(
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
     model, missing, mismatched, unexpected = hf_folder.open_model(BertForPreTraining, folder, config)
     _refuse_own_decoder(folder)
-    _report_missing(folder, missing, mismatched, needs_nsp)
+    _report_missing(folder, missing, mismatched, unexpected, needs_nsp)
     others = tuple(head for head in hf_folder.HEADS if not head.startswith("cls."))  # those are the model's own
     hf_folder.report_unused(folder, unexpected, "bert.", others)
     return model
@@ -328,13 +329,20 @@ def _refuse_own_decoder(folder: Path) -> None:
             )
 
 
-def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs_nsp: bool) -> None:
+def _report_missing(
+    folder: Path, missing: set[str], mismatched: set[str], unexpected: set[str], needs_nsp: bool
+) -> None:
     """Say which heads begin at random; an encoder with a hole is no checkpoint to continue."""
     nsp = {key for key in missing if key.startswith(("cls.seq_relationship.", "bert.pooler."))}
     mlm = {key for key in missing if key.startswith("cls.predictions.")}
     if other := sorted(missing - nsp - mlm) + sorted(mismatched):
         some = f"{', '.join(other[:4])} ({len(other)} tensors in all)"
-        raise InputError(f"--init_from {folder} lacks, or has in another shape than config.json says, {some}")
+        prefixes = {found.removesuffix(name) for name in other for found in unexpected if found.endswith(f".{name}")}
+        remedy = f"; all of its names begin with {prefixes.pop()!r}: convert it first" if len(prefixes) == 1 else ""
+        raise InputError(
+            f"--init_from {folder} lacks, or has in another shape than config.json says, {some}{remedy}"
+            + (f", {call('export', folder, 'OUT')}" if remedy else "")
+        )
     if mlm:
         say(f"{folder} has no language-model head; it begins at random: {', '.join(sorted(mlm))}")
     if nsp and needs_nsp:
@@ -342,39 +350,6 @@ def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs
             f"{folder} has no next-sentence head; it begins at random: {', '.join(sorted(nsp))} "
             "(--objective mlm trains without it)"
         )
-
-
-@torch.no_grad()
-def _stretch_positions(folder: Path, model: BertForPreTraining, positions: int) -> None:
-    """Give a model more positions: its own rows, laid over the longer line so that both ends stay, and between them
-    straight lines from row to row.
-
-    Of 3 rows 5 become: 0, halfway to 1, 1, halfway to 2, 2.
-
-    Raises
-    ------
-    InputError: it has more already.
-    """
-    embeddings: Any = model.bert.embeddings
-    old = embeddings.position_embeddings.weight
-    if positions < len(old):
-        raise InputError(
-            f"--positions {positions}: --init_from {folder} has {len(old)} already; leave it out: shorter samples need "
-            "no fewer"
-        )
-    if positions == len(old):
-        return
-    # In float64, so that the place of a row that stays is a whole number.
-    place = torch.arange(positions, dtype=torch.float64) * (len(old) - 1) / (positions - 1)
-    below = place.floor().long().clamp(max=max(len(old) - 2, 0))
-    above = (below + 1).clamp(max=len(old) - 1)
-    rows = torch.lerp(old[below].double(), old[above].double(), (place - below)[:, None]).float()
-    embeddings.position_embeddings = nn.Embedding.from_pretrained(rows, freeze=False)
-    embeddings.position_ids = torch.arange(positions)[None]
-    embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
-    model.config.max_position_embeddings = positions
-    said = f"{folder}: {len(old):,} positions stretched to {positions:,}, in straight lines from row to row"
-    say_once(said, about=said)
 
 
 @torch.no_grad()

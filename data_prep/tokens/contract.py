@@ -319,8 +319,8 @@ def tokenizer_of(model: Path, option: str = "--init_from") -> Encoder:
             return Encoder.load(folder, "tokenizers")
     if not (model / "vocab.txt").is_file():
         raise InputError(
-            f"{option} {model} has no tokenizer.json and no vocab.txt: which ids are its model's cannot be told; put the "
-            "files of its tokenizer there"
+            f"{option} {model} has no tokenizer.json and no vocab.txt: which ids are its model's cannot be told; put "
+            "the files of its tokenizer there"
         )
     refuse_code(model, (CONFIG,))
     with tempfile.TemporaryDirectory() as scratch:

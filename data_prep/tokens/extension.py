@@ -130,8 +130,8 @@ def extended(base: Encoder, words: Sequence[str]) -> Tokenizer:
 
 
 def entries_of(tokenizer: Tokenizer) -> list[str]:
-    """Return all entries in the order of their ids, added tokens among them. An id that none has, since another entry of
-    the same text came later, gets a name of its own, as data_prep/tokens/wordpiece.py gives it."""
+    """Return all entries in the order of their ids, added tokens among them. An id that none has, since another entry
+    of the same text came later, gets a name of its own, as data_prep/tokens/wordpiece.py gives it."""
     by_id = {token_id: entry for entry, token_id in tokenizer.get_vocab(with_added_tokens=True).items()}
     return [by_id.get(token_id, f"[repeated{token_id}]") for token_id in range(max(by_id) + 1)]
 

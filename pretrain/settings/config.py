@@ -19,6 +19,7 @@ from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.sample_index import Objective
+from data_prep.tokens.row_sources import VocabFrom
 from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
@@ -46,7 +47,6 @@ from pretrain.settings.schedule import Schedule
 from pretrain.settings.shape import Shape, shape_of
 
 MlmBias = Literal["zeros", "unigram"]
-VocabFrom = Literal["same", "match"]
 # What a new model is, in place of its preset's numbers, and how it begins; with --init_from all of it is there already.
 SHAPE = Shape._fields
 OF_A_NEW_MODEL = (*SHAPE, "initializer_range", "mlm_bias")

@@ -1,7 +1,6 @@
-"""Rows of an embedding for another vocabulary than the model was trained with: words added to it, or another language.
+"""Where the rows of an embedding come from, if a store has another vocabulary than the model that goes on with it.
 
     rows = find_rows(HF, store / "vocab", "match")      None where the vocabulary is the model's own
-    give_rows(model, rows)                              the embedding, and the bias of the masked-token head
 
 An entry that the model knows keeps its row. Another begins as the mean of the rows of its pieces: those by which the
 model's own tokenizer spells its text, `##ung` as it would go on within a word. What it cannot spell begins as the mean
@@ -11,20 +10,16 @@ of all rows (Hewitt 2021: the model then finds the new entries no likelier than 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer, models
-from torch import Tensor
-from torch.nn.functional import embedding_bag
-from transformers import BertForPreTraining
 
-from data_prep.cli import InputError, say_once
+from data_prep.cli import InputError
 from data_prep.tokens.contract import is_extension, same_tokenizer, tokenizer_of
 from data_prep.tokens.encode import ROLES, Encoder
-from pretrain.settings.config import VocabFrom
 
+VocabFrom = Literal["same", "match"]  # what a model may make of a store's vocabulary
 _WORD = "\u2581"  # SentencePiece's mark of what begins a word
 
 
@@ -93,7 +88,7 @@ def _rows(theirs: Encoder, ours: Encoder, is_same: np.ndarray) -> Rows:
 
 
 def _plain(encoder: Encoder, token_id: int) -> tuple[str, bool]:
-    """Return the text of an entry, and whether it goes on with a word: ##ung, or SentencePiece's ung beside its mark."""
+    """Return the text of an entry, and whether it goes on with a word: ##ung, or ung without SentencePiece's mark."""
     entry = encoder.tokenizer.id_to_token(token_id) or ""
     if token_id in encoder.special_ids.values():
         return entry, False
@@ -130,30 +125,3 @@ def _inner_speller(encoder: Encoder) -> Callable[[str], list[int]]:
     state |= {"added_tokens": [], "post_processor": None}
     spell_inner = _speller(Encoder(Tokenizer.from_str(json.dumps(state)), encoder.special_ids, "tokenizers"))
     return lambda text: spell_inner(text) or whole(text)  # signs and Chinese characters have no ## entry
-
-
-@torch.no_grad()
-def give_rows(model: BertForPreTraining, rows: Rows) -> None:
-    """Give a model, with the rows of its own vocabulary, those of another: embedding and bias of each entry."""
-    flat = torch.tensor([row for pieces in rows.pieces for row in pieces])
-    lengths = torch.tensor([len(pieces) for pieces in rows.pieces])
-    starts = lengths.cumsum(0) - lengths
-
-    def means(old: Tensor) -> Tensor:
-        """[V, D] of the rows of the model [R, D]."""
-        new = embedding_bag(flat, old, starts, mode="mean")
-        new[lengths == 0] = old[: rows.known].mean(0)
-        return new
-
-    embedding = model.bert.embeddings.word_embeddings
-    weight, bias = embedding.weight.clone(), model.cls.predictions.bias.clone()
-    embedding.padding_idx = None  # whose place is another one, below
-    model.resize_token_embeddings(len(rows.pieces), mean_resizing=False)
-    model.bert.embeddings.word_embeddings.weight.copy_(means(weight))
-    model.cls.predictions.bias.copy_(means(bias[:, None])[:, 0])
-    model.bert.embeddings.word_embeddings.padding_idx = model.config.pad_token_id = rows.pad_id
-
-
-def say_rows(folder: Path, rows: Rows) -> None:
-    """Say where the rows come from, once for all ranks of a node."""
-    say_once(f"{folder}: {rows.said}", about=f"rows {folder}")
