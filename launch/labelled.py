@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_whole
-from pretrain.finetune.columns import LABEL_COLUMNS, PAIR_COLUMNS, TAG_COLUMNS, TEXT_COLUMNS, WORD_COLUMNS
 from pretrain.finetune.examples import TASK_FILES, check_labels
-from pretrain.finetune.rows import Row
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.files.columns import LABEL_COLUMNS, PAIR_COLUMNS, TAG_COLUMNS, TEXT_COLUMNS, WORD_COLUMNS
+from pretrain.finetune.files.rows import Row
+from pretrain.finetune.files.tables import read_rows
 
 HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
 LEAST = 10  # rows of which a part can be held back

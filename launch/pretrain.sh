@@ -45,6 +45,11 @@ for argument in "$@"; do
     esac
 done
 
+# Where mpirun or srun has started this as one of several, it is a rank, and starts none: pretrain/placement.py.
+for count in OMPI_COMM_WORLD_SIZE PMI_SIZE MV2_COMM_WORLD_SIZE SLURM_STEP_NUM_TASKS; do
+    [[ ${!count:-1} == 1 || -n ${RANK-} ]] || exec "$python" "$self" "$@"
+done
+
 # What is wrong is said at once, before ranks are started to say it; on a cluster each looks at what its node has.
 on_cluster= maybe_gpu=
 [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]] || on_cluster=1
@@ -96,7 +101,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RANK = os.environ.get("RANK", "0")
 STOPPED = 75
 
 
@@ -110,7 +114,7 @@ def main() -> None:
     # The launcher puts --local_rank=N before our arguments; LOCAL_RANK says the same.
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--local_rank=")]
     if not arguments:
-        if RANK == "0":
+        if os.environ.get("RANK", "0") == "0":
             print(usage(), file=sys.stderr)
         sys.exit(2)
     sys.path[0] = str(ROOT)  # in place of launch/
@@ -136,7 +140,7 @@ if __name__ == "__main__":
         main()
     except SystemExit as stop:
         # The launcher ends every rank as soon as one has left; the first is the one that says why.
-        if stop.code not in (None, 0, STOPPED) and RANK != "0":
+        if stop.code not in (None, 0, STOPPED) and os.environ.get("RANK", "0") != "0":
             time.sleep(10)
         raise
 # end

@@ -1,5 +1,6 @@
 """What ranks say to each other. Host tensors only (gloo), so nothing waits for a GPU.
 
+meet("gloo", timeout)                               the ranks come together, or who is missing is said
 gloo_group("saver")                                 a group of all ranks, for one thread to talk in
 all_reduce_max(value, group)                        the largest of the ranks' values
 broadcast_object(value)                             rank 0's value, on all ranks
@@ -10,10 +11,12 @@ check_same_on_all_ranks(what)                       versions, settings and store
 
 import hashlib
 import json
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +26,10 @@ from data_prep.cli import InputError
 
 T = TypeVar("T")
 MAX_DIFFERENCES = 6  # that a message names
+MEET_SECONDS = 300.0  # in which every rank must come to where they meet: nodes start apart
+CONNECT_SECONDS = 60.0  # in which they must then connect to each other
+# Of what ranks tell each other on the host: one may build an index for an hour. What hangs is ended by watchdog.py.
+HOST_TIMEOUT = timedelta(days=7)
 _groups: dict[str, dist.ProcessGroup] = {}
 
 
@@ -34,11 +41,74 @@ class OtherRankError(OSError):
         self.exit_code = exit_code
 
 
+def meet(backend: str, timeout: timedelta) -> None:
+    """Start torch.distributed between the ranks that the launcher's variables describe. Collective.
+
+    timeout: of the collectives that follow. Coming together has shorter ones, so that it fails by its name.
+
+    Raises
+    ------
+    InputError: nobody is where the ranks should meet, some do not come, or they cannot connect to each other.
+    """
+    if dist.is_initialized():
+        return
+    _groups.clear()
+    where = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEET_SECONDS)))
+    except (dist.DistError, RuntimeError) as error:
+        raise InputError(
+            f"{where}: the ranks cannot meet there ({_first_line(error)}); the address is that of the first node, and "
+            "the port one that is free there and that the others may reach: --master_addr, --master_port"
+        ) from error
+    wait_for_all(store, rank, world, where)
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=CONNECT_SECONDS)
+        )
+        _groups["loop"] = dist.new_group(backend="gloo", timeout=timedelta(seconds=CONNECT_SECONDS))
+    except (dist.DistError, RuntimeError) as error:
+        raise InputError(
+            f"rank {rank} on {socket.gethostname()}: the ranks have met at {where}, but cannot connect to each other "
+            f"({_first_line(error)}); name the network that joins the nodes, GLOO_SOCKET_IFNAME and "
+            "NCCL_SOCKET_IFNAME, and open ports above 1023 between them in the firewall"
+        ) from error
+    dist.distributed_c10d._set_pg_timeout(timeout)
+    dist.distributed_c10d._set_pg_timeout(HOST_TIMEOUT, gloo_group())
+
+
+def wait_for_all(store: dist.Store, rank: int, world: int, where: str) -> None:
+    """Wait until every rank is there.
+
+    Raises
+    ------
+    InputError: naming those that are not, within MEET_SECONDS.
+    """
+    store.set(f"zerobert/came/{rank}", socket.gethostname())
+    if store.add("zerobert/came", 1) == world:
+        store.set("zerobert/all", "")
+    try:
+        store.wait(["zerobert/all"], timedelta(seconds=MEET_SECONDS))
+    except (dist.DistError, RuntimeError) as error:
+        try:
+            missing = [other for other in range(world) if not store.check([f"zerobert/came/{other}"])]
+        except (dist.DistError, RuntimeError):  # rank 0, which keeps the store, has gone: it says why
+            raise InputError(f"{where}: rank 0 has ended ({_first_line(error)})") from error
+        raise InputError(
+            f"{where}: {_in_words(missing)} of {world} did not come within {MEET_SECONDS:.0f} seconds; what their "
+            "nodes say stands above, or in the log of the launcher"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].strip()[:300]  # C++ frames follow
+
+
 def gloo_group(name: str = "loop") -> dist.ProcessGroup:
     """Return the gloo group of all ranks that has this name. Each thread that talks has its own; the first call for a
     name is collective."""
     if name not in _groups:
-        _groups[name] = dist.new_group(backend="gloo")
+        _groups[name] = dist.new_group(backend="gloo", timeout=HOST_TIMEOUT)
     return _groups[name]
 
 
@@ -129,6 +199,7 @@ def _by_rank(name: str, everyone: list[Any]) -> str:
 
 
 def _in_words(ranks: list[int]) -> str:
+    """Return "rank 3", "ranks 2 to 5" or "ranks 1, 4"."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     is_span = ranks == list(range(ranks[0], ranks[-1] + 1))

@@ -105,7 +105,7 @@ def main(config: PredictConfig) -> None:
         texts = (f"{question}\t{text}" for text in texts)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.inference import answer, write
+    from pretrain.inference.pipeline import answer, write
 
     if kind == "generated":
         write(config.folder, texts, config.beams, config.max_new_tokens, config.json)
@@ -144,7 +144,7 @@ def embed(config: PredictConfig, content: JsonObject) -> None:
         say(f"{file}: blank lines: {sum(blank):,}; {what}")
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.embedding import embed_file, print_nearest
+    from pretrain.inference.embedding import embed_file, print_nearest
 
     if config.out is not None:
         embed_file(config.folder, lines_in(file), len(blank), config.out, as_json=config.json)

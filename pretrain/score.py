@@ -26,10 +26,10 @@ import tyro
 
 from data_prep.cli import InputError, run
 from pretrain.export.origin import Weights, check_origin
-from pretrain.finetune.columns import TEXT_COLUMNS
-from pretrain.finetune.kinds import KINDS, SUFFIXES
-from pretrain.finetune.rows import shorten
-from pretrain.finetune.tables import read_rows, read_text_lines
+from pretrain.finetune.files.columns import TEXT_COLUMNS
+from pretrain.finetune.files.kinds import KINDS, SUFFIXES
+from pretrain.finetune.files.rows import shorten
+from pretrain.finetune.files.tables import read_rows, read_text_lines
 from pretrain.hf_files import forbid_network, need_tokenizer, read_config
 from pretrain.likelihood.minimal_pairs import read_pairs
 

@@ -1,20 +1,16 @@
 """A run as it is asked for: settings, stores and phases, compared with each other before torch is imported.
 
-    check_launch()                      the launcher's variables
     prepare(config, ranks) -> Setup     refuses everything that names, sizes and headers of files tell
     setup.with_precision("bf16")        once torch has told what the device can do
 
 What needs the model (its weights, a checkpoint's shapes) or a GPU is refused later, in trainer.py.
 """
 
-import os
-import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from data_prep.cli import InputError, number_in, say_once
+from data_prep.cli import InputError
 from data_prep.files import check_writable
 from data_prep.samples.coverage import evaluated, why_not_evaluated
 from data_prep.samples.mixture import fresh_epoch
@@ -28,8 +24,6 @@ from pretrain.settings.ds_config import DsConfig
 from pretrain.settings.limits import MAX_POSITIONS
 from pretrain.settings.phases import Phase, engine_ds_config, phases_of
 from pretrain.state import RunState
-
-ADDRESS_SECONDS = 30.0  # in which the first node's name must become known
 
 
 class Setup(NamedTuple):
@@ -136,58 +130,6 @@ def pairs_to_score(config: TrainConfig, stores: list[Store]) -> list[MinimalPair
             + why_not_evaluated(stores, config.objective)
         )
     return choose_evenly(read_pairs(config.eval_pairs), config.eval_pairs_max)
-
-
-def check_launch(environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse what a launcher of ranks that train together cannot have meant.
-
-    Raises
-    ------
-    InputError: naming the variable.
-    """
-    world = number_in(environment, "WORLD_SIZE", 1, least=1)
-    number_in(environment, "RANK", 0, most=world - 1)
-    number_in(environment, "LOCAL_RANK", 0, most=world - 1)
-    for name in ("LOCAL_SIZE", "LOCAL_WORLD_SIZE"):  # DeepSpeed's name, and torchrun's
-        number_in(environment, name, 1, least=1)
-    number_in(environment, "MASTER_PORT", 0, most=0xFFFF)
-    if world > 1 and "MASTER_ADDR" in environment:
-        check_address(environment["MASTER_ADDR"])
-
-
-def check_address(address: str) -> None:
-    """Refuse the name of a host that nobody knows; torch would ask for ten minutes and end in frames of C++.
-
-    A cluster may make the names of its machines known while they start, so a name has ADDRESS_SECONDS.
-
-    Raises
-    ------
-    InputError: naming the variable.
-    """
-    deadline = time.monotonic() + ADDRESS_SECONDS
-    while True:
-        try:
-            if address:
-                socket.getaddrinfo(address, None)
-                return
-            why = "it is empty"
-        except OSError as error:
-            why = error.strerror or str(error)
-        except UnicodeError:  # too long for a name, or dots in a row
-            why = "it cannot be a name"
-        if time.monotonic() >= deadline:
-            raise InputError(
-                f"MASTER_ADDR={address!r} is no host that this machine knows ({why}); give the name or the address of "
-                "the first node, as --master_addr or in this variable"
-            )
-        waiting = f"MASTER_ADDR={address!r} is not known ({why}); asking for {ADDRESS_SECONDS:.0f} seconds"
-        say_once(waiting, about=waiting)
-        time.sleep(1.0)
-
-
-def ranks_in(environment: Mapping[str, str]) -> int | None:
-    """Return the number of ranks, where the launcher says it."""
-    return number_in(environment, "WORLD_SIZE", 1, least=1) if "WORLD_SIZE" in environment else None
 
 
 def check_compile(setup: Setup) -> None:

@@ -11,23 +11,29 @@ tensorboard/, vocab/ and checkpoints/. The same command again continues from the
 import os
 import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
+    from pretrain.stop import StopRequests
 
     continue_in_venv()
+    stop = StopRequests()  # before the seconds that imports take
 
 from data_prep.cli import InputError, parse, say
 from data_prep.interpreter import importing
 from data_prep.safe_output import survive_console
 from pretrain.hf_files import forbid_network
+from pretrain.placement import ranks_in, take_place
 from pretrain.settings.config import TrainConfig
 from pretrain.settings.settings_file import with_settings
-from pretrain.setup import check_launch, open_named, prepare, ranks_in
+from pretrain.setup import open_named, prepare
 from pretrain.state import RunState
 from pretrain.stop import STOPPED, StopRequests
+
+DRY_RUN = {"--dry_run", "--dry-run"}
 
 
 def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> None:
@@ -49,7 +55,7 @@ def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> Non
 def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
     """Train as the command line says; an error becomes one line and a code."""
     try:
-        check_launch()
+        take_place(may_be_alone=DRY_RUN & set(sys.argv[1:] if argv is None else argv) != set())
     except InputError as error:  # of this rank, whichever it is
         say(f"error: {error}")
         return 2
@@ -103,6 +109,7 @@ def train(config: TrainConfig, stop: StopRequests | None = None) -> RunState:
     InputError: anything wrong with the stores, settings or the run folder, which is then as it was.
     DivergedError: too many steps in a row did not happen.
     """
+    take_place(may_be_alone=config.dry_run)
     setup = prepare(config, ranks_in(os.environ) or 1)
     from pretrain import trainer
 
@@ -131,4 +138,10 @@ def tell_outcome(code: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(stop=stop)
+    except SystemExit as end:
+        # A launcher may end every rank as soon as one has left; the first is the one that says why.
+        if end.code not in (None, 0, STOPPED) and os.environ.get("RANK", "0") != "0":
+            time.sleep(10)
+        raise

@@ -31,11 +31,12 @@ from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.tokens.wordpiece import write_tokenizer
-from pretrain import hf_folder, inference, predict
+from pretrain import hf_folder, predict
 from pretrain.export.command import ExportConfig
 from pretrain.export.command import main as export
 from pretrain.finetune.command import FinetuneConfig
 from pretrain.finetune.command import main as finetune
+from pretrain.inference import pipeline
 from pretrain.model import build_model
 from tests.corpora import tiny_vocab, write
 from tests.forked import fork_script
@@ -403,7 +404,7 @@ def by_init_from(hf: Path) -> None:
 
 def by_predict(hf: Path) -> None:
     hf_folder.load_config(hf)
-    inference.load(hf, "fill")
+    pipeline.load(hf, "fill")
 
 
 def by_finetune(hf: Path) -> None:

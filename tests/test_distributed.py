@@ -4,10 +4,10 @@ import contextlib
 import io
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import pytest
 import torch
 
@@ -30,10 +30,10 @@ def store(tmp_path_factory) -> Path:
 
 
 def test_where_ranks_cannot_meet_is_one_line_without_frames(monkeypatch):
-    def port_is_taken(**_):
+    def port_is_taken(*_, **__):
         raise torch.distributed.DistNetworkError("address already in use\nframe #0: c10::Error")
 
-    monkeypatch.setattr(deepspeed, "init_distributed", port_is_taken)
+    monkeypatch.setattr(torch.distributed, "rendezvous", port_is_taken)
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
     for name, value in rank.items():  # all that init_distributed() would set, and nobody would unset
         monkeypatch.setenv(name, value)
@@ -42,6 +42,39 @@ def test_where_ranks_cannot_meet_is_one_line_without_frames(monkeypatch):
     ) as told:
         init_distributed()
     assert "frame" not in str(told.value)
+
+
+def meet_late(seconds_of: dict[int, float], interfaces: dict[int, str]) -> str:
+    """A rank that comes so late, or never, and announces itself by that interface; others have little patience."""
+    distributed.MEET_SECONDS, distributed.CONNECT_SECONDS = 2.0, 2.0
+    rank = int(os.environ["RANK"])
+    if rank in interfaces:
+        os.environ["GLOO_SOCKET_IFNAME"] = interfaces[rank]
+    time.sleep(seconds_of.get(rank, 0.0))
+    try:
+        init_distributed()
+    except InputError as error:
+        return str(error)
+    time.sleep(3.0 * rank)  # longer than they have for each other at the start
+    return str(distributed.all_reduce_max(rank, distributed.gloo_group()))
+
+
+def test_a_rank_that_does_not_come_is_named():
+    first, second = run_ranks(2, meet_late, {1: 5.0}, {})
+    assert "rank 1 of 2 did not come within 2 seconds" in first or "1/2 clients joined" in first
+    assert "MASTER_PORT=" in second
+
+
+def test_ranks_that_have_met_may_take_their_time():
+    assert run_ranks(2, meet_late, {}, {}) == ["1", "1"]
+
+
+@pytest.mark.slow
+def test_ranks_that_cannot_connect_to_each_other_end_soon():
+    """As where one node announces itself by an address that the other cannot reach."""
+    answers = run_ranks(2, meet_late, {}, {1: "none"})
+    assert all("cannot connect to each other" in answer for answer in answers)
+    assert "rank 1 on " in answers[1]
 
 
 def config(store: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertForPreTraining
 
 from data_prep.cli import InputError
-from pretrain import embedding
+from pretrain.inference import embedding
 from pretrain.predict import PredictConfig, main
 from tests.tiny_hf import WORDS, tiny_bert
 

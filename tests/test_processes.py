@@ -26,10 +26,10 @@ from data_prep.samples import mixture as mixtures
 from data_prep.samples.mixture import BuildAbandonedError, Mixture
 from data_prep.samples.sample_index import Sentences, build_index
 from data_prep.sharding.ranks import rank_from_env
-from pretrain import setup
+from pretrain import network
 from pretrain.data import prefetch
+from pretrain.placement import check_launch, take_place
 from pretrain.settings.config import TrainConfig
-from pretrain.setup import check_launch
 from pretrain.stop import STOPPED
 from pretrain.train import exit_code_of, train
 from tests.launched import PATIENCE, start, wait_for
@@ -450,11 +450,11 @@ class TestEnvironment:
 
     @pytest.mark.parametrize("address", ["", "nowhere.invalid", "a..b", "a" * 300])
     def test_a_first_node_that_nobody_knows_is_refused_by_name(self, monkeypatch, address):
-        monkeypatch.setattr(setup, "ADDRESS_SECONDS", 0.0)
-        check_launch({"WORLD_SIZE": "1", "MASTER_ADDR": address})  # a rank alone meets nobody
-        check_launch({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"})
+        monkeypatch.setattr(network, "ADDRESS_SECONDS", 0.0)
+        take_place({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": address})  # a rank alone meets nobody
+        take_place({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"})
         with pytest.raises(InputError, match=f"MASTER_ADDR='{address}' is no host"):
-            check_launch({"WORLD_SIZE": "2", "MASTER_ADDR": address})
+            take_place({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": address})
 
     @pytest.mark.parametrize(
         "names",

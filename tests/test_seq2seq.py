@@ -22,12 +22,12 @@ from transformers import (
 import pretrain.finetune.command as finetune
 from data_prep.cli import InputError
 from pretrain import predict
-from pretrain.encoder_decoder import spelled
-from pretrain.finetune import seq2seq
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.held_back import hold_back
-from pretrain.finetune.learning import settled
-from pretrain.finetune.text_pairs import read_targets
+from pretrain.finetune.files.text_pairs import read_targets
+from pretrain.finetune.learning.held_back import hold_back
+from pretrain.finetune.learning.hyperparameters import settled
+from pretrain.finetune.tasks import seq2seq
+from pretrain.inference.encoder_decoder import spelled
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert
 
 GERMAN = ["eins", "zwei", "drei", "vier", "fünf"]

@@ -15,11 +15,31 @@ from data_prep.cli import InputError, number_in
 
 T = TypeVar("T")
 
-_LAUNCHERS = (  # variables that hold the rank and the number of ranks
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
-    ("PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI
-    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),  # MVAPICH
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # srun; the latter is absent in a batch script outside srun
+
+class Launcher(NamedTuple):
+    """The variables in which a launcher tells each process its place."""
+
+    name: str
+    rank: str
+    world_size: str
+    local_rank: str
+    local_size: str  # empty: in none
+
+
+LAUNCHERS = (
+    Launcher(
+        "Open MPI",
+        *("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        *("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ),
+    Launcher("MPICH", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),  # Intel MPI, too
+    Launcher(
+        "MVAPICH",
+        *("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+        *("MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ),
+    # SLURM_STEP_NUM_TASKS is absent in a batch script, outside srun.
+    Launcher("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
 )
 
 
@@ -37,9 +57,9 @@ def rank_from_env(environment: Mapping[str, str] = os.environ) -> RankInfo:
     ------
     InputError: what a launcher says cannot be: parts of the work would be done twice, or by nobody.
     """
-    for rank, world in _LAUNCHERS:
-        if rank in environment and world in environment:
-            return _rank_info(environment, rank, number_in(environment, rank), number_in(environment, world, least=1))
+    if (launcher := launcher_of(environment)) is not None:
+        rank, world_size = launcher.rank, launcher.world_size
+        return _rank_info(environment, rank, number_in(environment, rank), number_in(environment, world_size, least=1))
     task = "SLURM_ARRAY_TASK_ID"
     if task in environment:
         first = number_in(environment, "SLURM_ARRAY_TASK_MIN", 0)
@@ -47,6 +67,11 @@ def rank_from_env(environment: Mapping[str, str] = os.environ) -> RankInfo:
         count = number_in(environment, "SLURM_ARRAY_TASK_COUNT", least=1)
         return _rank_info(environment, task, (number_in(environment, task) - first) // step, count)
     return RankInfo(0, 1)
+
+
+def launcher_of(environment: Mapping[str, str]) -> Launcher | None:
+    """Return who started this process as one of several, if anyone did that tells so."""
+    return next((each for each in LAUNCHERS if each.rank in environment and each.world_size in environment), None)
 
 
 def _rank_info(environment: Mapping[str, str], name: str, rank: int, world_size: int) -> RankInfo:

@@ -9,7 +9,7 @@ import tyro
 
 from data_prep.cli import InputError
 from data_prep.ranges import Range, check_ranges
-from pretrain.finetune.kinds import kind_of
+from pretrain.finetune.files.kinds import kind_of
 from pretrain.hf_files import read_config
 
 COUNT = Range(1, 1e9, whole=True)

@@ -19,12 +19,10 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
-from pretrain.answer_spans import LEAST_WINDOW, most_stride
-from pretrain.finetune.columns import Choice, choose, gather_flags
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.held_back import hold_back
-from pretrain.finetune.kinds import kind_of
-from pretrain.finetune.labelled import (
+from pretrain.finetune.files.columns import Choice, choose, gather_flags
+from pretrain.finetune.files.kinds import kind_of
+from pretrain.finetune.files.labelled import (
     Example,
     labels_of,
     read_label_sets,
@@ -33,11 +31,13 @@ from pretrain.finetune.labelled import (
     read_tags,
     read_texts,
 )
-from pretrain.finetune.rows import Rows
-from pretrain.finetune.squad import is_learnable, no_labels, read_questions
-from pretrain.finetune.tables import read_rows
-from pretrain.finetune.text_pairs import no_targets, read_targets
+from pretrain.finetune.files.rows import Rows
+from pretrain.finetune.files.squad import is_learnable, no_labels, read_questions
+from pretrain.finetune.files.tables import read_rows
+from pretrain.finetune.files.text_pairs import no_targets, read_targets
+from pretrain.finetune.learning.held_back import hold_back
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
+from pretrain.inference.answer_spans import LEAST_WINDOW, most_stride
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 

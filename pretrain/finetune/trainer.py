@@ -5,14 +5,11 @@ fine_tune_and_report(config, read_examples(config))
 
 import json
 import math
-import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_prep.calls import call
 from data_prep.cli import print_json, say
@@ -21,64 +18,22 @@ from pretrain import hf_folder  # before transformers: it forbids the network
 
 # isort: split
 import numpy as np
-import torch
 from scipy import stats
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from data_prep.files import write_folder, write_json
-from data_prep.progress import Progress
-from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
-from pretrain.finetune.best_epoch import BestEpoch
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.examples import RESULTS, Examples, LabelScale, check_seq_len, listed, on_scale
-from pretrain.finetune.label_sets import best_threshold, log_odds
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.learning import alike, nothing_learnt, settled
-from pretrain.finetune.pictures import draw
-from pretrain.finetune.predictions import PREDICTIONS, answers_of, write_predictions
-from pretrain.finetune.tasks import Feature, Task, task_of, undo_scale
+from pretrain.finetune.examples import RESULTS, Examples, check_seq_len, listed, on_scale
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
+from pretrain.finetune.learning.one_seed import CLIP, WARMUP, WEIGHT_DECAY, Encoded, Work, fine_tune
+from pretrain.finetune.scores.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.scores.pictures import draw
+from pretrain.finetune.scores.predictions import PREDICTIONS, answers_of, write_predictions
+from pretrain.finetune.tasks.table import task_of
+from pretrain.finetune.tasks.task import Task
 
-WARMUP = 0.1  # of all steps
-WEIGHT_DECAY = 0.01
-CLIP = 1.0  # norm of the gradient
 PROBLEMS: dict[str, Any] = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
-
-
-class Encoded(NamedTuple):
-    """Examples, and what the model is given of them."""
-
-    examples: list[Example]
-    features: list[Feature]
-
-
-class Work(NamedTuple):
-    """What is the same for every seed."""
-
-    config: FinetuneConfig  # a settled one
-    task: Task
-    names: list[str]  # of the labels
-    collator: Any
-    training: Encoded
-    evaluation: Encoded
-    held: Encoded | None  # what is chosen by, and not learnt from
-    scale: LabelScale | None  # on which the labels of training and held are
-
-
-class Tuned(NamedTuple):
-    """What a seed has led to; the model is trained in place."""
-
-    loss: float  # mean of the training
-    logits: Any  # [N, ...], of the evaluation features, or what else the task has for them
-    notes: JsonObject  # for results.json
 
 
 def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
@@ -228,148 +183,6 @@ def build_model(
     if any(".pooler." in name for name in fresh):
         say(f"{config.hf} has no pooler (it was pretrained without sentence pairs): it starts at random")
     return model
-
-
-class OneDevice(TrainingArguments):
-    """TrainingArguments that stay on one GPU where there are several: --batch_size means the same everywhere."""
-
-    @property
-    def n_gpu(self) -> int:
-        return min(1, super().n_gpu)
-
-
-class Shown(TrainerCallback):
-    """A bar on a terminal; in a log a line an epoch, and between them one now and then; all on stderr."""
-
-    def __init__(self, seed: int, epochs: int) -> None:
-        self.seed, self.epochs = seed, epochs
-        self.asking: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" in logs:
-            self.bar.note = f"loss {float(logs['loss']):.4f}"
-            if not self.bar.is_drawn:
-                epoch = f"epoch {state.epoch:.0f} of {self.epochs}"
-                say(f"seed {self.seed}, {epoch}: training loss {float(logs['loss']):.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kw: Any) -> None:
-        if self.asking is None:
-            self.asking = Progress(what=f"seed {self.seed}, measuring", unit="batch", total=len(eval_dataloader))
-        self.asking.update()
-
-    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        if self.asking is not None:
-            self.asking.close()
-        self.asking = None
-
-
-def fine_tune(work: Work, seed: int, model: PreTrainedModel) -> Tuned:
-    """Train `model` in place, and ask it; the logits are in the unit of the file."""
-    config, task, held = work.config, work.task, work.held
-    assert config.lr is not None
-    assert config.epochs is not None
-    with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
-        arguments = OneDevice(
-            output_dir=scratch,
-            seed=seed,
-            num_train_epochs=config.epochs,
-            learning_rate=config.lr,
-            warmup_steps=WARMUP,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=CLIP,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.batch_size,
-            train_sampling_strategy="group_by_length",  # less padding: half the time on texts of mixed length
-            logging_strategy="epoch",
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=work.collator,
-            train_dataset=work.training.features,
-            callbacks=[Shown(seed, config.epochs)],
-            compute_loss_func=balanced_loss(work.training.features, len(work.names)) if config.balance else None,
-        )
-        trainer.remove_callback(PrinterCallback)  # Shown speaks
-        best = None
-        if config.patience is not None and held is not None:
-            best = BestEpoch(lambda: score_held(work, held, seed, trainer), f"seed {seed}, epoch", config.patience)
-            trainer.add_callback(best)
-        loss = trainer.train().training_loss
-        if not math.isfinite(loss):
-            sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
-        notes: JsonObject = {"curve": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
-        if best:
-            best.restore(model)
-            notes |= {"best_epoch": best.best, "held_back_curve": best.scores}
-        offset = 0.0
-        if task.by_threshold and held is not None:
-            notes["threshold"] = threshold = best_threshold(ask(trainer, task, held), held.examples, work.names)
-            model.config.zerobert_threshold = threshold
-            offset = log_odds(threshold)
-        if work.scale:
-            undo_scale(model, work.scale)
-        logits = ask(trainer, task, work.evaluation)
-    if not task.answer:
-        logits = logits - offset
-        check_finite(logits, seed, config)
-    return Tuned(loss, logits, notes)
-
-
-def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:
-    """End where answers are no numbers."""
-    if not np.isfinite(logits).all():
-        sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
-
-
-def ask(trainer: Trainer, task: Task, encoded: Encoded) -> Any:
-    """Return the logits of the model as it is, in the order of the features, or what else the task has for them."""
-    if task.answer:
-        assert isinstance(trainer.model, PreTrainedModel)
-        return task.answer(trainer.model, encoded.examples)
-    strategy = trainer.args.train_sampling_strategy
-    trainer.args.train_sampling_strategy = "random"  # it governs prediction, too, which must keep the order
-    logits = np.asarray(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
-    trainer.args.train_sampling_strategy = strategy
-    return logits
-
-
-def score_held(work: Work, held: Encoded, seed: int, trainer: Trainer) -> float:
-    """Return the score of the model as it is, on the examples that are held back."""
-    logits = ask(trainer, work.task, held)
-    if not work.task.answer:
-        check_finite(logits, seed, work.config)
-    if work.task.by_threshold:
-        logits = logits - log_odds(best_threshold(logits, held.examples, work.names))
-    return work.task.score(logits, held.features, held.examples, work.names)[work.task.metric]
-
-
-def balanced_loss(features: list[Feature], labels: int) -> Callable[..., torch.Tensor]:
-    """Return a cross entropy in which all examples of a label weigh as much as those of any other.
-
-    Of 90 examples of one label and 10 of another, each weighs 100 / 2 / 90 and 100 / 2 / 10.
-    """
-    counts = np.bincount([feature["labels"] for feature in features], minlength=labels)
-    weights = torch.tensor(len(features) / labels / np.maximum(counts, 1), dtype=torch.float32)
-
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs.logits, labels, weights.to(outputs.logits.device))
-
-    return loss
 
 
 def shown(score: float) -> str:

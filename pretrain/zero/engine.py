@@ -18,6 +18,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import default_pg_timeout
 from deepspeed.runtime import compiler
 from torch import Tensor, nn
 from transformers import BertForPreTraining
@@ -25,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
+from pretrain.distributed import meet
 from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
 from pretrain.settings.ds_config import DsConfig
 from pretrain.state import SCALER_FIELDS
@@ -57,7 +59,7 @@ def init_distributed() -> None:
 
     Raises
     ------
-    InputError: the ranks cannot meet where the launcher says.
+    InputError: as meet() does.
     """
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in alone.items():
@@ -66,15 +68,8 @@ def init_distributed() -> None:
     # at every first start; and a killed build hangs the next run.
     deepspeed.ops.__compatible_ops__ = {}
     backend = get_accelerator().communication_backend_name() if torch.cuda.is_available() else "gloo"
-    try:
-        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
-    except torch.distributed.DistError as error:
-        address = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
-        why = str(error).splitlines()[0].strip()[:300]  # C++ frames follow
-        raise InputError(
-            f"{address}: the ranks cannot meet there ({why}); the address is that of the first node, and the port one "
-            "that is free there and that the others may reach: --master_addr, --master_port"
-        ) from error
+    meet(backend, default_pg_timeout)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)  # takes what there is
 
 
 def end_distributed() -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import write_whole
-from pretrain.finetune import question_answering as qa
 from pretrain.finetune.examples import PREDICTIONS as PREDICTIONS
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.tasks import Feature, guessed_tags
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.tasks import question_answering as qa
+from pretrain.finetune.tasks.tags import guessed_tags
+from pretrain.finetune.tasks.task import Feature
 
 Answers = list[Any]  # [N]: a name, a list of names or tags, a number, a text
 

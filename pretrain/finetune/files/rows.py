@@ -50,3 +50,26 @@ def shorten(value: Any, limit: int = 60) -> str:
     """Return the repr of a value from a file, cut to fit into a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def filled_text(where: str, name: str, value: Any) -> str:
+    """Return a text of a file.
+
+    Raises
+    ------
+    InputError: it is none, or empty, or holds what is no character; naming `where` and the field's name.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {name} must be a text, not {shorten(value)}")
+    if not value.strip():
+        raise InputError(f"{where}: {name} is empty; fill it in or remove the row")
+    return whole_characters(where, value)
+
+
+def whole_characters(where: str, text: str) -> str:
+    """Return the text, of which each half of a surrogate pair must have its other half."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{where}: half a surrogate pair, which is no character, in {shorten(text)}") from error
+    return text

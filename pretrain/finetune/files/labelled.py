@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.columns import (
+from pretrain.finetune.files.columns import (
     LABEL_COLUMNS,
     PAIR_COLUMNS,
     SHOWN,
@@ -29,8 +29,8 @@ from pretrain.finetune.columns import (
     pair_columns,
     tell_columns,
 )
-from pretrain.finetune.rows import Row, Rows, found, shorten
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.files.rows import Row, Rows, found, shorten, whole_characters
+from pretrain.finetune.files.tables import read_rows
 
 # Where words and tags are lists.
 WORD_FILES = '.jsonl or .parquet ({"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]} a line), or .conll'
@@ -207,14 +207,10 @@ def _field(path: Path, line: int, fields: Row, names: tuple[str, ...]) -> Any:
 
 
 def _unicode(path: Path, line: int, value: Any) -> str:
+    where = f"{path}, line {line}"
     if not isinstance(value, str):
-        raise InputError(f"{path}, line {line}: a text must be a string, not {shorten(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        where = f"{path}, line {line}"
-        raise InputError(f"{where}: half a surrogate pair, which is no character, in {shorten(value)}") from error
-    return value
+        raise InputError(f"{where}: a text must be a string, not {shorten(value)}")
+    return whole_characters(where, value)
 
 
 def _filled(path: Path, line: int, text: str) -> str:

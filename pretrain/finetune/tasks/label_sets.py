@@ -13,11 +13,14 @@ import math
 
 import numpy as np
 from sklearn import metrics
+from transformers import PreTrainedTokenizerBase
 
 from data_prep.cli import say
 from data_prep.json_types import JsonObject
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.shares import tell_shares
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.scores.shares import tell_shares
+from pretrain.finetune.tasks.task import Feature, Scores
+from pretrain.finetune.tasks.texts import encode_texts
 
 THRESHOLDS = np.arange(0.02, 0.99, 0.02)
 
@@ -31,6 +34,14 @@ def one_hot(examples: list[Example], names: list[str]) -> np.ndarray:
     return hot
 
 
+def encode_label_sets(
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], names: list[str], seq_len: int
+) -> list[Feature]:
+    """Return texts or pairs, with a 1 for each label of `names` that they have, else 0."""
+    hot = one_hot(examples, names).tolist()
+    return encode_texts(tokenizer, [e._replace(label=row) for e, row in zip(examples, hot, strict=True)], [], seq_len)
+
+
 def best_threshold(logits: np.ndarray, examples: list[Example], names: list[str]) -> float:
     """Return the probability from which on a label is given: that of the best micro-F1; of equal ones the middle.
 
@@ -42,7 +53,7 @@ def best_threshold(logits: np.ndarray, examples: list[Example], names: list[str]
     return round(float(THRESHOLDS[best[len(best) // 2]]), 2)
 
 
-def score_label_sets(logits: np.ndarray, examples: list[Example], names: list[str]) -> dict[str, float]:
+def score_label_sets(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
     """Return micro-F1, macro-F1 over the labels that occur or are answered, and the share of texts answered exactly.
 
     logits: [N, labels], above 0 for a label that is given

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.cli import InputError, one_line
 from data_prep.json_types import JsonObject
-from pretrain.finetune.rows import Row, column_names, written_names
+from pretrain.finetune.files.rows import Row, column_names, written_names
 
 MAGIC = b"PAR1"
 

@@ -1,4 +1,4 @@
-"""Answer a question from a context with a model that was fine-tuned on questions: predict's part of answer_spans.py."""
+"""Answer a question from a context with a model that was fine-tuned on questions: by the windows of answer_spans.py."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.json_types import JsonObject
 from pretrain import hf_folder
-from pretrain.answer_spans import (
+from pretrain.inference.answer_spans import (
     LEAST_WINDOW,
     Window,
     context_offsets,

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from pretrain.answer_spans import default_stride
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.inference.answer_spans import default_stride
 
 # Peak learning rates by units of a layer. Devlin et al. 2019 have 2e-5 to 5e-5 for 768 and 1024, Turc et al. 2019 up to
 # 3e-4 for small ones. A young encoder gives nearly the same vector for all texts, and a rate that suits a grown one

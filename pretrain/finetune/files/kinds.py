@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from data_prep.cli import InputError
-from pretrain.finetune.conll import looks_like_conll
-from pretrain.finetune.parquet import MAGIC
+from pretrain.finetune.files.conll import looks_like_conll
+from pretrain.finetune.files.parquet import MAGIC
 
 FileKind = Literal["csv", "tsv", "jsonl", "parquet", "conll"]
 

@@ -24,10 +24,10 @@ from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
 from data_prep.progress import Progress
 from pretrain import hf_folder
-from pretrain.encoder_decoder import TARGET_TOKENIZER, Writer, generate, wire
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.lost import tell_lost
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.tasks.lost import tell_lost
+from pretrain.inference.encoder_decoder import TARGET_TOKENIZER, Writer, generate, wire
 
 HEADS = ("cls.", "pooler.", "bert.pooler.")  # of these the decoder uses cls.predictions
 _count_han = regex.compile(r"\p{Han}").findall

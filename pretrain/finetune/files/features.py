@@ -12,7 +12,7 @@ from typing import Any
 from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
 from data_prep.untrusted import read_object
-from pretrain.finetune.rows import Row, Rows, shorten
+from pretrain.finetune.files.rows import Row, Rows, shorten
 
 FIELD = "features"
 INFO = "dataset_info.json"

@@ -24,11 +24,11 @@ from transformers import (
 from data_prep.cli import InputError, print_json, say
 from data_prep.json_types import JsonObject
 from pretrain import hf_folder
-from pretrain.answering import answer_in_context
-from pretrain.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
-from pretrain.finetune.spans import scheme_of, spans
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
+from pretrain.inference.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
+from pretrain.inference.question_answering import answer_in_context
+from pretrain.inference.tag_spans import scheme_of, spans
 
 # Controls, on which a terminal would act or begin a line; a tab stands between two texts.
 SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}

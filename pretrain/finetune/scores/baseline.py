@@ -27,7 +27,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from data_prep.json_types import JsonObject
-from pretrain.finetune.labelled import Example
+from pretrain.finetune.files.labelled import Example
 
 CORRELATIONS = ("pearson", "spearman")
 BY_WORDS = ("classify", "pair")  # tasks that counting words can do

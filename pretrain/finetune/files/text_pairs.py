@@ -4,12 +4,11 @@ Columns are found by name, as in TARGET_COLUMNS, or there are two alone: the fir
 """
 
 from pathlib import Path
-from typing import Any
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.rows import Row, Rows, found, shorten
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.files.rows import Row, Rows, filled_text, found
+from pretrain.finetune.files.tables import read_rows
 
 TARGET_COLUMNS = (
     ("text", "label"),  # what --text and --label name
@@ -41,7 +40,11 @@ def read_targets(path: Path, rows: Rows | None = None) -> list[Example]:
     first, second = _columns(path, rows[0][1])
     written = rows[0][1].written
     say(f"{path}: {written.get(first, first)} is read, {written.get(second, second)} is to be written")
-    return [Example(line, _text(path, line, row, first), None, _text(path, line, row, second)) for line, row in rows]
+    examples = []
+    for line, row in rows:
+        text, target = (filled_text(f"{path}, line {line}", name, row.get(name)) for name in (first, second))
+        examples.append(Example(line, text, None, target))
+    return examples
 
 
 def no_targets(examples: list[Example], path: Path) -> list[str]:
@@ -66,18 +69,3 @@ def _columns(path: Path, row: Row) -> tuple[str, str]:
             f"..., or two alone); say so: --text COLUMN --label COLUMN; found {found(row)}"
         )
     return named[0], named[1]
-
-
-def _text(path: Path, line: int, row: Row, column: str) -> str:
-    value: Any = row.get(column)
-    if not isinstance(value, str):
-        raise InputError(f"{path}, line {line}: {column} must be a text, not {shorten(value)}")
-    if not value.strip():
-        raise InputError(f"{path}, line {line}: {column} is empty; fill it in or remove the row")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{path}, line {line}: half a surrogate pair, which is no character, in {shorten(value)}"
-        ) from error
-    return value

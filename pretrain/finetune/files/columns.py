@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.features import numbered
-from pretrain.finetune.rows import Row, Rows, found, shorten
+from pretrain.finetune.files.features import numbered
+from pretrain.finetune.files.rows import Row, Rows, found, shorten
 
 # Where several names mean the same, the first that a file has is taken.
 TEXT_COLUMNS = (

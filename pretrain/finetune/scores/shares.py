@@ -4,7 +4,7 @@ from collections import Counter
 
 from data_prep.cli import say
 from data_prep.json_types import JsonObject
-from pretrain.finetune.labelled import Example, labels_of
+from pretrain.finetune.files.labelled import Example, labels_of
 
 SHOWN = 8  # labels in a message
 

@@ -18,8 +18,8 @@ from data_prep.cli import InputError, print_json
 from data_prep.json_types import JsonObject
 from data_prep.untrusted import read_object
 from pretrain.finetune.examples import PREDICTIONS, RESULTS
-from pretrain.finetune.spans import scheme_of, spans
-from pretrain.finetune.squad_scores import f1
+from pretrain.finetune.scores.squad_scores import f1
+from pretrain.inference.tag_spans import scheme_of, spans
 
 COMPARED = ("classify", "pair", "multilabel", "regress", "tag", "qa")
 DRAWS, AT_ONCE = 2000, 100

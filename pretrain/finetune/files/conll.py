@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.rows import Row, shorten
+from pretrain.finetune.files.rows import Row, shorten
 
 MOST_COLUMNS = 4  # of more, which one is meant must be said
 DOCUMENT = "-DOCSTART-"

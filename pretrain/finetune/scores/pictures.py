@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 
 from data_prep.json_types import JsonObject
-from pretrain.finetune.labelled import Example
+from pretrain.finetune.files.labelled import Example
 
 CONFUSION, CURVE = "confusion.png", "curve.png"
 MOST_LABELS = 40  # beyond, nothing in the picture can be read

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.rows import Rows, shorten
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.files.rows import Rows, filled_text, shorten
+from pretrain.finetune.files.tables import read_rows
 
 FORM = 'give {"text": ["..."], "answer_start": [0]}, with empty lists where the context has no answer'
 
@@ -130,16 +130,7 @@ def _text(where: str, fields: dict[str, Any], name: str) -> str:
     if name not in fields:
         found = shorten(", ".join(fields), 120)[1:-1]
         raise InputError(f"{where}: no field {name}; --task qa needs question, context and answers; found {found}")
-    value = fields[name]
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {name} must be a string, not {shorten(value)}")
-    if not value.strip():
-        raise InputError(f"{where}: the {name} is empty; fill it in or remove the question")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half a surrogate pair, which is no character, in {shorten(value)}") from error
-    return value
+    return filled_text(where, name, fields[name])
 
 
 def _answers(where: str, fields: dict[str, Any]) -> list[tuple[str, int | None]]:

@@ -1,6 +1,6 @@
 """--task qa: learn where in a context the answer to a question stands, and measure as SQuAD's scripts do.
 
-examples (squad.py) -> windows (pretrain/answer_spans.py) -> model -> logits -> spans -> squad_scores.py
+examples (squad.py) -> windows (inference/answer_spans.py) -> model -> logits -> spans -> squad_scores.py
 """
 
 from collections import defaultdict
@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_prep.cli import say
 from data_prep.json_types import JsonObject
-from pretrain.answer_spans import Reading, Window, context_offsets, encode_windows, read_spans
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.squad_scores import Guess, score_answers
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.scores.squad_scores import Guess, score_answers
+from pretrain.inference.answer_spans import Reading, Window, context_offsets, encode_windows, read_spans
 
 Feature = dict[str, Any]  # input_ids, ...: [L]; start_positions, end_positions: tokens; example, offsets, cls
 

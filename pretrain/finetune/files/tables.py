@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_prep.cli import InputError, say
-from pretrain.finetune.conll import conll_rows
-from pretrain.finetune.features import with_names
-from pretrain.finetune.kinds import SUFFIXES, kind_of
-from pretrain.finetune.parquet import parquet_features, parquet_rows
-from pretrain.finetune.rows import Row, Rows, column_names, shorten, written_names
+from pretrain.finetune.files.conll import conll_rows
+from pretrain.finetune.files.features import with_names
+from pretrain.finetune.files.kinds import SUFFIXES, kind_of
+from pretrain.finetune.files.parquet import parquet_features, parquet_rows
+from pretrain.finetune.files.rows import Row, Rows, column_names, shorten, written_names
 
 Cells = list[str]
 

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.cli import InputError
-from pretrain.finetune.labelled import Example
+from pretrain.finetune.files.labelled import Example
 
 SHARE = 0.1
 LEAST = 20  # examples of which two can be held back
