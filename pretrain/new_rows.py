@@ -18,7 +18,7 @@ from data_prep.tokens.row_sources import Rows
 
 @torch.no_grad()
 def give_rows(folder: Path, model: BertForPreTraining, rows: Rows) -> None:
-    """Give the model of a folder, with the rows of its own vocabulary, those of another: embedding and bias of each entry."""
+    """Give the model of a folder rows for another vocabulary than its own: embedding and bias of each entry."""
     flat = torch.tensor([row for pieces in rows.pieces for row in pieces])
     lengths = torch.tensor([len(pieces) for pieces in rows.pieces])
     starts = lengths.cumsum(0) - lengths

@@ -69,7 +69,8 @@ def _load(path: Path, allowed: list[Any], remedy: str, *, is_archive: bool) -> A
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(f"{path} is refused: it calls {found[1]}, which holds no weights. {remedy}") from error
-        raise InputError(f"{path} is refused: {one_line(error)}") from error
+        found = re.search(r"WeightsUnpickler error: (.*)", str(error))  # behind advice that is not for us
+        raise InputError(f"{path} is refused: {found[1] if found else one_line(error)}; {remedy}") from error
     except Exception as error:  # whatever a damaged or a forged pickle makes the reader stumble over
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
 
