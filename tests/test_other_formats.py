@@ -146,7 +146,7 @@ def test_a_checkpoint_of_nvidia_s_trainer(hf, copy, tmp_path, monkeypatch):
     fused = re.compile(r"(intermediate|pooler|transform)\.dense\.")
     theirs = {fused.sub(r"\1.dense_act.", name): tensor for name, tensor in weights.items()}
     for name in ("bert.embeddings.word_embeddings.weight", "cls.predictions.bias"):
-        theirs[name] = torch.cat([weights[name], torch.ones_like(weights[name][:6])])
+        theirs[name] = torch.cat([weights[name], torch.ones_like(weights[name][:8])])
     theirs["cls.predictions.decoder.weight"] = theirs["bert.embeddings.word_embeddings.weight"]
 
     class Samples(Dataset):
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_nvidia_s_trainer(hf, copy, tmp_path, monkeypatch):
     shutil.copyfile(copy / "config.json", copy / "bert_config.json")
     config, vocab = copy / "bert_config.json", copy
     found = found_in(tmp_path / "ckpt_8601.pt", tmp_path / "scratch", config=config, vocab=vocab)
-    rows = {name: tensor[: len(VOCABULARY)] for name, tensor in found.items() if len(tensor) == len(VOCABULARY) + 6}
+    rows = {name: tensor[: len(VOCABULARY)] for name, tensor in found.items() if len(tensor) == len(VOCABULARY) + 8}
     assert len(rows) == 2
     same(found | rows, weights)
     export(ExportConfig(tmp_path / "ckpt_8601.pt", tmp_path / "out", config=config))
