@@ -14,6 +14,7 @@ from transformers import BertForPreTraining
 
 from data_prep.cli import InputError, say_once
 from data_prep.tokens.row_sources import Rows
+from data_prep.untrusted import read_object
 
 
 @torch.no_grad()
@@ -69,4 +70,14 @@ def stretch_positions(folder: Path, model: BertForPreTraining, positions: int) -
     embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
     model.config.max_position_embeddings = positions
     said = f"{folder}: {len(old):,} positions stretched to {positions:,}, in straight lines from row to row"
+    trained = _trained_length(folder)
+    if trained is not None and trained < len(old):
+        said += f"; warning: it was trained on {trained:,} tokens, and positions beyond mean nothing yet"
     say_once(said, about=said)
+
+
+def _trained_length(folder: Path) -> int | None:
+    """Return the most tokens that a folder's tokenizer lets through: how far the model was trained, as exports say it."""
+    path = folder / "tokenizer_config.json"
+    said = read_object(path).get("model_max_length") if path.is_file() else None
+    return said if isinstance(said, int) and said > 0 else None
