@@ -77,7 +77,7 @@ def stretch_positions(folder: Path, model: BertForPreTraining, positions: int) -
 
 
 def _trained_length(folder: Path) -> int | None:
-    """Return the most tokens that a folder's tokenizer lets through: how far the model was trained, as exports say it."""
+    """Return the most tokens that a folder's tokenizer lets through: as exports say how far a model was trained."""
     path = folder / "tokenizer_config.json"
     said = read_object(path).get("model_max_length") if path.is_file() else None
     return said if isinstance(said, int) and said > 0 else None
