@@ -25,6 +25,7 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 import tyro
 
 from data_prep.cli import InputError, run
+from data_prep.interpreter import importing
 from pretrain.export.origin import Weights, check_origin
 from pretrain.finetune.files.columns import TEXT_COLUMNS
 from pretrain.finetune.files.kinds import KINDS, SUFFIXES
@@ -78,7 +79,8 @@ def main(config: ScoreConfig) -> None:
     texts = read_texts(config.texts) if config.texts else []
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain import scoring
+    with importing():
+        from pretrain import scoring
 
     if config.pairs is not None:
         scoring.score_pairs(config.source, config.weights, config.pairs, pairs, as_json=config.json)

@@ -308,7 +308,7 @@ def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
             {"label": ("solution",)},
             "no column solution is read with --task qa: the fields are question, context and answers",
         ),
-        ({"task": "classify", "stride": 3}, "--stride is for --task qa, and this is --task classify"),
+        ({"task": "classify", "stride": 3}, "--stride is for --task qa and --long stride, and this is --task classify"),
     ]
     for options, message in unfit:
         with pytest.raises(InputError, match=message):

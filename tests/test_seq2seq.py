@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_refused(halves, tuned, lines, tmp_path, capsys):
         ({"decoder": roberta}, "is a 'roberta' model; a decoder is made of a BERT"),
         ({"max_new_tokens": 65}, "--max_new_tokens 65 is more than the 64 positions of .*de, which writes"),
         ({"pair": "en"}, "--pair en: --task seq2seq reads one text"),
-        ({"stride": 3}, "--stride is for --task qa, and this is --task seq2seq"),
+        ({"stride": 3}, "--stride is for --task qa and --long stride, and this is --task seq2seq"),
     ]:
         with pytest.raises(InputError, match=message):
             finetune.main(config_of(halves, lines, tmp_path / "out", **options))

@@ -31,6 +31,7 @@ import tyro
 
 from data_prep.cli import InputError
 from data_prep.files import check_out
+from data_prep.interpreter import importing
 from data_prep.tokens.tokenizer_folder import TOKENIZER_FILES
 from pretrain.export.origin import PROVENANCE, Dtype, Format, Head, Weights, check_origin
 from pretrain.hf_files import forbid_network
@@ -114,7 +115,8 @@ def main(config: ExportConfig) -> None:
     check_origin(config.source, config.config, config.vocab, config.weights)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.export.hf_writer import Target, convert
+    with importing():
+        from pretrain.export.hf_writer import Target, convert
 
     convert(
         config.source,

@@ -120,15 +120,17 @@ def check_seq_len(config: FinetuneConfig, longest: int) -> None:
 
 
 def check_stride(config: FinetuneConfig) -> None:
-    """Refuse windows of a context that hold next to nothing beside a question, or that do not go on."""
-    if config.task != "qa":
+    """Refuse windows of a text that hold next to nothing beside a question, or that do not go on."""
+    if not config.reads_windows:
         return
     if config.seq_len < LEAST_WINDOW:
-        raise InputError(f"--seq_len {config.seq_len} holds no question and its context: try --seq_len 128 or 384")
+        what = "no question and its context" if config.task == "qa" else "too little of a long text"
+        raise InputError(f"--seq_len {config.seq_len} holds {what}: try --seq_len 128 or 384")
     if config.stride is not None and config.stride > most_stride(config.seq_len):
+        beside = " beside a question" if config.task == "qa" else ""
         raise InputError(
-            f"--stride {config.stride} is more than two windows of --seq_len {config.seq_len} can share beside a "
-            f"question: at most {most_stride(config.seq_len)}"
+            f"--stride {config.stride} is more than two windows of --seq_len {config.seq_len} can share{beside}: "
+            f"at most {most_stride(config.seq_len)}"
         )
 
 

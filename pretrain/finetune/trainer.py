@@ -1,6 +1,8 @@
 """Fine-tune on examples that have been looked at, once a seed, and say how good it is.
 
-fine_tune_and_report(config, read_examples(config))
+fine_tune_and_report(config, read_examples(config), stop)
+
+What is under way lies in OUT.progress, seed by seed (learning/unfinished.py), and the same command goes on from there.
 """
 
 import json
@@ -9,7 +11,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.calls import call
 from data_prep.cli import print_json, say
@@ -22,33 +24,93 @@ from scipy import stats
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from data_prep.files import write_folder, write_json
+from pretrain.checkpoints.run_lock import RunLock
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, Examples, check_seq_len, listed, on_scale
 from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.checkpoints import tell_stopped
 from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
 from pretrain.finetune.learning.one_seed import CLIP, WARMUP, WEIGHT_DECAY, Encoded, Work, fine_tune
+from pretrain.finetune.learning.unfinished import OF_NO_RESULT, Outcome, Unfinished
 from pretrain.finetune.scores.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
 from pretrain.finetune.scores.pictures import draw
 from pretrain.finetune.scores.predictions import PREDICTIONS, answers_of, write_predictions
+from pretrain.finetune.tasks.long_texts import count_windows
 from pretrain.finetune.tasks.table import task_of
 from pretrain.finetune.tasks.task import Task
+from pretrain.stop import STOPPED, StopRequests
 
 PROBLEMS: dict[str, Any] = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
 
 
-def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
-    """Fine-tune, write the folder, print the score."""
-    with hf_folder.silenced_libraries():
-        results = fine_tune_seeds(config, examples)
-    print_score(config, results)
-
-
-def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
-    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
+def fine_tune_and_report(config: FinetuneConfig, examples: Examples, stop: StopRequests) -> None:
+    """Fine-tune, write the folder, print the score.
 
     Raises
     ------
-    InputError: a folder that does not fit; nothing is written then.
+    InputError: a folder that does not fit; nothing is written then. Or another process is at it.
+    SystemExit: it was asked to stop; what it has is saved.
+    """
+    unfinished = Unfinished(config)
+    try:
+        with hf_folder.silenced_libraries(), RunLock(unfinished.folder):
+            try:
+                results = fine_tune_seeds(config, examples, unfinished, stop)
+            except SystemExit as end:
+                if end.code != STOPPED:  # it went wrong, and would again
+                    unfinished.clear()
+                raise
+            unfinished.clear()
+    finally:
+        unfinished.remove_empty()
+    print_score(config, results)
+
+
+class Prepared(NamedTuple):
+    """What is known before the first seed is trained."""
+
+    work: Work
+    tokenizer: PreTrainedTokenizerBase
+    hidden: int  # units of the model
+    notes: JsonObject  # for results.json
+    baseline: JsonObject | None
+
+
+def fine_tune_seeds(
+    config: FinetuneConfig, examples: Examples, unfinished: Unfinished, stop: StopRequests
+) -> JsonObject:
+    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json."""
+    prepared = prepare(config, examples)
+    outcomes: list[Outcome] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        done = unfinished.done(seed)
+        if done is None:
+            if outcomes and stop.signal:
+                tell_stopped(f"{len(outcomes)} of {config.seeds} seeds are done", unfinished.folder)
+                raise SystemExit(STOPPED)
+            unfinished.keep(seed, done := outcome_of(seed, prepared, examples, unfinished, stop))
+        outcomes.append(done)
+        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in done.entry["scores"].items()))
+    results = results_of(prepared, examples, outcomes)
+    answers = [outcome.answers for outcome in outcomes]
+
+    def fill(folder: Path) -> None:
+        write_predictions(folder / PREDICTIONS, examples.evaluation, answers)
+        draw(folder, results, examples.evaluation, answers[0])
+        unfinished.place_model(folder)
+        files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
+        write_json(folder / RESULTS, {**results, "files": files})
+
+    write_folder(config.out, fill)
+    return json.loads((config.out / RESULTS).read_text())
+
+
+def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:
+    """Settle what was not given, look at the folder, say what there is, and turn examples into tokens.
+
+    Raises
+    ------
+    InputError: a folder that does not fit.
     """
     training, evaluation, names, scale, held = examples
     architecture = hf_folder.load_config(config.hf)
@@ -94,63 +156,66 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         held=encoded(on_scale(list(held), scale) if scale else list(held)) if held else None,
         scale=scale,
     )
-    eval_features = work.evaluation.features
-    seeds: list[JsonObject] = []
-    answers = []
-    same = math.nan
-    for seed in range(config.seed, config.seed + config.seeds):
-        started = time.monotonic()
-        set_seed(seed)  # before the model: it decides the new weights
-        pairs = training[0].pair is not None
-        model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
-        if seed == config.seed:
-            same = alike(model, work.collator, eval_features)
-        tuned = fine_tune(work, seed, model)
-        scores = task.score(tuned.logits, eval_features, evaluation, names)
-        seeds.append(
-            {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": time.monotonic() - started}
-            | tuned.notes
-        )
-        answers.append(answers_of(config.task, tuned.logits, eval_features, evaluation, names))
-        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
-        if seed == config.seed:
-            kept = model.cpu()
-            if task.keep:
-                task.keep(kept, scores, training, config)
+    if config.long == "stride":
+        sides = {"train": work.training, "eval": work.evaluation, "held_back": work.held}
+        notes["windows"] = {side: count_windows(part.features) for side, part in sides.items() if part}
+    return Prepared(work, tokenizer, hidden, notes, baseline)
 
+
+def outcome_of(
+    seed: int, prepared: Prepared, examples: Examples, unfinished: Unfinished, stop: StopRequests
+) -> Outcome:
+    """Train a seed, and measure it; the model of the first one is kept."""
+    work, tokenizer = prepared.work, prepared.tokenizer
+    config, task, features = work.config, work.task, work.evaluation.features
+    started = time.monotonic()
+    set_seed(seed)  # before the model: it decides the new weights
+    pairs = examples.training[0].pair is not None
+    model = task.build(config) if task.build else build_model(config, task, work.names, pairs, tokenizer.pad_token_id)
+    same = alike(model, work.collator, features) if seed == config.seed else None
+    tuned = fine_tune(work, seed, model, unfinished, stop)
+    scores = task.score(tuned.logits, features, examples.evaluation, work.names)
+    if seed == config.seed:
+        if task.keep:
+            task.keep(model, scores, examples.training, config)
+        unfinished.begin()
+        write_folder(unfinished.model, lambda folder: save(folder, config.hf, task, model.cpu(), tokenizer))
+    seconds = tuned.earlier_seconds + time.monotonic() - started
+    entry = {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": seconds} | tuned.notes
+    return Outcome(entry, answers_of(config.task, tuned.logits, features, examples.evaluation, work.names), same)
+
+
+def results_of(prepared: Prepared, examples: Examples, outcomes: list[Outcome]) -> JsonObject:
+    """Return the content of results.json, but for the files."""
+    training, evaluation, names, _, held = examples
+    config, task = prepared.work.config, prepared.work.task
+    seeds, same = [outcome.entry for outcome in outcomes], outcomes[0].encoder_cosine
+    assert same is not None
     floor = floors(config.task, training, evaluation)
     better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
     stuck = [seed["seed"] for seed in seeds if not beats_guessing(floor, [seed["scores"]], len(evaluation))]
-    advice = "" if better and not stuck else nothing_learnt(config, hidden, len(training), same, stuck)
+    advice = "" if better and not stuck else nothing_learnt(config, prepared.hidden, len(training), same, stuck)
     if not (decidable := can_tell(floor, len(evaluation))):
         stuck, advice = [], "an --eval of more examples, and of several labels"
-    results = {
+    return {
         "task": config.task,
         "metric": task.metric,
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
         "majority": majority(training, evaluation) if names and isinstance(evaluation[0].label, str) else None,
-        "baseline": baseline,
+        "baseline": prepared.baseline,
         "beats_guessing": better,
         "decidable": decidable,
         "stuck_seeds": stuck,
         "advice": advice,
         "encoder_cosine": same,
         "labels": names,
-        **notes,
+        **prepared.notes,
         "examples": {"train": len(training), "eval": len(evaluation), "held_back": len(held)},
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-
-    def fill(folder: Path) -> None:
-        write_predictions(folder / PREDICTIONS, evaluation, answers)
-        draw(folder, results, evaluation, answers[0])
-        save(folder, config.hf, task, kept, tokenizer, results)
-
-    write_folder(config.out, fill)
-    return json.loads((config.out / RESULTS).read_text())
 
 
 def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
@@ -203,20 +268,17 @@ def summary(values: list[float]) -> dict[str, float | None]:
 def settings(config: FinetuneConfig) -> JsonObject:
     """Return everything that decides the result, as JSON values."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-    del given["json"], given["out"]
+    for name in OF_NO_RESULT:
+        del given[name]
     return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
 
 
-def save(
-    folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
-) -> None:
-    """Write model, tokenizer and, last, results.json, which also names the files written."""
+def save(folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write model and tokenizer."""
     hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
     if task.save:
         task.save(folder)
-    files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
-    write_json(folder / RESULTS, {**results, "files": files})
 
 
 def print_score(config: FinetuneConfig, results: JsonObject) -> None:

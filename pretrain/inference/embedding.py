@@ -9,6 +9,7 @@ mean where the folder's 1_Pooling says so. Lines are read in blocks, and within 
 
 import heapq
 import io
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -21,11 +22,18 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from data_prep.cli import InputError, print_json, printable, say
 from data_prep.files import write_whole
 from data_prep.progress import Progress
-from data_prep.untrusted import read_object
+from data_prep.untrusted import read_object, read_objects
 from pretrain import hf_folder
 
 BLOCK = 4096  # lines in memory
 BATCH_TOKENS = 1 << 14  # padding included
+# What sentence-transformers has in a folder, by names of before and since version 5.4.
+MODULES = ("Transformer", "Pooling", "Normalize")
+OLD_FLAGS = tuple(
+    f"pooling_mode_{name}"
+    for name in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+)
+POOLS_CLS = {"cls": True, "cls_token": True, "mean": False, "mean_tokens": False}
 
 
 class Embedder(NamedTuple):
@@ -35,11 +43,12 @@ class Embedder(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     takes_cls: bool  # in place of the mean
+    most: int  # tokens of a text, as its makers say
 
     @property
     def longest(self) -> int:
         """Tokens of a text, special ones included; what is longer is cut."""
-        return min(hf_folder.positions(self.model.config), self.tokenizer.model_max_length)
+        return min(hf_folder.positions(self.model.config), self.tokenizer.model_max_length, self.most)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -75,16 +84,46 @@ def load_embedder(folder: Path) -> Embedder:
     ------
     InputError: a folder without a whole encoder, or with a pooling that is not known here.
     """
-    pooling = folder / "1_Pooling/config.json"
-    said = read_object(pooling) if pooling.is_file() else {}
-    old = [name.removeprefix("pooling_mode_").removesuffix("_token") for name, value in said.items() if value is True]
-    mode = said.get("pooling_mode") or next((name for name in old if name in ("cls", "mean_tokens")), "mean")
-    if mode not in ("cls", "mean", "mean_tokens"):
-        raise InputError(f"{pooling}: pooling_mode {mode!r} is not known here; give a folder with mean or cls")
+    takes_cls = pools_cls(folder)
     with hf_folder.silenced_libraries():
         tokenizer = hf_folder.load_tokenizer(folder)
         model, _ = hf_folder.load_model(AutoModel, folder)  # a pooler that is missing is not looked at
-    return Embedder(folder, model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, mode == "cls")
+    return Embedder(
+        folder,
+        model.eval().to("cuda" if torch.cuda.is_available() else "cpu"),
+        tokenizer,
+        takes_cls,
+        most_tokens(folder),
+    )
+
+
+def pools_cls(folder: Path) -> bool:
+    """Return whether a folder's vectors are those of [CLS], and not the mean over tokens, by what sentence-transformers
+    has written there: "pooling_mode", before its version 5.4 a flag for each way; the vectors of several are joined.
+
+    Raises
+    ------
+    InputError: another pooling, or another layer behind it: the vectors would not be those that the folder is made for.
+    """
+    modules = folder / "modules.json"
+    for module in read_objects(modules) if modules.is_file() else []:
+        kind = str(module.get("type")).rpartition(".")[2]
+        if kind not in MODULES:
+            raise InputError(f"{modules}: {kind!r} is not known here; open this folder in sentence-transformers")
+    pooling = folder / "1_Pooling/config.json"
+    said = read_object(pooling) if pooling.is_file() else {}
+    flags = [name.removeprefix("pooling_mode_") for name, value in said.items() if value is True and name in OLD_FLAGS]
+    mode = str(said.get("pooling_mode") or " and ".join(flags) or "mean")
+    if mode not in POOLS_CLS:
+        raise InputError(f"{pooling}: pooling by {mode!r} is not known here; open this folder in sentence-transformers")
+    return POOLS_CLS[mode]
+
+
+def most_tokens(folder: Path) -> int:
+    """Return to how many tokens sentence-transformers cuts the texts that it gives to this folder."""
+    path = folder / "sentence_bert_config.json"
+    most = read_object(path).get("max_seq_length") if path.is_file() else None
+    return most if isinstance(most, int) and most > 2 else sys.maxsize
 
 
 def embed_file(folder: Path, lines: Iterable[str], count: int, out: Path, *, as_json: bool) -> None:

@@ -27,7 +27,8 @@ from pretrain import hf_folder
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
 from pretrain.inference.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
-from pretrain.inference.question_answering import answer_in_context
+from pretrain.inference.long_texts import encode_long, pooled_logits
+from pretrain.inference.question_answering import answer_in_context, window_of
 from pretrain.inference.tag_spans import scheme_of, spans
 
 # Controls, on which a terminal would act or begin a line; a tab stands between two texts.
@@ -36,6 +37,7 @@ SPELLED = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if 
 MASK = re.compile(r"\[MASK\]|<mask>")
 
 Answer = JsonObject
+WINDOWS = 32  # of a long text that go through the model at once
 
 MODELS: dict[Kind, Any] = {
     "fill": AutoModelForMaskedLM,
@@ -145,6 +147,8 @@ def ask(
         question, context = text.split("\t", 1)
         return answer_in_context(model, tokenizer, question, context, top)
     first, second = text.split("\t") if pairs else (text, None)
+    if kind == "labels" and getattr(model.config, "zerobert_long", None) == "stride":
+        return answer_of_label(model, text, long_text_logits(model, tokenizer, first, second), top)
     longest = min(hf_folder.positions(model.config), tokenizer.model_max_length)
     encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
     if encoded.encodings[0].overflowing:
@@ -154,13 +158,38 @@ def ask(
         say(f"the tokenizer knows nothing of this text, and the answer does not depend on it: {text[:60]!a}")
     logits = model(**encoded.to(model.device)).logits[0].float().cpu()
     hf_folder.check_logits(logits, text)
-    names: dict[Any, str] = model.config.id2label or {}
     if kind == "fill":
         return {"text": text, "masks": masked_words(tokenizer, encoded["input_ids"][0].cpu(), logits, text, top)}
     if kind == "tags":
+        names: dict[Any, str] = model.config.id2label or {}
         words = tagged_words(names, encoded, logits)
         tags = [{"word": text[word.start : word.end], "tag": word.tag} for word in words]
         return {"text": text, "tags": tags, "spans": tagged_spans(names, words, text)}
+    return answer_of_label(model, text, logits, top)
+
+
+def long_text_logits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: str, second: str | None
+) -> torch.Tensor:
+    """Return the logits [labels] of a text, or pair, that is read by the windows that the model learnt with."""
+    seq_len, stride = window_of(model, tokenizer)
+    seconds = None if second is None else [second]
+    [windows] = encode_long(tokenizer, [first], seconds, seq_len=seq_len, stride=stride).windows
+    inputs: Any = tokenizer.pad(
+        {name: [window[name] for window in windows] for name in windows[0]}, return_tensors="pt"
+    ).to(model.device)
+    return pooled_logits(model, inputs, [len(windows)], most=WINDOWS)[0].float().cpu()
+
+
+def answer_of_label(model: PreTrainedModel, text: str, logits: torch.Tensor, top: int) -> Answer:
+    """Return the labels, or the number, that the logits [labels] of a text say.
+
+    Raises
+    ------
+    InputError: they are no numbers.
+    """
+    hf_folder.check_logits(logits, text)
+    names: dict[Any, str] = model.config.id2label or {}
     if model.config.problem_type == "multi_label_classification":
         return {"text": text, **label_set(names, logits, top, getattr(model.config, "zerobert_threshold", 0.5))}
     if model.config.num_labels == 1:

@@ -40,7 +40,7 @@ def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfi
     """Return the same with what was not given: a rate, epochs, and what --task has of its own."""
     lr, epochs = config.lr, config.epochs
     stride, beams, longest = config.stride, config.beams, config.max_new_tokens
-    if config.task == "qa" and stride is None:
+    if config.reads_windows and stride is None:
         stride = default_stride(config.seq_len)
     if config.task == "seq2seq":
         beams, longest = beams or BEAMS, longest or config.seq_len
@@ -58,11 +58,16 @@ def settled(config: FinetuneConfig, hidden: int, examples: int) -> FinetuneConfi
 def alike(model: Any, collator: Any, features: list[dict[str, Any]]) -> float:
     """Return the mean cosine of what the encoder says of texts, at their first token: 1 where all are alike to it."""
     names = ("input_ids", "token_type_ids", "attention_mask")
-    some = [{name: feature[name] for name in names if name in feature} for feature in features[:SAMPLED_TEXTS]]
+    some = [
+        # Of windows that lie end to end the first.
+        {name: feature[name][: feature.get("windows", [None])[0]] for name in names if name in feature}
+        for feature in features[:SAMPLED_TEXTS]
+    ]
     was_training = model.training
     model.eval()
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-    first = encoder(**collator(some).to(model.device)).last_hidden_state[:, 0].double()
+    batch = collator(some).to(model.device)
+    first = encoder(**{name: batch[name] for name in names if name in batch}).last_hidden_state[:, 0].double()
     model.train(was_training)
     first = torch.nn.functional.normalize(first, dim=1)
     count = len(first)

@@ -1,16 +1,18 @@
 """Fine-tune a model with one seed, and ask it.
 
-tuned = fine_tune(work, seed, model)      the model is trained in place; its logits of the evaluation file
+tuned = fine_tune(work, seed, model, unfinished, stop)      the model is trained in place, and then measured
 """
 
 import math
 import sys
-import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from data_prep.cli import say
@@ -20,13 +22,17 @@ from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import LabelScale
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.learning.best_epoch import BestEpoch
+from pretrain.finetune.learning.checkpoints import Checkpoints, Course, FineTuner
+from pretrain.finetune.learning.unfinished import Unfinished
 from pretrain.finetune.tasks.label_sets import best_threshold, log_odds
 from pretrain.finetune.tasks.task import Feature, Task
 from pretrain.finetune.tasks.texts import undo_scale
+from pretrain.stop import StopRequests
 
 WARMUP = 0.1  # of all steps
 WEIGHT_DECAY = 0.01
 CLIP = 1.0  # norm of the gradient
+NOTE_SECONDS = 5.0  # between two looks at the loss, for which a GPU must come to rest
 
 
 class Encoded(NamedTuple):
@@ -55,6 +61,7 @@ class Tuned(NamedTuple):
     loss: float  # mean of the training
     logits: Any  # [N, ...], of the evaluation features, or what else the task has for them
     notes: JsonObject  # for results.json
+    earlier_seconds: float  # of attempts before this one
 
 
 class OneDevice(TrainingArguments):
@@ -68,22 +75,26 @@ class OneDevice(TrainingArguments):
 class Shown(TrainerCallback):
     """A bar on a terminal; in a log a line an epoch, and between them one now and then; all on stderr."""
 
-    def __init__(self, seed: int, epochs: int) -> None:
-        self.seed, self.epochs = seed, epochs
+    def __init__(self, seed: int, epochs: int, course: Course) -> None:
+        self.seed, self.epochs, self.course = seed, epochs, course
         self.asking: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
+        first = state.global_step
+        what = f"seed {self.seed}" + (f" from step {first} on" if first else "")
+        self.bar = Progress(total=state.max_steps - first, what=what, unit="step")
+        self.noted = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if (now := time.monotonic()) - self.noted >= NOTE_SECONDS:
+            self.noted, self.bar.note = now, f"loss {self.course.mean:.4f}"
         self.bar.update()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" in logs:
-            self.bar.note = f"loss {float(logs['loss']):.4f}"
-            if not self.bar.is_drawn:
-                epoch = f"epoch {state.epoch:.0f} of {self.epochs}"
-                say(f"seed {self.seed}, {epoch}: training loss {float(logs['loss']):.4f}")
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loss = self.course.curve[-1]
+        self.bar.note = f"loss {loss:.4f}"
+        if not self.bar.is_drawn:
+            say(f"seed {self.seed}, epoch {state.epoch:.0f} of {self.epochs}: training loss {loss:.4f}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
@@ -99,49 +110,38 @@ class Shown(TrainerCallback):
         self.asking = None
 
 
-def fine_tune(work: Work, seed: int, model: PreTrainedModel) -> Tuned:
-    """Train `model` in place, and ask it; the logits are in the unit of the file."""
+def fine_tune(work: Work, seed: int, model: PreTrainedModel, unfinished: Unfinished, stop: StopRequests) -> Tuned:
+    """Train `model` in place, and ask it; the logits are in the unit of the file.
+
+    Raises
+    ------
+    InputError: what an earlier attempt has saved is damaged.
+    SystemExit: the training went wrong, or was asked to stop, and is saved.
+    """
     config, task, held = work.config, work.task, work.held
-    assert config.lr is not None
-    assert config.epochs is not None
-    with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
-        arguments = OneDevice(
-            output_dir=scratch,
-            seed=seed,
-            num_train_epochs=config.epochs,
-            learning_rate=config.lr,
-            warmup_steps=WARMUP,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=CLIP,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.batch_size,
-            train_sampling_strategy="group_by_length",  # less padding: half the time on texts of mixed length
-            logging_strategy="epoch",
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=work.collator,
-            train_dataset=work.training.features,
-            callbacks=[Shown(seed, config.epochs)],
-            compute_loss_func=balanced_loss(work.training.features, len(work.names)) if config.balance else None,
-        )
-        trainer.remove_callback(PrinterCallback)  # Shown speaks
-        best = None
+    learner = task.learner(model) if task.learner else model
+    course, best = Course(), None
+    with unfinished.scratch() as scratch:
+        trainer = trainer_of(work, seed, learner, course, scratch)
         if config.patience is not None and held is not None:
             best = BestEpoch(lambda: score_held(work, held, seed, trainer), f"seed {seed}, epoch", config.patience)
             trainer.add_callback(best)
-        loss = trainer.train().training_loss
+        checkpoints = Checkpoints(unfinished, seed, stop, course, best)
+        trainer.add_callback(checkpoints)
+        begun = checkpoints.restore()
+        if begun:
+            say(f"seed {seed} goes on at {begun.name.replace('-', ' ')}, saved in {begun.parent}")
+        if course.is_over:
+            assert begun is not None
+            learner.load_state_dict(load_file(begun / "model.safetensors"), strict=False)  # tied ones are there once
+        else:
+            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+        loss = course.total / max(1, course.steps)
         if not math.isfinite(loss):
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
-        notes: JsonObject = {"curve": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
+        notes: JsonObject = {"curve": course.curve}
         if best:
-            best.restore(model)
+            best.restore(learner)
             notes |= {"best_epoch": best.best, "held_back_curve": best.scores}
         offset = 0.0
         if task.by_threshold and held is not None:
@@ -154,7 +154,43 @@ def fine_tune(work: Work, seed: int, model: PreTrainedModel) -> Tuned:
     if not task.answer:
         logits = logits - offset
         check_finite(logits, seed, config)
-    return Tuned(loss, logits, notes)
+    return Tuned(loss, logits, notes, course.seconds)
+
+
+def trainer_of(work: Work, seed: int, learner: Any, course: Course, folder: Path) -> FineTuner:
+    """Return what trains `learner`, and writes checkpoints into `folder` where a callback asks for them."""
+    config = work.config
+    assert config.lr is not None
+    assert config.epochs is not None
+    arguments = OneDevice(
+        output_dir=str(folder),
+        seed=seed,
+        num_train_epochs=config.epochs,
+        learning_rate=config.lr,
+        warmup_steps=WARMUP,
+        weight_decay=WEIGHT_DECAY,
+        max_grad_norm=CLIP,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        train_sampling_strategy="group_by_length",  # less padding: half the time on texts of mixed length
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = FineTuner(
+        model=learner,
+        args=arguments,
+        data_collator=work.collator,
+        train_dataset=work.training.features,
+        callbacks=[course, Shown(seed, config.epochs, course)],
+        compute_loss_func=balanced_loss(work.training.features, len(work.names)) if config.balance else None,
+        course=course,
+    )
+    trainer.remove_callback(PrinterCallback)  # Shown speaks
+    return trainer
 
 
 def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:

@@ -35,11 +35,17 @@ def one_hot(examples: list[Example], names: list[str]) -> np.ndarray:
 
 
 def encode_label_sets(
-    tokenizer: PreTrainedTokenizerBase, examples: list[Example], names: list[str], seq_len: int
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    names: list[str],
+    seq_len: int,
+    *,
+    stride: int | None = None,
 ) -> list[Feature]:
-    """Return texts or pairs, with a 1 for each label of `names` that they have, else 0."""
+    """Return texts or pairs, with a 1 for each label of `names` that they have, else 0; `stride` as encode_texts()."""
     hot = one_hot(examples, names).tolist()
-    return encode_texts(tokenizer, [e._replace(label=row) for e, row in zip(examples, hot, strict=True)], [], seq_len)
+    rows = [example._replace(label=row) for example, row in zip(examples, hot, strict=True)]
+    return encode_texts(tokenizer, rows, [], seq_len, stride=stride)
 
 
 def best_threshold(logits: np.ndarray, examples: list[Example], names: list[str]) -> float:

@@ -9,11 +9,19 @@ from data_prep.cli import say
 UNKNOWN = 0.01  # share of the tokens of which nothing is said
 
 
-def tell_lost(batch: Any, seq_len: int, tokenizer: PreTrainedTokenizerBase, what: str = "texts") -> None:
-    """Say how many texts of a tokenized batch are cut off, and what its tokenizer does not know."""
-    cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+def tell_lost(
+    batch: Any, seq_len: int, tokenizer: PreTrainedTokenizerBase, what: str = "texts", remedy: str = ""
+) -> None:
+    """Say how many texts of a tokenized batch are cut off, with a remedy, and what its tokenizer does not know."""
+    cut, count = sum(bool(encoding.overflowing) for encoding in batch.encodings), len(batch.encodings)
     if cut:
-        say(f"{cut} of {len(batch.encodings)} {what} are longer than --seq_len {seq_len} tokens and were cut")
+        share = f"{cut} of {count} {what} ({cut / count:.1%})"
+        say(f"{share} are longer than --seq_len {seq_len} tokens and were cut" + (f"; {remedy}" if remedy else ""))
+    tell_unknown(batch, tokenizer)
+
+
+def tell_unknown(batch: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say which share of a tokenized batch its tokenizer does not know."""
     words = sum(mask.count(0) for mask in (encoding.special_tokens_mask for encoding in batch.encodings))
     unknown = sum(ids.count(tokenizer.unk_token_id) for ids in batch["input_ids"])
     if unknown > UNKNOWN * words:

@@ -18,6 +18,7 @@ from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.tasks import question_answering as qa
 from pretrain.finetune.tasks import seq2seq
 from pretrain.finetune.tasks.label_sets import encode_label_sets, score_label_sets, tell_label_sets
+from pretrain.finetune.tasks.long_texts import by_windows
 from pretrain.finetune.tasks.tags import encode_words, score_tags, tell_tags
 from pretrain.finetune.tasks.task import Task
 from pretrain.finetune.tasks.texts import encode_texts, score_classes, score_numbers, tell_classes, tell_numbers
@@ -102,4 +103,6 @@ def task_of(config: FinetuneConfig) -> Task:
     InputError: as writing_texts().
     """
     task = TASKS[config.task]
-    return task if isinstance(task, Task) else task(config)
+    if not isinstance(task, Task):
+        return task(config)
+    return by_windows(task, config) if config.long == "stride" else task

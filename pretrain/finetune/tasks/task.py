@@ -27,7 +27,7 @@ class Task:
 
     tell: Callable[[list[Example], list[Example]], JsonObject]  # training, evaluation -> more for results.json
     model: Any  # transformers' AutoModelFor... class
-    encode: Callable[[PreTrainedTokenizerBase, list[Example], list[str], int], list[Feature]]
+    encode: Callable[..., list[Feature]]  # of a tokenizer, examples, names of the labels, --seq_len
     collator: Callable[[PreTrainedTokenizerBase], Any]
     metric: str  # the score that results.json averages
     score: Callable[[np.ndarray, list[Feature], list[Example], list[str]], Scores]  # the first are the logits
@@ -35,6 +35,8 @@ class Task:
     outputs: tuple[str, ...] = ()  # names of the head's outputs where they are no labels
     # What a folder must know to answer goes into the config.json of the model that is kept.
     keep: Callable[[PreTrainedModel, Scores, list[Example], FinetuneConfig], None] | None = None
+    # What is trained in the model's place: it trains the model within, and gives logits for each example.
+    learner: Callable[[PreTrainedModel], Any] | None = None
     # A model that is more than an encoder under a head: how it is built, what it answers in the place of logits, and
     # what else lies in its folder.
     build: Callable[[FinetuneConfig], PreTrainedModel] | None = None

@@ -16,6 +16,7 @@ from data_prep.json_types import JsonObject
 from pretrain.finetune.examples import LabelScale, listed
 from pretrain.finetune.files.labelled import Example, labels_of
 from pretrain.finetune.scores.shares import tell_shares
+from pretrain.finetune.tasks.long_texts import encode_windows
 from pretrain.finetune.tasks.lost import tell_lost
 from pretrain.finetune.tasks.task import Feature, Scores
 
@@ -41,18 +42,27 @@ def tell_numbers(training: list[Example], evaluation: list[Example]) -> JsonObje
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, examples: list[Example], names: list[str], seq_len: int
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    names: list[str],
+    seq_len: int,
+    *,
+    stride: int | None = None,
 ) -> list[Feature]:
-    """Return texts or pairs, with the label as its place in `names`, or as a number where there are none."""
+    """Return texts or pairs, with the label as its place in `names`, or as a number where there are none.
+
+    stride: tokens that two windows of a long text share; None: it is cut
+    """
+    number = {name: index for index, name in enumerate(names)}
+    labels = [number[example.label] if names else example.label for example in examples]
+    if stride is not None:
+        windows = encode_windows(tokenizer, examples, seq_len=seq_len, stride=stride)
+        return [feature | {"labels": label} for feature, label in zip(windows, labels, strict=True)]
     first = [example.text for example in examples]
     second = [example.pair for example in examples] if examples[0].pair is not None else None
     batch = tokenizer(first, second, truncation=True, max_length=seq_len)
-    tell_lost(batch, seq_len, tokenizer)
-    number = {name: index for index, name in enumerate(names)}
-    return [
-        {**{key: batch[key][row] for key in batch}, "labels": number[example.label] if names else example.label}
-        for row, example in enumerate(examples)
-    ]
+    tell_lost(batch, seq_len, tokenizer, remedy="--long stride reads them whole")
+    return [{**{key: batch[key][row] for key in batch}, "labels": label} for row, label in enumerate(labels)]
 
 
 def score_classes(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Scores:
