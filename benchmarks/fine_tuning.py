@@ -30,7 +30,7 @@ from benchmarks.machine import machine
 from data_prep.cli import ROOT, InputError, parse, say
 from data_prep.files import sha256_of
 from data_prep.ranges import Range
-from pretrain.finetune.baseline import BY_WORDS
+from pretrain.finetune.scores.baseline import BY_WORDS
 
 
 class Task(NamedTuple):

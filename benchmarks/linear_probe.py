@@ -29,9 +29,9 @@ from transformers import BertModel, PreTrainedTokenizerBase
 from benchmarks.machine import machine
 from data_prep.cli import parse
 from pretrain import hf_folder
-from pretrain.finetune.baseline import bag_of_words
 from pretrain.finetune.examples import subset
-from pretrain.finetune.labelled import Example, read_texts
+from pretrain.finetune.files.labelled import Example, read_texts
+from pretrain.finetune.scores.baseline import bag_of_words
 
 BATCH = 64
 RANDOM_SEEDS = 3

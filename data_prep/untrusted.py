@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
 
@@ -49,14 +50,31 @@ def read_object(path: Path) -> JsonObject:
     ------
     InputError: it cannot be read, is no JSON, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        what = error.strerror if isinstance(error, OSError) else str(error) or "nested too deeply"
-        raise InputError(f"{path} cannot be read as JSON: {what}; take the file from its source again") from error
+    content = _read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a JSON {type(content).__name__}, not an object; take it from its source again")
     return content
+
+
+def read_objects(path: Path) -> list[JsonObject]:
+    """Return a JSON file that holds a list of objects.
+
+    Raises
+    ------
+    InputError: as read_object().
+    """
+    content = _read_json(path)
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise InputError(f"{path} holds no JSON list of objects; take it from its source again")
+    return content
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error) or "nested too deeply"
+        raise InputError(f"{path} cannot be read as JSON: {what}; take the file from its source again") from error
 
 
 def refuse_code(folder: Path, configs: tuple[str, ...] = CONFIGS) -> None:
@@ -101,7 +119,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
         raise InputError(
-            f"{folder} has no weights (model.safetensors or {INDEX}); pickled weights are not read: convert them first"
+            f"{folder} has no weights (model.safetensors or {INDEX}); pickled weights are not read: convert them "
+            f"first, where there are any: {call('export', folder, 'OUT')}"
         )
     entries = read_object(folder / INDEX).get("weight_map")
     if not isinstance(entries, dict) or not entries:

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
 from data_prep.files import write_whole
-from pretrain.finetune.columns import LABEL_COLUMNS, PAIR_COLUMNS, TAG_COLUMNS, TEXT_COLUMNS, WORD_COLUMNS
 from pretrain.finetune.examples import TASK_FILES, check_labels
-from pretrain.finetune.rows import Row
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.files.columns import LABEL_COLUMNS, PAIR_COLUMNS, TAG_COLUMNS, TEXT_COLUMNS, WORD_COLUMNS
+from pretrain.finetune.files.labelled import SEPARATORS
+from pretrain.finetune.files.rows import Row
+from pretrain.finetune.files.tables import read_rows
+from pretrain.finetune.learning.held_back import hold_back
 
 HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
 LEAST = 10  # rows of which a part can be held back
@@ -46,7 +48,7 @@ class Found(NamedTuple):
         """Return what was understood, in a line."""
         what = {
             "classify": "one of {n} labels a text", "pair": "one of {n} labels a pair of texts",
-            "regress": "a number a text", "tag": "one tag a word",
+            "multilabel": "any of {n} labels a text", "regress": "a number a text", "tag": "one tag a word",
         }[self.kind].format(n=len(self.labels))  # fmt: skip
         renamed = ", ".join(f"{theirs} as {ours}" for ours, theirs in self.columns.items() if ours != theirs)
         return f"{self.path}: {len(self.rows):,} rows, {what}" + (f" (column {renamed})" if renamed else "")
@@ -71,6 +73,9 @@ def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
     if "tags" in columns:
         return Found(path, "tag", columns, taken, Counter(), lines)
     values = [row["label"] for row in taken]
+    if (sets := _label_sets(values)) is not None:
+        taken = [Row(row, (row | {"label": names}).values()) for row, names in zip(taken, sets, strict=True)]
+        return Found(path, "multilabel", columns, taken, Counter(name for names in sets for name in names), lines)
     if _are_measured(values):
         return Found(path, "regress", columns, taken, Counter(), lines)
     return Found(path, "pair" if "text_b" in columns else "classify", columns, taken, Counter(map(str, values)), lines)
@@ -86,6 +91,8 @@ def check(found: Found, eval_file: Found | None) -> None:
     file = TASK_FILES[found.kind]
     examples = file.read(found.path, list(zip(found.lines, found.rows, strict=True)))
     names = file.label_names(examples, found.path)
+    if found.kind == "multilabel":  # of what is left to learn from, too, a part is held back
+        hold_back(examples[: len(examples) if eval_file else math.ceil(len(examples) * (1 - HELD_BACK))], found.path)
     if eval_file is None:
         return
     asked = file.read(eval_file.path, list(zip(eval_file.lines, eval_file.rows, strict=True)))
@@ -136,6 +143,22 @@ def _are_measured(values: list[Any]) -> bool:
     return len(numbers) > GRADES or not all(map(float.is_integer, numbers))
 
 
+def _label_sets(values: list[Any]) -> list[list[str]] | None:
+    """Return the labels of each row where rows have any number of them: lists, or cells such as a|b and a;b.
+
+    A sign separates labels where that makes fewer of them: a, b and a|b are two, "Paris; Texas" and "Rome; Italy" four.
+    """
+    if all(isinstance(value, list) and all(isinstance(name, str) for name in value) for value in values):
+        return values
+    if not all(isinstance(value, str) for value in values):
+        return None
+    for sign in SEPARATORS[:2]:
+        sets = [[name.strip() for name in value.split(sign) if name.strip()] for value in values]
+        if any(len(names) > 1 for names in sets) and len({n for names in sets for n in names}) < len(set(values)):
+            return sets
+    return None
+
+
 def write_split(found: Found, eval_file: Found | None, folder: Path) -> str:
     """Write train.jsonl and eval.jsonl into `folder`; what was done, in words.
 
@@ -150,7 +173,7 @@ def write_split(found: Found, eval_file: Found | None, folder: Path) -> str:
         told = f"{len(learnt):,} rows to learn from, {len(asked):,} of {eval_file.path} to measure on"
     else:
         learnt, asked = split(found)
-        each = "a fifth of each label" if found.labels and len(asked) < MOST_HELD_BACK else "a part of each kind"
+        each = "a fifth of each label" if _by_label(found) and len(asked) < MOST_HELD_BACK else "a part of each kind"
         told = (
             f"{len(asked):,} of {len(found.rows):,} rows of {found.path} are held back to measure on ({each}, chosen "
             "by a hash of the text)"
@@ -176,7 +199,7 @@ def split(found: Found) -> tuple[list[Row], list[Row]]:
         )
     by_text: dict[str, str] = {}  # the digest of a text -> its label; of one that stands there twice, the first
     for row in found.rows:
-        by_text.setdefault(_digest(row), str(row.get("label", "")) if found.labels else "")
+        by_text.setdefault(_digest(row), str(row.get("label", "")) if _by_label(found) else "")
     by_label: dict[str, list[str]] = {}
     for digest, label in by_text.items():
         by_label.setdefault(label, []).append(digest)
@@ -188,6 +211,11 @@ def split(found: Found) -> tuple[list[Row], list[Row]]:
     for row in found.rows:
         sides[_digest(row) in held].append(row)
     return sides
+
+
+def _by_label(found: Found) -> bool:
+    """Return whether each row has one label, of which some can be held back."""
+    return found.kind in ("classify", "pair")
 
 
 def _digest(row: Row) -> str:

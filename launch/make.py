@@ -21,6 +21,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import sys
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
@@ -49,6 +50,7 @@ from launch.overlap import overlap_in_words
 from launch.running import STOPPED, Screen, Stage, StageTimes, rounded
 from launch.settings import MakeConfig
 from launch.stages import KINDS, Words, check, keys_of, result_of, without
+from pretrain.finetune.learning.unfinished import progress_of
 from pretrain.report.history import History
 
 GAPS = 8  # sentences with a gap
@@ -154,6 +156,8 @@ def work_through(
                 screen.say(f"{KINDS[name].title}: done before")
                 continue
             stage = stage_of(name, words, config, record)
+            if name == "finetune" and (name not in record.stages or record.stages[name].key != keys[name][1]):
+                shutil.rmtree(progress_of(config.out / "finetuned"), ignore_errors=True)  # of another command
             entry = record.stages.get(name, StageRecord(stage.command, *keys[name], is_done=True))
             entry = entry.begun_again(stage.command, *keys[name], goes_on=name == "train")
             record.stages[name] = entry

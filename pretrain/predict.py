@@ -31,6 +31,7 @@ import tyro
 from data_prep.calls import call
 from data_prep.cli import InputError, run, say
 from data_prep.files import check_writable
+from data_prep.interpreter import importing
 from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
@@ -105,7 +106,8 @@ def main(config: PredictConfig) -> None:
         texts = (f"{question}\t{text}" for text in texts)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.inference import answer, write
+    with importing():
+        from pretrain.inference.pipeline import answer, write
 
     if kind == "generated":
         write(config.folder, texts, config.beams, config.max_new_tokens, config.json)
@@ -144,7 +146,8 @@ def embed(config: PredictConfig, content: JsonObject) -> None:
         say(f"{file}: blank lines: {sum(blank):,}; {what}")
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain.embedding import embed_file, print_nearest
+    with importing():
+        from pretrain.inference.embedding import embed_file, print_nearest
 
     if config.out is not None:
         embed_file(config.folder, lines_in(file), len(blank), config.out, as_json=config.json)

@@ -25,11 +25,12 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 import tyro
 
 from data_prep.cli import InputError, run
+from data_prep.interpreter import importing
 from pretrain.export.origin import Weights, check_origin
-from pretrain.finetune.columns import TEXT_COLUMNS
-from pretrain.finetune.kinds import KINDS, SUFFIXES
-from pretrain.finetune.rows import shorten
-from pretrain.finetune.tables import read_rows, read_text_lines
+from pretrain.finetune.files.columns import TEXT_COLUMNS
+from pretrain.finetune.files.kinds import KINDS, SUFFIXES
+from pretrain.finetune.files.rows import shorten
+from pretrain.finetune.files.tables import read_rows, read_text_lines
 from pretrain.hf_files import forbid_network, need_tokenizer, read_config
 from pretrain.likelihood.minimal_pairs import read_pairs
 
@@ -78,7 +79,8 @@ def main(config: ScoreConfig) -> None:
     texts = read_texts(config.texts) if config.texts else []
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
-    from pretrain import scoring
+    with importing():
+        from pretrain import scoring
 
     if config.pairs is not None:
         scoring.score_pairs(config.source, config.weights, config.pairs, pairs, as_json=config.json)

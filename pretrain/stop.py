@@ -30,6 +30,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LAUNCHER_GONE, TIME_IS_UP = "the launcher is gone", "time is up"
 REASONS = ("", *(number.name for number in SIGNALS), LAUNCHER_GONE, TIME_IS_UP)  # of two ranks the later one counts
 GRACE_SECONDS = 5.0  # between a signal before there is anything to save and the end, however deep in a library
+AGAIN_SECONDS = 1.0  # between a signal and a second one that means it: a terminal and a parent may both send the first
 LOOK_EVERY_SECONDS = 1.0  # whether the launcher is there, as long as nothing can be saved
 LOOK_FOR_FILES_SECONDS = 3.0  # in a folder that may be far away, by one rank of each node
 _PR_SET_PDEATHSIG = 1
@@ -38,8 +39,11 @@ _PR_SET_PDEATHSIG = 1
 class StopRequests:
     """What asks this rank to stop. One a process, made in its main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_rank: bool = True) -> None:
+        """`is_rank`: a launcher has started this process, and ends with it; else it is a command of its own, which
+        outlives the shell, and which a second signal ends at once."""
         self.signal = 0  # number of the signal that came first
+        self._is_rank, self._came = is_rank, 0.0
         self.launcher = _ancestors()
         self._doing = "this step"
         self._holds = False
@@ -68,7 +72,7 @@ class StopRequests:
         """Return why this rank should stop, one of REASONS; `stop_at` as time.time() has it, None: no time limit."""
         if self.signal:
             return signal.Signals(self.signal).name
-        if _ancestors() != self.launcher:
+        if self._is_orphan():
             return LAUNCHER_GONE
         return TIME_IS_UP if stop_at is not None and time.time() >= stop_at else ""
 
@@ -99,6 +103,10 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         is_first, self.signal = not self.signal, self.signal or number
+        if is_first:
+            self._came = time.monotonic()
+        elif self._holds and not self._is_rank and time.monotonic() - self._came > AGAIN_SECONDS:
+            os._exit(STOPPED)  # what was saved before this is whole
         if is_first and not self._holds:
             for other in self._handlers_before:
                 signal.signal(other, signal.SIG_IGN)  # an interpreter that ends takes handlers away, but not this
@@ -124,13 +132,13 @@ class StopRequests:
                 continue
             if time.monotonic() >= leave_at:
                 os._exit(STOPPED)
-            if leave_at == float("inf") and _ancestors() != self.launcher:
+            if leave_at == float("inf") and self._is_orphan():
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _look_for_files(self) -> None:
         """Take the file "stop" in the folder of outcomes for a signal; "kill" ends this process."""
         folder = os.environ.get("ZEROBERT_OUTCOME")
-        if folder is None or os.environ.get("LOCAL_RANK", "0") != "0":
+        if folder is None or not self._is_rank or os.environ.get("LOCAL_RANK", "0") != "0":
             return
         with suppress(OSError):
             names = os.listdir(folder)  # NFS keeps for long in mind that a file was not there, but reads a folder anew
@@ -138,6 +146,9 @@ class StopRequests:
                 os._exit(128 + signal.SIGKILL)
             if "stop" in names and not self.signal:
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    def _is_orphan(self) -> bool:
+        return self._is_rank and _ancestors() != self.launcher
 
     def _answer(self, number: int) -> None:
         """Say at once that a request was heard, and when it is met: rank 0's thread to stderr."""

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from pretrain.finetune.baseline import MOST, bag_of_words, beats_guessing, can_tell, floors, majority
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.learning import nothing_learnt, settled
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.hyperparameters import nothing_learnt, settled
+from pretrain.finetune.scores.baseline import MOST, bag_of_words, beats_guessing, can_tell, floors, majority
 
 
 def examples(rows):
@@ -46,13 +46,13 @@ def test_short_texts_without_spaces_and_texts_without_words_are_counted_by_chara
 
 
 def test_labels_that_take_turns_in_a_large_file_are_all_learnt_from(monkeypatch):
-    monkeypatch.setattr("pretrain.finetune.baseline.MOST", 100)
+    monkeypatch.setattr("pretrain.finetune.scores.baseline.MOST", 100)
     assert MOST > 100
     side = examples([("a", None, "x"), ("b", None, "y")] * 100)
     found = bag_of_words(side, side)
     assert (found["examples"], found["accuracy"]) == (100, 1.0)
     rare = examples([("a", None, "x")] * 1000 + [("b", None, "y")])
-    monkeypatch.setattr("pretrain.finetune.baseline.MOST", 2)
+    monkeypatch.setattr("pretrain.finetune.scores.baseline.MOST", 2)
     assert bag_of_words(rare, rare)["accuracy"] > 0.99  # the other label is not among two that are drawn
 
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import fine_tuning, plot, run_mlm, score_throughput, trainer_overhead
+from benchmarks import fine_tuning, finetune_speed, plot, run_mlm, score_throughput, trainer_overhead
 from benchmarks.held_out_loss import held_out_score
 from data_prep.cli import ROOT, InputError, parse
 from data_prep.store import Store
@@ -99,6 +99,14 @@ def test_score_throughput_finds_the_same_in_three_ways(capsys):
         score_throughput, capsys, *"--layers 2 --hidden 64 --vocab_size 300 --sentences 5 --rounds 1".split()
     )
     assert found["figures"]["largest_difference"] < 1e-4
+    assert found["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_finetune_speed_trains_on_all_sides(capsys):
+    found = line_of(finetune_speed, capsys, *"--layers 1 --hidden 64 --examples 24 --batch_size 8 --rounds 1".split())
+    assert found["settings"]["examples"] == 24
+    assert all(speed > 0 for speed in found["figures"].values())
     assert found["ratio"] > 0
 
 

@@ -31,11 +31,12 @@ from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.tokens.wordpiece import write_tokenizer
-from pretrain import hf_folder, inference, predict
+from pretrain import hf_folder, predict
 from pretrain.export.command import ExportConfig
 from pretrain.export.command import main as export
 from pretrain.finetune.command import FinetuneConfig
 from pretrain.finetune.command import main as finetune
+from pretrain.inference import pipeline
 from pretrain.model import build_model
 from tests.corpora import tiny_vocab, write
 from tests.forked import fork_script
@@ -319,8 +320,11 @@ def test_rows_that_pad_are_neutral(tmp_path):
     model = init_from(bert_folder(tmp_path / "hf", entries_of(60), rows=20), small)
     assert not model.bert.embeddings.word_embeddings.weight[60:].any()
     assert (model.cls.predictions.bias[60:] == -1e4).all()
-    with pytest.raises(InputError, match=r"entry 60 of its vocabulary is None"):
-        init_from(bert_folder(tmp_path / "less", entries_of(60)), store_of(tmp_path / "more", [[[5], [6]], [[7]]]))
+    more = store_of(tmp_path / "more", [[[5], [6]], [[7]]])  # 64 entries: those of the model, and 4 behind them
+    longer = init_from(bert_folder(tmp_path / "less", entries_of(60)), more)
+    assert (longer.cls.predictions.bias[60:64] > -1).all()
+    with pytest.raises(InputError, match=r"entry 60 of its vocabulary is 'w55', of the store's None"):
+        init_from(bert_folder(tmp_path / "longer", entries_of(64)), small)
 
 
 # Weights and settings that a model would be another one without
@@ -398,7 +402,7 @@ def by_init_from(hf: Path) -> None:
 
 def by_predict(hf: Path) -> None:
     hf_folder.load_config(hf)
-    inference.load(hf, "fill")
+    pipeline.load(hf, "fill")
 
 
 def by_finetune(hf: Path) -> None:

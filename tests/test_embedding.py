@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertForPreTraining
 
 from data_prep.cli import InputError
-from pretrain import embedding
+from pretrain.inference import embedding
 from pretrain.predict import PredictConfig, main
 from tests.tiny_hf import WORDS, tiny_bert
 
@@ -73,9 +73,31 @@ def test_pooling_is_what_the_folder_says(tmp_path):
         (hf / "1_Pooling/config.json").write_text(json.dumps(said))
         main(PredictConfig(hf, embed=tmp_path / "lines.txt", out=tmp_path / "v.npy"))
         np.testing.assert_allclose(np.load(tmp_path / "v.npy"), one_by_one(hf, ["one two"], at_cls), rtol=0, atol=1e-6)
-    (hf / "1_Pooling/config.json").write_text('{"pooling_mode": "max"}')
-    with pytest.raises(InputError, match="pooling_mode 'max' is not known here"):
+    (hf / "sentence_bert_config.json").write_text('{"max_seq_length": 3}')  # sentence-transformers cuts here
+    main(PredictConfig(hf, embed=tmp_path / "lines.txt", out=tmp_path / "v.npy"))
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), one_by_one(hf, ["one"], at_cls=True), rtol=0, atol=1e-6)
+
+
+def test_pooling_and_layers_that_are_not_known_are_refused(tmp_path):
+    hf = tiny_bert(tmp_path / "hf", BertForPreTraining)
+    (tmp_path / "lines.txt").write_text("one two\n")
+    (hf / "1_Pooling").mkdir()
+    both = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True, "include_prompt": True}
+    for said, message in (
+        ({"pooling_mode": "max"}, "pooling by 'max'"),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, "pooling by 'max_tokens'"),
+        (both, "pooling by 'cls_token and mean_tokens'"),
+    ):
+        (hf / "1_Pooling/config.json").write_text(json.dumps(said))
+        with pytest.raises(InputError, match=message):
+            main(PredictConfig(hf, embed=tmp_path / "lines.txt", out=tmp_path / "v.npy"))
+    (hf / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    kinds = ("Transformer", "Pooling", "Dense")
+    modules = [{"path": str(n), "type": f"sentence_transformers.models.{kind}"} for n, kind in enumerate(kinds)]
+    (hf / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match="'Dense' is not known here"):
         main(PredictConfig(hf, embed=tmp_path / "lines.txt", out=tmp_path / "v.npy"))
+    assert not (tmp_path / "v.npy").exists()
 
 
 def test_what_cannot_be_embedded_is_refused_and_nothing_written(hf, tmp_path):

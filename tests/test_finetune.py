@@ -26,10 +26,14 @@ from transformers import (
 import pretrain.finetune.command as finetune
 from data_prep.cli import InputError, parse
 from pretrain import hf_folder, predict
-from pretrain.finetune import compare, labelled, tasks
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, class_names, subset
-from pretrain.finetune.trainer import balanced_loss, print_score, summary, tell_shared
+from pretrain.finetune.files import labelled
+from pretrain.finetune.learning.one_seed import balanced_loss
+from pretrain.finetune.scores import compare
+from pretrain.finetune.tasks import tags, texts
+from pretrain.finetune.tasks.table import TASKS
+from pretrain.finetune.trainer import print_score, summary, tell_shared
 from tests.forked import fork_script
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
@@ -344,12 +348,12 @@ def test_words_without_a_token_count_as_outside():
         labelled.Example(1, [WORDS[0], "\u200b", WORDS[1] + WORDS[2], WORDS[3]], None, ["B-x", "B-x", "O", "B-x"])
     ]
     names = ["B-x", "O"]
-    features = tasks.encode_words(tokenizer, examples, names, 5)  # [CLS] one two ##three [SEP]; the last word is cut
+    features = tags.encode_words(tokenizer, examples, names, 5)  # [CLS] one two ##three [SEP]; the last word is cut
     assert features[0]["words"] == [0, 2]
     logits = np.zeros((1, 8, 2))
     logits[0, [1], 0] = 1
     logits[0, [2], 1] = 1
-    scores = tasks.score_tags(logits, features, examples, names)
+    scores = tags.score_tags(logits, features, examples, names)
     assert scores == pytest.approx({"precision": 1.0, "recall": 1 / 3, "f1": 0.5, "accuracy": 0.5})
 
 
@@ -372,9 +376,9 @@ def test_texts_on_both_sides_are_said(capsys):
 
 def test_letters_that_the_tokenizer_does_not_know_are_told(capsys):
     examples = [labelled.Example(2, "one 北京 two", None, "a")]
-    tasks.encode_texts(tiny_tokenizer(), examples, ["a"], 16)
+    texts.encode_texts(tiny_tokenizer(), examples, ["a"], 16)
     assert "2 of 4 tokens (50.0%) are [UNK]" in capsys.readouterr().err
-    tasks.encode_texts(tiny_tokenizer(), [examples[0]._replace(text="one two")], ["a"], 16)
+    texts.encode_texts(tiny_tokenizer(), [examples[0]._replace(text="one two")], ["a"], 16)
     assert capsys.readouterr().err == ""
 
 
@@ -496,7 +500,7 @@ def test_the_command_line(hf, toy, tmp_path):
 
 
 def test_the_tasks_offered_are_the_tasks_there_are():
-    assert get_args(get_type_hints(FinetuneConfig)["task"]) == tuple(tasks.TASKS)
+    assert get_args(get_type_hints(FinetuneConfig)["task"]) == tuple(TASKS)
     with pytest.raises(
         InputError, match=r"^--task translate is not one of classify, pair, multilabel, regress, tag, qa, seq2seq$"
     ):

@@ -43,7 +43,7 @@ FROM_DATA_PREP = {
             "ranges",
             *("store", "store_manifest", "version"),
         ),
-        *("tokens.contract", "tokens.tokenizer_folder"),
+        *("tokens.contract", "tokens.old_tokenizer", "tokens.row_sources", "tokens.tokenizer_folder"),
         *("samples.assemble", "samples.counter_rng", "samples.coverage", "samples.masking", "samples.mixture"),
         "samples.sample_index",
         "sharding.ranks",
@@ -67,7 +67,12 @@ OF_DEEPSPEED = set(
     fp16_groups bit16_groups ds_tensor ds_numel ds_shape deepspeed_engine zero_optimizer
     """.split()
 )
-STANDS_ALONE = {"pretrain.finetune.command", "pretrain.finetune.trainer", "pretrain.predict", "pretrain.inference"}
+STANDS_ALONE = {
+    "pretrain.finetune.command",
+    "pretrain.finetune.trainer",
+    "pretrain.predict",
+    "pretrain.inference.pipeline",
+}
 SHARED_HELPERS = {
     f"data_prep.{name}"
     for name in ("calls", "cli", "fields", "files", "untrusted", "interpreter", "json_types", "progress", "ranges")

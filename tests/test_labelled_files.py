@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from data_prep.cli import InputError
-from pretrain.finetune import columns, labelled, tables
+from pretrain.finetune.files import columns, labelled, tables
 
 
 def write(path: Path, content: str | bytes) -> Path:

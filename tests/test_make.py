@@ -370,12 +370,18 @@ def test_rows_of_one_text_stay_together_in_any_order(tmp_path):
     assert not sides[0][0] & sides[0][1]
 
 
+TOPICS = ("food", "food|staff", "price", "staff")
+
+
 @pytest.mark.parametrize(
     ("lines", "kind"),
     [
         (["premise\thypothesis\tlabel", *(f"a {n}\tb {n}\t{n % 3}" for n in range(20))], "pair"),
         (["review\tstars", *(f"text {n}\t{n / 4}" for n in range(20))], "regress"),
         (["review\tstars", *(f"text {n}\t{1 + n % 5}" for n in range(20))], "classify"),
+        (["review\ttopics", *(f"text {n}\t{TOPICS[n % 4]}" for n in range(40))], "multilabel"),
+        (["review\tplace", *(f"text {n}\t{('Paris; Texas', 'Rome; Italy')[n % 2]}" for n in range(20))], "classify"),
+        ([json.dumps({"review": f"text {n}", "label": TOPICS[n % 4].split("|")}) for n in range(40)], "multilabel"),
         (["1\tAnna\tB-PER\tO\n2\tleft\tO\tO\n"] * 20, "tag"),
         (['{"words": ["Anna", "left"], "ner_tags": ["B-PER", "O"]}'] * 20, "tag"),
     ],
@@ -385,6 +391,10 @@ def test_the_kind_of_task_follows_from_the_file(tmp_path, lines, kind):
     assert found.kind == kind
     if kind == "tag":
         assert found.rows[0] == {"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]}
+    if kind == "multilabel":
+        assert found.rows[1]["label"] == ["food", "staff"]
+        assert found.labels == {"food": 20, "staff": 20, "price": 10}
+        assert labelled.write_split(found, None, tmp_path / "task").startswith("8 of 40 rows")
     labelled.check(found, None)
 
 

@@ -13,12 +13,14 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForPr
 import pretrain.finetune.command as finetune
 from data_prep.cli import InputError
 from pretrain import predict
-from pretrain.answer_spans import Window, context_offsets, encode_windows, most_stride, read_spans
-from pretrain.finetune import question_answering, squad, squad_scores
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.squad import Answers, read_questions
-from pretrain.finetune.squad_scores import Guess, score_answers
+from pretrain.finetune.files import squad
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.files.squad import Answers, read_questions
+from pretrain.finetune.scores import squad_scores
+from pretrain.finetune.scores.squad_scores import Guess, score_answers
+from pretrain.finetune.tasks import question_answering
+from pretrain.inference.answer_spans import Window, context_offsets, encode_windows, most_stride, read_spans
 from tests.reference import squad as reference
 from tests.tiny_hf import WORDS, tiny_bert, tiny_tokenizer
 
@@ -98,8 +100,8 @@ def test_answers_that_stand_elsewhere_are_counted_and_told(tmp_path, capsys):
         ("a.json", {"data": ["x"]}, r"data\[0\] is not an object: 'x'"),
         ("a.json", {"data": [{"paragraphs": 5}]}, r"data\[0\]\.paragraphs must be a list of objects, not 5"),
         ("a.json", {"data": [{"paragraphs": [{"context": "x"}]}]}, r"paragraphs\[0\]\.qas must be a list of objects"),
-        ("a.json", nested({"id": "7", "question": "?", "answers": []}, context=""), "question 7: the context is empty"),
-        ("a.json", nested({"id": "7", "question": 5, "answers": []}), "question 7: question must be a string, not 5"),
+        ("a.json", nested({"id": "7", "question": "?", "answers": []}, context=""), "question 7: context is empty"),
+        ("a.json", nested({"id": "7", "question": 5, "answers": []}), "question 7: question must be a text, not 5"),
         ("a.jsonl", '{"question": "x", "answers": []}', "line 1: no field context; .* found question, answers"),
         ("a.jsonl", json.dumps({"question": "x", "context": "y"}), "line 1: no field answers"),
         ("a.jsonl", json.dumps(flat(answers=[{"text": 5}])), "line 1: answers .* are none that are read; give"),
@@ -306,7 +308,7 @@ def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
             {"label": ("solution",)},
             "no column solution is read with --task qa: the fields are question, context and answers",
         ),
-        ({"task": "classify", "stride": 3}, "--stride is for --task qa, and this is --task classify"),
+        ({"task": "classify", "stride": 3}, "--stride is for --task qa and --long stride, and this is --task classify"),
     ]
     for options, message in unfit:
         with pytest.raises(InputError, match=message):

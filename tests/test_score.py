@@ -118,7 +118,7 @@ def test_a_group_is_a_field_or_the_file(tmp_path):
     [
         (pair("one", "  "), "x.jsonl, line 2: sentence_bad is empty"),
         ({"sentence_good": "one"}, "x.jsonl, line 2: no field sentence_bad; found 'sentence_good'"),
-        (pair("one", 3), "x.jsonl, line 2: sentence_bad must be a sentence, not 3"),
+        (pair("one", 3), "x.jsonl, line 2: sentence_bad must be a text, not 3"),
         (pair("one", "two"), "x.jsonl, line 2: uid must name the group of the pair, not None"),
         ("{", "x.jsonl, line 2: not JSON"),
         (pair("one", "\ud800", UID="u"), "x.jsonl, line 2: half a surrogate pair"),

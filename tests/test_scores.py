@@ -10,10 +10,13 @@ from sklearn.metrics import f1_score
 from transformers import BertForSequenceClassification
 
 from data_prep.cli import InputError
-from pretrain.finetune import compare, examples, label_sets, tasks
-from pretrain.finetune.held_back import hold_back
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.spans import scheme_of, spans
+from pretrain.finetune import examples
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.held_back import hold_back
+from pretrain.finetune.scores import compare
+from pretrain.finetune.tasks import label_sets, texts
+from pretrain.finetune.tasks.tags import score_tags, tell_tags
+from pretrain.inference.tag_spans import scheme_of, spans
 from tests.reference.conlleval import conlleval
 from tests.tiny_hf import tiny_bert
 
@@ -29,7 +32,7 @@ def score_of_tags(true: list[list[str]], guessed: list[list[str]]) -> dict[str, 
     for row, tags in enumerate(guessed):
         for at, tag in enumerate(tags):
             logits[row, at, names.index(tag)] = 1
-    return tasks.score_tags(logits, features, examples, names)
+    return score_tags(logits, features, examples, names)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -98,7 +101,7 @@ def test_an_entity_cut_short_is_wrong_in_every_scheme(end):
 def test_a_file_without_spans_says_so(capsys):
     outside = [Example(1, ["x"], None, ["O"])]
     inside = [Example(1, ["x", "y", "z"], None, ["B-PER", "E-PER", "S-LOC"])]
-    assert tasks.tell_tags(inside, outside) == {"scheme": "BIOES", "not_in_eval": ["LOC", "PER"]}
+    assert tell_tags(inside, outside) == {"scheme": "BIOES", "not_in_eval": ["LOC", "PER"]}
     assert capsys.readouterr().err.splitlines() == [
         "tags: BIOES; 2 kinds (LOC, PER)",
         "nothing but O in the file to measure on: f1 is 0 whatever the answers; look at accuracy",
@@ -107,7 +110,7 @@ def test_a_file_without_spans_says_so(capsys):
 
 def score_of_classes(true: list[int], guess: list[int], names: list[str]) -> dict[str, float]:
     features = [{"labels": label} for label in true]
-    return tasks.score_classes(np.eye(len(names))[guess], features, [], names)
+    return texts.score_classes(np.eye(len(names))[guess], features, [], names)
 
 
 def test_perfect_answers_have_an_f1_of_1_whatever_is_absent():
@@ -133,11 +136,11 @@ def test_labels_of_one_side_are_named(capsys):
     def side(*labels):
         return [Example(1, "", None, label) for label in labels]
 
-    assert tasks.tell_classes(side("neg", "pos", "neutral"), side("neg", "pos"))["not_in_eval"] == ["neutral"]
+    assert texts.tell_classes(side("neg", "pos", "neutral"), side("neg", "pos"))["not_in_eval"] == ["neutral"]
     assert "not in the file to measure on: neutral; f1 is the mean over what occurs" in capsys.readouterr().err
-    tasks.tell_classes(side("neg"), side("neg", "pos"))
+    texts.tell_classes(side("neg"), side("neg", "pos"))
     assert "not among the examples to learn from: pos" in capsys.readouterr().err
-    tasks.tell_classes(side("1.5", "2.5", "3", "3"), side("3"))
+    texts.tell_classes(side("1.5", "2.5", "3", "3"), side("3"))
     assert "2 of 3 labels occur only once; are they numbers, for --task regress" in capsys.readouterr().err
     assert examples.class_names(side("01", "1", "10", "2"), Path("f")) == ["01", "1", "2", "10"]
 
@@ -147,7 +150,7 @@ def test_labels_of_one_side_are_named(capsys):
 )
 def test_no_score_of_numbers_is_ever_undefined(true, guess, capsys):
     features = [{"labels": float(number)} for number in true]
-    scores = tasks.score_numbers(np.array(guess, dtype=np.float32)[:, None], features, [], [])
+    scores = texts.score_numbers(np.array(guess, dtype=np.float32)[:, None], features, [], [])
     assert np.isfinite(list(scores.values())).all()
     assert ("one number for all texts" in capsys.readouterr().err) == (guess == [5, 5, 5])
 
@@ -169,7 +172,7 @@ def test_numbers_are_learnt_around_0_and_answered_in_their_unit(tmp_path):
     ids[1, 3:], ids[2, 1:] = 7, 9
     with torch.no_grad():
         before = model(input_ids=ids).logits.double()
-        tasks.undo_scale(model, scale)
+        texts.undo_scale(model, scale)
         after = model(input_ids=ids).logits.double()
     # As exact as float32 is where the labels lie.
     torch.testing.assert_close(
@@ -204,13 +207,13 @@ def test_sets_of_labels_as_scikit_learn_scores_them():
     sets = [Example(1, "", None, [name for name, has in zip(names, row, strict=True) if has]) for row in truth]
     logits = rng.normal(truth * 2 - 3.0)
     logits[:, 3] = -9
-    scores = label_sets.score_label_sets(logits, sets, names)
+    scores = label_sets.score_label_sets(logits, [], sets, names)
     assert scores["micro_f1"] == pytest.approx(f1_score(truth, logits >= 0, average="micro"))
     assert scores["macro_f1"] == pytest.approx(f1_score(truth[:, :3], logits[:, :3] >= 0, average="macro"))
     # Few logits are above 0: a lower threshold is better, and no other is better still.
     threshold = label_sets.best_threshold(logits, sets, names)
     by_threshold = {
-        at: label_sets.score_label_sets(logits - label_sets.log_odds(at), sets, names)["micro_f1"]
+        at: label_sets.score_label_sets(logits - label_sets.log_odds(at), [], sets, names)["micro_f1"]
         for at in (*label_sets.THRESHOLDS, threshold)
     }
     assert threshold < 0.5

@@ -22,12 +22,12 @@ from transformers import (
 import pretrain.finetune.command as finetune
 from data_prep.cli import InputError
 from pretrain import predict
-from pretrain.encoder_decoder import spelled
-from pretrain.finetune import seq2seq
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.held_back import hold_back
-from pretrain.finetune.learning import settled
-from pretrain.finetune.text_pairs import read_targets
+from pretrain.finetune.files.text_pairs import read_targets
+from pretrain.finetune.learning.held_back import hold_back
+from pretrain.finetune.learning.hyperparameters import settled
+from pretrain.finetune.tasks import seq2seq
+from pretrain.inference.encoder_decoder import spelled
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert
 
 GERMAN = ["eins", "zwei", "drei", "vier", "fünf"]
@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_refused(halves, tuned, lines, tmp_path, capsys):
         ({"decoder": roberta}, "is a 'roberta' model; a decoder is made of a BERT"),
         ({"max_new_tokens": 65}, "--max_new_tokens 65 is more than the 64 positions of .*de, which writes"),
         ({"pair": "en"}, "--pair en: --task seq2seq reads one text"),
-        ({"stride": 3}, "--stride is for --task qa, and this is --task seq2seq"),
+        ({"stride": 3}, "--stride is for --task qa and --long stride, and this is --task seq2seq"),
     ]:
         with pytest.raises(InputError, match=message):
             finetune.main(config_of(halves, lines, tmp_path / "out", **options))

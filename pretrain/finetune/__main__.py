@@ -1,4 +1,4 @@
-"""`python -m pretrain.finetune`: see command.py, and compare.py for --compare."""
+"""`python -m pretrain.finetune`: see command.py, and scores/compare.py for --compare."""
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     from data_prep.interpreter import continue_in_venv
@@ -8,7 +8,8 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 import sys
 
 from data_prep.cli import run
-from pretrain.finetune import command, compare
+from pretrain.finetune import command
+from pretrain.finetune.scores import compare
 
 if __name__ == "__main__":
     if "--compare" in sys.argv[1:]:

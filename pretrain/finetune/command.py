@@ -28,21 +28,38 @@ example with its answers; confusion.png and curve.png are pictures of them and o
 Beside the score of classify and pair stand that of a bag of words on the same files, and that of always answering the
 commonest label: what a model is worth is the distance from these. Where it is no better than guessing, that is said.
 
+A long fine-tuning is saved every --save_minutes in OUT.progress, and when SIGTERM or Ctrl-C comes (exit code 75): the
+same command goes on from there, with the result that it would have had. Seeds that are done are not trained again.
+
 The default --lr is 3e-4 for 128 to 256 units, 1e-4 for 512, 5e-5 for 768, 3e-5 above: small models need more, and a
 weak encoder learns nothing from 5e-5. One seed of a small file says little; judge pretraining by 5 seeds against
 --from_scratch.
 """
 
+from contextlib import closing
+
+from data_prep.interpreter import importing
 from pretrain.finetune.config import FinetuneConfig as FinetuneConfig
 from pretrain.finetune.examples import read_examples
+from pretrain.finetune.learning.unfinished import Unfinished
 from pretrain.hf_files import forbid_network
+from pretrain.stop import StopRequests
 
 
 def main(config: FinetuneConfig) -> None:
-    """Fine-tune, write the folder, print the score."""
-    examples = read_examples(config)
-    forbid_network()
-    # Behind all that can be refused at once: torch, transformers and scikit-learn take seconds.
-    from pretrain.finetune.trainer import fine_tune_and_report
+    """Fine-tune, write the folder, print the score.
 
-    fine_tune_and_report(config, examples)
+    Raises
+    ------
+    InputError: a file, a folder or an option that does not fit, or another command under way for --out.
+    SystemExit: of code 75, where it was asked to stop; what it has is saved then.
+    """
+    examples = read_examples(config)
+    Unfinished(config).check()
+    forbid_network()
+    with closing(StopRequests(is_rank=False)) as stop:
+        # Behind all that can be refused at once: torch, transformers and scikit-learn take seconds.
+        with importing():
+            from pretrain.finetune.trainer import fine_tune_and_report
+
+        fine_tune_and_report(config, examples, stop)

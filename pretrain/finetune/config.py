@@ -9,14 +9,14 @@ import tyro
 
 from data_prep.cli import InputError
 from data_prep.ranges import Range, check_ranges
-from pretrain.finetune.kinds import kind_of
+from pretrain.finetune.files.kinds import kind_of
 from pretrain.hf_files import read_config
 
 COUNT = Range(1, 1e9, whole=True)
 BALANCED = ("classify", "pair")
 SEEDS = Range(0, 2**32 - 1, whole=True)  # numpy's
+OF_TEXTS = ("classify", "pair", "multilabel", "regress")  # one answer a text
 OF_TASK = {
-    "stride": "qa",
     **dict.fromkeys(("decoder", "beams", "max_new_tokens"), "seq2seq"),
 }  # options that one task alone has
 
@@ -61,9 +61,12 @@ class FinetuneConfig:
     batch_size: Annotated[int, COUNT] = 32
     """Examples a step."""
     seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
-    """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut."""
+    """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut, or read by windows: see --long."""
+    long: Literal["cut", "stride"] = "cut"
+    """classify, pair, multilabel, regress: a text longer than --seq_len is cut, or read whole by windows that overlap
+    (stride); what is said of it is the mean over them. Of a pair the second text is read so."""
     stride: Annotated[int | None, Range(0, 1 << 20, whole=True)] = None
-    """qa: tokens that two windows of a long context share. Default: a quarter of --seq_len."""
+    """qa, and --long stride: tokens that two windows of a long text share. Default: a quarter of --seq_len."""
     decoder: Path | None = None
     """seq2seq: Hugging Face folder of the half that writes. Default: that of the half that reads."""
     beams: Annotated[int | None, Range(1, 256, whole=True)] = None
@@ -72,10 +75,17 @@ class FinetuneConfig:
     """seq2seq: tokens that are written for a text at most. Default: --seq_len."""
     limit: Annotated[int | None, COUNT] = None
     """Learn from this many examples only, drawn over the whole file and the same for every seed."""
+    save_minutes: Annotated[float, Range(0, 1e6, low_open=True)] = 10.0
+    """Save what is under way every so many minutes, for the same command to go on with after a stop or a kill."""
     from_scratch: bool = False
     """Start from random weights of the same architecture, to see what pretraining is worth."""
     json: bool = False
     """Print the content of results.json as one JSON object."""
+
+    @property
+    def reads_windows(self) -> bool:
+        """Return whether long texts are read by windows."""
+        return self.task == "qa" or self.long == "stride"
 
     @staticmethod
     def check_given(given: Mapping[str, str]) -> None:
@@ -107,6 +117,11 @@ class FinetuneConfig:
             raise InputError(f"--task pair with --text {self.text} needs the second text's column, too: --pair COLUMN")
         if not SEEDS.holds(self.seed + self.seeds - 1):
             raise InputError(f"--seed {self.seed} and the {self.seeds - 1} after it must {SEEDS}")
+        if self.long == "stride" and self.task not in OF_TEXTS:
+            so = "long contexts are always read so" if self.task == "qa" else f"and this is --task {self.task}"
+            raise InputError(f"--long stride is for --task {', '.join(OF_TEXTS)}; {so}")
+        if self.stride is not None and not self.reads_windows:
+            raise InputError(f"--stride is for --task qa and --long stride, and this is --task {self.task} --long cut")
         for name, task in OF_TASK.items():
             if getattr(self, name) is not None and self.task != task:
                 raise InputError(f"--{name} is for --task {task}, and this is --task {self.task}")

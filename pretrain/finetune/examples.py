@@ -19,12 +19,10 @@ import numpy as np
 from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
-from pretrain.answer_spans import LEAST_WINDOW, most_stride
-from pretrain.finetune.columns import Choice, choose, gather_flags
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.held_back import hold_back
-from pretrain.finetune.kinds import kind_of
-from pretrain.finetune.labelled import (
+from pretrain.finetune.files.columns import Choice, choose, gather_flags
+from pretrain.finetune.files.kinds import kind_of
+from pretrain.finetune.files.labelled import (
     Example,
     labels_of,
     read_label_sets,
@@ -33,11 +31,13 @@ from pretrain.finetune.labelled import (
     read_tags,
     read_texts,
 )
-from pretrain.finetune.rows import Rows
-from pretrain.finetune.squad import is_learnable, no_labels, read_questions
-from pretrain.finetune.tables import read_rows
-from pretrain.finetune.text_pairs import no_targets, read_targets
+from pretrain.finetune.files.rows import Rows
+from pretrain.finetune.files.squad import is_learnable, no_labels, read_questions
+from pretrain.finetune.files.tables import read_rows
+from pretrain.finetune.files.text_pairs import no_targets, read_targets
+from pretrain.finetune.learning.held_back import hold_back
 from pretrain.hf_files import need_tokenizer, positions_in, read_config
+from pretrain.inference.answer_spans import LEAST_WINDOW, most_stride
 
 RESULTS, PREDICTIONS = "results.json", "predictions.jsonl"
 
@@ -120,15 +120,17 @@ def check_seq_len(config: FinetuneConfig, longest: int) -> None:
 
 
 def check_stride(config: FinetuneConfig) -> None:
-    """Refuse windows of a context that hold next to nothing beside a question, or that do not go on."""
-    if config.task != "qa":
+    """Refuse windows of a text that hold next to nothing beside a question, or that do not go on."""
+    if not config.reads_windows:
         return
     if config.seq_len < LEAST_WINDOW:
-        raise InputError(f"--seq_len {config.seq_len} holds no question and its context: try --seq_len 128 or 384")
+        what = "no question and its context" if config.task == "qa" else "too little of a long text"
+        raise InputError(f"--seq_len {config.seq_len} holds {what}: try --seq_len 128 or 384")
     if config.stride is not None and config.stride > most_stride(config.seq_len):
+        beside = " beside a question" if config.task == "qa" else ""
         raise InputError(
-            f"--stride {config.stride} is more than two windows of --seq_len {config.seq_len} can share beside a "
-            f"question: at most {most_stride(config.seq_len)}"
+            f"--stride {config.stride} is more than two windows of --seq_len {config.seq_len} can share{beside}: "
+            f"at most {most_stride(config.seq_len)}"
         )
 
 

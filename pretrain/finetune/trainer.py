@@ -1,14 +1,13 @@
 """Fine-tune on examples that have been looked at, once a seed, and say how good it is.
 
-fine_tune_and_report(config, read_examples(config))
+fine_tune_and_report(config, read_examples(config), stop)
+
+What is under way lies in OUT.progress, seed by seed (learning/unfinished.py), and the same command goes on from there.
 """
 
 import json
 import math
-import sys
-import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,79 +20,97 @@ from pretrain import hf_folder  # before transformers: it forbids the network
 
 # isort: split
 import numpy as np
-import torch
 from scipy import stats
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from data_prep.files import write_folder, write_json
-from data_prep.progress import Progress
-from pretrain.finetune.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
-from pretrain.finetune.best_epoch import BestEpoch
+from pretrain.checkpoints.run_lock import RunLock
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.examples import RESULTS, Examples, LabelScale, check_seq_len, listed, on_scale
-from pretrain.finetune.label_sets import best_threshold, log_odds
-from pretrain.finetune.labelled import Example
-from pretrain.finetune.learning import alike, nothing_learnt, settled
-from pretrain.finetune.pictures import draw
-from pretrain.finetune.predictions import PREDICTIONS, answers_of, write_predictions
-from pretrain.finetune.tasks import Feature, Task, task_of, undo_scale
+from pretrain.finetune.examples import RESULTS, Examples, check_seq_len, listed, on_scale
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.checkpoints import tell_stopped
+from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
+from pretrain.finetune.learning.one_seed import CLIP, WARMUP, WEIGHT_DECAY, Encoded, Work, fine_tune
+from pretrain.finetune.learning.unfinished import OF_NO_RESULT, Outcome, Unfinished
+from pretrain.finetune.scores.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.scores.pictures import draw
+from pretrain.finetune.scores.predictions import PREDICTIONS, answers_of, write_predictions
+from pretrain.finetune.tasks.long_texts import count_windows
+from pretrain.finetune.tasks.table import task_of
+from pretrain.finetune.tasks.task import Task
+from pretrain.stop import STOPPED, StopRequests
 
-WARMUP = 0.1  # of all steps
-WEIGHT_DECAY = 0.01
-CLIP = 1.0  # norm of the gradient
 PROBLEMS: dict[str, Any] = {"regress": "regression", "multilabel": "multi_label_classification"}  # to transformers
 
 
-class Encoded(NamedTuple):
-    """Examples, and what the model is given of them."""
-
-    examples: list[Example]
-    features: list[Feature]
-
-
-class Work(NamedTuple):
-    """What is the same for every seed."""
-
-    config: FinetuneConfig  # a settled one
-    task: Task
-    names: list[str]  # of the labels
-    collator: Any
-    training: Encoded
-    evaluation: Encoded
-    held: Encoded | None  # what is chosen by, and not learnt from
-    scale: LabelScale | None  # on which the labels of training and held are
-
-
-class Tuned(NamedTuple):
-    """What a seed has led to; the model is trained in place."""
-
-    loss: float  # mean of the training
-    logits: Any  # [N, ...], of the evaluation features, or what else the task has for them
-    notes: JsonObject  # for results.json
-
-
-def fine_tune_and_report(config: FinetuneConfig, examples: Examples) -> None:
-    """Fine-tune, write the folder, print the score."""
-    with hf_folder.silenced_libraries():
-        results = fine_tune_seeds(config, examples)
-    print_score(config, results)
-
-
-def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
-    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json.
+def fine_tune_and_report(config: FinetuneConfig, examples: Examples, stop: StopRequests) -> None:
+    """Fine-tune, write the folder, print the score.
 
     Raises
     ------
-    InputError: a folder that does not fit; nothing is written then.
+    InputError: a folder that does not fit; nothing is written then. Or another process is at it.
+    SystemExit: it was asked to stop; what it has is saved.
+    """
+    unfinished = Unfinished(config)
+    try:
+        with hf_folder.silenced_libraries(), RunLock(unfinished.folder):
+            try:
+                results = fine_tune_seeds(config, examples, unfinished, stop)
+            except SystemExit as end:
+                if end.code != STOPPED:  # it went wrong, and would again
+                    unfinished.clear()
+                raise
+            unfinished.clear()
+    finally:
+        unfinished.remove_empty()
+    print_score(config, results)
+
+
+class Prepared(NamedTuple):
+    """What is known before the first seed is trained."""
+
+    work: Work
+    tokenizer: PreTrainedTokenizerBase
+    hidden: int  # units of the model
+    notes: JsonObject  # for results.json
+    baseline: JsonObject | None
+
+
+def fine_tune_seeds(
+    config: FinetuneConfig, examples: Examples, unfinished: Unfinished, stop: StopRequests
+) -> JsonObject:
+    """Fine-tune once per seed, then write model and results.json in one piece; the content of results.json."""
+    prepared = prepare(config, examples)
+    outcomes: list[Outcome] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        done = unfinished.done(seed)
+        if done is None:
+            if outcomes and stop.signal:
+                tell_stopped(f"{len(outcomes)} of {config.seeds} seeds are done", unfinished.folder)
+                raise SystemExit(STOPPED)
+            unfinished.keep(seed, done := outcome_of(seed, prepared, examples, unfinished, stop))
+        outcomes.append(done)
+        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in done.entry["scores"].items()))
+    results = results_of(prepared, examples, outcomes)
+    answers = [outcome.answers for outcome in outcomes]
+
+    def fill(folder: Path) -> None:
+        write_predictions(folder / PREDICTIONS, examples.evaluation, answers)
+        draw(folder, results, examples.evaluation, answers[0])
+        unfinished.place_model(folder)
+        files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
+        write_json(folder / RESULTS, {**results, "files": files})
+
+    write_folder(config.out, fill)
+    return json.loads((config.out / RESULTS).read_text())
+
+
+def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:
+    """Settle what was not given, look at the folder, say what there is, and turn examples into tokens.
+
+    Raises
+    ------
+    InputError: a folder that does not fit.
     """
     training, evaluation, names, scale, held = examples
     architecture = hf_folder.load_config(config.hf)
@@ -139,63 +156,66 @@ def fine_tune_seeds(config: FinetuneConfig, examples: Examples) -> JsonObject:
         held=encoded(on_scale(list(held), scale) if scale else list(held)) if held else None,
         scale=scale,
     )
-    eval_features = work.evaluation.features
-    seeds: list[JsonObject] = []
-    answers = []
-    same = math.nan
-    for seed in range(config.seed, config.seed + config.seeds):
-        started = time.monotonic()
-        set_seed(seed)  # before the model: it decides the new weights
-        pairs = training[0].pair is not None
-        model = task.build(config) if task.build else build_model(config, task, names, pairs, tokenizer.pad_token_id)
-        if seed == config.seed:
-            same = alike(model, work.collator, eval_features)
-        tuned = fine_tune(work, seed, model)
-        scores = task.score(tuned.logits, eval_features, evaluation, names)
-        seeds.append(
-            {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": time.monotonic() - started}
-            | tuned.notes
-        )
-        answers.append(answers_of(config.task, tuned.logits, eval_features, evaluation, names))
-        say(f"seed {seed}: " + ", ".join(f"{name} {shown(value)}" for name, value in scores.items()))
-        if seed == config.seed:
-            kept = model.cpu()
-            if task.keep:
-                task.keep(kept, scores, training, config)
+    if config.long == "stride":
+        sides = {"train": work.training, "eval": work.evaluation, "held_back": work.held}
+        notes["windows"] = {side: count_windows(part.features) for side, part in sides.items() if part}
+    return Prepared(work, tokenizer, hidden, notes, baseline)
 
+
+def outcome_of(
+    seed: int, prepared: Prepared, examples: Examples, unfinished: Unfinished, stop: StopRequests
+) -> Outcome:
+    """Train a seed, and measure it; the model of the first one is kept."""
+    work, tokenizer = prepared.work, prepared.tokenizer
+    config, task, features = work.config, work.task, work.evaluation.features
+    started = time.monotonic()
+    set_seed(seed)  # before the model: it decides the new weights
+    pairs = examples.training[0].pair is not None
+    model = task.build(config) if task.build else build_model(config, task, work.names, pairs, tokenizer.pad_token_id)
+    same = alike(model, work.collator, features) if seed == config.seed else None
+    tuned = fine_tune(work, seed, model, unfinished, stop)
+    scores = task.score(tuned.logits, features, examples.evaluation, work.names)
+    if seed == config.seed:
+        if task.keep:
+            task.keep(model, scores, examples.training, config)
+        unfinished.begin()
+        write_folder(unfinished.model, lambda folder: save(folder, config.hf, task, model.cpu(), tokenizer))
+    seconds = tuned.earlier_seconds + time.monotonic() - started
+    entry = {"seed": seed, "scores": scores, "train_loss": tuned.loss, "seconds": seconds} | tuned.notes
+    return Outcome(entry, answers_of(config.task, tuned.logits, features, examples.evaluation, work.names), same)
+
+
+def results_of(prepared: Prepared, examples: Examples, outcomes: list[Outcome]) -> JsonObject:
+    """Return the content of results.json, but for the files."""
+    training, evaluation, names, _, held = examples
+    config, task = prepared.work.config, prepared.work.task
+    seeds, same = [outcome.entry for outcome in outcomes], outcomes[0].encoder_cosine
+    assert same is not None
     floor = floors(config.task, training, evaluation)
     better = beats_guessing(floor, [seed["scores"] for seed in seeds], len(evaluation))
     stuck = [seed["seed"] for seed in seeds if not beats_guessing(floor, [seed["scores"]], len(evaluation))]
-    advice = "" if better and not stuck else nothing_learnt(config, hidden, len(training), same, stuck)
+    advice = "" if better and not stuck else nothing_learnt(config, prepared.hidden, len(training), same, stuck)
     if not (decidable := can_tell(floor, len(evaluation))):
         stuck, advice = [], "an --eval of more examples, and of several labels"
-    results = {
+    return {
         "task": config.task,
         "metric": task.metric,
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
         "majority": majority(training, evaluation) if names and isinstance(evaluation[0].label, str) else None,
-        "baseline": baseline,
+        "baseline": prepared.baseline,
         "beats_guessing": better,
         "decidable": decidable,
         "stuck_seeds": stuck,
         "advice": advice,
         "encoder_cosine": same,
         "labels": names,
-        **notes,
+        **prepared.notes,
         "examples": {"train": len(training), "eval": len(evaluation), "held_back": len(held)},
         "settings": settings(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
-
-    def fill(folder: Path) -> None:
-        write_predictions(folder / PREDICTIONS, evaluation, answers)
-        draw(folder, results, evaluation, answers[0])
-        save(folder, config.hf, task, kept, tokenizer, results)
-
-    write_folder(config.out, fill)
-    return json.loads((config.out / RESULTS).read_text())
 
 
 def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
@@ -230,148 +250,6 @@ def build_model(
     return model
 
 
-class OneDevice(TrainingArguments):
-    """TrainingArguments that stay on one GPU where there are several: --batch_size means the same everywhere."""
-
-    @property
-    def n_gpu(self) -> int:
-        return min(1, super().n_gpu)
-
-
-class Shown(TrainerCallback):
-    """A bar on a terminal; in a log a line an epoch, and between them one now and then; all on stderr."""
-
-    def __init__(self, seed: int, epochs: int) -> None:
-        self.seed, self.epochs = seed, epochs
-        self.asking: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = Progress(total=state.max_steps, what=f"seed {self.seed}", unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" in logs:
-            self.bar.note = f"loss {float(logs['loss']):.4f}"
-            if not self.bar.is_drawn:
-                epoch = f"epoch {state.epoch:.0f} of {self.epochs}"
-                say(f"seed {self.seed}, {epoch}: training loss {float(logs['loss']):.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
-
-    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kw: Any) -> None:
-        if self.asking is None:
-            self.asking = Progress(what=f"seed {self.seed}, measuring", unit="batch", total=len(eval_dataloader))
-        self.asking.update()
-
-    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        if self.asking is not None:
-            self.asking.close()
-        self.asking = None
-
-
-def fine_tune(work: Work, seed: int, model: PreTrainedModel) -> Tuned:
-    """Train `model` in place, and ask it; the logits are in the unit of the file."""
-    config, task, held = work.config, work.task, work.held
-    assert config.lr is not None
-    assert config.epochs is not None
-    with tempfile.TemporaryDirectory() as scratch:  # Trainer insists on a folder; nothing is kept there
-        arguments = OneDevice(
-            output_dir=scratch,
-            seed=seed,
-            num_train_epochs=config.epochs,
-            learning_rate=config.lr,
-            warmup_steps=WARMUP,
-            weight_decay=WEIGHT_DECAY,
-            max_grad_norm=CLIP,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.batch_size,
-            train_sampling_strategy="group_by_length",  # less padding: half the time on texts of mixed length
-            logging_strategy="epoch",
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=work.collator,
-            train_dataset=work.training.features,
-            callbacks=[Shown(seed, config.epochs)],
-            compute_loss_func=balanced_loss(work.training.features, len(work.names)) if config.balance else None,
-        )
-        trainer.remove_callback(PrinterCallback)  # Shown speaks
-        best = None
-        if config.patience is not None and held is not None:
-            best = BestEpoch(lambda: score_held(work, held, seed, trainer), f"seed {seed}, epoch", config.patience)
-            trainer.add_callback(best)
-        loss = trainer.train().training_loss
-        if not math.isfinite(loss):
-            sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")
-        notes: JsonObject = {"curve": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]}
-        if best:
-            best.restore(model)
-            notes |= {"best_epoch": best.best, "held_back_curve": best.scores}
-        offset = 0.0
-        if task.by_threshold and held is not None:
-            notes["threshold"] = threshold = best_threshold(ask(trainer, task, held), held.examples, work.names)
-            model.config.zerobert_threshold = threshold
-            offset = log_odds(threshold)
-        if work.scale:
-            undo_scale(model, work.scale)
-        logits = ask(trainer, task, work.evaluation)
-    if not task.answer:
-        logits = logits - offset
-        check_finite(logits, seed, config)
-    return Tuned(loss, logits, notes)
-
-
-def check_finite(logits: np.ndarray, seed: int, config: FinetuneConfig) -> None:
-    """End where answers are no numbers."""
-    if not np.isfinite(logits).all():
-        sys.exit(f"error: some answers are not finite numbers with seed {seed}; try a lower --lr than {config.lr}")
-
-
-def ask(trainer: Trainer, task: Task, encoded: Encoded) -> Any:
-    """Return the logits of the model as it is, in the order of the features, or what else the task has for them."""
-    if task.answer:
-        assert isinstance(trainer.model, PreTrainedModel)
-        return task.answer(trainer.model, encoded.examples)
-    strategy = trainer.args.train_sampling_strategy
-    trainer.args.train_sampling_strategy = "random"  # it governs prediction, too, which must keep the order
-    logits = np.asarray(trainer.predict(encoded.features).predictions)  # type: ignore[arg-type]
-    trainer.args.train_sampling_strategy = strategy
-    return logits
-
-
-def score_held(work: Work, held: Encoded, seed: int, trainer: Trainer) -> float:
-    """Return the score of the model as it is, on the examples that are held back."""
-    logits = ask(trainer, work.task, held)
-    if not work.task.answer:
-        check_finite(logits, seed, work.config)
-    if work.task.by_threshold:
-        logits = logits - log_odds(best_threshold(logits, held.examples, work.names))
-    return work.task.score(logits, held.features, held.examples, work.names)[work.task.metric]
-
-
-def balanced_loss(features: list[Feature], labels: int) -> Callable[..., torch.Tensor]:
-    """Return a cross entropy in which all examples of a label weigh as much as those of any other.
-
-    Of 90 examples of one label and 10 of another, each weighs 100 / 2 / 90 and 100 / 2 / 10.
-    """
-    counts = np.bincount([feature["labels"] for feature in features], minlength=labels)
-    weights = torch.tensor(len(features) / labels / np.maximum(counts, 1), dtype=torch.float32)
-
-    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs.logits, labels, weights.to(outputs.logits.device))
-
-    return loss
-
-
 def shown(score: float) -> str:
     """Return a number with four places, or four digits where a unit is so small or large that places say nothing."""
     return f"{score:.4f}" if score == 0 or 1e-2 <= abs(score) < 1e6 else f"{score:.4g}"
@@ -390,20 +268,17 @@ def summary(values: list[float]) -> dict[str, float | None]:
 def settings(config: FinetuneConfig) -> JsonObject:
     """Return everything that decides the result, as JSON values."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
-    del given["json"], given["out"]
+    for name in OF_NO_RESULT:
+        del given[name]
     return {**given, "warmup": WARMUP, "weight_decay": WEIGHT_DECAY, "clip": CLIP, "schedule": "linear"}
 
 
-def save(
-    folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, results: JsonObject
-) -> None:
-    """Write model, tokenizer and, last, results.json, which also names the files written."""
+def save(folder: Path, hf: Path, task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write model and tokenizer."""
     hf_folder.save_model(model, folder)
     hf_folder.copy_tokenizer(hf, folder, tokenizer)
     if task.save:
         task.save(folder)
-    files = sorted({RESULTS, *(path.name for path in folder.iterdir())})
-    write_json(folder / RESULTS, {**results, "files": files})
 
 
 def print_score(config: FinetuneConfig, results: JsonObject) -> None:

@@ -3,8 +3,8 @@
     pairs = read_pairs(Path("blimp.jsonl"))     [MinimalPair("The cats annoy Tim.", "The cats annoys Tim.", ...), ...]
     scores = judge(groups, good, bad)           scores.accuracy, scores.groups["agreement"].accuracy
 
-Files are .jsonl, .csv or .tsv (finetune/tables.py), one pair a row, as BLiMP (Warstadt et al. 2020) and its kin in
-other languages write them. No torch here.
+Files are .jsonl, .csv or .tsv (finetune/files/tables.py), one pair a row, as BLiMP (Warstadt et al. 2020) and its kin
+in other languages write them. No torch here.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data_prep.cli import InputError
-from pretrain.finetune.rows import Row, shorten
-from pretrain.finetune.tables import read_rows
+from pretrain.finetune.files.rows import Row, filled_text, shorten
+from pretrain.finetune.files.tables import read_rows
 
 # Where several names mean the same, the first that a row has is taken.
 GOOD = ("sentence_good", "good_sentence", "good")
@@ -162,11 +162,4 @@ def _pair_of(path: Path, line: int, row: Row, fields: tuple[str, str, str | None
 def _sentence(where: str, row: Row, name: str) -> str:
     if name not in row:
         raise InputError(f"{where}: no field {name}; found {shorten(', '.join(row.written.values()), 120)}")
-    text = row[name]
-    if not isinstance(text, str):
-        raise InputError(f"{where}: {name} must be a sentence, not {shorten(text)}")
-    if not text.strip():
-        raise InputError(f"{where}: {name} is empty; fill it in or remove the row")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(f"{where}: half a surrogate pair, which is no character, in {name} {shorten(text)}")
-    return text
+    return filled_text(where, name, row[name])
