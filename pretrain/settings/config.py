@@ -6,7 +6,11 @@ TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not; wha
 
 import dataclasses
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -19,6 +23,7 @@ from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.sample_index import Objective
+from data_prep.tokens.row_sources import VocabFrom
 from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
@@ -31,6 +36,7 @@ from pretrain.settings.limits import (
     MASK_RATE,
     MINUTES,
     PASSES,
+    POSITIONS,
     SECONDS,
     SEED,
     SEQ_LEN,
@@ -46,6 +52,7 @@ from pretrain.settings.shape import Shape, shape_of
 
 MlmBias = Literal["zeros", "unigram"]
 # What a new model is, in place of its preset's numbers, and how it begins; with --init_from all of it is there already.
+SQUEUE_SECONDS = 20.0  # in which Slurm must say when a job ends
 SHAPE = Shape._fields
 OF_A_NEW_MODEL = (*SHAPE, "initializer_range", "mlm_bias")
 
@@ -73,7 +80,14 @@ class TrainConfig:
     """where its output bias begins: zeros (BERT), or unigram: the log of how frequent each token is in --data, so that
     the first loss is the unigram entropy"""
     init_from: Path | None = None
-    """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
+    """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's, or the beginning
+    of it (data_prep/vocab.py --extend)"""
+    vocab_from: VocabFrom = "same"
+    """what --init_from makes of a store with another vocabulary: same: it is refused; match: entries of the same text
+    keep their row, others begin as the mean of the pieces by which the model's own tokenizer spells them"""
+    positions: Annotated[int | None, POSITIONS] = None
+    """longest sample that the model can take, in tokens; None: 512, or as --init_from has it. More than it has: its
+    position embeddings are stretched, in straight lines from row to row"""
     ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
     """DeepSpeed JSON; any value may be "auto", which the flags below fill"""
 
@@ -151,7 +165,7 @@ class TrainConfig:
     hang_timeout: Annotated[float, SECONDS] = 600.0
     """seconds without progress of any rank after which each prints its stacks and ends; 0: never"""
     time_limit: Annotated[float, SECONDS] = 0.0
-    """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
+    """seconds that the job may take; 0: none, or Slurm's"""
     stop_before: Annotated[float, SECONDS] = 120.0
     """seconds before the time limit at which the run saves and stops"""
 
@@ -225,6 +239,8 @@ class TrainConfig:
         """Refuse a shape that cannot be, and what is asked of a new model where an old one goes on."""
         if self.model is not None:
             shape_of(self.model, layers=self.layers, hidden=self.hidden, heads=self.heads)
+            if self.vocab_from != "same":
+                raise InputError(f"--vocab_from {self.vocab_from} goes with --init_from; a new model has its store's")
             return
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         for name in OF_A_NEW_MODEL:
@@ -282,7 +298,7 @@ class TrainConfig:
 
     def stop_at(self, now: float) -> float | None:
         """Return when the run should save and stop, in seconds as time.time() counts them; None without a limit."""
-        end = now + self.time_limit if self.time_limit else check_job_end(os.environ)
+        end = now + self.time_limit if self.time_limit else check_job_end(os.environ) or end_by_slurm(os.environ)
         return end - self.stop_before if end else None
 
     def to_json(self) -> JsonObject:
@@ -303,6 +319,25 @@ def check_data(data: Sequence[str]) -> None:
 def check_job_end(environment: Mapping[str, str]) -> int:
     """Return when Slurm ends this job, as time.time() has it, 0 where nobody says; refuse what is no time."""
     return number_in(environment, "SLURM_JOB_END_TIME", 0, most=10**12)
+
+
+def end_by_slurm(environment: Mapping[str, str]) -> int:
+    """Return when a job of Slurm ends that does not say so itself (before 23.02), as time.time() has it; 0: nobody
+    knows. Asked by rank 0, which tells the others when to stop."""
+    job = environment.get("SLURM_JOB_ID", "")
+    if not job or environment.get("RANK", "0") != "0" or shutil.which("squeue") is None:
+        return 0
+    with suppress(OSError, subprocess.SubprocessError):
+        asked = subprocess.run(
+            ["squeue", "-h", "-j", job, "-o", "%e"],
+            env=dict(environment) | {"SLURM_TIME_FORMAT": "%s"},
+            capture_output=True,
+            text=True,
+            timeout=SQUEUE_SECONDS,
+        )
+        if re.fullmatch(r"[0-9]{1,12}", asked.stdout.strip()):
+            return int(asked.stdout)
+    return 0
 
 
 def _weighted(entry: str) -> tuple[Path, float]:
