@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import BertForPreTraining
 
+from data_prep.files import sha256_of
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.learning import best_epoch, checkpoints
 from pretrain.finetune.learning.unfinished import Unfinished
@@ -78,6 +80,7 @@ def results_of(out: Path) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_it_ends_with_the_same_weights(hf, file, tmp_path):
     whole = tune(hf, file, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -134,7 +137,18 @@ def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
         unfinished().check()
 
 
-def test_a_damaged_checkpoint_is_told(hf, file, tmp_path):
+class Hostile:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_told_and_a_hostile_one_not_run(hf, file, tmp_path):
     assert tune(hf, file, tmp_path / "out", before=at_step(3, signal.SIGKILL)).returncode == -signal.SIGKILL
     [step] = (tmp_path / "out.progress/seed-0").iterdir()
     (step / "optimizer.pt").write_bytes(b"cut short")
@@ -143,6 +157,16 @@ def test_a_damaged_checkpoint_is_told(hf, file, tmp_path):
         2,
         f"error: {step} is damaged; remove {step.parent} to begin this seed anew",
     )
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (step / name).write_bytes(pickle.dumps(Hostile(tmp_path / "was run")))
+    manifest = json.loads((step / "manifest.json").read_text())
+    (step / "manifest.json").write_text(json.dumps({name: sha256_of(step / name) for name in manifest}))
+    told = tune(hf, file, tmp_path / "out")
+    assert (told.returncode, told.stderr.splitlines()[-1]) == (
+        2,
+        f"error: {step} holds what is not ours, and nothing of it was run; remove it",
+    )
+    assert not (tmp_path / "was run").exists()
 
 
 @pytest.mark.slow

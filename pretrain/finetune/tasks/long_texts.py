@@ -51,8 +51,8 @@ def encode_windows(
     ]
     if several := sum(len(windows) > 1 for windows in texts):
         say(
-            f"{several} of {len(texts)} texts ({several / len(texts):.1%}) are longer than --seq_len {seq_len} tokens: "
-            f"all are read in {sum(map(len, texts))} windows (--stride {stride})"
+            f"{several} of {len(texts)} texts ({several / len(texts):.1%}) are longer than --seq_len {seq_len} tokens; "
+            f"all {len(texts)} are read in {sum(map(len, texts))} windows (--stride {stride})"
         )
     return features
 
