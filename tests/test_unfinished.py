@@ -115,7 +115,7 @@ def test_killed_and_stopped_it_ends_with_the_same_weights(hf, file, tmp_path):
 
 def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
     def unfinished(**options: Any) -> Unfinished:
-        given = {"hf": hf, "task": "classify", "train": file, "eval": file, "out": tmp_path / "out"}
+        given: dict[str, Any] = {"hf": hf, "task": "classify", "train": file, "eval": file, "out": tmp_path / "out"}
         return Unfinished(FinetuneConfig(**given | options))
 
     unfinished().begin()
@@ -123,12 +123,13 @@ def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
     moved = Path(shutil.copy(file, tmp_path / "moved.tsv"))
     unfinished(train=moved).check()  # the same content
     moved.write_text(moved.read_text() + "one\ta\n")
-    for options, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"train": moved}, f"was begun with another --train than {moved}; give"),
         ({"balance": True}, "was begun without --balance, not with --balance; give"),
         ({"label": ("label",), "seed": 3}, "was begun without --label, not with --label label; give"),
         ({"epochs": 5}, "was begun without --epochs, not with --epochs 5; give"),
-    ]:
+    ]
+    for options, message in cases:
         with pytest.raises(Exception, match=message):
             unfinished(**options).check()
     unfinished().clear()
