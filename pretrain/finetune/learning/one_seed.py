@@ -134,7 +134,9 @@ def fine_tune(work: Work, seed: int, model: PreTrainedModel, unfinished: Unfinis
             say(f"seed {seed} goes on at {begun.name.replace('-', ' ')}, saved in {begun.parent}")
         if course.is_over:
             assert begun is not None
-            learner.load_state_dict(load_file(begun / "model.safetensors"), strict=False)  # tied ones are there once
+            # Not strict: of weights that are tied one is there.
+            loaded = learner.load_state_dict(load_file(begun / "model.safetensors"), strict=False)
+            assert not loaded.unexpected_keys
         else:
             try:
                 trainer.train(resume_from_checkpoint=str(begun) if begun else None)
