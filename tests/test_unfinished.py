@@ -8,9 +8,11 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import BertForPreTraining
 
 from data_prep.files import sha256_of
@@ -136,6 +138,24 @@ def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
     (tmp_path / "out.progress/notes.txt").touch()
     with pytest.raises(Exception, match=r"out.progress holds notes.txt, and is none of ours: choose another --out"):
         unfinished().check()
+
+
+def test_without_room_nothing_is_saved_and_training_goes_on(hf, file, tmp_path, monkeypatch, capsys):
+    config = FinetuneConfig(hf, "classify", file, file, tmp_path / "out", save_minutes=1e-9)
+    stop: Any = SimpleNamespace(signal=0)
+    callback = checkpoints.Checkpoints(Unfinished(config), 0, stop, checkpoints.Course(), None)
+    args, state = SimpleNamespace(num_train_epochs=1), SimpleNamespace(global_step=1, max_steps=9)
+    control, model = SimpleNamespace(should_save=False), torch.nn.Linear(9, 9)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    callback.on_step_end(args, state, control, model=model)
+    assert not control.should_save
+    assert f"not saved: a checkpoint takes 0.00 GB, and 0.00 GB are free in {tmp_path}" in capsys.readouterr().err
+    stop.signal = signal.SIGTERM
+    with pytest.raises(SystemExit):
+        callback.on_step_end(args, state, control, model=model)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+    callback.on_step_end(args, state, control, model=model)
+    assert control.should_save
 
 
 class Hostile:
