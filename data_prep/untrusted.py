@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from data_prep.calls import call
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
 
@@ -118,7 +119,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     if not (folder / INDEX).is_file():
         raise InputError(
-            f"{folder} has no weights (model.safetensors or {INDEX}); pickled weights are not read: convert them first"
+            f"{folder} has no weights (model.safetensors or {INDEX}); pickled weights are not read: convert them "
+            f"first, where there are any: {call('export', folder, 'OUT')}"
         )
     entries = read_object(folder / INDEX).get("weight_map")
     if not isinstance(entries, dict) or not entries:

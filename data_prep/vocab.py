@@ -1,16 +1,20 @@
-"""Train a vocabulary on a corpus, or wrap a published one, as a tokenizer folder that transformers loads.
+"""Train a vocabulary on a corpus, wrap a published one, or add words to a model's; a folder that transformers loads.
 
     python data_prep/vocab.py --corpus wiki/ news.jsonl.gz --out vocab
     python data_prep/vocab.py --corpus zeitung/ --lang de --out vocab
     python data_prep/vocab.py --corpus wiki-zh/ wiki-th/ --size 8192 --cased --model unigram --out vocab
     python data_prep/vocab.py --from_vocab bert-base-uncased-vocab.txt --out vocab
+    python data_prep/vocab.py --extend HF_FOLDER --corpus reports/ --add 500 --out vocab
 
     vocab/tokenizer.json          the fast tokenizer: what data_prep/shard.py encodes with
     vocab/tokenizer_config.json   from which transformers' BertTokenizer builds the same tokenizer again
     vocab/vocab.txt               one entry a line, its id being the line
+    vocab/extension.json          of --extend: what was extended, and by what
 
 The corpus is streamed. AutoTokenizer and BertTokenizer give the same ids for the folder. A size is rounded up to a
 multiple of 64, which matrix units like; a corpus too small for it gives a smaller vocabulary; the model pads its own.
+--extend adds the words that spare the corpus most tokens behind the entries of a model's vocabulary, whose ids stay: a
+store made with it continues that model (train --init_from), and each new word begins as the mean of its pieces.
 --lang says what is sensible for a language (data_prep/text/languages.py): case and accents are kept but where they
 mean little, as in English; unigram where no spaces part words. Without it the vocabulary is uncased, and what is lost
 is said.
@@ -21,7 +25,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -49,12 +53,15 @@ from data_prep.text.sentences import splitter
 from data_prep.text.source import Source
 from data_prep.tokens import sentencepieces
 from data_prep.tokens.characters import count_characters
+from data_prep.tokens.contract import tokenizer_of
+from data_prep.tokens.extension import RULE, WordCounts, extended, write_extension
 from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
 from data_prep.tokens.wordpiece import bert_tokenizer, finish_tokenizer, read_vocab, write_tokenizer
 
 SIZE_MULTIPLE = 64
+NEW_WORDS = "words that may be added"
 SAMPLED_SOURCES, SAMPLED_CHARS = 100, 20_000  # sources, and characters of each, in which the unknown is counted
 WARN_MARKS_SHARE = 0.003  # of characters with marks; in English it is a tenth of that
 
@@ -69,6 +76,11 @@ class VocabConfig:
     """files, folders or globs of .txt, .jsonl, .json, .csv, .tsv, .parquet, .tar, Wikipedia's .xml (.gz, .bz2, .zst)"""
     from_vocab: Path | None = None
     """wrap this published WordPiece vocab.txt instead of training"""
+    extend: Path | None = None
+    """Hugging Face folder whose vocabulary gets words of --corpus behind its own entries; it must be WordPiece"""
+    add: Annotated[int | None, Range(1, 1e6)] = None
+    """of --extend: how many words; None: 500. Those of letters and digits that the vocabulary spells in several pieces
+    and that, as entries, spare the corpus most tokens"""
     size: Annotated[int, Range(256, 1e7)] = 30528
     """entries, rounded up to a multiple of 64"""
     model: Literal["auto", "wordpiece", "unigram", "bpe"] = "auto"
@@ -80,7 +92,7 @@ class VocabConfig:
     uncased: bool = False
     """take them off, whatever --lang would have"""
     min_frequency: Annotated[int, Range(1, 1e9)] = 2
-    """a word piece must occur this often"""
+    """a word piece, or a word of --add, must occur this often"""
     txt: Literal["auto", "lines", "prose"] = "auto"
     """layout of .txt files"""
     column: str = "text"
@@ -92,6 +104,8 @@ class VocabConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.extend is not None or self.add is not None:
+            self._check_extension()
         if bool(self.corpus) == bool(self.from_vocab):
             raise InputError("give either --corpus PATH... to train a vocabulary or --from_vocab VOCAB.txt to wrap one")
         if self.cased and self.uncased:
@@ -107,9 +121,24 @@ class VocabConfig:
         if self.out.exists() and not (self.out.is_dir() and _is_ours(self.out)):
             raise InputError(f"{self.out} exists and is not a tokenizer folder; it stays; give another --out")
 
+    def _check_extension(self) -> None:
+        """Refuse what an extended vocabulary takes from the one that it extends."""
+        if self.extend is None:
+            raise InputError(f"--add {self.add} goes with --extend HF_FOLDER, whose vocabulary the words are added to")
+        if not self.corpus or self.from_vocab:
+            raise InputError(f"--extend {self.extend} takes words from --corpus PATH..., and goes without --from_vocab")
+        usual = {field.name: field.default for field in fields(self)}
+        for name in ("size", "model", "lang", "cased", "uncased"):
+            if getattr(self, name) != usual[name]:
+                raise InputError(
+                    f"--{name} is of a new vocabulary; --extend {self.extend} keeps that of the folder: leave it out, "
+                    "and give --add N"
+                )
+
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / "tokenizer.json").exists() or not any(folder.iterdir())
+    is_tokenizer = (folder / "tokenizer.json").exists() and not (folder / "config.json").exists()  # which is a model's
+    return is_tokenizer or not any(folder.iterdir())
 
 
 def main(config: VocabConfig) -> None:
@@ -120,6 +149,9 @@ def main(config: VocabConfig) -> None:
     InputError: nothing to read, or a vocabulary that lacks special tokens.
     """
     check_writable(config.out)
+    if config.extend is not None:
+        extend_vocabulary(config, config.extend)
+        return
     if config.from_vocab is not None:
         entries = read_vocab(config.from_vocab)
         _warn_of_case(config, entries)
@@ -129,14 +161,7 @@ def main(config: VocabConfig) -> None:
         size = -(-config.size // SIZE_MULTIPLE) * SIZE_MULTIPLE
         if size != config.size:
             say(f"size {config.size:,} rounded up to {size:,}, a multiple of {SIZE_MULTIPLE}")
-        sources = find_sources(
-            config.corpus,
-            config.txt,
-            column=config.column,
-            encoding=config.encoding,
-            max_damaged=config.max_damaged,
-            out=config.out,
-        )
+        sources = _sources(config)
         if asked.lang:
             _say_settled(asked, config, sources)
         if config.model != "wordpiece":
@@ -150,6 +175,60 @@ def main(config: VocabConfig) -> None:
     write_folder(config.out, lambda folder: write_tokenizer(folder, entries, config.cased))
     case = "cased" if config.cased else "uncased"
     say(f"{config.out}: {len(entries):,} entries, {case} WordPiece, from {origin}")
+
+
+def _sources(config: VocabConfig) -> list[Source]:
+    return find_sources(
+        config.corpus,
+        config.txt,
+        column=config.column,
+        encoding=config.encoding,
+        max_damaged=config.max_damaged,
+        out=config.out,
+    )
+
+
+def extend_vocabulary(config: VocabConfig, origin: Path) -> None:
+    """Write the tokenizer of a model's folder with words of the corpus behind its entries.
+
+    Raises
+    ------
+    InputError: no WordPiece tokenizer, a corpus without text or without a word that it lacks.
+    """
+    if config.out.resolve() == origin.resolve():
+        raise InputError(f"--out {config.out} is the folder of --extend, which stays as it is; give another")
+    most = 500 if config.add is None else config.add
+    base = tokenizer_of(origin, "--extend")
+    counts = WordCounts(base.tokenizer, origin)
+    sources = _sources(config)
+    for batch in _batches(sources, config, NEW_WORDS):
+        counts.add(batch)
+    words = counts.most_useful(most, config.min_frequency)
+    if not words:
+        raise InputError(
+            f"the vocabulary of {origin} spells no word in pieces that stands {config.min_frequency} times in "
+            f"{', '.join(source.name for source in sources[:5])}; give more text, or lower --min_frequency"
+        )
+    added = [word.text for word in words]
+    spared = counts.spared(extended(base, added))
+    record = {
+        "entries": base.size,
+        "added": len(added),
+        "unknown": sum(word.is_unknown for word in words),
+        "rule": RULE,
+        "min_frequency": config.min_frequency,
+        "sources": [source.name for source in sources],
+        "tokens": spared._asdict(),
+    }
+    write_folder(config.out, lambda folder: write_extension(folder, origin, base, added, record))
+    if len(added) < most:
+        say(f"the corpus has {len(added):,} such words, fewer than {most:,}")
+    share = 1 - spared.after / spared.before
+    say(
+        f"{config.out}: {base.size + len(added):,} entries, the {base.size:,} of {origin} with their ids and "
+        f"{len(added):,} words added ({', '.join(added[:5])}{', ...' * (len(added) > 5)}): the {RULE}; this text has "
+        f"{100 * share:.1f} % fewer tokens"
+    )
 
 
 def settled(config: VocabConfig) -> VocabConfig:
@@ -322,7 +401,7 @@ def _batches(
         check_damage_of_all(counted, config.max_damaged, encoding_is_named=config.encoding is not None)
         progress.update(size)
         yield batch
-    if counts["invalid_utf8"] and what == "words":
+    if counts["invalid_utf8"] and what in ("words", NEW_WORDS):
         say(f"{counts['invalid_utf8']:,} lines were not valid UTF-8; their wrong bytes were replaced by U+FFFD")
     say(f"{what} counted" + ("; joining pieces" if what in ("words", "pieces") else ""))
     at_end()

@@ -53,7 +53,17 @@ OURS = {
 # Options whose setting has another name in an advice.
 SETTINGS = {("vocab", "size"): "vocab_size", ("vocab", "model"): "vocab_kind"}
 # What a run of training cannot take over; all else it goes on with, and says so.
-OF_A_RUN = {"model", "init_from", "ds_config", "objective", "seq_len", "optimizer", "seed", *OF_A_NEW_MODEL}
+OF_A_RUN = {
+    "model",
+    "init_from",
+    "ds_config",
+    "objective",
+    "seq_len",
+    "optimizer",
+    "seed",
+    "positions",
+    *OF_A_NEW_MODEL,
+}
 
 
 def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:

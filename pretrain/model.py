@@ -25,13 +25,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 from transformers.models.bert.modeling_bert import BertLayer
 
+from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
-from data_prep.tokens.contract import same_tokenizer
+from data_prep.tokens.row_sources import Rows, VocabFrom, find_rows
 from data_prep.untrusted import weight_files
 from pretrain import hf_folder
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
 from pretrain.hf_files import read_init
+from pretrain.new_rows import give_rows, stretch_positions
 from pretrain.settings.limits import BERT_INITIALIZER_RANGE, MAX_POSITIONS, Preset
 from pretrain.settings.shape import PRESETS, Shape
 
@@ -174,26 +176,41 @@ def build_model(
     pad_id: int = 0,
     initializer_range: float = BERT_INITIALIZER_RANGE,
     vocab: Path | None = None,
+    vocab_from: VocabFrom = "same",
+    positions: int | None = None,
 ) -> BertForPreTraining:
     """Return a new BERT (of a `preset`, or of any `shape`) or an existing one (`init_from`) in float32, its vocabulary
     padded.
 
     Weights are a function of the arguments alone. `pad_id`: whose embedding stays 0; `vocab`: the store's tokenizer
-    folder, the same tokenizer as that of `init_from`.
+    folder, the same tokenizer as that of `init_from`, or one with words added to it, or with `vocab_from` match any;
+    `positions`: how many there are in place of 512, or of those of `init_from`, which are then stretched.
 
     Raises
     ------
-    InputError: `init_from` is not a usable BERT folder, or its tokenizer is another one.
+    InputError: `init_from` is not a usable BERT folder, its tokenizer is another one, or it has more positions.
     """
     torch.manual_seed(seed)
     shape = PRESETS[preset] if preset is not None else shape
     if shape is not None:
         model = BertForPreTraining(
-            config_of(shape, vocab_size, dropout=dropout, pad_id=pad_id, initializer_range=initializer_range)
+            config_of(
+                shape,
+                vocab_size,
+                dropout=dropout,
+                pad_id=pad_id,
+                initializer_range=initializer_range,
+                positions=positions or MAX_POSITIONS,
+            )
         )
     else:
         assert init_from is not None
-        model = _load(init_from, vocab_size, dropout, needs_nsp, vocab, pad_id)
+        rows = None if vocab is None else find_rows(init_from, vocab, vocab_from)
+        model = _load(init_from, vocab_size, dropout, needs_nsp, rows, pad_id, has_vocab=vocab is not None)
+        if rows is not None:
+            give_rows(init_from, model, rows)
+        if positions is not None:
+            stretch_positions(init_from, model, positions)
     use_varlen_attention(model)
     _pad_vocabulary(model, vocab_size)
     return model
@@ -214,6 +231,7 @@ def config_of(
     dropout: float,
     pad_id: int = 0,
     initializer_range: float = BERT_INITIALIZER_RANGE,
+    positions: int = MAX_POSITIONS,
 ) -> BertConfig:
     """Return transformers' configuration of a new model, the vocabulary as it is."""
     return BertConfig(
@@ -226,7 +244,7 @@ def config_of(
         initializer_range=initializer_range,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=0.0,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=positions,
     )
 
 
@@ -258,17 +276,28 @@ def model_around(model_class: Any, config: BertConfig, weights: dict[str, Tensor
 
 
 def _load(
-    folder: Path, vocab_size: int, dropout: float, needs_nsp: bool, vocab: Path | None, pad_id: int
+    folder: Path,
+    vocab_size: int,
+    dropout: float,
+    needs_nsp: bool,
+    rows: Rows | None,
+    pad_id: int,
+    *,
+    has_vocab: bool,
 ) -> BertForPreTraining:
     read_init(folder)
     config: Any = hf_folder.load_config(folder)
-    if vocab is not None:
-        same_tokenizer(folder, vocab)
+    if rows is not None:
+        vocab_size, pad_id = rows.known, rows.old_pad_id  # of its own tokenizer
     # Rows beyond the entries of the tokenizer pad the vocabulary: to a multiple of 8 or 64.
-    if config.vocab_size < vocab_size or (vocab is None and config.vocab_size != vocab_size):
+    if config.vocab_size < vocab_size or (not has_vocab and config.vocab_size != vocab_size):
         raise InputError(
-            f"--init_from {folder} has {config.vocab_size} vocabulary entries, the store {vocab_size}; "
-            f"make the store with this folder's tokenizer"
+            f"--init_from {folder} has {config.vocab_size} vocabulary entries, "
+            + (
+                f"the store {vocab_size}; make the store with this folder's tokenizer"
+                if rows is None
+                else f"its own tokenizer {vocab_size}; they are not of one model: take both from its source again"
+            )
         )
     if needs_nsp and config.type_vocab_size < 2:
         raise InputError(
@@ -280,7 +309,7 @@ def _load(
     config.hidden_dropout_prob, config.attention_probs_dropout_prob = dropout, 0.0
     model, missing, mismatched, unexpected = hf_folder.open_model(BertForPreTraining, folder, config)
     _refuse_own_decoder(folder)
-    _report_missing(folder, missing, mismatched, needs_nsp)
+    _report_missing(folder, missing, mismatched, unexpected, needs_nsp)
     others = tuple(head for head in hf_folder.HEADS if not head.startswith("cls."))  # those are the model's own
     hf_folder.report_unused(folder, unexpected, "bert.", others)
     return model
@@ -300,13 +329,20 @@ def _refuse_own_decoder(folder: Path) -> None:
             )
 
 
-def _report_missing(folder: Path, missing: set[str], mismatched: set[str], needs_nsp: bool) -> None:
+def _report_missing(
+    folder: Path, missing: set[str], mismatched: set[str], unexpected: set[str], needs_nsp: bool
+) -> None:
     """Say which heads begin at random; an encoder with a hole is no checkpoint to continue."""
     nsp = {key for key in missing if key.startswith(("cls.seq_relationship.", "bert.pooler."))}
     mlm = {key for key in missing if key.startswith("cls.predictions.")}
     if other := sorted(missing - nsp - mlm) + sorted(mismatched):
         some = f"{', '.join(other[:4])} ({len(other)} tensors in all)"
-        raise InputError(f"--init_from {folder} lacks, or has in another shape than config.json says, {some}")
+        prefixes = {found.removesuffix(name) for name in other for found in unexpected if found.endswith(f".{name}")}
+        remedy = f"; all of its names begin with {prefixes.pop()!r}: convert it first" if len(prefixes) == 1 else ""
+        raise InputError(
+            f"--init_from {folder} lacks, or has in another shape than config.json says, {some}{remedy}"
+            + (f", {call('export', folder, 'OUT')}" if remedy else "")
+        )
     if mlm:
         say(f"{folder} has no language-model head; it begins at random: {', '.join(sorted(mlm))}")
     if nsp and needs_nsp:

@@ -143,11 +143,12 @@ def check_lengths(setup: Setup) -> None:
     positions, init_from = MAX_POSITIONS, setup.config.init_from
     if init_from is not None:
         positions = int(read_init(init_from).get("max_position_embeddings", MAX_POSITIONS))
+    positions = setup.config.positions or positions
     longest = max(phase.span.seq_len for phase in setup.phases)
     if longest > positions:
         raise InputError(
             f"--seq_len {longest} is beyond the model's {positions} positions; "
-            f"give at most {positions} (presets: {MAX_POSITIONS})"
+            f"give at most {positions}, or --positions {longest}"
         )
 
 

@@ -229,6 +229,8 @@ def model_of(setup: Setup) -> BertForPreTraining:
         pad_id=setup.stores[0].special_ids["pad"],
         initializer_range=setup.config.initializer_range,
         vocab=setup.vocab,
+        vocab_from=setup.config.vocab_from,
+        positions=setup.config.positions,
     )
 
 

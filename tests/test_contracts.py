@@ -320,8 +320,11 @@ def test_rows_that_pad_are_neutral(tmp_path):
     model = init_from(bert_folder(tmp_path / "hf", entries_of(60), rows=20), small)
     assert not model.bert.embeddings.word_embeddings.weight[60:].any()
     assert (model.cls.predictions.bias[60:] == -1e4).all()
-    with pytest.raises(InputError, match=r"entry 60 of its vocabulary is None"):
-        init_from(bert_folder(tmp_path / "less", entries_of(60)), store_of(tmp_path / "more", [[[5], [6]], [[7]]]))
+    more = store_of(tmp_path / "more", [[[5], [6]], [[7]]])  # 64 entries: those of the model, and 4 behind them
+    longer = init_from(bert_folder(tmp_path / "less", entries_of(60)), more)
+    assert (longer.cls.predictions.bias[60:64] > -1).all()
+    with pytest.raises(InputError, match=r"entry 60 of its vocabulary is 'w55', of the store's None"):
+        init_from(bert_folder(tmp_path / "longer", entries_of(64)), small)
 
 
 # Weights and settings that a model would be another one without

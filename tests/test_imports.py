@@ -43,7 +43,7 @@ FROM_DATA_PREP = {
             "ranges",
             *("store", "store_manifest", "version"),
         ),
-        *("tokens.contract", "tokens.tokenizer_folder"),
+        *("tokens.contract", "tokens.old_tokenizer", "tokens.row_sources", "tokens.tokenizer_folder"),
         *("samples.assemble", "samples.counter_rng", "samples.coverage", "samples.masking", "samples.mixture"),
         "samples.sample_index",
         "sharding.ranks",

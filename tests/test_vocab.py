@@ -8,10 +8,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep.cli import InputError, parse
+from data_prep.files import sha256_of
 from data_prep.store import Store
+from data_prep.tokens import contract
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, Encoder
 from data_prep.tokens.sentencepieces import MAX_SENTENCE_BYTES, SPECIAL, trainable
-from data_prep.tokens.wordpiece import read_vocab
+from data_prep.tokens.wordpiece import read_vocab, write_tokenizer
 from data_prep.vocab import VocabConfig, main
 from tests.corpora import as_jsonl, as_lines, files_of, run_script, texts, write
 from tests.forked import fork_script
@@ -296,3 +298,70 @@ def test_a_store_made_with_sentencepiece_knows_its_words(corpus, tmp_path):
     assert {".", "中", "▁"} <= words
     assert {"a", "e"} <= inside
     assert not any(piece.startswith("▁") for piece in inside)
+
+
+def extended(hf, corpus, out, *more):
+    main(make(["--extend", str(hf), "--corpus", str(corpus), "--out", str(out), *more]))
+    return out
+
+
+@pytest.mark.parametrize("has", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("cased", [False, True])
+def test_words_are_added_behind_the_entries_of_a_model(tmp_path, capsys, cased, has):
+    """By the tokens that they save: a word of 3 pieces 4 times before one of 2 pieces 7 times."""
+    letters = "abcdefghijklmnopqrstuvwxyzäßü"
+    entries = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), "##mill", "wind", "mill", "##er", *"KÄ1中-"]
+    hf = tmp_path / "hf"
+    hf.mkdir()
+    write_tokenizer(hf, entries, cased)
+    if has == "vocab.txt":
+        (hf / "tokenizer.json").unlink()
+    text = " ".join(["windmiller"] * 4 + ["windmill"] * 7 + ["Käse"] * 9 + ["käse"] * 2 + ["wind"] * 99)
+    write(tmp_path / "a.txt", f"{text} {'中' * 9} {'国' * 3} 11 11 11 b-b b-b b-b zz q")
+    out = extended(hf, tmp_path / "a.txt", tmp_path / "out", "--add", "5")
+    added = (out / "vocab.txt").read_text().splitlines()[len(entries) :]
+    # Uncased: käse without its accent, 11 x 3; cased Käse 9 x 3, käse 2 x 3. 国 is unknown: 3 tokens become known.
+    assert added == (
+        ["kase", "windmiller", "windmill", "国"] if not cased else ["Käse", "windmiller", "windmill", "käse", "国"]
+    )
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert [tokenizer.id_to_token(row) for row in range(len(entries) + len(added))] == entries + added
+    record = json.loads((out / "extension.json").read_text())
+    assert (record["entries"], record["added"], record["unknown"]) == (len(entries), len(added), 1)
+    assert record["base"]["sha256"]["vocab.txt"] == sha256_of(hf / "vocab.txt")
+    assert record["tokens"]["before"] > record["tokens"]["after"]
+    said = capsys.readouterr().err
+    assert f"{len(entries)} of {hf} with their ids and {len(added)} words added" in said
+    assert ("fewer than 5" in said) == (not cased)
+    # What transformers makes of it is the same tokenizer, and a store can be made with it.
+    contract.check(out)
+    assert contract.is_extension(contract.tokenizer_of(hf), Encoder.load(out))
+    assert not contract.is_extension(Encoder.load(out), contract.tokenizer_of(hf))
+
+
+def test_what_cannot_be_extended_is_named(tmp_path):
+    write(tmp_path / "a.txt", "Some text of few words.")
+    for folder in ("hf", "model", "unigram"):
+        (tmp_path / folder).mkdir()
+        write_tokenizer(tmp_path / folder, [*SPECIAL, "some", "text", "of", "few", "words", "."], cased=False)
+    write(tmp_path / "model/config.json", "{}")
+    tokenizer = json.loads((tmp_path / "unigram/tokenizer.json").read_text())
+    tokenizer["model"] = {"type": "Unigram", "unk_id": 1, "vocab": [[entry, 0.0] for entry in SPECIAL]}
+    write(tmp_path / "unigram/tokenizer.json", json.dumps(tokenizer))
+    before = files_of(tmp_path)
+    for arguments, message in (
+        ("--add 5 --corpus a.txt --out out", "--add 5 goes with --extend"),
+        ("--extend hf --out out", "takes words from --corpus"),
+        ("--extend hf --corpus a.txt --out out --cased", "--cased is of a new vocabulary"),
+        ("--extend hf --corpus a.txt --out out --size 1000", "--size is of a new vocabulary"),
+        ("--extend hf --corpus a.txt --out hf", "is the folder of --extend"),
+        ("--extend hf --corpus a.txt --out model", "is not a tokenizer folder"),
+        ("--extend none --corpus a.txt --out out", r"none has no tokenizer\.json and no vocab\.txt"),
+        ("--extend unigram --corpus a.txt --out out", "its vocabulary is Unigram"),
+        ("--extend hf --corpus a.txt --out out", "spells no word in pieces that stands 2 times"),
+    ):
+        paths = ("a.txt", "out", "hf", "model", "none", "unigram")
+        words = [str(tmp_path / word) if word in paths else word for word in arguments.split()]
+        with pytest.raises(InputError, match=message):
+            main(make(words))
+    assert files_of(tmp_path) == before

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, processors
 from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.files import write_json
+from data_prep.json_types import JsonObject
 from data_prep.tokens.as_transformers import LONG_TEXT, Opened, open_with_transformers, opened_by_transformers
 from data_prep.tokens.encode import ADVERSARIAL_STRINGS, ROLES, Encoder, special_names
 from data_prep.tokens.tokenizer_folder import copy_tokenizer
@@ -75,6 +76,11 @@ def bert_template(tokenizer: Tokenizer, cls: str, sep: str) -> processors.Templa
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
+
+
+def missing_settings(tokenizer: Tokenizer, config: JsonObject) -> JsonObject:
+    """Return what a tokenizer_config.json must say beside `config`, so that transformers makes this tokenizer."""
+    return _missing(json.loads(tokenizer.to_str()), config, special_names(config))
 
 
 def _missing(state: dict[str, Any], config: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
@@ -259,8 +265,11 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
     ------
     InputError: naming the first entries, or a text, that differ.
     """
-    ours, theirs = Encoder.load(store_vocab, "tokenizers"), _of_model(model)
-    remedy = f"make the store with this folder's tokenizer: {call('shard', '--vocab', model)}"
+    ours, theirs = Encoder.load(store_vocab, "tokenizers"), tokenizer_of(model)
+    remedy = (
+        f"make the store with this folder's tokenizer: {call('shard', '--vocab', model)}; or give the model rows for "
+        "the store's entries, by their texts: --vocab_from match"
+    )
     if differing := _differing_entries(theirs.tokenizer, ours.tokenizer):
         token_id, (other, mine) = differing[0]
         raise InputError(
@@ -284,15 +293,34 @@ def same_tokenizer(model: Path, store_vocab: Path) -> None:
             )
 
 
-def _of_model(model: Path) -> Encoder:
-    """Return the tokenizer of a model's folder; of an old one, which has vocab.txt alone, as transformers builds it."""
+def is_extension(theirs: Encoder, ours: Encoder) -> bool:
+    """Return whether `ours` is a tokenizer with further entries behind those of `theirs`, and nothing else."""
+    if ours.size <= theirs.size or ours.special_ids != theirs.special_ids:
+        return False
+    states = [json.loads(encoder.tokenizer.to_str()) for encoder in (theirs, ours)]
+    if any(states[0][part] != states[1][part] for part in ("normalizer", "pre_tokenizer")):
+        return False
+    if _frozen(states[0]["model"]) != _frozen(states[1]["model"]):
+        return False
+    return all(token_id >= theirs.size for token_id, _ in _differing_entries(theirs.tokenizer, ours.tokenizer))
+
+
+def tokenizer_of(model: Path, option: str = "--init_from") -> Encoder:
+    """Return the tokenizer of a model's folder; of an old one, which has vocab.txt alone, as transformers builds it.
+
+    option: by which the folder was given, for messages
+
+    Raises
+    ------
+    InputError: no tokenizer, a damaged one, code of its own.
+    """
     if (model / "tokenizer.json").is_file():
         with settled(model) as folder:
             return Encoder.load(folder, "tokenizers")
     if not (model / "vocab.txt").is_file():
         raise InputError(
-            f"--init_from {model} has no tokenizer.json and no vocab.txt: whether the ids of the store are this "
-            "model's cannot be told; put the files of its tokenizer there"
+            f"{option} {model} has no tokenizer.json and no vocab.txt: which ids are its model's cannot be told; put "
+            "the files of its tokenizer there"
         )
     refuse_code(model, (CONFIG,))
     with tempfile.TemporaryDirectory() as scratch:

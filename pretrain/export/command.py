@@ -5,6 +5,9 @@
     python -m pretrain.export RUN OUT --weights averaged     of a run with --average
     python -m pretrain.export DEEPSPEED_CHECKPOINT OUT --config HF_FOLDER --vocab HF_FOLDER     of another trainer
     python -m pretrain.export HF_FOLDER OUT --head base --dtype bf16
+    python -m pretrain.export OLD_FOLDER OUT                 with pytorch_model.bin alone: safetensors
+    python -m pretrain.export uncased_L-12_H-768_A-12/bert_model.ckpt OUT     Google's, of TensorFlow
+    python -m pretrain.export ckpt_8601.pt OUT --config bert_config.json --vocab VOCAB     NVIDIA's
     python -m pretrain.export RUN OUT --format sentence-transformers     a text becomes a vector
     python -m pretrain.export TUNED OUT --format onnx --quantize int8     a fine-tuned folder, for ONNX Runtime
 
@@ -14,7 +17,7 @@
 
 The folder is written aside, loaded again with transformers, and its outputs on real and random tokens are compared
 with those of the trainer's own model and weights; only then does it get its name. DeepSpeed is not needed, and nothing
-is unpickled but what deepspeed_format.py allows. A folder holds exactly one head's weights, since transformers reports
+is unpickled but what pickles.py allows. A folder holds exactly one head's weights, since transformers reports
 what it does not use; heads.py says what each is. Texts are cut at the length that positions were trained for.
 """
 
@@ -42,7 +45,8 @@ class ExportConfig:
     """What to convert and where to."""
 
     source: tyro.conf.Positional[Path]
-    """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, or a Hugging Face folder"""
+    """a run folder, one checkpoint of it, a DeepSpeed checkpoint folder, a Hugging Face folder (of safetensors or
+    pytorch_model.bin), a .bin or .pt of torch.save, or Google's bert_model.ckpt"""
     out: tyro.conf.Positional[Path]
     """Hugging Face folder to write; an earlier export there is replaced"""
     head: Head | None = None
@@ -58,9 +62,9 @@ class ExportConfig:
     weights: Weights = "raw"
     """of a run with --average: the weights of the last step, or their average"""
     config: Path | None = None
-    """Hugging Face folder or config.json that says which BERT a DeepSpeed checkpoint holds"""
+    """Hugging Face folder, config.json or bert_config.json that says which BERT a checkpoint of others holds"""
     vocab: Path | None = None
-    """its tokenizer's folder; left out: the folder of --config"""
+    """its tokenizer's folder, with tokenizer.json or vocab.txt; left out: the folder of --config"""
     license: str | None = None
     """licence of the weights for the model card, such as apache-2.0"""
     json: bool = False

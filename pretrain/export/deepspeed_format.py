@@ -9,54 +9,38 @@
     stages 1, 2  each group's ranks laid end to end hold its parameters in order, with padding behind some of them
     stage 3      each rank holds 1/ranks of every parameter, rounded up; frozen ones lie in the model_states
 
-These files are pickles, and a pickle is a program. DeepSpeed runs it; here torch's restricted unpickler reads it, with
-an allow-list of names. Even those are never imported: a stand-in that keeps nothing takes their place, so neither
-DeepSpeed nor NumPy is asked. Any other name is refused, named. Every archive's checksums are compared first, and the
-numbers of elements must come out exactly.
+These files are pickles, and a pickle is a program. DeepSpeed runs it; here pickles.py reads it, with an allow-list of
+names, and neither DeepSpeed nor NumPy is asked. The numbers of elements must come out exactly.
 """
 
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.serialization import add_safe_globals, clear_safe_globals, get_safe_globals
 
-from data_prep.cli import InputError, one_line, say
+from data_prep.cli import InputError, say
+from pretrain.export import pickles
 from pretrain.export.origin import MODEL_FILE
+from pretrain.export.pickles import COMMON, Inert
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 FLAT = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups", 3: "fp32_flat_groups"}
-
-
-class Inert:
-    """Stands for an object that is not needed: made from anything, it keeps nothing."""
-
-    def __new__(cls, *arguments: Any) -> "Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 # Whatever else a trainer puts into its client_state is refused.
 NOT_NEEDED = """
     deepspeed.runtime.fp16.loss_scaler.LossScaler deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler
     deepspeed.utils.tensor_fragment.fragment_address
-    argparse.Namespace types.SimpleNamespace pathlib.PosixPath
-    numpy.ndarray numpy.dtype numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-    numpy.core.multiarray.scalar numpy._core.multiarray.scalar
 """.split()
-ALLOWED: list[Any] = [(int, "deepspeed.runtime.zero.config.ZeroStageEnum"), *((Inert, name) for name in NOT_NEEDED)]
+ALLOWED: list[Any] = [
+    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+    *((Inert, name) for name in (*NOT_NEEDED, *COMMON)),
+]
+REMEDY = "Loading it with DeepSpeed would run this; if it comes from your own client_state, save without it"
 
 
 class DeepSpeedCheckpoint(NamedTuple):
@@ -125,43 +109,7 @@ def load(path: Path) -> Any:
     ------
     InputError: damaged, or refused, naming what is.
     """
-    _check_archive(path)
-    try:
-        with _only(ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise InputError(
-                f"{path} is refused: it calls {found[1]}, which holds no weights. Loading it with DeepSpeed would run "
-                "this; if it comes from your own client_state, save without it"
-            ) from error
-        raise InputError(f"{path} is refused: {one_line(error)}") from error
-    except Exception as error:  # whatever a damaged or a forged pickle makes the reader stumble over
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from error
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse a damaged archive: torch.load itself does not look at checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-        raise InputError(f"{path} is not a whole file of torch.save: {one_line(error)}") from error
-    if damaged is not None:
-        raise InputError(f"{path} is damaged: the checksum of {damaged} does not fit")
-
-
-@contextmanager
-def _only(allowed: list[Any]) -> Iterator[None]:
-    """Allow exactly these names beside torch's own, whatever other libraries have added for themselves."""
-    others = get_safe_globals()
-    clear_safe_globals()
-    add_safe_globals(allowed)
-    try:
-        yield
-    finally:
-        clear_safe_globals()
-        add_safe_globals(others)
+    return pickles.load(path, ALLOWED, remedy=REMEDY)
 
 
 def _stage_and_ranks(folder: Path, optimizers: dict[int, Any]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +61,12 @@ def convert(
     as_json: bool = False,
 ) -> None:
     """Convert, compare, then put into place."""
-    source = find_source(source_folder, config, vocab, weights)
+    with TemporaryDirectory() as scratch:
+        source = find_source(source_folder, config, vocab, weights, Path(scratch))
+        _convert(source, out, target, as_json=as_json)
+
+
+def _convert(source: ExportSource, out: Path, target: Target, *, as_json: bool) -> None:
     say(f"exporting {source.origin}" + ("" if source.step is None else f" (step {source.step})"))
     head = target.head or ("base" if target.format == "sentence-transformers" else default_head(source))
     if source.task_weights and head not in TASKS:

@@ -6,6 +6,8 @@
     a DeepSpeed checkpoint folder            of any trainer around a transformers BERT. It holds weights only, so
                                              --config and --vocab say the rest, unless the files lie beside them
     a Hugging Face folder                    for another head
+    pytorch_model.bin, or NVIDIA's .pt       pickled_format.py
+    bert_model.ckpt of google-research/bert  tensorflow_format.py; config and vocabulary beside it, as for the former
 
 The names of others are matched strictly. A wrapper's prefix (`module.`, `model.`, ...) is removed where it leads to the
 embeddings; then every name must be one of BertForPreTraining, in its shape, and the encoder must be whole. A decoder
@@ -28,13 +30,23 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import InputError, one_line, say
 from data_prep.fields import is_number
 from data_prep.json_types import JsonObject
+from data_prep.tokens.old_tokenizer import whole_tokenizer
 from data_prep.tokens.tokenizer_folder import tokenizer_sha256
 from data_prep.untrusted import read_object
 from pretrain.checkpoints.format import Manifest, ModelIdentity, read_state, record_under
 from pretrain.checkpoints.slices import index_slices, read_weight
 from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
-from pretrain.export import deepspeed_format
-from pretrain.export.origin import Weights, check_origin, find_tag, need_vocab, read_meaning
+from pretrain.export import deepspeed_format, pickled_format, tensorflow_format
+from pretrain.export.origin import (
+    Origin,
+    Weights,
+    beside,
+    check_origin,
+    find_tag,
+    need_vocab,
+    read_meaning,
+    tensorflow_prefix,
+)
 from pretrain.export.tensors import StoredWeights
 from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tensors
 from pretrain.model import COPIES, architecture_of
@@ -73,8 +85,12 @@ class ExportSource(NamedTuple):
     labels: Mapping[str, Any] = MappingProxyType({})  # what its config.json says of it
 
 
-def find_source(path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw") -> ExportSource:
+def find_source(
+    path: Path, config: Path | None, vocab: Path | None, weights: Weights = "raw", scratch: Path | None = None
+) -> ExportSource:
     """Return the model that `path` means.
+
+    scratch: an empty folder, for a tokenizer.json that has to be made
 
     Raises
     ------
@@ -84,9 +100,11 @@ def find_source(path: Path, config: Path | None, vocab: Path | None, weights: We
     if origin == "deepspeed":
         tag = find_tag(path)
         assert tag is not None
-        return _from_deepspeed(tag, config, vocab)
+        return _from_deepspeed(tag, config, vocab, scratch)
     if origin == "hf":
-        return _from_hf(path, config or path, vocab or path)
+        return _from_hf(path, config or path, vocab or path, scratch)
+    if origin in ("pickle", "tensorflow"):
+        return _from_others(path, origin, config, vocab, scratch)
     checkpoint = path if origin == "checkpoint" else latest_valid_checkpoint(path)
     assert checkpoint is not None
     return _from_run(checkpoint, weights)
@@ -227,10 +245,10 @@ def _trained_phases(record: RunRecord | JsonObject, step: int) -> Iterator[tuple
                 yield index, phase, steps
 
 
-def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> ExportSource:
+def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None, scratch: Path | None) -> ExportSource:
     # transformers' Trainer puts config.json and the tokenizer beside `latest`.
-    beside = [folder for folder in (tag, tag.parent) if (folder / "config.json").is_file()]
-    config = config or next(iter(beside), None)
+    nearby = [folder for folder in (tag, tag.parent) if (folder / "config.json").is_file()]
+    config = config or next(iter(nearby), None)
     if config is None:
         raise InputError(
             f"{tag} holds weights only; say of which model: --config FOLDER_OR_config.json, and --vocab FOLDER"
@@ -241,13 +259,20 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None) -> Expor
     record["versions"] = {"deepspeed": read.version}
     story = f"converted with zerobert from a DeepSpeed checkpoint (ZeRO stage {read.stage}, {read.step:,} steps)."
     found = _trained_elsewhere(
-        tag, read.weights, config=config, vocab=vocab or folder, step=read.step, story=story, record=record
+        tag,
+        read.weights,
+        config=config,
+        vocab=vocab or folder,
+        step=read.step,
+        story=story,
+        record=record,
+        scratch=scratch,
     )
     name = tag.resolve().parent.name  # a tag such as global_step100 names no model
     return found._replace(name=name, title=name)
 
 
-def _from_hf(folder: Path, config: Path, vocab: Path) -> ExportSource:
+def _from_hf(folder: Path, config: Path, vocab: Path, scratch: Path | None) -> ExportSource:
     record: JsonObject = {"folder": str(folder.resolve())}
     if (folder / "provenance.json").is_file():
         try:
@@ -262,7 +287,28 @@ def _from_hf(folder: Path, config: Path, vocab: Path) -> ExportSource:
         step=None,
         story="converted with zerobert.",
         record=record,
+        scratch=scratch,
     )
+
+
+def _from_others(
+    path: Path, origin: Origin, config: Path | None, vocab: Path | None, scratch: Path | None
+) -> ExportSource:
+    """Return what is pickled, or a checkpoint of TensorFlow; what it means lies beside it, unless it is named."""
+    prefix = tensorflow_prefix(path) if origin == "tensorflow" else None
+    folder = path if path.is_dir() else path.parent
+    what = "a checkpoint of TensorFlow" if prefix else "a file of torch.save"
+    found = _trained_elsewhere(
+        path,
+        pickled_format.read(path) if prefix is None else tensorflow_format.read(prefix),
+        config=config or folder,
+        vocab=vocab or beside(config, folder),
+        step=None,
+        story=f"converted with zerobert from {what}.",
+        record={"file": str(path.resolve())},
+        scratch=scratch,
+    )
+    return found if path.is_dir() else found._replace(name=path.stem, title=path.stem)
 
 
 def _trained_elsewhere(
@@ -274,9 +320,13 @@ def _trained_elsewhere(
     step: int | None,
     story: str,
     record: JsonObject,
+    scratch: Path | None,
 ) -> ExportSource:
     """Return a model that others have trained; `config` says what its weights mean."""
     need_vocab(origin, vocab)
+    record |= {"config": str(config.resolve()), "vocab": str(vocab.resolve())}
+    if scratch is not None:
+        vocab = whole_tokenizer(vocab, scratch)
     meaning = read_config(config)
     task_weights = {name: weight.float() for name, weight in weights.items() if name in TASK_HEADS}
     named = matched(origin, {name: weights[name] for name in weights if name not in task_weights}, meaning)
@@ -293,7 +343,7 @@ def _trained_elsewhere(
         title=name,
         story=story,
         evaluation=None,
-        record=record | {"config": str(config.resolve()), "vocab": str(vocab.resolve())},
+        record=record,
         task_weights=task_weights,
         labels=_labels(config) if task_weights else {},
     )

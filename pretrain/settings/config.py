@@ -19,6 +19,7 @@ from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.samples.masking import Masking, MaskUnit
 from data_prep.samples.sample_index import Objective
+from data_prep.tokens.row_sources import VocabFrom
 from pretrain.settings.averaging import Averaging, parse_average
 from pretrain.settings.ds_config import Flags
 from pretrain.settings.limits import (
@@ -31,6 +32,7 @@ from pretrain.settings.limits import (
     MASK_RATE,
     MINUTES,
     PASSES,
+    POSITIONS,
     SECONDS,
     SEED,
     SEQ_LEN,
@@ -73,7 +75,14 @@ class TrainConfig:
     """where its output bias begins: zeros (BERT), or unigram: the log of how frequent each token is in --data, so that
     the first loss is the unigram entropy"""
     init_from: Path | None = None
-    """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's"""
+    """Hugging Face folder of a BERT to continue (this or --model); its vocabulary must be the store's, or the beginning
+    of it (data_prep/vocab.py --extend)"""
+    vocab_from: VocabFrom = "same"
+    """what --init_from makes of a store with another vocabulary: same: it is refused; match: entries of the same text
+    keep their row, others begin as the mean of the pieces by which the model's own tokenizer spells them"""
+    positions: Annotated[int | None, POSITIONS] = None
+    """longest sample that the model can take, in tokens; None: 512, or as --init_from has it. More than it has: its
+    position embeddings are stretched, in straight lines from row to row"""
     ds_config: Annotated[Path, tyro.conf.arg(aliases=["--deepspeed_config"])] = ROOT / "ds_configs/auto.json"
     """DeepSpeed JSON; any value may be "auto", which the flags below fill"""
 
@@ -225,6 +234,8 @@ class TrainConfig:
         """Refuse a shape that cannot be, and what is asked of a new model where an old one goes on."""
         if self.model is not None:
             shape_of(self.model, layers=self.layers, hidden=self.hidden, heads=self.heads)
+            if self.vocab_from != "same":
+                raise InputError(f"--vocab_from {self.vocab_from} goes with --init_from; a new model has its store's")
             return
         usual = {field.name: field.default for field in dataclasses.fields(self)}
         for name in OF_A_NEW_MODEL:

@@ -12,7 +12,8 @@ STEPS = Range(1, 1e9, whole=True)
 COUNT = Range(0, 1e9, whole=True)  # steps, evaluations, samples; 0 mostly means never
 BATCH = Range(1, 1e8, whole=True)  # samples
 SEQ_LEN = Range(8, 65_535, whole=True, why="[CLS], [SEP] and two sentences need room")  # the index has 16 bits for it
-MAX_POSITIONS = 512  # of a new model
+MAX_POSITIONS = 512  # of a new model, where nobody says how many
+POSITIONS = Range(8, 65_535, whole=True)  # as long as a sample may be
 LAYERS = Range(1, 1000, whole=True)
 HIDDEN = Range(1, 65_536, whole=True)
 HEADS = Range(1, 4096, whole=True)

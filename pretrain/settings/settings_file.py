@@ -49,7 +49,10 @@ def with_settings(args: Sequence[str]) -> list[str]:
     given = {_name_of(arg) for arg in args if arg.startswith("--")}
     settings = read_settings(path, is_whole="ds_config" not in given)
     if given & {*EITHER}:
-        given |= {*EITHER, *(OF_A_NEW_MODEL if "init_from" in given else SHAPE)}  # those were of the other model
+        given |= {
+            *EITHER,
+            *(OF_A_NEW_MODEL if "init_from" in given else (*SHAPE, "vocab_from")),
+        }  # those were of the other model
     return [*_arguments({name: value for name, value in settings.items() if name not in given}), *args]
 
 
