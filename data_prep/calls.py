@@ -45,6 +45,7 @@ COMMANDS = {
     "predict": Command("pretrain.predict", "ask a model: missing words, labels, tags"),
     "score": Command("pretrain.score", "minimal pairs or texts -> how likely a model finds them"),
     "report": Command("pretrain.report", "runs -> a page with their curves"),
+    "doctor": Command("launch.doctor", "this machine, or those of a hostfile: what would go wrong, and its remedy"),
 }
 _NAMES = {command.module: name for name, command in COMMANDS.items()}
 # What examples say literally.

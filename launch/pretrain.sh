@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Pretrain a BERT from token stores, on one machine or many. A valid bash script and a valid Python program:
 #
-#   RANKS=2 bash launch/pretrain.sh --data STORE --out RUN --model bert-small        local ranks
+#   RANKS=2 bash launch/pretrain.sh --data STORE --out RUN --model bert-small           local ranks
+#   HOSTFILE=HOSTS bash launch/pretrain.sh --data STORE --out RUN --model bert-small    ranks on several hosts, by ssh
 #   deepspeed --hostfile HOSTS launch/pretrain.sh --data STORE --out RUN --model bert-small
+#
+# (or started by srun, mpirun, torchrun: docs/cluster.md)
 #
 # It needs what to read, where to write, and what to train:
 #
@@ -15,8 +18,8 @@
 # `bash launch/pretrain.sh --help` lists everything. Running the same command again continues the run.
 #
 # As bash: RANKS is the number of local ranks (default: all GPUs, or 1 on CPU); DEEPSPEED_FLAGS="..." goes to the
-# launcher of DeepSpeed; RESTARTS=N starts a run that failed again. SIGTERM, SIGUSR1, Ctrl-C and a terminal that is closed
-# save and stop.
+# launcher of DeepSpeed; HOSTFILE=FILE has a line `node1 slots=8` for each host; RESTARTS=N starts a run that failed
+# again. SIGTERM, SIGUSR1, Ctrl-C and a terminal that is closed save and stop.
 # Exit codes: 0 finished, 2 wrong input, 75 stopped and saved (the same command continues), else failed.
 
 # How it works: bash reads the next line as the command `:`, never comes past `exec`, and takes what follows for the
@@ -52,6 +55,7 @@ done
 
 # What is wrong is said at once, before ranks are started to say it; on a cluster each looks at what its node has.
 on_cluster= maybe_gpu=
+[[ ! -v HOSTFILE ]] || DEEPSPEED_FLAGS="--hostfile $HOSTFILE ${DEEPSPEED_FLAGS-}"
 [[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]] || on_cluster=1
 [[ ${DS_ACCELERATOR:-cuda} != cuda ]] || ! compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null || maybe_gpu=1
 if [[ ! $on_cluster ]]; then
@@ -91,7 +95,7 @@ if [[ $dry_run && ! $on_cluster && ! ${DEEPSPEED_FLAGS-} ]]; then
     exec env WORLD_SIZE="$ranks" RANK=0 "$python" "$self" "$@"
 fi
 # Where a flag stands twice the last one counts: the user overrides all of ours.
-exec "$python" "$here/supervise.py" deepspeed $flags ${DEEPSPEED_FLAGS-} "$self" "$@"
+exec "$python" "$here/supervise.py" ${on_cluster:+--cluster} deepspeed $flags ${DEEPSPEED_FLAGS-} "$self" "$@"
 : << "# end"
 '''
 

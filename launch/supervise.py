@@ -11,6 +11,9 @@ when it gets a signal, so that they cannot save together. Here
    it is itself killed, the kernel ends the launcher, and ranks that lose theirs save and end;
 3. a run that failed is started again, up to RESTARTS times (default 0); it continues from its newest whole checkpoint.
 
+With `--cluster` first the ranks are on the hosts of a hostfile (cluster.py): each host is looked at before, a request
+to stop is a file in a folder that all see, and in the end it is said which rank on which node has failed.
+
 Ends with 0: the run is finished; 2: wrong input; 75: stopped as asked, and saved; else the code of what failed, 128 +
 the number of a signal for what was killed. 0 and 75 are what every rank of this host has written at its end, and are
 believed unless one of them then came to another end.
@@ -25,10 +28,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import psutil
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of launch/
+
+from launch.cluster import Hosts, script_of, shared_folder, who_failed
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -40,13 +49,16 @@ LIBC = ctypes.CDLL(None)
 ONE = 1.0  # seconds within which several signals are one: of a parent that is killed each of its threads gives one
 PAUSE = 5.0  # seconds before a restart
 POLL = 0.2  # seconds
+FAR = 20.0  # seconds in which ranks on other hosts end that are told to end at once
+LOST_CONNECTION = 255  # of ssh and pdsh: it says nothing of what was run
 
 
 class Supervisor:
     """Runs one command, again if need be."""
 
-    def __init__(self, command: list[str], restarts: int):
-        self.command, self.restarts = command, restarts
+    def __init__(self, command: list[str], restarts: int, hosts: Hosts | None = None):
+        self.command, self.restarts, self.hosts = command, restarts, hosts
+        self._folder: Path | None = None  # while ranks on other hosts see it
         self.signals = 0  # forwarded so far
         self._heard_at = 0.0  # when the last of these came
         self._stopped_early = False
@@ -63,18 +75,22 @@ class Supervisor:
                 break
             _say(f"the run failed with code {code}; restart {attempt + 1} of {self.restarts}")
             time.sleep(PAUSE)
+            if self.hosts is not None:
+                self.hosts.wait(script_of(self.command))
             if self.signals:  # in the pause
                 break
         return code
 
     def _attempt(self) -> int:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with self._outcomes() as folder:
+            variables = {"ZEROBERT_OUTCOME": str(folder)} if self.hosts is None else self.hosts.environment(folder)
+            self._folder = folder if self.hosts is not None else None
             # A session of its own: Ctrl-C reaches the ranks through us only, once.
             launcher = subprocess.Popen(
                 self.command,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
-                env={**os.environ, "ZEROBERT_OUTCOME": folder},
+                env=os.environ | variables,
             )
             try:
                 code = launcher.wait()
@@ -82,13 +98,26 @@ class Supervisor:
             finally:
                 for process in _descendants():
                     _send(process, signal.SIGKILL)
-            outcome = _outcome(Path(folder))
+            self._folder = None
+            outcome = _outcome(folder, is_of_all=self.hosts is not None)
+            if self.hosts is not None and outcome is None and (words := who_failed(folder)):
+                _say(f"error: {words}")
         failures = {code for code in codes if code not in (FINISHED, STOPPED)}
-        if outcome is not None and code <= 192 and failures <= OF_THE_LAUNCHER:
+        if outcome is not None and (code <= 192 or code == LOST_CONNECTION) and failures <= OF_THE_LAUNCHER:
             return outcome
         if self._stopped_early and failures <= OF_A_SIGNAL:
             return STOPPED
         return _worst(codes)
+
+    @contextlib.contextmanager
+    def _outcomes(self) -> Iterator[Path]:
+        """The folder in which ranks say how they ended."""
+        if self.hosts is not None:
+            with shared_folder(self.command) as folder:
+                yield folder
+        else:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+                yield Path(name)
 
     def _wait_for_orphans(self) -> list[int]:
         """Return the exit codes of what the launcher left behind. Ranks that lose their launcher save and end by
@@ -115,6 +144,9 @@ class Supervisor:
         if self.signals and now - self._heard_at < ONE:
             return
         self.signals, self._heard_at = self.signals + 1, now
+        if self._folder is not None:
+            self._tell_hosts(self._folder)
+            return
         processes = _descendants()
         ranks = [process for process in processes if _is_rank(process)]
         # Until ranks stand they end by a signal like any process, and there is nothing to save.
@@ -126,6 +158,14 @@ class Supervisor:
             return
         for process in ranks:
             _send(process, number)
+
+    def _tell_hosts(self, folder: Path) -> None:
+        """Ask ranks on other hosts to stop; the second time to end at once, with all that is here."""
+        with contextlib.suppress(OSError):
+            (folder / ("stop" if self.signals == 1 else "kill")).touch()
+        if self.signals > 1:
+            signal.signal(signal.SIGALRM, lambda *_: [_send(process, signal.SIGKILL) for process in _descendants()])
+            signal.setitimer(signal.ITIMER_REAL, FAR)
 
 
 def _descendants() -> list[psutil.Process]:
@@ -157,6 +197,8 @@ def _send(process: psutil.Process, number: int) -> None:
 def _positive(code: int) -> int:
     """Return the exit codes as a shell has them: 128 + the signal where a process was killed (DeepSpeed makes 256 -
     it)."""
+    if code == LOST_CONNECTION:
+        return 1
     killed_by = -code if code < 0 else 256 - code if code > 192 else 0
     return 128 + killed_by if killed_by else code
 
@@ -166,12 +208,12 @@ def _worst(codes: list[int]) -> int:
     return next((code for code in codes if code not in (FINISHED, STOPPED)), max(codes))
 
 
-def _outcome(folder: Path) -> int | None:
-    """Return what all ranks of this host say, each in a file "CODE RANKS"; None where one says nothing, or something
-    else."""
-    told = [path.read_text().split() for path in folder.iterdir()]
-    codes = {int(code) for code, _ in told}
-    return codes.pop() if len(codes) == 1 and len(told) == int(told[0][1]) else None
+def _outcome(folder: Path, is_of_all: bool) -> int | None:
+    """Return what all ranks of this host say, or of all hosts, each in a file "CODE RANKS_HERE RANKS"; None where one
+    says nothing, or something else."""
+    told = [path.read_text().split() for path in folder.glob("[0-9]*")]
+    codes = {int(code) for code, *_ in told}
+    return codes.pop() if len(codes) == 1 and len(told) == int(told[0][2 if is_of_all else 1]) else None
 
 
 def _end_with_parent() -> None:
@@ -190,7 +232,19 @@ def main() -> int:
     if not re.fullmatch(r"[0-9]{1,6}", restarts):
         _say(f"error: RESTARTS={restarts} is not a number of restarts")
         return 2
-    return Supervisor(sys.argv[1:], int(restarts)).run()
+    command, hosts = sys.argv[1:], None
+    if command[:1] == ["--cluster"]:
+        command = command[1:]
+        try:
+            hosts = Hosts.of_command(command)
+        except ValueError as error:
+            _say(f"error: {error}")
+            return 2
+        for words in (wrong := hosts.check(script_of(command)) if hosts is not None and hosts.are_all_used else []):
+            _say(f"error: {words}")
+        if wrong:
+            return 2
+    return Supervisor(command, int(restarts), hosts).run()
 
 
 if __name__ == "__main__":

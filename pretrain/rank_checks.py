@@ -6,12 +6,12 @@
 Two nodes with other versions, another copy of a store or another command would train on, each at its own.
 """
 
-import hashlib
 import time
 from pathlib import Path
 
-from data_prep.cli import ROOT, InputError
+from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
+from data_prep.version import code_sha256
 from pretrain.checkpoints.format import ModelIdentity
 from pretrain.checkpoints.run_lock import lock_holder
 from pretrain.distributed import all_ranks_or_none, broadcast_object
@@ -49,14 +49,6 @@ def _flat(content: JsonObject, prefix: str) -> JsonObject:
     for name, value in content.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def code_sha256() -> str:
-    """Return the identity of the code that runs: a version says nothing of a file that was edited on one node."""
-    digest = hashlib.sha256()
-    for path in sorted(path for package in ("data_prep", "pretrain") for path in (ROOT / package).rglob("*.py")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def check_shared(run: Path) -> None:

@@ -1,4 +1,5 @@
-"""Requests to stop: signals, a launcher that died, a time limit.
+"""Requests to stop: signals, a launcher that died, a time limit, a file that launch/supervise.py leaves for ranks on
+other hosts.
 
     stop = StopRequests()             first of all: a signal now ends the rank, there is nothing to save
     stop.hold()                       from here on the run can save: a signal is only noted
@@ -31,6 +32,7 @@ REASONS = ("", *(number.name for number in SIGNALS), LAUNCHER_GONE, TIME_IS_UP) 
 GRACE_SECONDS = 5.0  # between a signal before there is anything to save and the end, however deep in a library
 AGAIN_SECONDS = 1.0  # between a signal and a second one that means it: a terminal and a parent may both send the first
 LOOK_EVERY_SECONDS = 1.0  # whether the launcher is there, as long as nothing can be saved
+LOOK_FOR_FILES_SECONDS = 3.0  # in a folder that may be far away, by one rank of each node
 _PR_SET_PDEATHSIG = 1
 
 
@@ -112,7 +114,7 @@ class StopRequests:
 
     def _look(self) -> None:
         """In the thread: answer signals; before there is anything to save, end the process in time."""
-        leave_at, is_answered = float("inf"), False
+        leave_at, is_answered, look_at = float("inf"), False, 0.0
         while not self._ended.is_set():
             wait = min(LOOK_EVERY_SECONDS, max(leave_at - time.monotonic(), 0.1))
             if select.select([self._woken], [], [], wait)[0]:
@@ -123,11 +125,26 @@ class StopRequests:
                 if arrived and not is_answered:
                     is_answered = True
                     self._answer(min(arrived))
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_FOR_FILES_SECONDS
+                self._look_for_files()
             if self._holds:
                 continue
             if time.monotonic() >= leave_at:
                 os._exit(STOPPED)
             if leave_at == float("inf") and self._is_orphan():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _look_for_files(self) -> None:
+        """Take the file "stop" in the folder of outcomes for a signal; "kill" ends this process."""
+        folder = os.environ.get("ZEROBERT_OUTCOME")
+        if folder is None or not self._is_rank or os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        with suppress(OSError):
+            names = os.listdir(folder)  # NFS keeps for long in mind that a file was not there, but reads a folder anew
+            if "kill" in names:
+                os._exit(128 + signal.SIGKILL)
+            if "stop" in names and not self.signal:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _is_orphan(self) -> bool:

@@ -9,6 +9,7 @@ tensorboard/, vocab/ and checkpoints/. The same command again continues from the
 """
 
 import os
+import resource
 import socket
 import sys
 import time
@@ -45,10 +46,14 @@ def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> Non
     stop = stop or StopRequests()
     try:
         code = exit_code_of(argv, stop)
+    except SystemExit as end:
+        tell_place(end.code)
+        raise
     finally:
         stop.end()
     if code in (0, STOPPED):
         tell_outcome(code)
+    tell_place(code)
     sys.exit(code)
 
 
@@ -59,6 +64,8 @@ def exit_code_of(argv: list[str] | None, stop: StopRequests) -> int:
     except InputError as error:  # of this rank, whichever it is
         say(f"error: {error}")
         return 2
+    tell_place()
+    raise_open_files()
     try:
         setup = prepare(parse_command(argv), ranks_in(os.environ) or 1)
     except InputError as error:
@@ -128,13 +135,30 @@ def settle_on_cpu() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
 
 
+def raise_open_files() -> None:
+    """Take as many open files as this user may have: a store maps each of its shards, and gloo has ten a rank."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def tell_outcome(code: int) -> None:
     """For launch/supervise.py, by each rank: the launcher in between loses exit codes when it is killed or told to end.
     That the process then ends with this code, too, is seen from there."""
     if "ZEROBERT_OUTCOME" in os.environ:
-        outcome = Path(os.environ["ZEROBERT_OUTCOME"]) / os.environ.get("LOCAL_RANK", "0")
+        outcome = Path(os.environ["ZEROBERT_OUTCOME"]) / os.environ.get("RANK", "0")
+        here, all_ranks = os.environ.get("LOCAL_SIZE", "1"), os.environ.get("WORLD_SIZE", "1")
         with suppress(OSError):  # the supervisor was killed, nobody will ask
-            outcome.write_text(f"{code} {os.environ.get('LOCAL_SIZE', '1')}")
+            outcome.write_text(f"{code} {here} {all_ranks}")
+
+
+def tell_place(code: object = "") -> None:
+    """For launch/supervise.py, where ranks are on several hosts: on which one this rank is, and how it has ended."""
+    if "ZEROBERT_OUTCOME" in os.environ:
+        place = Path(os.environ["ZEROBERT_OUTCOME"]) / f"place-{os.environ.get('RANK', '0')}"
+        with suppress(OSError):
+            place.write_text(f"{socket.gethostname()} {code}")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,12 @@ def pytest_collection() -> Iterator[None]:
     gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that two workers, which take a file at a time, end together."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that two workers, which take a file at a time, end together. Tests of
+    two nodes are run where they are asked for."""
+    if "nodes" not in (config.getoption("markexpr") or ""):
+        for item in filter(lambda item: item.get_closest_marker("nodes"), items):
+            item.add_marker(pytest.mark.skip("two nodes: pytest -m nodes tests/test_nodes.py"))
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 

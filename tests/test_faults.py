@@ -104,6 +104,19 @@ def test_slurm_s_time_limit_is_known(monkeypatch, store, tmp_path):
     assert saving_run(store, tmp_path).stop_at(0.0) == 5000 - 120
 
 
+@pytest.mark.parametrize(
+    ("rank", "answer", "end"), [("0", "5000", 5000 - 120), ("1", "5000", None), ("0", "N/A", None)]
+)
+def test_slurm_is_asked_when_the_job_ends_where_it_does_not_say(monkeypatch, store, tmp_path, rank, answer, end):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\n[ "$SLURM_TIME_FORMAT $*" = "%s -h -j 17 -o %e" ] && echo {answer}\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("RANK", rank)
+    assert saving_run(store, tmp_path).stop_at(0.0) == end
+
+
 def train_with_stderr(settings: TrainConfig, path: Path) -> None:
     descriptor = os.open(path.with_name(f"stderr-{os.environ['RANK']}"), os.O_CREAT | os.O_WRONLY)
     os.dup2(descriptor, 2)

@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pretrain.train import parse_command
 from tests.launched import PATIENCE
 from tests.stores import random_documents, store_of
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parent.parent
 PRETRAIN = ROOT / "launch/pretrain.sh"
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "tests/run.sh", ROOT / ".ci/run"])
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/pretrain.sbatch", ROOT / "tests/run.sh", ROOT / ".ci/run"])
 BIN = Path(sys.prefix) / "bin"
 
 
@@ -106,12 +108,15 @@ def test_flags_of_the_launcher_come_last_so_that_they_count(tmp_path, asked):
 
 
 def test_a_hostfile_decides_about_ranks_and_port(tmp_path):
-    path = fake_deepspeed(tmp_path)
-    result = run("bash", PRETRAIN, "--x", PATH=path, DS_ACCELERATOR="cpu", DEEPSPEED_FLAGS="--hostfile hosts")
-    flags = result.stdout.splitlines()[0]
-    assert flags.endswith(f"--hostfile hosts {PRETRAIN} --x")
-    assert "--num_gpus" not in flags
-    assert "--master_port" not in flags
+    path, hosts = fake_deepspeed(tmp_path), tmp_path / "hosts"
+    hosts.write_text("node1 slots=1\n")
+    (tmp_path / "ssh").symlink_to("/bin/true")
+    for how in (dict(DEEPSPEED_FLAGS=f"--hostfile {hosts}"), dict(HOSTFILE=str(hosts))):
+        result = run("bash", PRETRAIN, "--x", PATH=path, DS_ACCELERATOR="cpu", **how)
+        flags = result.stdout.splitlines()[0]
+        assert flags.endswith(f"--hostfile {hosts} {PRETRAIN} --x")
+        assert "--num_gpus" not in flags
+        assert "--master_port" not in flags
 
 
 @pytest.mark.parametrize(
@@ -147,6 +152,24 @@ def test_ranks_must_be_a_number(ranks):
     result = run("bash", PRETRAIN, "--x", RANKS=ranks)
     assert result.returncode == 2
     assert f"RANKS={ranks}" in result.stderr
+
+
+def test_the_job_of_kubernetes_says_what_the_trainer_understands():
+    """Read here; no cluster of Kubernetes has run it."""
+    replicas = yaml.safe_load((ROOT / "launch/mpijob.yaml").read_text())["spec"]["mpiReplicaSpecs"]
+    (launcher,) = replicas["Launcher"]["template"]["spec"]["containers"]
+    words = launcher["command"] + launcher["args"]
+    options = words[words.index("pretrain.train") + 1 :]
+    assert parse_command(options).steps == 7038
+    assert int(words[words.index("-n") + 1]) == 8 * replicas["Worker"]["replicas"]
+
+
+def test_the_image_copies_what_is_there():
+    """Read here; the image has not been built."""
+    lines = (ROOT / "launch/Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    assert copied
+    assert all((ROOT / name).exists() for name in copied)
 
 
 def copy_of_the_scripts(folder: Path) -> Path:

@@ -1,15 +1,24 @@
 """Which rank a process is, by what each launcher tells it; how nodes reach each other."""
 
+import os
 import socket
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.cli import InputError
+from data_prep.cli import ROOT, InputError
 from pretrain import network
+from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.network import check_interfaces, check_within_reach, interface_instead_of_loopback
 from pretrain.placement import DEFAULT_PORT, PORTS, first_host, place_of, port_of, take_place, tasks_per_node
+from pretrain.train import train
+from tests.launched import PATIENCE
+from tests.ranks import run_ranks
+from tests.runs import contents, tiny_run
+from tests.stores import random_documents, store_of
 
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR")
 # Real environments, of rank 3 of 4 on the second of two nodes, and of rank 1 of 2 on one.
@@ -138,6 +147,33 @@ def test_ranks_of_mpirun_on_several_nodes_must_know_where_the_first_is(monkeypat
         take_place(OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"})
 
 
+@pytest.mark.slow
+def test_mpirun_trains_as_other_launchers_do(tmp_path):
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.exists():
+        pytest.skip("needs the extra [mpi]")
+    store = store_of(tmp_path / "store", random_documents(20)).folder
+    run_ranks(2, train, tiny_run(store, tmp_path / "forked", steps=2, global_batch=4))
+    options = f"--data {store} --out {tmp_path / 'mpi'} --model bert-tiny --seq_len 32 --lr 1e-3 --eval_samples 0"
+    start_two = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m", "pretrain.train"]
+    words = [*map(str, start_two), *options.split(), "--steps", "2", "--global_batch", "4"]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0, ended.stderr
+    assert contents(checkpoint_dir(tmp_path / "mpi", 2)) == contents(checkpoint_dir(tmp_path / "forked", 2))
+
+
+def test_the_script_that_mpirun_has_started_is_a_rank_and_starts_none():
+    place = OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    command = ["bash", ROOT / "launch/pretrain.sh", "--no_such_option"]
+    ended = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("error: --no_such_option")
+    twice = subprocess.run(
+        command, env=os.environ | place | {"PMIX_NAMESPACE": "", "OMPI_COMM_WORLD_LOCAL_RANK": "x"}, capture_output=True
+    )
+    assert b"OMPI_COMM_WORLD_LOCAL_RANK='x'" in twice.stderr
+
+
 class TestNetwork:
     """Between nodes; of which there is one here, under several names."""
 
@@ -168,9 +204,7 @@ class TestNetwork:
             interface_instead_of_loopback("10.0.0.2")
 
     def test_the_first_node_is_not_this_one_where_rank_0_is_elsewhere(self):
-        with pytest.raises(
-            InputError, match=r"MASTER_ADDR='localhost' is .* itself, where rank 1 is and rank 0 is not"
-        ):
+        with pytest.raises(InputError, match=r"MASTER_ADDR='localhost' is .* itself, where rank 1 is and rank 0 not"):
             take_place(
                 {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": "localhost"}
             )

@@ -6,7 +6,11 @@ TrainConfig owns everything that the DeepSpeed JSON (ds_config.py) does not; wha
 
 import dataclasses
 import os
+import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -48,6 +52,7 @@ from pretrain.settings.shape import Shape, shape_of
 
 MlmBias = Literal["zeros", "unigram"]
 # What a new model is, in place of its preset's numbers, and how it begins; with --init_from all of it is there already.
+SQUEUE_SECONDS = 20.0  # in which Slurm must say when a job ends
 SHAPE = Shape._fields
 OF_A_NEW_MODEL = (*SHAPE, "initializer_range", "mlm_bias")
 
@@ -160,7 +165,7 @@ class TrainConfig:
     hang_timeout: Annotated[float, SECONDS] = 600.0
     """seconds without progress of any rank after which each prints its stacks and ends; 0: never"""
     time_limit: Annotated[float, SECONDS] = 0.0
-    """seconds that the job may take; 0: none, or Slurm's (SLURM_JOB_END_TIME)"""
+    """seconds that the job may take; 0: none, or Slurm's"""
     stop_before: Annotated[float, SECONDS] = 120.0
     """seconds before the time limit at which the run saves and stops"""
 
@@ -293,7 +298,7 @@ class TrainConfig:
 
     def stop_at(self, now: float) -> float | None:
         """Return when the run should save and stop, in seconds as time.time() counts them; None without a limit."""
-        end = now + self.time_limit if self.time_limit else check_job_end(os.environ)
+        end = now + self.time_limit if self.time_limit else check_job_end(os.environ) or end_by_slurm(os.environ)
         return end - self.stop_before if end else None
 
     def to_json(self) -> JsonObject:
@@ -314,6 +319,25 @@ def check_data(data: Sequence[str]) -> None:
 def check_job_end(environment: Mapping[str, str]) -> int:
     """Return when Slurm ends this job, as time.time() has it, 0 where nobody says; refuse what is no time."""
     return number_in(environment, "SLURM_JOB_END_TIME", 0, most=10**12)
+
+
+def end_by_slurm(environment: Mapping[str, str]) -> int:
+    """Return when a job of Slurm ends that does not say so itself (before 23.02), as time.time() has it; 0: nobody
+    knows. Asked by rank 0, which tells the others when to stop."""
+    job = environment.get("SLURM_JOB_ID", "")
+    if not job or environment.get("RANK", "0") != "0" or shutil.which("squeue") is None:
+        return 0
+    with suppress(OSError, subprocess.SubprocessError):
+        asked = subprocess.run(
+            ["squeue", "-h", "-j", job, "-o", "%e"],
+            env=dict(environment) | {"SLURM_TIME_FORMAT": "%s"},
+            capture_output=True,
+            text=True,
+            timeout=SQUEUE_SECONDS,
+        )
+        if re.fullmatch(r"[0-9]{1,12}", asked.stdout.strip()):
+            return int(asked.stdout)
+    return 0
 
 
 def _weighted(entry: str) -> tuple[Path, float]:

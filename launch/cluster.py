@@ -1,0 +1,203 @@
+"""What DeepSpeed's launcher lacks on several hosts: looked at before, handed to the ranks, and said in the end.
+
+    hosts = Hosts.of_command(["deepspeed", "--hostfile", "hosts", ...])       None: one machine
+    hosts.check(script)                         ssh works on each, and finds this checkout there
+    hosts.wait(script)                          for as long as a machine takes that starts anew
+    with shared_folder(command) as folder: ...  seen from all nodes: requests to stop go there, and outcomes come back
+    hosts.environment(folder)                   for the launcher: what it forwards, and ssh that notices a lost link
+
+The launcher ends ranks by `pkill -f` on every host, which hits other runs, and 30 seconds after a signal, which may be
+too soon for a save. So a request to stop is a file in the folder, that a rank of each node sees (pretrain/stop.py).
+"""
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+SCRIPT = "pretrain.sh"
+DEFAULT_HOSTFILE = Path("/job/hostfile")  # DeepSpeed's
+SSH_SECONDS = 10  # in which a host must answer
+KEEPALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"  # a link that is down is an end after 15 seconds
+BACK_SECONDS = 600.0  # in which hosts that are gone may come back
+AT_ONCE = 64  # hosts that are asked
+# Beside what DeepSpeed passes on by itself (PYTHON*, UCX*, and on a machine with a GPU NCCL*).
+FORWARDED = re.compile(
+    r"(NCCL|GLOO|TORCH|OMP|MKL|KMP|HF|TOKENIZERS|ZEROBERT|CUDA_(?!VISIBLE)|HSA|MIOPEN|FI|DEEPSPEED)_.*"
+    r"|DS_ACCELERATOR|LD_LIBRARY_PATH"
+)
+ITSELF = {"DS_ENV_FILE", "DEEPSPEED_FLAGS"}
+PLAIN = re.compile(r"[\w@%+=:,./ -]*")  # what comes through pdsh and a shell unharmed
+# What each host is asked in one connection: these must be at the same path as here.
+MISSING = {71: "no Python", 72: "no script", 73: "no folder"}
+NARROWED = ("--include", "-i", "--exclude", "-e", "--num_nodes", "--no_ssh", "--no_ssh_check")
+
+
+class Hosts(NamedTuple):
+    """The machines of a hostfile."""
+
+    hostfile: Path
+    names: list[str]
+    ssh_port: str = ""
+    are_all_used: bool = True  # and by ssh, as far as can be told here
+
+    @classmethod
+    def of_command(cls, command: Sequence[str]) -> "Hosts | None":
+        """Return the machines on which a command of the launcher starts ranks; None: this one alone.
+
+        Raises
+        ------
+        ValueError: the hostfile cannot be read, or names nobody.
+        """
+        given = option(command, "--hostfile", "-H")
+        hostfile = Path(given) if given else DEFAULT_HOSTFILE
+        if not given and not hostfile.exists():
+            return None
+        launcher = option(command, "--launcher") or "pdsh"
+        are_all_used = launcher == "pdsh" and not any(word.split("=")[0] in NARROWED for word in command)
+        return cls(hostfile, read_hostfile(hostfile), option(command, "--ssh_port") or "", are_all_used)
+
+    def check(self, script: Path) -> list[str]:
+        """Return what is wrong with each host, in ssh's own words; empty: every one is reached, and has the script and
+        this Python at the same path."""
+        places = [Path(sys.executable), script, Path.cwd()]
+        ask = "; ".join(
+            f"test -{test} {shlex.quote(str(place))} || exit {code}"
+            for test, place, code in zip("xrd", places, MISSING, strict=True)
+        )
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            wrong = pool.map(lambda name: self._ask(name, ask, dict(zip(MISSING, places, strict=True))), self.names)
+            return list(filter(None, wrong))
+
+    def wait(self, script: Path) -> None:
+        """Wait for hosts that do not answer, before a run is started again on them."""
+        until = time.monotonic() + BACK_SECONDS
+        while self.are_all_used and self.check(script) and time.monotonic() < until:
+            time.sleep(SSH_SECONDS)
+
+    def _ask(self, name: str, ask: str, places: Mapping[int, Path]) -> str:
+        port = ["-p", self.ssh_port] if self.ssh_port else []
+        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
+        try:
+            asked = subprocess.run(
+                ["ssh", *options, *port, name, ask],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=3 * SSH_SECONDS,
+            )
+        except FileNotFoundError:
+            return f"{name}: there is no ssh on {socket.gethostname()}"
+        except subprocess.TimeoutExpired:
+            return f"{name}: ssh does not end within {3 * SSH_SECONDS} seconds; try: ssh {name} true"
+        if asked.returncode in MISSING:
+            place = places[asked.returncode]
+            return f"{name} has {MISSING[asked.returncode]} {place}; the checkout must be at the same path on all hosts"
+        if asked.returncode:
+            words = " ".join(asked.stderr.split())[-300:] or f"code {asked.returncode}"
+            return f"{name}: {words}; ranks are started by ssh, which must ask nothing: ssh {name} true"
+        return ""
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Return variables for the launcher; writes the file of those that it forwards into the folder."""
+        outcome = {"ZEROBERT_OUTCOME": str(folder)}
+        file = folder / "environment"
+        file.write_text(forwarded_lines(os.environ | outcome))
+        keepalive = f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} {KEEPALIVE}".strip()
+        return outcome | {"DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": keepalive}
+
+
+def script_of(command: Sequence[str]) -> Path:
+    """Return the file that a command of the launcher makes ranks of."""
+    return next((Path(word) for word in command if word.endswith(SCRIPT)), Path(__file__))
+
+
+def option(command: Sequence[str], *names: str) -> str | None:
+    """Return the value of an option of the launcher, written with a space or with `=`; the last one counts."""
+    found = None
+    for index, word in enumerate(command):
+        if word.endswith(SCRIPT):
+            break
+        name, equals, value = word.partition("=")
+        if name in names:
+            found = value if equals else command[index + 1] if index + 1 < len(command) else ""
+    return found
+
+
+def read_hostfile(path: Path) -> list[str]:
+    """Return the hosts of lines such as `node1 slots=8`.
+
+    Raises
+    ------
+    ValueError: naming the file, and the line where one is wrong.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--hostfile {path}: {getattr(error, 'strerror', None) or error}") from error
+    names: list[str] = []
+    for number, line in enumerate(lines, 1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        if not re.fullmatch(r"[^\s,]+\s+slots=[1-9][0-9]*", line):
+            raise ValueError(f"{path}, line {number}: {line!r} is not of the form: node1 slots=8")
+        names.append(line.split()[0])
+    if not names:
+        raise ValueError(f"--hostfile {path} names no host; a line for each: node1 slots=8")
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ValueError(f"{path} names {twice} twice; one line a host: {twice} slots=8")
+    return names
+
+
+def forwarded_lines(environment: Mapping[str, str]) -> str:
+    """Return the content of the file whose variables DeepSpeed sets for ranks on other hosts: what the user's own file
+    says (DS_ENV_FILE, .deepspeed_env), and what of this environment matters there."""
+    variables = {
+        name: value
+        for name, value in sorted(environment.items())
+        if FORWARDED.fullmatch(name) and name not in ITSELF and value.strip() and PLAIN.fullmatch(value)
+    }
+    name = environment.get("DS_ENV_FILE", ".deepspeed_env")
+    for folder in (Path.home(), Path()):  # in DeepSpeed's order
+        if (folder / name).is_file():
+            lines = (folder / name).read_text().splitlines()
+            variables |= {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
+    return "".join(f"{name}={value}\n" for name, value in variables.items())
+
+
+@contextmanager
+def shared_folder(command: Sequence[str]) -> Iterator[Path]:
+    """Yield a folder that all nodes see, gone in the end: beside --out, which they share. Nothing of --out is made."""
+    out = next((command[index + 1] for index, word in enumerate(command[:-1]) if word == "--out"), "")
+    out = next((word.removeprefix("--out=") for word in command if word.startswith("--out=")), out)
+    place = (Path.cwd() / out).resolve().parent if out else Path.cwd()
+    while not place.is_dir():
+        place = place.parent
+    with tempfile.TemporaryDirectory(prefix=".zerobert-", dir=place, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def who_failed(folder: Path) -> str:
+    """Return in words which ranks have not come to a good end, by what they left in the folder (pretrain/train.py):
+    first those that could not say a word. Empty: nobody has begun, or all is well."""
+    silent, failed = [], []
+    for path in sorted(folder.glob("place-*"), key=lambda path: int(path.name.removeprefix("place-"))):
+        rank, (host, *code) = path.name.removeprefix("place-"), path.read_text().split()
+        if not code:
+            silent.append(f"rank {rank} on {host}")
+        elif code[0] not in ("0", "75"):
+            failed.append(f"rank {rank} on {host} (code {code[0]})")
+    if silent:
+        words = "ended without a word: killed, or the node or its link is gone"
+        return f"{', '.join(silent[:6])}{' and others' if len(silent) > 6 else ''} {words}"
+    return f"{', '.join(failed[:6])}{' and others' if len(failed) > 6 else ''} failed" if failed else ""
