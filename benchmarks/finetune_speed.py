@@ -178,7 +178,7 @@ def run_glue(work: Work, folder: Path, *, padded: bool) -> Trainer:
         model=a_classifier(work),
         args=OneDevice(**{name: theirs[name] for name in (*kept, *more)}, dataloader_pin_memory=False),
         data_collator=default_data_collator if padded else DataCollatorWithPadding(tokenizer),
-        train_dataset=features,  # type: ignore[arg-type]
+        train_dataset=features,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

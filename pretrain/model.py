@@ -28,7 +28,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from data_prep.calls import call
 from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
-from data_prep.tokens.row_sources import Rows, VocabFrom, find_rows
+from data_prep.tokens.row_sources import VocabFrom, find_rows
 from data_prep.untrusted import weight_files
 from pretrain import hf_folder
 from pretrain.attention import SeqLens, use_varlen_attention, varlen_attention
@@ -205,10 +205,7 @@ def build_model(
         )
     else:
         assert init_from is not None
-        rows = None if vocab is None else find_rows(init_from, vocab, vocab_from)
-        model = _load(init_from, vocab_size, dropout, needs_nsp, rows, pad_id, has_vocab=vocab is not None)
-        if rows is not None:
-            give_rows(init_from, model, rows)
+        model = _load(init_from, vocab_size, dropout, needs_nsp, pad_id, vocab, vocab_from)
         if positions is not None:
             stretch_positions(init_from, model, positions)
     use_varlen_attention(model)
@@ -280,17 +277,17 @@ def _load(
     vocab_size: int,
     dropout: float,
     needs_nsp: bool,
-    rows: Rows | None,
     pad_id: int,
-    *,
-    has_vocab: bool,
+    vocab: Path | None,
+    vocab_from: VocabFrom,
 ) -> BertForPreTraining:
     read_init(folder)
     config: Any = hf_folder.load_config(folder)
+    rows = None if vocab is None else find_rows(folder, vocab, vocab_from)
     if rows is not None:
         vocab_size, pad_id = rows.known, rows.old_pad_id  # of its own tokenizer
     # Rows beyond the entries of the tokenizer pad the vocabulary: to a multiple of 8 or 64.
-    if config.vocab_size < vocab_size or (not has_vocab and config.vocab_size != vocab_size):
+    if config.vocab_size < vocab_size or (vocab is None and config.vocab_size != vocab_size):
         raise InputError(
             f"--init_from {folder} has {config.vocab_size} vocabulary entries, "
             + (
@@ -312,6 +309,8 @@ def _load(
     _report_missing(folder, missing, mismatched, unexpected, needs_nsp)
     others = tuple(head for head in hf_folder.HEADS if not head.startswith("cls."))  # those are the model's own
     hf_folder.report_unused(folder, unexpected, "bert.", others)
+    if rows is not None:
+        give_rows(folder, model, rows)
     return model
 
 

@@ -48,7 +48,7 @@ def test_the_trainer_tunes_it_and_pipelines_answer(hf, tmp_path):
     labels = {word: "low" if row < 5 else "high" for row, word in enumerate(WORDS)}
     rows = "".join(f"{first} {second}\t{labels[first]}\n" for first in WORDS for second in WORDS)
     train, dev = (write(tmp_path / f"{name}.tsv", f"text\tlabel\n{rows}") for name in ("train", "dev"))
-    accuracy = block("tune")(str(hf), train, dev, str(tmp_path / "tuned"), epochs=10)
+    accuracy = block("tune")(str(hf), train, dev, str(tmp_path / "tuned"), epochs=30, lr=5e-3)
     assert accuracy > 0.9
     classify = pipeline("text-classification", str(tmp_path / "tuned"), device="cpu")
     assert [classify(text)[0]["label"] for text in ("one two", "ten two")] == ["low", "high"]

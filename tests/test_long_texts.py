@@ -115,7 +115,7 @@ def test_of_a_pair_the_second_text_is_read_by_windows(capsys):
 
     def words_of(first: str, second: str) -> list[str]:
         [windows] = encode_long(tokenizer, [first], [second], seq_len=SEQ_LEN, stride=2).windows
-        return [tokenizer.decode(window["input_ids"]) for window in windows]
+        return [str(tokenizer.decode(window["input_ids"])) for window in windows]
 
     long = " ".join(WORDS)
     assert words_of("one two", "three") == ["[CLS] one two [SEP] three [SEP]"]
@@ -135,7 +135,7 @@ def test_a_feature_holds_its_windows_end_to_end():
     assert feature["windows"] == [16, 12]
     assert len(feature["input_ids"]) == 28
     windows = windows_of(feature)
-    assert [tokenizer.decode(window["input_ids"]).split()[1] for window in windows] == ["one", WORDS[0]]
+    assert [str(tokenizer.decode(window["input_ids"])).split()[1] for window in windows] == ["one", WORDS[0]]
     assert all(len(window["attention_mask"]) == len(window["input_ids"]) for window in windows)
 
 

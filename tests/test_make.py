@@ -452,6 +452,19 @@ def test_a_label_that_only_the_file_to_measure_on_has_is_refused_at_once(tmp_pat
         labelled.check(found, eval_file)
 
 
+@pytest.mark.parametrize(("key", "is_kept"), [("this", True), ("that", False)])
+def test_an_unfinished_fine_tuning_goes_on_only_where_it_is_the_same(key, is_kept, tmp_path, monkeypatch):
+    (tmp_path / "finetuned.progress").mkdir()
+    monkeypatch.setattr("launch.make.Screen.run", lambda *_: STOPPED)
+    record = MakeRecord([], {}, stages={"finetune": StageRecord("", "base", key)})
+    with pytest.raises(SystemExit):
+        work_through(
+            MakeConfig(("texts",), tmp_path, steps=1), record, {"finetune": ["finetune", "hf"]},
+            {"finetune": ("base", "this")}, Alone(0, 0),
+        )  # fmt: skip
+    assert (tmp_path / "finetuned.progress").exists() == is_kept
+
+
 # One in full
 
 

@@ -508,7 +508,7 @@ def test_nothing_is_searched_for_garbage_while_importing():
     assert gc.isenabled()
     frozen = gc.get_freeze_count()
     assert frozen > before
-    work = [[] for _ in range(1000)]
+    work: list[list[int]] = [[] for _ in range(1000)]
     with importing():
         importlib.import_module("colorsys")  # was there before
     assert work

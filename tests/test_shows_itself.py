@@ -16,6 +16,7 @@ from pretrain.monitor.core_wait import CoreWait
 from pretrain.monitor.lines import what_was_lost
 from pretrain.report.history import History
 from pretrain.state import RunState
+from pretrain.stop import STOPPED
 from pretrain.train import train
 from tests.metrics import event, run_folder
 from tests.metrics import train as logged
@@ -78,6 +79,28 @@ def test_a_request_to_stop_is_answered_while_the_main_thread_hears_nothing():
     assert "SIGINT: stopping, after this evaluation" in process.stderr.readline()
     process.kill()
     process.communicate()
+
+
+def test_a_command_of_its_own_is_ended_by_a_second_request_and_not_by_its_parent():
+    script = (
+        "import os, sys, time; sys.path[0] = sys.argv[1]\n"
+        "from pretrain import stop; stop.AGAIN_SECONDS = 0.0; requests = stop.StopRequests(is_rank=False)\n"
+        "requests.hold(); requests.launcher = (1, 1); assert requests.reason(None) == ''\n"
+        "print('held', flush=True)\n"
+        "while True: time.sleep(0.01)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: stopping, after this step; once more ends it at once" in process.stderr.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == STOPPED
 
 
 @pytest.mark.parametrize(

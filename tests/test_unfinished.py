@@ -2,16 +2,20 @@
 
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import BertForPreTraining
 
+from data_prep.files import sha256_of
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.learning import best_epoch, checkpoints
 from pretrain.finetune.learning.unfinished import Unfinished
@@ -78,6 +82,7 @@ def results_of(out: Path) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_it_ends_with_the_same_weights(hf, file, tmp_path):
     whole = tune(hf, file, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -112,7 +117,7 @@ def test_killed_and_stopped_it_ends_with_the_same_weights(hf, file, tmp_path):
 
 def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
     def unfinished(**options: Any) -> Unfinished:
-        given = {"hf": hf, "task": "classify", "train": file, "eval": file, "out": tmp_path / "out"}
+        given: dict[str, Any] = {"hf": hf, "task": "classify", "train": file, "eval": file, "out": tmp_path / "out"}
         return Unfinished(FinetuneConfig(**given | options))
 
     unfinished().begin()
@@ -120,12 +125,13 @@ def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
     moved = Path(shutil.copy(file, tmp_path / "moved.tsv"))
     unfinished(train=moved).check()  # the same content
     moved.write_text(moved.read_text() + "one\ta\n")
-    for options, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"train": moved}, f"was begun with another --train than {moved}; give"),
         ({"balance": True}, "was begun without --balance, not with --balance; give"),
         ({"label": ("label",), "seed": 3}, "was begun without --label, not with --label label; give"),
         ({"epochs": 5}, "was begun without --epochs, not with --epochs 5; give"),
-    ]:
+    ]
+    for options, message in cases:
         with pytest.raises(Exception, match=message):
             unfinished(**options).check()
     unfinished().clear()
@@ -134,7 +140,36 @@ def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
         unfinished().check()
 
 
-def test_a_damaged_checkpoint_is_told(hf, file, tmp_path):
+def test_without_room_nothing_is_saved_and_training_goes_on(hf, file, tmp_path, monkeypatch, capsys):
+    config = FinetuneConfig(hf, "classify", file, file, tmp_path / "out", save_minutes=1e-9)
+    stop: Any = SimpleNamespace(signal=0)
+    callback = checkpoints.Checkpoints(Unfinished(config), 0, stop, checkpoints.Course(), None)
+    args, state = SimpleNamespace(num_train_epochs=1), SimpleNamespace(global_step=1, max_steps=9)
+    control, model = SimpleNamespace(should_save=False), torch.nn.Linear(9, 9)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    callback.on_step_end(args, state, control, model=model)
+    assert not control.should_save
+    assert f"not saved: a checkpoint takes 0.00 GB, and 0.00 GB are free in {tmp_path}" in capsys.readouterr().err
+    stop.signal = signal.SIGTERM
+    with pytest.raises(SystemExit):
+        callback.on_step_end(args, state, control, model=model)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+    callback.on_step_end(args, state, control, model=model)
+    assert control.should_save
+
+
+class Hostile:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_told_and_a_hostile_one_not_run(hf, file, tmp_path):
     assert tune(hf, file, tmp_path / "out", before=at_step(3, signal.SIGKILL)).returncode == -signal.SIGKILL
     [step] = (tmp_path / "out.progress/seed-0").iterdir()
     (step / "optimizer.pt").write_bytes(b"cut short")
@@ -143,6 +178,16 @@ def test_a_damaged_checkpoint_is_told(hf, file, tmp_path):
         2,
         f"error: {step} is damaged; remove {step.parent} to begin this seed anew",
     )
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (step / name).write_bytes(pickle.dumps(Hostile(tmp_path / "was run")))
+    manifest = json.loads((step / "manifest.json").read_text())
+    (step / "manifest.json").write_text(json.dumps({name: sha256_of(step / name) for name in manifest}))
+    told = tune(hf, file, tmp_path / "out")
+    assert (told.returncode, told.stderr.splitlines()[-1]) == (
+        2,
+        f"error: {step} holds what is not ours, and nothing of it was run; remove it",
+    )
+    assert not (tmp_path / "was run").exists()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ A pair of texts is windows of the second, each behind the whole first one. Fine-
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -78,6 +79,7 @@ def pooled_logits(model: Any, inputs: dict[str, torch.Tensor], counts: Sequence[
     parts = []
     for start in range(0, total, most):
         some = {name: values[start : start + most] for name, values in inputs.items()}
-        out = checkpoint(model, use_reentrant=False, **some) if again else model(**some)
+        ask = partial(model, **some)
+        out: Any = checkpoint(ask, use_reentrant=False) if again else ask()
         parts.append(out.logits)
     return torch.stack([windows.mean(0) for windows in torch.cat(parts).split(list(counts))])

@@ -153,9 +153,8 @@ def ask(
     encoded = tokenizer(first, second, truncation=True, max_length=longest, return_tensors="pt")
     if encoded.encodings[0].overflowing:
         say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
-    ids = {*encoded["input_ids"][0].tolist()}
-    if kind != "fill" and ids <= {*tokenizer.all_special_ids}:
-        say(f"the tokenizer knows nothing of this text, and the answer does not depend on it: {text[:60]!a}")
+    if kind != "fill":
+        tell_unknown(tokenizer, {*encoded["input_ids"][0].tolist()}, text)
     logits = model(**encoded.to(model.device)).logits[0].float().cpu()
     hf_folder.check_logits(logits, text)
     if kind == "fill":
@@ -168,6 +167,12 @@ def ask(
     return answer_of_label(model, text, logits, top)
 
 
+def tell_unknown(tokenizer: PreTrainedTokenizerBase, ids: set[int], text: str) -> None:
+    """Say where nothing of a text has reached the model."""
+    if ids <= {*tokenizer.all_special_ids}:
+        say(f"the tokenizer knows nothing of this text, and the answer does not depend on it: {text[:60]!a}")
+
+
 def long_text_logits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, first: str, second: str | None
 ) -> torch.Tensor:
@@ -175,6 +180,7 @@ def long_text_logits(
     seq_len, stride = window_of(model, tokenizer)
     seconds = None if second is None else [second]
     [windows] = encode_long(tokenizer, [first], seconds, seq_len=seq_len, stride=stride).windows
+    tell_unknown(tokenizer, {number for window in windows for number in window["input_ids"]}, first)
     inputs: Any = tokenizer.pad(
         {name: [window[name] for window in windows] for name in windows[0]}, return_tensors="pt"
     ).to(model.device)

@@ -125,18 +125,33 @@ class Checkpoints(TrainerCallback):
         self._is_restored = False
         self._epoch_began = torch.get_rng_state()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         # The last step of an epoch is saved when the epoch has ended, with what that adds.
         if state.global_step % (state.max_steps // int(args.num_train_epochs)):
-            control.should_save |= self._is_due(self.every)
+            control.should_save |= self._is_due(self.every, model)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._epoch_began = None  # the next one begins with the generator as it is saved
         self.course.is_over = control.should_training_stop or state.global_step >= state.max_steps
-        control.should_save |= self._is_due(min(self.every, AT_THE_END) if self.course.is_over else self.every)
+        control.should_save |= self._is_due(min(self.every, AT_THE_END) if self.course.is_over else self.every, model)
 
-    def _is_due(self, seconds: float) -> bool:
-        return bool(self.stop.signal) or time.monotonic() - self._saved >= seconds
+    def _is_due(self, seconds: float, model: Any) -> bool:
+        """Return whether it is time to save, and there is room; where there is none, that is said."""
+        if not self.stop.signal and time.monotonic() - self._saved < seconds:
+            return False
+        # Weights, two moments of each, the best weights.
+        needed = 4 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        free = shutil.disk_usage(self.folder.parent).free
+        if free >= needed:
+            return True
+        self._saved = time.monotonic()
+        say(
+            f"warning: not saved: a checkpoint takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in "
+            f"{self.folder.parent}"
+        )
+        if self.stop.signal:
+            raise SystemExit(STOPPED)
+        return False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add what Trainer leaves out, and put the checkpoint in the place of the one before."""

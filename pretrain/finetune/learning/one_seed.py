@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from data_prep.cli import say
+from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
 from data_prep.progress import Progress
 from pretrain.finetune.config import FinetuneConfig
@@ -133,9 +134,14 @@ def fine_tune(work: Work, seed: int, model: PreTrainedModel, unfinished: Unfinis
             say(f"seed {seed} goes on at {begun.name.replace('-', ' ')}, saved in {begun.parent}")
         if course.is_over:
             assert begun is not None
-            learner.load_state_dict(load_file(begun / "model.safetensors"), strict=False)  # tied ones are there once
+            # Not strict: of weights that are tied one is there.
+            loaded = learner.load_state_dict(load_file(begun / "model.safetensors"), strict=False)
+            assert not loaded.unexpected_keys
         else:
-            trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(begun) if begun else None)
+            except UnpicklingError as error:  # of what was begun: Trainer reads nothing else
+                raise InputError(f"{begun} holds what is not ours, and nothing of it was run; remove it") from error
         loss = course.total / max(1, course.steps)
         if not math.isfinite(loss):
             sys.exit(f"error: the training loss became {loss} with seed {seed}; try a lower --lr than {config.lr}")

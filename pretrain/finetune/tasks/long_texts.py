@@ -51,8 +51,8 @@ def encode_windows(
     ]
     if several := sum(len(windows) > 1 for windows in texts):
         say(
-            f"{several} of {len(texts)} texts ({several / len(texts):.1%}) are longer than --seq_len {seq_len} tokens: "
-            f"all are read in {sum(map(len, texts))} windows (--stride {stride})"
+            f"{several} of {len(texts)} texts ({several / len(texts):.1%}) are longer than --seq_len {seq_len} tokens; "
+            f"all {len(texts)} are read in {sum(map(len, texts))} windows (--stride {stride})"
         )
     return features
 
@@ -109,8 +109,8 @@ class PooledWindows(torch.nn.Module):
         inputs = {name: values for name, values in given.items() if values is not None}
         logits = pooled_logits(self.model, inputs, windows.tolist(), most=self.most)
         return SequenceClassifierOutput(
-            loss=None if labels is None else self._loss(logits, labels),  # type: ignore[arg-type]
-            logits=logits,  # type: ignore[arg-type]
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
         )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
