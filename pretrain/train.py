@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> Non
     except SystemExit as end:
         tell_place(end.code)
         raise
+    except Exception:  # another rank was lost, and what torch says of it follows
+        tell_place(1)
+        raise
     finally:
         stop.end()
     if code in (0, STOPPED):
