@@ -1,6 +1,7 @@
 """A fine-tuning that is stopped or killed goes on as if nothing had been."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -113,6 +114,28 @@ def test_killed_and_stopped_it_ends_with_the_same_weights(hf, file, tmp_path):
     assert (out / "predictions.jsonl").read_bytes() == (tmp_path / "whole/predictions.jsonl").read_bytes()
     assert results_of(out) == results_of(tmp_path / "whole")
     assert not list(tmp_path.glob("*.progress")), "of the one that nobody stopped"
+
+
+@pytest.mark.slow
+def test_a_seed_that_goes_wrong_leaves_those_before_it(hf, file, tmp_path):
+    def wrong_in_the_second_seed() -> None:
+        add, steps = checkpoints.Course.add, iter(range(1, 1000))
+
+        def add_loss(course: Any, loss: torch.Tensor) -> None:
+            add(course, loss * (math.nan if next(steps) > 3 * STEPS else 1))
+
+        checkpoints.Course.add = add_loss  # type: ignore[method-assign]
+
+    out = tmp_path / "out"
+    failed = tune(hf, file, out, before=wrong_in_the_second_seed)
+    assert failed.returncode == 1, failed.stderr
+    assert "error: the training loss became nan with seed 1; try a lower --lr" in failed.stderr
+    assert "the same command with --seeds 1 ends with the seeds before this" in failed.stderr
+    one = tune(hf, file, out, "--seeds", 1)
+    assert one.returncode == 0, one.stderr
+    assert "seed 0, epoch" not in one.stderr  # it was done
+    assert len(results_of(out)["seeds"]) == 1
+    assert not (tmp_path / "out.progress").exists()
 
 
 def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):

@@ -57,8 +57,8 @@ def fine_tune_and_report(config: FinetuneConfig, examples: Examples, stop: StopR
             try:
                 results = fine_tune_seeds(config, examples, unfinished, stop)
             except SystemExit as end:
-                if end.code != STOPPED:  # it went wrong, and would again
-                    unfinished.clear()
+                if end.code != STOPPED and (done := unfinished.give_up()):  # it went wrong, and would again
+                    say(f"what is done is kept: the same command with --seeds {done} ends with the seeds before this")
                 raise
             unfinished.clear()
     finally:

@@ -28,6 +28,7 @@ from pretrain.finetune.config import FinetuneConfig
 COMMAND, MODEL, SCRATCH, LOCK = "command.json", "model", "writing", "lock.json"
 PATHS = ("hf", "train", "eval", "decoder")  # compared by their content
 OF_NO_RESULT = ("out", "json", "save_minutes")
+OF_NO_SEED = (*OF_NO_RESULT, "seeds")  # a seed is the same however many there are
 
 
 class Outcome(NamedTuple):
@@ -125,6 +126,17 @@ class Unfinished:
             elif path.name != LOCK:
                 path.unlink()
 
+    def give_up(self) -> int:
+        """Remove what went wrong, and all where no seed is done before it; the number of seeds that are done."""
+        done = 0
+        while self.done(self.config.seed + done) is not None:
+            done += 1
+        if done:
+            shutil.rmtree(self.of_seed(self.config.seed + done), ignore_errors=True)
+        else:
+            self.clear()
+        return done
+
     def remove_empty(self) -> None:
         """Remove the folder, when the lock is gone and nothing else is in it."""
         with suppress(OSError):
@@ -132,7 +144,7 @@ class Unfinished:
 
     def _command(self) -> JsonObject:
         """Return all that decides the result; a file is its content, wherever it lies."""
-        given = {name: value for name, value in asdict(self.config).items() if name not in OF_NO_RESULT}
+        given = {name: value for name, value in asdict(self.config).items() if name not in OF_NO_SEED}
         for name in PATHS:
             if given[name] is not None:
                 given[name] = _content_of(given[name])
