@@ -164,8 +164,13 @@ class Supervisor:
         with contextlib.suppress(OSError):
             (folder / ("stop" if self.signals == 1 else "kill")).touch()
         if self.signals > 1:
-            signal.signal(signal.SIGALRM, lambda *_: [_send(process, signal.SIGKILL) for process in _descendants()])
+            signal.signal(signal.SIGALRM, _kill_all)
             signal.setitimer(signal.ITIMER_REAL, FAR)
+
+
+def _kill_all(*_: object) -> None:
+    for process in _descendants():
+        _send(process, signal.SIGKILL)
 
 
 def _descendants() -> list[psutil.Process]:

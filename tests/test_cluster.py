@@ -35,7 +35,9 @@ def hosts(tmp_path) -> Path:
 
 def test_a_hostfile_names_its_hosts(hosts):
     assert read_hostfile(hosts) == ["node1", "node2"]
-    assert Hosts.of_command(["deepspeed", f"--hostfile={hosts}", "pretrain.sh", "-H", "x"]).names == ["node1", "node2"]
+    found = Hosts.of_command(["deepspeed", f"--hostfile={hosts}", "pretrain.sh", "-H", "x"])
+    assert found is not None
+    assert found.names == ["node1", "node2"]
     assert Hosts.of_command(["deepspeed", "--num_gpus", "2", "launch/pretrain.sh", "--hostfile", "x"]) is None
 
 
@@ -53,7 +55,7 @@ def test_a_hostfile_that_is_wrong_is_refused_before_anything_starts(tmp_path, te
     path = tmp_path / "hosts"
     if text is not None:
         path.write_text(text)
-    command = ["bash", ROOT / "launch/pretrain.sh", "--x"]
+    command = ["bash", str(ROOT / "launch/pretrain.sh"), "--x"]
     result = subprocess.run(command, env=os.environ | {"HOSTFILE": str(path)}, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
