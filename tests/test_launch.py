@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -111,7 +112,8 @@ def test_a_hostfile_decides_about_ranks_and_port(tmp_path):
     path, hosts = fake_deepspeed(tmp_path), tmp_path / "hosts"
     hosts.write_text("node1 slots=1\n")
     (tmp_path / "ssh").symlink_to("/bin/true")
-    for how in (dict(DEEPSPEED_FLAGS=f"--hostfile {hosts}"), dict(HOSTFILE=str(hosts))):
+    hows: list[dict[str, Any]] = [dict(DEEPSPEED_FLAGS=f"--hostfile {hosts}"), dict(HOSTFILE=str(hosts))]
+    for how in hows:
         result = run("bash", PRETRAIN, "--x", PATH=path, DS_ACCELERATOR="cpu", **how)
         flags = result.stdout.splitlines()[0]
         assert flags.endswith(f"--hostfile {hosts} {PRETRAIN} --x")

@@ -57,7 +57,7 @@ def made_by(nodes: Nodes, asked: list[str], *launcher: object, **variables: str)
     """Train by a launcher, on node1 and node2, and return the checkpoint."""
     out = nodes.base / "out"
     shutil.rmtree(out, ignore_errors=True)
-    nodes.run(1, *launcher, *asked, "--steps", STEPS, "--out", out, **RANKS | variables)
+    nodes.run(1, *launcher, *asked, "--steps", STEPS, "--out", out, check=True, **RANKS | variables)
     return contents(checkpoint_dir(out, STEPS))
 
 

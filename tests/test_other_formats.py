@@ -247,7 +247,7 @@ def write_bundle(prefix: Path, tensors: dict[str, np.ndarray], shards: int = 1, 
         array, shard = tensors[name], number % shards
         raw = array.tobytes()
         shape = b"".join(message(f2=message(f1=size)) for size in array.shape)
-        place = dict(f3=shard, f4=len(data[shard]), f5=len(raw), f6_fixed=masked(raw))
+        place: dict[str, Any] = dict(f3=shard, f4=len(data[shard]), f5=len(raw), f6_fixed=masked(raw))
         entries.append((name.encode(), message(f1=types[str(array.dtype)], f2=shape, **place)))
         data[shard] += raw
     table, handles = b"", []
@@ -301,8 +301,8 @@ def google(hf, tmp_path) -> Path:
     folder = tmp_path / "uncased_L-2_H-32_A-2"
     folder.mkdir()
     config = json.loads((hf / "config.json").read_text())
-    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    keys += ("hidden_act", "max_position_embeddings", "type_vocab_size", "initializer_range")
+    keys = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+    keys += ["hidden_act", "max_position_embeddings", "type_vocab_size", "initializer_range"]
     (folder / "bert_config.json").write_text(json.dumps({key: config[key] for key in keys}))
     shutil.copyfile(hf / "vocab.txt", folder / "vocab.txt")
     write_bundle(folder / "bert_model.ckpt", as_tensorflow(weights_of(hf)))

@@ -164,7 +164,7 @@ def test_mpirun_trains_as_other_launchers_do(tmp_path):
 
 def test_the_script_that_mpirun_has_started_is_a_rank_and_starts_none():
     place = OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
-    command = ["bash", ROOT / "launch/pretrain.sh", "--no_such_option"]
+    command = ["bash", str(ROOT / "launch/pretrain.sh"), "--no_such_option"]
     ended = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=PATIENCE)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert ended.stderr.startswith("error: --no_such_option")

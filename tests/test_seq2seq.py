@@ -259,7 +259,7 @@ def test_a_source_with_several_targets_is_one_with_several_references(halves, ca
     sides = seq2seq.Sides(*halves, *(AutoTokenizer.from_pretrained(half) for half in halves))
     seq2seq.tell_targets(examples, examples, sides=sides)
     assert "4 targets of 2 sources to measure on" in capsys.readouterr().err
-    scores = seq2seq.score_targets([written[e.text] for e in examples], [], examples, [], sides=sides)
+    scores = seq2seq.score_targets([written[str(e.text)] for e in examples], [], examples, [], sides=sides)
     references = [["ein Hund läuft heim", rows[1][1]], [rows[2][1], rows[1][1]], [rows[3][1], rows[1][1]]]
     wanted = sacrebleu.corpus_bleu(list(written.values()), references)  # a repeated reference adds nothing
     assert scores["bleu"] == pytest.approx(wanted.score)

@@ -121,8 +121,8 @@ def test_a_seed_that_goes_wrong_leaves_those_before_it(hf, file, tmp_path):
     def wrong_in_the_second_seed() -> None:
         add, steps = checkpoints.Course.add, iter(range(1, 1000))
 
-        def add_loss(course: Any, loss: torch.Tensor) -> None:
-            add(course, loss * (math.nan if next(steps) > 3 * STEPS else 1))
+        def add_loss(self: Any, loss: torch.Tensor) -> None:
+            add(self, loss * (math.nan if next(steps) > 3 * STEPS else 1))
 
         checkpoints.Course.add = add_loss  # type: ignore[method-assign]
 

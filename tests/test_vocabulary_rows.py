@@ -1,6 +1,7 @@
 """A model goes on with another vocabulary than its own: rows that stay, and means made by hand here."""
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ ROWS = 3  # that pad the embedding
 def folder_of(folder: Path, entries: list[str] = OLD, cased: bool = False, **settings: int) -> Path:
     """A small BERT with every number its own, and a tokenizer of these entries."""
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    sizes: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     sizes |= dict(vocab_size=len(entries) + ROWS, max_position_embeddings=16) | settings
     model = BertForPreTraining(BertConfig(**sizes))
     torch.nn.init.normal_(model.cls.predictions.bias)
@@ -37,7 +38,9 @@ def vocab_of(folder: Path, entries: list[str], cased: bool = False) -> Path:
     return folder
 
 
-def begun(hf: Path, vocab: Path, size: int, vocab_from: str = "same", pad_id: int = 0) -> BertForPreTraining:
+def begun(
+    hf: Path, vocab: Path, size: int, vocab_from: Literal["same", "match"] = "same", pad_id: int = 0
+) -> BertForPreTraining:
     return build_model(
         init_from=hf, vocab_size=size, dropout=0.0, seed=0, needs_nsp=True, vocab=vocab, vocab_from=vocab_from,
         pad_id=pad_id,
@@ -154,7 +157,7 @@ def test_the_first_loss_is_near_that_of_the_model(tmp_path):
 @pytest.mark.parametrize(("before", "after"), [(16, 64), (16, 31), (7, 16)])
 def test_positions_are_stretched_in_straight_lines(tmp_path, before, after):
     hf = folder_of(tmp_path / "hf", max_position_embeddings=before)
-    make = dict(init_from=hf, vocab_size=len(OLD), dropout=0.0, seed=0, needs_nsp=True, vocab=hf)
+    make: dict[str, Any] = dict(init_from=hf, vocab_size=len(OLD), dropout=0.0, seed=0, needs_nsp=True, vocab=hf)
     old = BertForPreTraining.from_pretrained(hf).bert.embeddings.position_embeddings.weight.detach().numpy()
     model = build_model(**make, positions=after)
     found = model.bert.embeddings.position_embeddings.weight.detach().numpy()

@@ -38,7 +38,7 @@ class Word(NamedTuple):
     """A word that a vocabulary lacks."""
 
     text: str  # as the tokenizer normalizes it
-    count: int
+    occurrences: int
     saves: int  # tokens in the text, were it an entry
     is_unknown: bool  # not spelled at all
 
