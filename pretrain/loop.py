@@ -97,7 +97,8 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
 
     with closing(loader):
         for step_data in run.watchdog.working_on(loader):
-            share_of_hours = clock.read()
+            with meter.collective_time.span():
+                share_of_hours = clock.read()
             lr = phase.lr_at(state.step, share_of_hours)
             engine.set_lr(lr)
             result = train_step(run, step_data, state)
@@ -122,7 +123,8 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
 
             # What is due, on all ranks alike: metrics, an evaluation, the end, a checkpoint.
             is_last = state.step == phase.end or setup.is_finished(state)
-            due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.is_skipped)
+            with meter.collective_time.span():
+                due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.is_skipped)
             if due.log:
                 left = 3600 * setup.config.hours - state.seconds if setup.config.hours else None
                 meter.write_interval(state.step, state.samples, state.tokens, lr, result.grad_norm(), left)
