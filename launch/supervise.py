@@ -100,7 +100,7 @@ class Supervisor:
                 for process in _descendants():
                     _send(process, signal.SIGKILL)
             self._folder = None
-            outcome = _outcome(folder, is_of_all=self.hosts is not None)
+            outcome = outcome_of(folder, is_of_all=self.hosts is not None)
             if self.hosts is not None and outcome is None and (words := who_failed(folder)):
                 _say(f"error: {words}")
         failures = {code for code in codes if code not in (FINISHED, STOPPED)}
@@ -214,7 +214,7 @@ def _worst(codes: list[int]) -> int:
     return next((code for code in codes if code not in (FINISHED, STOPPED)), max(codes))
 
 
-def _outcome(folder: Path, is_of_all: bool) -> int | None:
+def outcome_of(folder: Path, is_of_all: bool) -> int | None:
     """Return what all ranks of this host say, or of all hosts, each in a file "CODE RANKS_HERE RANKS"; None where one
     says nothing, or something else."""
     told = [path.read_text().split() for path in folder.glob("[0-9]*")]

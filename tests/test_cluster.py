@@ -131,7 +131,7 @@ def test_who_failed_is_said_by_rank_and_node(tmp_path):
     (tmp_path / "place-0").write_text("")  # the disk is full
     assert who_failed(tmp_path).startswith("rank 0 on a node ended without a word")
     (tmp_path / "0").write_text("")
-    assert supervise._outcome(tmp_path, is_of_all=True) is None
+    assert supervise.outcome_of(tmp_path, is_of_all=True) is None
 
 
 def test_options_of_the_launcher_end_at_the_script():
