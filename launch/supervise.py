@@ -37,6 +37,7 @@ import psutil
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of launch/
 
+from data_prep.errors import InputError
 from launch.cluster import Hosts, script_of, shared_folder, who_failed
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
@@ -99,7 +100,7 @@ class Supervisor:
                 for process in _descendants():
                     _send(process, signal.SIGKILL)
             self._folder = None
-            outcome = _outcome(folder, is_of_all=self.hosts is not None)
+            outcome = outcome_of(folder, is_of_all=self.hosts is not None)
             if self.hosts is not None and outcome is None and (words := who_failed(folder)):
                 _say(f"error: {words}")
         failures = {code for code in codes if code not in (FINISHED, STOPPED)}
@@ -213,10 +214,12 @@ def _worst(codes: list[int]) -> int:
     return next((code for code in codes if code not in (FINISHED, STOPPED)), max(codes))
 
 
-def _outcome(folder: Path, is_of_all: bool) -> int | None:
+def outcome_of(folder: Path, is_of_all: bool) -> int | None:
     """Return what all ranks of this host say, or of all hosts, each in a file "CODE RANKS_HERE RANKS"; None where one
     says nothing, or something else."""
     told = [path.read_text().split() for path in folder.glob("[0-9]*")]
+    if not all(len(words) == 3 for words in told):  # a disk is full
+        return None
     codes = {int(code) for code, *_ in told}
     return codes.pop() if len(codes) == 1 and len(told) == int(told[0][2 if is_of_all else 1]) else None
 
@@ -238,18 +241,21 @@ def main() -> int:
         _say(f"error: RESTARTS={restarts} is not a number of restarts")
         return 2
     command, hosts = sys.argv[1:], None
-    if command[:1] == ["--cluster"]:
-        command = command[1:]
-        try:
+    try:
+        if command[:1] == ["--cluster"]:
+            command = command[1:]
             hosts = Hosts.of_command(command)
-        except ValueError as error:
-            _say(f"error: {error}")
-            return 2
-        for words in (wrong := hosts.check(script_of(command)) if hosts is not None and hosts.are_all_used else []):
-            _say(f"error: {words}")
-        if wrong:
-            return 2
-    return Supervisor(command, int(restarts), hosts).run()
+            for words in (wrong := hosts.check(script_of(command)) if hosts is not None and hosts.are_all_used else []):
+                _say(f"error: {words}")
+            if wrong:
+                return 2
+        return Supervisor(command, int(restarts), hosts).run()
+    except InputError as error:
+        _say(f"error: {error}")
+        return 2
+    except OSError as error:  # a full disk, no launcher
+        _say(f"error: {error}")
+        return 1
 
 
 if __name__ == "__main__":

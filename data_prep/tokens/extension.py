@@ -142,7 +142,9 @@ def write_extension(folder: Path, origin: Path, base: Encoder, words: Sequence[s
     tokenizer = extended(base, words)
     config = read_object(origin / CONFIG) if (origin / CONFIG).is_file() else {}
     write_json(folder / CONFIG, config | missing_settings(tokenizer, config))
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))
+    (folder / "tokenizer.json").write_text(
+        json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1), "utf-8"
+    )
     (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries_of(tokenizer)), encoding="utf-8")
     write_json(folder / RECORD, {"base": identity_of(origin)} | record)
 
