@@ -15,9 +15,9 @@ position -> feistel_permutation -> place -> (slice of a pass, sample) -> spans: 
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -76,6 +76,18 @@ class Samples(NamedTuple):
         return self.text_lengths + self.n_special
 
 
+class KnownLengths(Protocol):
+    """Samples of which the lengths are known, at least. N samples."""
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """[N] int64: tokens of A and B of each."""
+
+    @property
+    def has_b(self) -> np.ndarray:
+        """[N] bool: samples of two segments."""
+
+
 class _PassSlice(NamedTuple):
     """The samples of one pass over one store that an epoch uses: positions [first, first + size) of its shuffle."""
 
@@ -96,23 +108,35 @@ class Epoch(NamedTuple):
 
     def samples_at(self, positions: np.ndarray) -> Samples:
         """Return the samples at these positions [N] of the epoch's order."""
-        # Position -> place in the slices, laid end to end -> sample of its pass: two shuffles, so that neither the
-        # order of stores nor that of documents is seen.
-        place = feistel_permutation(positions, self.size, int(random_bits(self.seed, self.number, _EPOCH_ORDER)[0]))
-        samples = Samples(np.empty(len(place), np.int64), np.empty(len(place), np.uint64), np.empty(len(place), SAMPLE))
-        ends = np.cumsum([part.size for part in self.slices])
-        owner = np.searchsorted(ends, place, side="right")
-        for index, part in enumerate(self.slices):
-            rows = np.flatnonzero(owner == index)
-            if not len(rows):
-                continue
-            within = place[rows] - (ends[index] - part.size) + part.first
-            shuffle = int(random_bits(self.seed, part.store, part.pass_number, _PASS_ORDER)[0])
-            sample = feistel_permutation(within, len(part.spans), shuffle)
+        size = len(positions)
+        samples = Samples(np.empty(size, np.int64), np.empty(size, np.uint64), np.empty(size, SAMPLE))
+        for rows, part, sample in self._found(positions):
             samples.store[rows] = part.store
             samples.key[rows] = random_bits(self.seed, part.store, part.pass_number, sample)
             samples.spans[rows] = part.spans[sample]
         return samples
+
+    def length_codes_at(self, positions: np.ndarray) -> np.ndarray:
+        """Return [N] int64 for each sample twice the tokens of A and B, and one more where there is a B."""
+        codes = np.empty(len(positions), np.int64)
+        for rows, part, sample in self._found(positions):
+            b_length = part.spans["b_length"][sample].astype(np.int64)
+            codes[rows] = 2 * (part.spans["a_length"][sample] + b_length) + (b_length > 0)
+        return codes
+
+    def _found(self, positions: np.ndarray) -> Iterator[tuple[np.ndarray, _PassSlice, np.ndarray]]:
+        """Yield for each slice which of the positions [N], by index, are in it, and their samples."""
+        # Position -> place in the slices, laid end to end -> sample of its pass: two shuffles, so that neither the
+        # order of stores nor that of documents is seen.
+        place = feistel_permutation(positions, self.size, int(random_bits(self.seed, self.number, _EPOCH_ORDER)[0]))
+        ends = np.cumsum([part.size for part in self.slices])
+        owner = np.searchsorted(ends, place, side="right")
+        for index, part in enumerate(self.slices):
+            rows = np.flatnonzero(owner == index)
+            if len(rows):
+                within = place[rows] - (ends[index] - part.size) + part.first
+                shuffle = int(random_bits(self.seed, part.store, part.pass_number, _PASS_ORDER)[0])
+                yield rows, part, feistel_permutation(within, len(part.spans), shuffle)
 
 
 def passes_by_temperature(weights: Sequence[float], tokens: Sequence[int], temperature: float) -> list[float]:
@@ -163,6 +187,14 @@ class Mixture:
         if not ((flags & HELD_OUT > 0) == held_out).any():
             kind = "held-out" if held_out else "training"
             raise InputError(f"{', '.join(str(store.folder) for store in self.stores)}: no {kind} text")
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """All that the samples of its epochs depend on, but for the number of the epoch."""
+        stores = tuple(
+            (store.identity, passes) for store, passes in zip(self.stores, self.passes_per_epoch, strict=True)
+        )
+        return (stores, self.held_out, self.seq_len, self.objective, self.seed, VERSION)
 
     def epoch(self, number: int) -> Epoch:
         """Return the index of epoch `number` = 0, 1, ...
