@@ -93,9 +93,11 @@ class SampleStream:
 
     def __init__(self, mixture: Mixture, position: DataPosition, node: NodeRanks = NodeRanks()):  # noqa: B008
         """`node`: the ranks that find lengths together, for `draw()`."""
+        if mixture.windows > 1 and not position.sample and not position.window:
+            position = position._replace(window=1)  # within an epoch, a version without windows has been here
         self.mixture, self.position, self._node = mixture, position, node
-        self._epoch: Epoch = mixture.epoch(position.epoch)
-        mixture.prefetch_epoch(position.epoch + 1)
+        self._epoch: Epoch = mixture.epoch(position.epoch, position.window)
+        mixture.prefetch_epoch(*mixture.after(position.epoch, position.window))
         self._window: Samples | None = None
         self._window_start = 0
         self._lengths: LengthTable | None = None
@@ -129,12 +131,12 @@ class SampleStream:
             self.take(min(LOOKUP_SAMPLES, count - first))
 
     def _enter_epoch(self) -> None:
-        """Go on to the next epoch where this one is at its end."""
+        """Go on to the next epoch, or window, where this one is at its end."""
         if self.position.sample >= self._epoch.size:
-            epoch = self.position.epoch + 1
-            self.position = self.position._replace(epoch=epoch, sample=0)
-            self._epoch, self._window, self._lengths = self.mixture.epoch(epoch), None, None
-            self.mixture.prefetch_epoch(epoch + 1)
+            epoch, window = self.mixture.after(self.position.epoch, self.position.window)
+            self.position = self.position._replace(epoch=epoch, window=window, sample=0)
+            self._epoch, self._window, self._lengths = self.mixture.epoch(epoch, window), None, None
+            self.mixture.prefetch_epoch(*self.mixture.after(epoch, window))
 
     def _move(self, count: int) -> None:
         sample, in_phase = self.position.sample + count, self.position.samples_in_phase + count
@@ -151,12 +153,12 @@ class SampleStream:
 
     def _length_table(self) -> LengthTable:
         if self._lengths is None:
-            epoch = self._epoch
+            epoch, settings = self._epoch, (*self.mixture.settings, self.position.window > 0)
 
             def find(first: int, stop: int) -> np.ndarray:
                 return epoch.length_codes_at(np.arange(first, stop))
 
-            self._lengths = LengthTable.of(self.mixture.settings, epoch.number, epoch.size, find, self._node)
+            self._lengths = LengthTable.of(settings, epoch.number, epoch.size, find, self._node)
         return self._lengths
 
 
@@ -164,7 +166,12 @@ def train_mixture(setup: Setup, phase: Phase) -> Mixture:
     """Return what a phase trains on."""
     config = setup.config
     return Mixture(
-        setup.stores, setup.passes(phase), seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed
+        setup.stores,
+        setup.passes(phase),
+        seq_len=phase.span.seq_len,
+        objective=config.objective,
+        seed=config.seed,
+        node=NodeRanks.here(),
     )
 
 
