@@ -251,7 +251,8 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None, scratch:
     config = config or next(iter(nearby), None)
     if config is None:
         raise InputError(
-            f"{tag} holds weights only; say of which model: --config FOLDER_OR_config.json, and --vocab FOLDER"
+            f"{tag} holds weights only; say of which model, to export: --config FOLDER_OR_config.json, and --vocab "
+            "FOLDER"
         )
     folder = config if config.is_dir() else config.parent
     read = deepspeed_format.read(tag)
