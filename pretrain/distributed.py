@@ -6,6 +6,7 @@ all_reduce_max(value, group)                        the largest of the ranks' va
 told = begin_broadcast((1, 2)); ...; told()         rank 0's numbers, on their way while something else is done
 Notices("stop")                                     what any rank may pin up, and rank 0 looks for
 broadcast_object(value)                             rank 0's value, on all ranks
+gather_objects(value)                               the values of all ranks, on all ranks
 with all_ranks_or_none("checkpoint ..."): ...       all leave the block well, or all raise
 on_rank_0("run folder ...", function)               what a function returns on rank 0, on all ranks; or all raise
 check_same_on_all_ranks(what)                       versions, settings and stores are alike
@@ -175,6 +176,13 @@ def broadcast_object(value: T) -> T:
     return values[0]
 
 
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all ranks, by rank. Collective."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=gloo_group())
+    return values
+
+
 @contextmanager
 def all_ranks_or_none(what: str, group: str = "loop") -> Iterator[None]:
     """Let all ranks leave the block well, or let all raise: one alone would leave the others in a collective for ever.
@@ -222,8 +230,7 @@ def check_same_on_all_ranks(what: Mapping[str, Any]) -> None:
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
     if not all_reduce_max(int(digest != broadcast_object(digest)), gloo_group()):
         return
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (socket.gethostname(), mine), group=gloo_group())
+    everyone = gather_objects((socket.gethostname(), mine))
     names = {name: None for _, values in everyone for name in values}  # a dict keeps their order
     different = [name for name in names if len({values.get(name) for _, values in everyone}) > 1]
     described = "; ".join(f"{name} is {_by_rank(name, everyone)}" for name in different[:MAX_DIFFERENCES])

@@ -101,7 +101,8 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
             lr = phase.lr_at(state.step, clock.share)
             engine.set_lr(lr)
             result = train_step(run, step_data, state)
-            told = run.timetable.told()
+            with meter.collective_time.span():
+                told = run.timetable.told()
             clock.seconds = told.seconds
             state = state.after_step(step_data.counts, is_skipped=result.is_skipped, seconds=clock.seconds)
 
