@@ -51,16 +51,19 @@ def check_address(address: str) -> None:
         time.sleep(1.0)
 
 
-def check_between_nodes(environment: MutableMapping[str, str]) -> None:
+def check_between_nodes(environment: MutableMapping[str, str], *, may_be_at_rank_0: bool = False) -> None:
     """Of ranks on several nodes: see that the first node is within reach, and that gloo announces this one by an
     address at which others find it. Where it would not, GLOO_SOCKET_IFNAME is set.
+
+    may_be_at_rank_0: whether this rank may be on the first node, whatever LOCAL_RANK says
 
     Raises
     ------
     InputError: naming what is wrong with the network.
     """
     address, rank = environment["MASTER_ADDR"], environment["RANK"]
-    if environment.get("LOCAL_RANK") == "0" and rank != "0":  # the first of another node; one a node is enough
+    # The first of another node; one a node is enough.
+    if environment.get("LOCAL_RANK") == "0" and rank != "0" and not may_be_at_rank_0:
         if is_loopback(address):
             raise InputError(
                 f"MASTER_ADDR={address!r} is {socket.gethostname()} itself, where rank {rank} is and rank 0 not; "

@@ -79,7 +79,9 @@ def take_place(environment: MutableMapping[str, str] = os.environ, *, may_be_alo
         "LOCAL_WORLD_SIZE"
     )  # DeepSpeed's name, and torchrun's
     if local_size is not None and int(local_size) < world:
-        check_between_nodes(environment)
+        # Of ranks that see a device each all are the first of their node by LOCAL_RANK, those beside rank 0, too.
+        beside_rank_0 = int(environment["RANK"]) < int(local_size) and _has_a_device_of_its_own(environment)
+        check_between_nodes(environment, may_be_at_rank_0=beside_rank_0)
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
@@ -108,8 +110,8 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         job = environment.get("PMIX_NAMESPACE", "")
     address = environment.get("MASTER_ADDR", address)
     port = number_in(environment, "MASTER_PORT", port_of(job), least=1, most=0xFFFF)
-    if local_size > 1 and _has_a_device_of_its_own(environment):
-        local_rank, local_size = 0, 1
+    if _has_a_device_of_its_own(environment):
+        local_rank = 0
     return Place(rank, world, local_rank, local_size, address, port)
 
 
