@@ -51,7 +51,7 @@ ONE_GPU = {"CUDA_VISIBLE_DEVICES": "3"}
         (SRUN | {"PMI_RANK": "3", "PMI_SIZE": "4"}, ("3", "4", "1", "2", "127.0.0.1")),  # srun --mpi=pmi2
         (SRUN | {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"},
          ("3", "4", "1", "4", "127.0.0.1")),
-        (SRUN | ONE_GPU, ("3", "4", "0", "2", "127.0.0.1")),  # --gpus-per-task=1: each sees its own as the first
+        (SRUN | ONE_GPU, ("3", "4", "0", "1", "127.0.0.1")),  # --gpus-per-task=1: each sees its own as the first
         (OPEN_MPI, ("1", "2", "1", "2", "127.0.0.1")),
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "MASTER_ADDR": "node1"}, ("1", "2", "1", "1", "node1")),
         # mpirun starts its daemons by srun, a task a node, whose variables the ranks inherit.
