@@ -102,7 +102,7 @@ def check_out(out: Path, inputs: Iterable[Path], record: str, always: Iterable[s
     check_writable(out)
     present = {path.name for path in out.iterdir()} if out.exists() else set()
     try:
-        written = {*json.loads((out / record).read_text())["files"]}
+        written = {*json.loads((out / record).read_text("utf-8"))["files"]}
     except KeyError:
         written = {*always}
     except (OSError, ValueError, TypeError):

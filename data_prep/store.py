@@ -9,6 +9,7 @@
 Inside a store every token has one number: its place in the shards laid end to end. Documents never cross a shard.
 """
 
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -98,7 +99,7 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
     InputError: where the file is missing, cut short, of another format, or made with another tokenizer.
     """
     try:
-        raw = np.memmap(path, np.uint8, mode="r")
+        raw = mapped.map_file(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); run {call('shard')} again to mend the store") from error
     head = bytes(raw[: HEADER.size])
@@ -118,8 +119,7 @@ def read_shard(path: Path, vocab_sha256: str) -> Sections:
     if starts[-1] != len(raw):
         raise InputError(f"{path} has {len(raw)} bytes, its header says {starts[-1]}; run {call('shard')} again")
     spans = zip(starts[:-1], sizes, dtypes, strict=False)
-    plain = np.asarray(raw)  # the same memory; slices of a memmap cost ten times as much to make
-    return Sections(*(plain[start : start + size].view(dtype) for start, size, dtype in spans))
+    return Sections(*(raw[start : start + size].view(dtype) for start, size, dtype in spans))
 
 
 def check_sums(path: Path, shard: Sections, sources: int) -> None:
@@ -253,7 +253,12 @@ class Store:
 
     @cached_property
     def _tokens(self) -> list[np.ndarray]:
-        return [shard.tokens for shard in self.shards]
+        tokens = [shard.tokens for shard in self.shards]
+        # What fits into memory is soon there, the more so by reading ahead; of more, that would be read in vain.
+        if 2 * sum(array.nbytes for array in tokens) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            for array in tokens:
+                mapped.advise_random(array)
+        return tokens
 
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one

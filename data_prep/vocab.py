@@ -57,7 +57,15 @@ from data_prep.text.source import Source
 from data_prep.tokens import sentencepieces
 from data_prep.tokens.characters import alphabet_of
 from data_prep.tokens.contract import tokenizer_of
-from data_prep.tokens.extension import RULE, check_wordpiece, extended, most_useful, tokens_spared, write_extension
+from data_prep.tokens.extension import (
+    RULE,
+    UNSPACED,
+    check_wordpiece,
+    extended,
+    most_useful,
+    tokens_spared,
+    write_extension,
+)
 from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.joining import MAX_SIZE, PREFIX, join_pieces
 from data_prep.tokens.sentencepieces import SPECIAL
@@ -227,10 +235,11 @@ def extend_vocabulary(config: VocabConfig, origin: Path) -> None:
         )
     added = [word.text for word in words]
     spared = tokens_spared(counts, base.tokenizer, extended(base, added))
+    unknown = sum(word.is_unknown for word in words)
     record = {
         "entries": base.size,
         "added": len(added),
-        "unknown": sum(word.is_unknown for word in words),
+        "unknown": unknown,
         "rule": RULE,
         "min_frequency": config.min_frequency,
         "sources": [source.name for source in sources],
@@ -243,8 +252,14 @@ def extend_vocabulary(config: VocabConfig, origin: Path) -> None:
     say(
         f"{config.out}: {base.size + len(added):,} entries, the {base.size:,} of {origin} with their ids and "
         f"{len(added):,} words added ({', '.join(added[:5])}{', ...' * (len(added) > 5)}): the {RULE}; this text has "
-        f"{100 * share:.1f} % fewer tokens"
+        f"{100 * share:.1f} % fewer tokens" + (f", and {unknown:,} words more that are known" if unknown else "")
     )
+    if phrases := [word for word in added if UNSPACED.search(word)]:
+        say(
+            f"warning: {len(phrases):,} of {len(added):,} words added are all that stands between two spaces, such as "
+            f"{phrases[0]!r}, as no spaces part the words of their script; make a vocabulary from the text (--model "
+            "unigram), and give the model its rows with train --vocab_from match"
+        )
 
 
 def settled(config: VocabConfig) -> VocabConfig:

@@ -18,11 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
+
+from data_prep.errors import InputError
+from launch.outcomes import Place
 
 SCRIPT = "pretrain.sh"
 DEFAULT_HOSTFILE = Path("/job/hostfile")  # DeepSpeed's
@@ -30,13 +35,15 @@ SSH_SECONDS = 10  # in which a host must answer
 KEEPALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"  # a link that is down is an end after 15 seconds
 BACK_SECONDS = 600.0  # in which hosts that are gone may come back
 AT_ONCE = 64  # hosts that are asked
-# Beside what DeepSpeed passes on by itself (PYTHON*, UCX*, and on a machine with a GPU NCCL*).
+# Beside what DeepSpeed passes on by itself (PYTHON*, UCX*, and on a machine with a GPU NCCL*). Not HF_TOKEN: it would
+# stand in command lines, which everybody sees.
 FORWARDED = re.compile(
-    r"(NCCL|GLOO|TORCH|OMP|MKL|KMP|HF|TOKENIZERS|ZEROBERT|CUDA_(?!VISIBLE)|HSA|MIOPEN|FI|DEEPSPEED)_.*"
+    r"(NCCL|GLOO|TORCH|OMP|MKL|KMP|HF(?!_TOKEN)|TOKENIZERS|ZEROBERT|CUDA_(?!VISIBLE)|HSA|MIOPEN|FI|DEEPSPEED)_.*"
     r"|DS_ACCELERATOR|LD_LIBRARY_PATH"
 )
 ITSELF = {"DS_ENV_FILE", "DEEPSPEED_FLAGS"}
 PLAIN = re.compile(r"[\w@%+=:,./ -]*")  # what comes through pdsh and a shell unharmed
+HOST = re.compile(r"(?!-)[\w.@:%\[\]-]+(?=\s)", re.ASCII)  # no option of ssh
 # What each host is asked in one connection: these must be at the same path as here.
 MISSING = {71: "no Python", 72: "no script", 73: "no folder"}
 NARROWED = ("--include", "-i", "--exclude", "-e", "--num_nodes", "--no_ssh", "--no_ssh_check")
@@ -56,12 +63,14 @@ class Hosts(NamedTuple):
 
         Raises
         ------
-        ValueError: the hostfile cannot be read, or names nobody.
+        InputError: the hostfile cannot be read, or names nobody.
         """
         given = option(command, "--hostfile", "-H")
-        hostfile = Path(given) if given else DEFAULT_HOSTFILE
-        if not given and not hostfile.exists():
+        if given is None and not DEFAULT_HOSTFILE.exists():
             return None
+        if given == "":  # DeepSpeed would take this machine alone
+            raise InputError("HOSTFILE, or --hostfile, is empty; give a file with a line for each host: node1 slots=8")
+        hostfile = DEFAULT_HOSTFILE if given is None else Path(given)
         launcher = option(command, "--launcher") or "pdsh"
         are_all_used = launcher == "pdsh" and not any(word.split("=")[0] in NARROWED for word in command)
         return cls(hostfile, read_hostfile(hostfile), option(command, "--ssh_port") or "", are_all_used)
@@ -70,6 +79,8 @@ class Hosts(NamedTuple):
         """Return what is wrong with each host, in ssh's own words; empty: every one is reached, and has the script and
         this Python at the same path."""
         places = [Path(sys.executable), script, Path.cwd()]
+        if odd := next((place for place in places if " " in str(place) or not PLAIN.fullmatch(str(place))), None):
+            return [f"{odd}: blanks and special characters in this path are lost on the way to other hosts; rename it"]
         ask = "; ".join(
             f"test -{test} {shlex.quote(str(place))} || exit {code}"
             for test, place, code in zip("xrd", places, MISSING, strict=True)
@@ -85,16 +96,8 @@ class Hosts(NamedTuple):
             time.sleep(SSH_SECONDS)
 
     def _ask(self, name: str, ask: str, places: Mapping[int, Path]) -> str:
-        port = ["-p", self.ssh_port] if self.ssh_port else []
-        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
         try:
-            asked = subprocess.run(
-                ["ssh", *options, *port, name, ask],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=3 * SSH_SECONDS,
-            )
+            asked = self._ssh(name, ask)
         except FileNotFoundError:
             return f"{name}: there is no ssh on {socket.gethostname()}"
         except subprocess.TimeoutExpired:
@@ -106,6 +109,35 @@ class Hosts(NamedTuple):
             words = " ".join(asked.stderr.split())[-300:] or f"code {asked.returncode}"
             return f"{name}: {words}; ranks are started by ssh, which must ask nothing: ssh {name} true"
         return ""
+
+    def _ssh(self, name: str, command: str) -> subprocess.CompletedProcess[str]:
+        port = ["-p", self.ssh_port] if self.ssh_port else []
+        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
+        return subprocess.run(
+            ["ssh", *options, *port, name, command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=3 * SSH_SECONDS,
+        )
+
+    def lost(self, processes: Iterable[psutil.Process]) -> set[str]:
+        """Return the hosts to which the launcher holds no ssh any more: of their ranks none is left, or none that
+        could be told anything."""
+        held = {word.rpartition("@")[2] for process in processes for word in _words_of_ssh(process)}
+        return set(self.names) - held
+
+    def kill(self, places: Iterable[Place]) -> None:
+        """End ranks on their hosts, without a chance to object."""
+
+        def kill_one(place: Place) -> None:
+            # A number may be another process's by now; ranks know themselves by this word.
+            command = f"grep -qs -e --local_rank= /proc/{place.pid}/cmdline && kill -9 {place.pid}"
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self._ssh(place.host, command)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(kill_one, places))
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Return variables for the launcher; writes the file of those that it forwards into the folder."""
@@ -138,24 +170,26 @@ def read_hostfile(path: Path) -> list[str]:
 
     Raises
     ------
-    ValueError: naming the file, and the line where one is wrong.
+    InputError: naming the file, and the line where one is wrong.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--hostfile {path}: {getattr(error, 'strerror', None) or error}") from error
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"--hostfile {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--hostfile {path} is not UTF-8; write it again as plain text") from error
     names: list[str] = []
     for number, line in enumerate(lines, 1):
         line = line.partition("#")[0].strip()
         if not line:
             continue
-        if not re.fullmatch(r"[^\s,]+\s+slots=[1-9][0-9]*", line):
-            raise ValueError(f"{path}, line {number}: {line!r} is not of the form: node1 slots=8")
+        if not HOST.match(line) or not re.fullmatch(r"\S+\s+slots=[1-9][0-9]*", line):
+            raise InputError(f"{path}, line {number}: {line!r} is not of the form: node1 slots=8")
         names.append(line.split()[0])
     if not names:
-        raise ValueError(f"--hostfile {path} names no host; a line for each: node1 slots=8")
+        raise InputError(f"--hostfile {path} names no host; a line for each: node1 slots=8")
     if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise ValueError(f"{path} names {twice} twice; one line a host: {twice} slots=8")
+        raise InputError(f"{path} names {twice} twice; one line a host: {twice} slots=8")
     return names
 
 
@@ -177,27 +211,28 @@ def forwarded_lines(environment: Mapping[str, str]) -> str:
 
 @contextmanager
 def shared_folder(command: Sequence[str]) -> Iterator[Path]:
-    """Yield a folder that all nodes see, gone in the end: beside --out, which they share. Nothing of --out is made."""
+    """Yield a folder that all nodes see, gone in the end: beside --out, which they share. Nothing of --out is made.
+
+    Raises
+    ------
+    InputError: it cannot be made there.
+    """
     out = next((command[index + 1] for index, word in enumerate(command[:-1]) if word == "--out"), "")
     out = next((word.removeprefix("--out=") for word in command if word.startswith("--out=")), out)
     place = (Path.cwd() / out).resolve().parent if out else Path.cwd()
     while not place.is_dir():
         place = place.parent
-    with tempfile.TemporaryDirectory(prefix=".zerobert-", dir=place, ignore_cleanup_errors=True) as folder:
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".zerobert-", dir=place, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(f"--out {out or '.'}: {place} cannot be written to ({error.strerror})") from error
+    with made as folder:
         yield Path(folder)
 
 
-def who_failed(folder: Path) -> str:
-    """Return in words which ranks have not come to a good end, by what they left in the folder (pretrain/train.py):
-    first those that could not say a word. Empty: nobody has begun, or all is well."""
-    silent, failed = [], []
-    for path in sorted(folder.glob("place-*"), key=lambda path: int(path.name.removeprefix("place-"))):
-        rank, (host, *code) = path.name.removeprefix("place-"), path.read_text().split()
-        if not code:
-            silent.append(f"rank {rank} on {host}")
-        elif code[0] not in ("0", "75"):
-            failed.append(f"rank {rank} on {host} (code {code[0]})")
-    if silent:
-        words = "ended without a word: killed, or the node or its link is gone"
-        return f"{', '.join(silent[:6])}{' and others' if len(silent) > 6 else ''} {words}"
-    return f"{', '.join(failed[:6])}{' and others' if len(failed) > 6 else ''} failed" if failed else ""
+def _words_of_ssh(process: psutil.Process) -> list[str]:
+    """Return the command line of an ssh; of anything else nothing."""
+    try:
+        return process.cmdline() if process.name() == "ssh" else []
+    except psutil.Error:
+        return []

@@ -19,10 +19,11 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 if __name__ == "__main__":  # before the first package, which a plain python3 lacks
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of launch/
@@ -30,10 +31,8 @@ if __name__ == "__main__":  # before the first package, which a plain python3 la
 
     continue_in_venv()
 
-import tyro
-
 from data_prep.calls import ROOT, call
-from data_prep.cli import InputError, print_json, run
+from data_prep.cli import InputError, number_in, print_json, run
 from data_prep.store import Store
 from data_prep.version import code_sha256
 from launch.cluster import Hosts, read_hostfile
@@ -48,6 +47,8 @@ LEAST_SPEED = 20e6  # bytes/s, of a disk that checkpoints go to
 TRIAL_BYTES = 1 << 25
 STALE_SECONDS = 600.0  # after which no build holds a lock
 ASK_SECONDS = 120.0  # in which a host must answer
+# Name of a file that the first host has left beside --out; where it is set, this is another one, asked by that.
+TOKEN = "ZEROBERT_DOCTOR_TOKEN"
 REDUCED = 1 << 24  # floats of the all_reduce between hosts
 
 
@@ -63,8 +64,6 @@ class DoctorConfig:
     """folder that will be written"""
     json: bool = False
     """print one JSON object"""
-    token: Annotated[str, tyro.conf.Suppress] = ""
-    """name of a file that the first host has left beside --out: this is another one, that is asked by it"""
 
 
 class Finding(NamedTuple):
@@ -82,7 +81,7 @@ def look_here(config: DoctorConfig) -> Iterator[Finding]:
     yield device()
     yield stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions")))
     yield shared_memory(Path("/dev/shm"))
-    yield port(int(os.environ.get("MASTER_PORT") or DEFAULT_PORT))
+    yield port()
     yield name()
     for folder in config.data:
         yield store(folder)
@@ -129,8 +128,10 @@ def device() -> Finding:
 
 def stale_locks(folder: Path) -> Finding:
     """Find what a build of an operator that was killed has left, for which every later one waits for ever."""
-    now = time.time()
-    stale = [lock for lock in folder.glob("*/*/lock") if now - lock.stat().st_mtime > STALE_SECONDS]
+    now, stale = time.time(), []
+    for lock in folder.glob("*/*/lock"):
+        with suppress(OSError):  # a build has just ended
+            stale += [lock] * (now - lock.stat().st_mtime > STALE_SECONDS)
     what = f"left by a build that was killed: {', '.join(map(str, stale))}" if stale else "none"
     return Finding("locks of builds", not stale, what, f"rm {shlex.join(map(str, stale))}")
 
@@ -142,15 +143,19 @@ def shared_memory(folder: Path) -> Finding:
     return Finding("shared memory", free >= LEAST_MEMORY, f"{folder} has {free >> 20} MB free", remedy)
 
 
-def port(number: int) -> Finding:
+def port() -> Finding:
     """See that the ranks can meet at a port."""
+    remedy = "end what has it, or --master_port (MASTER_PORT) names another one"
+    try:
+        number = number_in(os.environ, "MASTER_PORT", DEFAULT_PORT, least=1, most=0xFFFF)
+    except InputError as error:
+        return Finding("port", False, str(error), remedy)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", number))
         except OSError as error:
-            what = f"{number}: {error.strerror}"
-            return Finding("port", False, what, "end what has it, or --master_port (MASTER_PORT) names another one")
+            return Finding("port", False, f"{number}: {error.strerror}", remedy)
     return Finding("port", True, f"{number} is free")
 
 
@@ -230,7 +235,7 @@ class Answer(NamedTuple):
     facts: dict[str, str]  # that must be the same everywhere
 
 
-def facts(config: DoctorConfig) -> dict[str, str]:
+def facts(config: DoctorConfig, token: str) -> dict[str, str]:
     """Return what must be the same on all hosts."""
     found = {"code": code_sha256()[:12], "python": sys.version.split()[0]}
     for package in PINNED:
@@ -243,8 +248,8 @@ def facts(config: DoctorConfig) -> dict[str, str]:
             found[f"store {folder}"] = Store.open(folder).identity[:12]
         except InputError:
             found[f"store {folder}"] = "cannot be opened"
-    if config.out is not None and config.token:
-        found[f"--out {config.out}"] = "shared" if (nearest(config.out) / config.token).exists() else "another folder"
+    if config.out is not None:
+        found[f"--out {config.out}"] = "shared" if (nearest(config.out) / token).exists() else "another folder"
     return found
 
 
@@ -259,13 +264,15 @@ def look_between(config: DoctorConfig, hosts: Hosts) -> Iterator[Finding]:
     token = f".doctor-{socket.gethostname()}-{os.getpid()}-token"
     beside = nearest(config.out) / token if config.out is not None else None
     if beside is not None:
-        beside.touch()
+        with suppress(OSError):  # of a disk that is full or not ours each host says so
+            beside.touch()
     try:
         with ThreadPoolExecutor() as pool:
             answers = list(pool.map(lambda host: ask(host, config, token, hosts.ssh_port), hosts.names))
     finally:
         if beside is not None:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
     for answer in answers:
         yield from (finding._replace(what=f"{answer.host}: {finding.what}") for finding in answer.findings)
     yield from differences(answers)
@@ -275,12 +282,12 @@ def look_between(config: DoctorConfig, hosts: Hosts) -> Iterator[Finding]:
 
 def ask(host: str, config: DoctorConfig, token: str, ssh_port: str = "") -> Answer:
     """Return what this program says on another host."""
-    words = [sys.executable, str(Path(__file__).resolve()), "--json", "--token", token]
+    words = ["env", f"{TOKEN}={token}", sys.executable, str(Path(__file__).resolve()), "--json"]
     words += ["--data", *map(str, config.data)] if config.data else []
     words += ["--out", str(config.out)] if config.out is not None else []
     asked = over_ssh(host, f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(words)}", ssh_port)
     try:
-        said = json.loads(asked.stdout)
+        said = json.loads(asked.stdout.strip().rpartition("\n")[2])  # a shell may greet before
         return Answer(host, [Finding(**each) for each in said["findings"]], said["facts"])
     except (ValueError, KeyError, TypeError):
         what = " ".join(asked.stderr.split())[-300:] or f"code {asked.returncode}"
@@ -316,18 +323,18 @@ def differences(answers: list[Answer]) -> Iterator[Finding]:
             yield Finding(
                 "alike", False, f"{what} is {words}", "give all hosts one checkout, store and --out, at one path"
             )
-    if not different:
+    if not different and all(answer.facts for answer in answers):
         yield Finding("alike", True, "code, packages, stores and --out are the same on all hosts")
 
 
 _ALL_REDUCE = """
-import os, sys, time
-from pathlib import Path
+import sys, time
+from datetime import timedelta
 sys.path[0] = {root!r}
 from pretrain.placement import take_place
 take_place()
 import torch, torch.distributed as dist
-dist.init_process_group("gloo")
+dist.init_process_group("gloo", timeout=timedelta(seconds={seconds}))
 block = torch.zeros({size})
 dist.all_reduce(block)
 began = time.monotonic()
@@ -338,7 +345,9 @@ print(time.monotonic() - began)
 
 def all_reduce(hosts: Hosts) -> Finding:
     """Let one process on each host take part in an all_reduce, as ranks do."""
-    script, world = shlex.quote(_ALL_REDUCE.format(root=str(ROOT), size=REDUCED)), len(hosts.names)
+    # Whoever waits for others that do not come ends before this side stops asking: nothing stays on a host.
+    script = shlex.quote(_ALL_REDUCE.format(root=str(ROOT), size=REDUCED, seconds=ASK_SECONDS / 2))
+    world = len(hosts.names)
     first = over_ssh(hosts.names[0], "hostname -I", hosts.ssh_port).stdout.split()[:1] or [own_address()]
     number = 20000 + os.getpid() % 5000
 
@@ -362,11 +371,7 @@ def main(config: DoctorConfig) -> None:
     """Look, and print what was found."""
     findings: list[Finding] = []
     if config.hostfile is not None:
-        try:
-            hosts = Hosts(config.hostfile, read_hostfile(config.hostfile))
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        looked = look_between(config, hosts)
+        looked = look_between(config, Hosts(config.hostfile, read_hostfile(config.hostfile)))
     else:
         looked = look_here(config)
     for finding in looked:
@@ -377,7 +382,8 @@ def main(config: DoctorConfig) -> None:
     is_well = all(finding.ok for finding in findings)
     if config.json:
         listed = [each._asdict() | {"remedy": "" if each.ok else each.remedy} for each in findings]
-        print_json({"ok": is_well, "findings": listed} | ({"facts": facts(config)} if config.token else {}))
+        token = os.environ.get(TOKEN, "")
+        print_json({"ok": is_well, "findings": listed} | ({"facts": facts(config, token)} if token else {}))
     if not is_well:
         sys.exit(1)
 

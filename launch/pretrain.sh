@@ -54,9 +54,9 @@ for count in OMPI_COMM_WORLD_SIZE PMI_SIZE MV2_COMM_WORLD_SIZE SLURM_STEP_NUM_TA
 done
 
 # What is wrong is said at once, before ranks are started to say it; on a cluster each looks at what its node has.
-on_cluster= maybe_gpu=
-[[ ! -v HOSTFILE ]] || DEEPSPEED_FLAGS="--hostfile $HOSTFILE ${DEEPSPEED_FLAGS-}"
-[[ " ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]] || on_cluster=1
+on_cluster= maybe_gpu= hostfile=()
+[[ ! -v HOSTFILE ]] || hostfile=(--hostfile "$HOSTFILE")
+[[ " ${hostfile[*]} ${DEEPSPEED_FLAGS-}" != *" --hostfile"* && " ${DEEPSPEED_FLAGS-}" != *" -H"* && ! -e /job/hostfile ]] || on_cluster=1
 [[ ${DS_ACCELERATOR:-cuda} != cuda ]] || ! compgen -G "/dev/nvidia[0-9]*" /dev/kfd /dev/dxg > /dev/null || maybe_gpu=1
 if [[ ! $on_cluster ]]; then
     known="-u WORLD_SIZE" # the number of ranks, or nothing
@@ -95,7 +95,7 @@ if [[ $dry_run && ! $on_cluster && ! ${DEEPSPEED_FLAGS-} ]]; then
     exec env WORLD_SIZE="$ranks" RANK=0 "$python" "$self" "$@"
 fi
 # Where a flag stands twice the last one counts: the user overrides all of ours.
-exec "$python" "$here/supervise.py" ${on_cluster:+--cluster} deepspeed $flags ${DEEPSPEED_FLAGS-} "$self" "$@"
+exec "$python" "$here/supervise.py" ${on_cluster:+--cluster} deepspeed $flags "${hostfile[@]}" ${DEEPSPEED_FLAGS-} "$self" "$@"
 : << "# end"
 '''
 

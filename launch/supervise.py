@@ -37,7 +37,9 @@ import psutil
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of launch/
 
-from launch.cluster import Hosts, script_of, shared_folder, who_failed
+from data_prep.errors import InputError
+from launch.cluster import Hosts, script_of, shared_folder
+from launch.outcomes import outcome_of, places_in, who_failed
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -50,6 +52,7 @@ ONE = 1.0  # seconds within which several signals are one: of a parent that is k
 PAUSE = 5.0  # seconds before a restart
 POLL = 0.2  # seconds
 FAR = 20.0  # seconds in which ranks on other hosts end that are told to end at once
+LAST_WORDS = 60.0  # seconds in which ranks end by themselves of which others have failed
 LOST_CONNECTION = 255  # of ssh and pdsh: it says nothing of what was run
 
 
@@ -93,13 +96,13 @@ class Supervisor:
                 env=os.environ | variables,
             )
             try:
-                code = launcher.wait()
+                code = self._wait(launcher)
                 codes = [_positive(code), *self._wait_for_orphans()]
             finally:
                 for process in _descendants():
                     _send(process, signal.SIGKILL)
             self._folder = None
-            outcome = _outcome(folder, is_of_all=self.hosts is not None)
+            outcome = outcome_of(folder, is_of_all=self.hosts is not None)
             if self.hosts is not None and outcome is None and (words := who_failed(folder)):
                 _say(f"error: {words}")
         failures = {code for code in codes if code not in (FINISHED, STOPPED)}
@@ -108,6 +111,23 @@ class Supervisor:
         if self._stopped_early and failures <= OF_A_SIGNAL:
             return STOPPED
         return _worst(codes)
+
+    def _wait(self, launcher: subprocess.Popen[bytes]) -> int:
+        """Return the launcher's code. On several hosts: when ranks of one have failed, no other can go on or save, and
+        those that do not see it themselves in time (stopped, stuck in a driver) are killed."""
+        if self.hosts is None or self._folder is None or not self.hosts.are_all_used:
+            return launcher.wait()
+        seen_at = float("inf")
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return launcher.wait(ONE)
+            places = places_in(self._folder)
+            lost = self.hosts.lost(_descendants())
+            if any(place.has_failed or (place.code is None and place.host in lost) for place in places):
+                seen_at = min(seen_at, time.monotonic())
+            if time.monotonic() >= seen_at + LAST_WORDS:
+                self.hosts.kill(place for place in places if place.code is None and place.host not in lost)
+                seen_at = time.monotonic()
 
     @contextlib.contextmanager
     def _outcomes(self) -> Iterator[Path]:
@@ -213,14 +233,6 @@ def _worst(codes: list[int]) -> int:
     return next((code for code in codes if code not in (FINISHED, STOPPED)), max(codes))
 
 
-def _outcome(folder: Path, is_of_all: bool) -> int | None:
-    """Return what all ranks of this host say, or of all hosts, each in a file "CODE RANKS_HERE RANKS"; None where one
-    says nothing, or something else."""
-    told = [path.read_text().split() for path in folder.glob("[0-9]*")]
-    codes = {int(code) for code, *_ in told}
-    return codes.pop() if len(codes) == 1 and len(told) == int(told[0][2 if is_of_all else 1]) else None
-
-
 def _end_with_parent() -> None:
     """In the child: if we are killed, the kernel ends it."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -238,18 +250,21 @@ def main() -> int:
         _say(f"error: RESTARTS={restarts} is not a number of restarts")
         return 2
     command, hosts = sys.argv[1:], None
-    if command[:1] == ["--cluster"]:
-        command = command[1:]
-        try:
+    try:
+        if command[:1] == ["--cluster"]:
+            command = command[1:]
             hosts = Hosts.of_command(command)
-        except ValueError as error:
-            _say(f"error: {error}")
-            return 2
-        for words in (wrong := hosts.check(script_of(command)) if hosts is not None and hosts.are_all_used else []):
-            _say(f"error: {words}")
-        if wrong:
-            return 2
-    return Supervisor(command, int(restarts), hosts).run()
+            for words in (wrong := hosts.check(script_of(command)) if hosts is not None and hosts.are_all_used else []):
+                _say(f"error: {words}")
+            if wrong:
+                return 2
+        return Supervisor(command, int(restarts), hosts).run()
+    except InputError as error:
+        _say(f"error: {error}")
+        return 2
+    except OSError as error:  # a full disk, no launcher
+        _say(f"error: {error}")
+        return 1
 
 
 if __name__ == "__main__":

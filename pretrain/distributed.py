@@ -3,7 +3,10 @@
 meet("gloo", timeout)                               the ranks come together, or who is missing is said
 gloo_group("saver")                                 a group of all ranks, for one thread to talk in
 all_reduce_max(value, group)                        the largest of the ranks' values
+told = begin_broadcast((1, 2)); ...; told()         rank 0's numbers, on their way while something else is done
+Notices("stop")                                     what any rank may pin up, and rank 0 looks for
 broadcast_object(value)                             rank 0's value, on all ranks
+gather_objects(value)                               the values of all ranks, on all ranks
 with all_ranks_or_none("checkpoint ..."): ...       all leave the block well, or all raise
 on_rank_0("run folder ...", function)               what a function returns on rank 0, on all ranks; or all raise
 check_same_on_all_ranks(what)                       versions, settings and stores are alike
@@ -14,8 +17,9 @@ import json
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -124,11 +128,59 @@ def all_reduce_max_each(values: Sequence[int], group: dist.ProcessGroup) -> list
     return tensor.tolist()
 
 
+def begin_broadcast(values: Sequence[int]) -> Callable[[], list[int]]:
+    """Begin to send rank 0's values to all ranks; the function that is returned waits for them. Collective.
+
+    It goes down a tree: for 1,024 ranks 10 messages one after another, where an all-reduce is a ring of 2,046.
+    """
+    tensor = torch.tensor(values)
+    work = dist.broadcast(tensor, src=0, group=gloo_group(), async_op=True)
+
+    def told() -> list[int]:
+        work.wait()
+        return tensor.tolist()
+
+    return told
+
+
+class Notices:
+    """Small numbers that any rank may pin up, and that rank 0 looks for, in the store by which the ranks have met: it
+    costs the others nothing as long as nobody has anything to say. Made collectively."""
+
+    def __init__(self, name: str):
+        # The store lives on when a run has ended in this process: each has names of its own.
+        self._store = dist.PrefixStore(
+            f"zerobert/{name}/{broadcast_object(uuid.uuid4().hex)}", dist.distributed_c10d._get_default_store()
+        )
+        self._pinned: set[int] = set()
+
+    def pin(self, number: int) -> None:
+        """Let rank 0 know; once is enough."""
+        if number not in self._pinned:
+            self._pinned.add(number)
+            with suppress(RuntimeError):  # rank 0, which keeps the store, has gone: the next collective says so
+                self._store.set(str(number), "")
+                self._store.set("any", "")
+
+    def largest(self, below: int) -> int:
+        """Return the largest number below `below` that is pinned up; 0: there is none."""
+        if not self._store.check(["any"]):
+            return 0
+        return max((number for number in range(1, below) if self._store.check([str(number)])), default=0)
+
+
 def broadcast_object(value: T) -> T:
     """Return rank 0's value on all ranks."""
     values = [value]
     dist.broadcast_object_list(values, src=0, group=gloo_group())
     return values[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the values of all ranks, by rank. Collective."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=gloo_group())
+    return values
 
 
 @contextmanager
@@ -178,8 +230,7 @@ def check_same_on_all_ranks(what: Mapping[str, Any]) -> None:
     digest = hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).digest()
     if not all_reduce_max(int(digest != broadcast_object(digest)), gloo_group()):
         return
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (socket.gethostname(), mine), group=gloo_group())
+    everyone = gather_objects((socket.gethostname(), mine))
     names = {name: None for _, values in everyone for name in values}  # a dict keeps their order
     different = [name for name in names if len({values.get(name) for _, values in everyone}) > 1]
     described = "; ".join(f"{name} is {_by_rank(name, everyone)}" for name in different[:MAX_DIFFERENCES])

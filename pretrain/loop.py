@@ -97,10 +97,13 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
 
     with closing(loader):
         for step_data in run.watchdog.working_on(loader):
-            share_of_hours = clock.read()
-            lr = phase.lr_at(state.step, share_of_hours)
+            run.timetable.ask(clock.own_seconds())
+            lr = phase.lr_at(state.step, clock.share)
             engine.set_lr(lr)
             result = train_step(run, step_data, state)
+            with meter.collective_time.span():
+                told = run.timetable.told()
+            clock.seconds = told.seconds
             state = state.after_step(step_data.counts, is_skipped=result.is_skipped, seconds=clock.seconds)
 
             # Is it still training? A skipped step leaves the weights as they are; a spike leads back to a checkpoint.
@@ -116,19 +119,19 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
                         return PhaseEnd(earlier._replace(seconds=clock.seconds), EndReason.ROLLED_BACK)
                     state = state.after_loss(loss)
                 run.divergence.on_step()
-                state = add_to_average(run, state, share_of_hours)
+                state = add_to_average(run, state, clock.share)
                 meter.add_step(step_data.counts)
                 meter.show_place(state.step, state.seconds)
 
             # What is due, on all ranks alike: metrics, an evaluation, the end, a checkpoint.
             is_last = state.step == phase.end or setup.is_finished(state)
-            due = run.timetable.after_step(state.step, is_last=is_last, is_skipped=result.is_skipped)
+            due = run.timetable.due(told, state.step, is_last=is_last, is_skipped=result.is_skipped)
             if due.log:
                 left = 3600 * setup.config.hours - state.seconds if setup.config.hours else None
                 meter.write_interval(state.step, state.samples, state.tokens, lr, result.grad_norm(), left)
             if due.trust_ratios and (ratios := engine.trust_ratios()):
                 meter.write_trust_ratios(state.step, ratios)
-            asked = due.stop
+            asked = told.stop
             if due.evaluate and held_out is not None:
                 held_out_loss = evaluate_held_out(run, held_out, state)
                 state = state.after_evaluation(held_out_loss, held_out.identity)

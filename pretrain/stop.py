@@ -7,8 +7,8 @@ other hosts.
     with stop.answering("..."): ...   what a request is answered with: at once, by the thread, as the main one may be
                                       deep in a library
 
-A signal only sets a flag: a rank that saved inside a handler would wait for ranks that are still computing. Flags are
-compared at the step boundary (timetable.py), all ranks save together and end with STOPPED.
+A signal only sets a flag: a rank that saved inside a handler would wait for ranks that are still computing. What
+any rank is asked, all are told within the next step (timetable.py); they save together and end with STOPPED.
 
 Standard library only, so that it stands before the seconds that `import torch` takes.
 """

@@ -146,6 +146,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         # What watches and keeps it, and the loop.
         meter = open_meter(setup, model, engine, start.state)
         ending.callback(meter.close)
+        ending.enter_context(engine.timing_collectives(meter.collective_time))
         say_start(meter, setup, start, engine.device, lost)
         saver = Saver(
             config.out,

@@ -2,15 +2,19 @@
 
 import json
 import subprocess
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers import BertForMaskedLM
 
 from benchmarks import fine_tuning, finetune_speed, plot, run_mlm, score_throughput, trainer_overhead
 from benchmarks.held_out_loss import held_out_score
 from data_prep.cli import ROOT, InputError, parse
 from data_prep.store import Store
+from pretrain.finetune.config import FinetuneConfig
 from tests.stores import random_documents, store_of
+from tests.tiny_hf import tiny_bert
 
 HARDWARE = {"hardware": {"cpu": "a CPU", "cores": 2}}
 
@@ -123,6 +127,35 @@ def test_the_peer_learns_from_every_document_but_the_held_out(tmp_path):
     store = Store.open(tmp_path / "store")
     cls, sep = store.special_ids["cls"], store.special_ids["sep"]
     assert run_mlm.training_tokens(store).tolist() == [cls, 7, 8, 9, sep, cls, 11, 12, 13, 14, sep]
+
+
+@pytest.mark.parametrize("name", fine_tuning.TASKS)
+def test_what_a_task_is_told_is_a_command_line_of_fine_tuning(name, tmp_path):
+    task = fine_tuning.TASKS[name]
+    for part in ("train", "dev"):
+        file = tmp_path / task.folder / task.files.format(part)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}\n" if file.suffix == ".jsonl" else "text\tlabel\n")
+    config = fine_tuning.BenchmarkConfig(hf_of(tmp_path), tmp_path, tmp_path / "out", lr=1e-3)
+    told = parse(FinetuneConfig, None, [str(config.hf), *fine_tuning.options_of(config, name), "--out", "x"])
+    assert (told.task, told.limit, told.epochs, told.lr) == (task.kind, task.limit, task.epochs, 1e-3)
+    assert (told.train, told.eval) == (tmp_path / task.folder / task.files.format("train"), file)
+
+
+def hf_of(folder: Path) -> Path:
+    return tiny_bert(folder / "hf", BertForMaskedLM)
+
+
+def test_the_floor_of_a_translation_is_the_target_of_the_source_that_is_most_alike(tmp_path):
+    rows = ["one two three four\tseven eight nine ten", "two five six\tten ten ten ten"]
+    for part in ("train", "dev"):
+        (tmp_path / f"{part}.tsv").write_text("\n".join(["en\tde", *rows]) + "\n")
+        rows = ["one two three\tseven eight nine ten"]
+    config = FinetuneConfig(
+        hf_of(tmp_path), "seq2seq", tmp_path / "train.tsv", tmp_path / "dev.tsv", tmp_path / "out",
+        seq_len=16, max_new_tokens=16,
+    )  # fmt: skip
+    assert fine_tuning.nearest_target(config) == pytest.approx(100)
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.cli import ROOT
-from launch.cluster import Hosts, forwarded_lines, option, read_hostfile, shared_folder, who_failed
+from data_prep.cli import ROOT, InputError
+from launch.cluster import Hosts, forwarded_lines, option, read_hostfile, shared_folder
+from launch.outcomes import outcome_of, who_failed
 from tests.launched import PATIENCE, start, wait_for
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
@@ -48,19 +49,27 @@ def test_a_hostfile_names_its_hosts(hosts):
         ("node1\n", "line 1: 'node1' is not of the form: node1 slots=8"),
         ("node1 slots=2\nnode2 slots=none\n", "line 2"),
         ("node1 slots=1\nnode1 slots=1\n", "names node1 twice"),
+        ("-oProxyCommand=x slots=1\n", "line 1"),
+        ("\ufeffnode1 slots=1\n", "line 1: '\\ufeffnode1 slots=1'"),
+        ("node1 slots=1\n".encode("utf-16"), "is not UTF-8"),
         (None, "No such file"),
     ],
 )
 def test_a_hostfile_that_is_wrong_is_refused_before_anything_starts(tmp_path, text, says):
-    path = tmp_path / "hosts"
+    path = tmp_path / "the hosts"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     command = ["bash", str(ROOT / "launch/pretrain.sh"), "--x"]
     result = subprocess.run(command, env=os.environ | {"HOSTFILE": str(path)}, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert says in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_an_empty_hostfile_is_not_this_machine_alone():
+    with pytest.raises(InputError, match="is empty"):
+        Hosts.of_command(["deepspeed", "--hostfile", "", "launch/pretrain.sh"])
 
 
 @pytest.mark.parametrize(
@@ -83,12 +92,16 @@ def test_each_host_is_asked_before_and_says_what_is_wrong_in_ssh_s_words(tmp_pat
     assert says in "".join(wrong)
 
 
+def test_a_path_that_a_shell_would_part_is_refused(hosts):
+    assert "a folder/pretrain.sh: blanks" in Hosts(hosts, ["node1"]).check(Path("a folder/pretrain.sh"))[0]
+
+
 def test_what_matters_on_other_hosts_is_handed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     (tmp_path / ".deepspeed_env").write_text("NCCL_DEBUG=WARN\nMINE=1\n")
     environment = {
         "OMP_NUM_THREADS": "4", "NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "ib0", "CUDA_VISIBLE_DEVICES": "0",
-        "HOME": "/root", "ZEROBERT_OUTCOME": "/shared/x", "NCCL_ODD": "a;b", "NCCL_EMPTY": "",
+        "HF_TOKEN": "secret", "HOME": "/root", "ZEROBERT_OUTCOME": "/shared/x", "NCCL_ODD": "a;b", "NCCL_EMPTY": "",
     }  # fmt: skip
     assert forwarded_lines(environment).splitlines() == [
         "GLOO_SOCKET_IFNAME=ib0", "NCCL_DEBUG=WARN", "OMP_NUM_THREADS=4", "ZEROBERT_OUTCOME=/shared/x", "MINE=1"
@@ -101,15 +114,24 @@ def test_the_folder_that_all_nodes_see_lies_beside_the_run_and_goes(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with shared_folder(["deepspeed", "x", f"--out={tmp_path / 'run'}"]) as folder:
         assert folder.parent == tmp_path
+    with (
+        pytest.raises(InputError, match="--out /proc/run: /proc cannot be written to"),
+        shared_folder(["--out=/proc/run"]),
+    ):
+        pass
 
 
 def test_who_failed_is_said_by_rank_and_node(tmp_path):
     assert who_failed(tmp_path) == ""
-    for rank, text in (("0", "node1 1"), ("1", "node2 "), ("10", "node3 75")):
+    for rank, text in (("0", "node1 11 1"), ("1", "node2 12 "), ("10", "node3 13 75")):
         (tmp_path / f"place-{rank}").write_text(text)
     assert who_failed(tmp_path) == "rank 1 on node2 ended without a word: killed, or the node or its link is gone"
-    (tmp_path / "place-1").write_text("node2 0")
+    (tmp_path / "place-1").write_text("node2 12 0")
     assert who_failed(tmp_path) == "rank 0 on node1 (code 1) failed"
+    (tmp_path / "place-0").write_text("")  # the disk is full
+    assert who_failed(tmp_path).startswith("rank 0 on a node ended without a word")
+    (tmp_path / "0").write_text("")
+    assert outcome_of(tmp_path, is_of_all=True) is None
 
 
 def test_options_of_the_launcher_end_at_the_script():

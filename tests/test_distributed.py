@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import pretrain.rank_checks
 from data_prep.cli import InputError
@@ -17,6 +19,8 @@ from pretrain import distributed
 from pretrain.checkpoints.format import ModelIdentity
 from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
+from pretrain.stop import StopRequests
+from pretrain.timetable import Timetable
 from pretrain.train import main, train
 from pretrain.zero.engine import init_distributed
 from tests.ranks import run_ranks
@@ -67,6 +71,36 @@ def test_a_rank_that_does_not_come_is_named():
 
 def test_ranks_that_have_met_may_take_their_time():
     assert run_ranks(2, meet_late, {}, {}) == ["1", "1"]
+
+
+def stopping_steps(store: Path, asked_in: dict[int, int]) -> list[tuple[str, bool, bool]]:
+    """Go through steps of which nothing is computed; ranks are asked to stop in steps of theirs. What each was told."""
+    init_distributed()
+    rank, steps = dist.get_rank(), []
+    stop = StopRequests(is_rank=False)
+    stop.hold()
+    timetable = Timetable(config(store, store, save_minutes=1e-9 * (rank == 0)), stop)
+    for step in range(6):
+        timetable.ask(seconds=100.0 * rank + step)
+        if asked_in.get(rank) == step:
+            signal.raise_signal(signal.SIGUSR1)
+        steps.append(timetable.told())
+        dist.barrier()  # as gradients make them wait for each other
+    assert [told.seconds for told in steps] == [*range(6)]  # by rank 0's clock
+    assert all(told.save and not told.evaluate for told in steps)
+    assert timetable.stop_reason() == "SIGUSR1"
+    again = Timetable(config(store, store), stop)  # of another run in this process: old notices are none of its own
+    again.ask(0.0)
+    told = again.told()
+    assert told.stop == ("SIGUSR1" if 0 in asked_in else "")
+    stop.close()
+    return [told.stop for told in steps]
+
+
+@pytest.mark.parametrize(("world", "asked_in"), [(1, {0: 1}), (2, {0: 1}), (4, {3: 1, 2: 2})])
+def test_a_request_in_a_step_stops_all_ranks_after_the_next(tmp_path, world, asked_in):
+    answers = run_ranks(world, stopping_steps, tmp_path, asked_in)
+    assert answers == [["", ""] + ["SIGUSR1"] * 4] * world
 
 
 @pytest.mark.slow

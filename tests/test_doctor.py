@@ -89,6 +89,13 @@ def test_each_fault_is_found_and_has_a_remedy(folder, monkeypatch):
     assert "at most 1024" in bad["open files"].what
 
 
+@pytest.mark.parametrize("number", ["abc", "99999", "-1"])
+def test_a_port_that_is_none_is_a_finding(monkeypatch, number):
+    monkeypatch.setenv("MASTER_PORT", number)
+    finding = doctor.port()
+    assert (finding.ok, finding.what.startswith(f"MASTER_PORT={number!r} is no whole number")) == (False, True)
+
+
 def test_a_disk_that_is_full_or_not_ours(folder, monkeypatch):
     def is_full(path: Path) -> float:
         raise OSError(28, "No space left on device")
@@ -139,9 +146,15 @@ def between(config: DoctorConfig, monkeypatch: Any) -> list[Finding]:
 def test_hosts_are_asked_and_compared(folder, ssh, monkeypatch):
     config = DoctorConfig(data=(folder / "store",), out=folder / "run")
     well = between(config, monkeypatch)
-    assert all(finding.ok for finding in well if finding.check in ("ssh", "alike"))
+    assert [finding.ok for finding in well if finding.check in ("ssh", "alike")] == [True, True]
+    assert not [finding for finding in well if finding.check == "doctor"]  # each host has answered
     assert any(finding.what.startswith("node2: ") for finding in well)
     assert [path.name for path in folder.iterdir()] == ["store"]
+
+    (ssh / "fault").write_text("echo Welcome to node2\n")  # by its .bashrc
+    unwritable = between(DoctorConfig(out=Path("/proc/nowhere")), monkeypatch)  # nobody can make a file there
+    bad = {finding.check for finding in unwritable if not finding.ok}
+    assert ({"disk", "alike"} <= bad, "doctor" in bad) == (True, False)
 
     (ssh / "fault").write_text("echo Permission denied >&2; exit 255\n")
     refused = between(config, monkeypatch)
@@ -150,14 +163,15 @@ def test_hosts_are_asked_and_compared(folder, ssh, monkeypatch):
 
 
 def test_what_differs_is_told_by_host(folder):
-    config = DoctorConfig(data=(folder / "store",), out=folder / "run", token="not-there")
-    mine = facts(config)
+    config = DoctorConfig(data=(folder / "store",), out=folder / "run")
+    mine = facts(config, "not-there")
     assert mine[f"--out {folder / 'run'}"] == "another folder"
     there = mine | {"code": "0000", f"--out {folder / 'run'}": "shared"}
     told = "; ".join(finding.what for finding in differences([Answer("node1", [], mine), Answer("node2", [], there)]))
     assert f"code is {mine['code']} on node1, 0000 on node2" in told
     assert "another folder on node1, shared on node2" in told
     assert not any(finding.ok for finding in differences([Answer("node1", [], mine)]))
+    assert not list(differences([Answer("node1", [], {})]))  # of one that has not answered nothing is known
 
 
 @pytest.mark.slow

@@ -1,7 +1,10 @@
 """The store's bytes are what docs/format.md says, and whatever is wrong with them is named."""
 
 import json
+import os
+import resource
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +87,24 @@ def test_tokens_have_one_number_over_all_shards(tmp_path, shards):
     assert store.token_starts[-1] == 10
     read = store.read_spans(np.array([5, 0, 4, 9]), np.array([3, 2, 1, 1]))
     assert read.tolist() == [30, 31, 32, 10, 11, 20, 34]
+
+
+def test_a_store_of_more_shards_than_files_may_be_open_is_read(tmp_path):
+    documents = [[[5 + number % 50, 6]] for number in range(300)]
+    store_of(tmp_path, documents, shards=300)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        store = Store.open(tmp_path)
+        assert store.read_spans(np.arange(0, 600, 2), np.ones(300, int)).tolist() == [d[0][0] for d in documents]
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    last, maps = tmp_path / shard_name(299), Path("/proc/self/maps")
+    assert str(last) in maps.read_text()
+    del store
+    assert str(last) not in maps.read_text()  # given back with the last array
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import pytest
 import torch
 from transformers import BertForPreTraining
 
+from data_prep.cli import InputError
 from data_prep.files import sha256_of
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.learning import best_epoch, checkpoints
-from pretrain.finetune.learning.unfinished import Unfinished
+from pretrain.finetune.learning.unfinished import Outcome, Unfinished
 from pretrain.stop import STOPPED
 from tests.forked import fork_script
 from tests.tiny_hf import WORDS, tiny_bert
@@ -161,6 +162,25 @@ def test_what_another_command_has_begun_is_not_gone_on_with(hf, file, tmp_path):
     (tmp_path / "out.progress/notes.txt").touch()
     with pytest.raises(Exception, match=r"out.progress holds notes.txt, and is none of ours: choose another --out"):
         unfinished().check()
+    shutil.rmtree(tmp_path / "out.progress")
+    (tmp_path / "out.progress").touch()
+    with pytest.raises(InputError, match=r"out.progress, where what is under way would lie, is a file"):
+        unfinished().check()
+
+
+def test_a_seed_is_done_where_all_that_it_leaves_is_whole(hf, file, tmp_path):
+    unfinished = Unfinished(FinetuneConfig(hf, "classify", file, file, tmp_path / "out"))
+    outcome = Outcome({"seed": 0, "scores": {"accuracy": 0.123456789}}, ["a", ["b", 0.1]], 0.5)
+    unfinished.keep(0, outcome)
+    assert unfinished.done(0) is None, "the model of the first seed, which OUT will hold, is lost"
+    unfinished.model.mkdir()
+    assert unfinished.done(0) == outcome
+    kept = tmp_path / "out.progress/seed-0.json"
+    whole = kept.read_text()
+    for damaged in (whole.replace("0.123456789", "0.923456789"), whole[:40], "{}", ""):
+        kept.write_text(damaged)
+        with pytest.raises(InputError, match=r"seed-0.json.*; remove it to train this seed anew"):
+            unfinished.done(0)
 
 
 def test_without_room_nothing_is_saved_and_training_goes_on(hf, file, tmp_path, monkeypatch, capsys):

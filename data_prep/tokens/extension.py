@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import regex
 from tokenizers import Tokenizer
 
 from data_prep.cli import InputError
@@ -27,6 +28,7 @@ from data_prep.untrusted import read_object
 
 RECORD = "extension.json"
 RULE = "words of letters and digits, spelled in several pieces or unknown, by the tokens that they save"
+UNSPACED = regex.compile(r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")  # scripts in which no spaces part words
 
 
 class Word(NamedTuple):
@@ -112,7 +114,9 @@ def write_extension(folder: Path, origin: Path, base: Encoder, words: Sequence[s
     tokenizer = extended(base, words)
     config = read_object(origin / CONFIG) if (origin / CONFIG).is_file() else {}
     write_json(folder / CONFIG, config | missing_settings(tokenizer, config))
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))
+    (folder / "tokenizer.json").write_text(
+        json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1), "utf-8"
+    )
     (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries_of(tokenizer)), encoding="utf-8")
     write_json(folder / RECORD, {"base": identity_of(origin)} | record)
 

@@ -33,7 +33,7 @@ def whole_tokenizer(folder: Path, scratch: Path) -> Path:
     if (folder / CONFIG).is_file():
         tokenizer = tokenizer_of(folder, "--vocab").tokenizer  # as transformers builds it
         config = read_object(folder / CONFIG)
-        (made / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False))
+        (made / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False), "utf-8")
         write_json(made / CONFIG, config | missing_settings(tokenizer, config), sync=False)
         shutil.copyfile(folder / "vocab.txt", made / "vocab.txt")
         return made

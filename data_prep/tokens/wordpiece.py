@@ -88,7 +88,9 @@ def write_tokenizer(folder: Path, entries: list[str], cased: bool) -> None:
     ids = {entry: token_id for token_id, entry in enumerate(entries)}
     tokenizer = bert_tokenizer(ids, cased)
     finish_tokenizer(tokenizer)
-    (folder / "tokenizer.json").write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1))
+    (folder / "tokenizer.json").write_text(
+        json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=1), "utf-8"
+    )
     (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries), encoding="utf-8")
     # By hand: transformers rebuilds BertTokenizer from these values, ignoring the normalizer in tokenizer.json, and
     # model_input_names keeps token_type_ids where the folder is loaded as PreTrainedTokenizerFast.

@@ -75,7 +75,7 @@ def write_card(folder: Path, source: ExportSource, about: About) -> None:
         *_licence(about.license),
         "`provenance.json` has the settings, versions and the identity of the data.",
     ]
-    (folder / "README.md").write_text("\n\n".join(sections) + "\n")
+    (folder / "README.md").write_text("\n\n".join(sections) + "\n", "utf-8")
     ModelCard.load(folder / "README.md")  # the metadata parse
 
 

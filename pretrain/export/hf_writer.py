@@ -90,7 +90,7 @@ def _convert(source: ExportSource, out: Path, target: Target, *, as_json: bool) 
         write_json(folder / PROVENANCE, record)
 
     write_folder(out, fill)
-    result = json.loads((out / PROVENANCE).read_text())
+    result = json.loads((out / PROVENANCE).read_text("utf-8"))
     rounding = result.get("rounding_difference")
     say(
         f"{out}: {head}, {result['parameters']:,} parameters, {source.identity.vocab_size} vocabulary "

@@ -102,7 +102,7 @@ def fine_tune_seeds(
         write_json(folder / RESULTS, {**results, "files": files})
 
     write_folder(config.out, fill)
-    return json.loads((config.out / RESULTS).read_text())
+    return json.loads((config.out / RESULTS).read_text("utf-8"))
 
 
 def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:

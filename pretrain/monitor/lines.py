@@ -42,6 +42,9 @@ class TrainLine(TypedDict):
     mfu: NotRequired[float | None]
     padding_saved: NotRequired[float]
     memory_gb: NotRequired[float]
+    slowest_rank: NotRequired[int]  # this and the next two: of several ranks (monitor/stragglers.py)
+    slowdown: NotRequired[float]
+    collectives: NotRequired[float]
     seconds: NotRequired[float]  # since the process began
     clock: NotRequired[float]  # over all processes of the run; report/history.py reckons it
 

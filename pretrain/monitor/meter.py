@@ -14,6 +14,7 @@ measured while the machine was busy.
 
 import math
 import re
+import socket
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ from transformers import BertConfig
 from data_prep.json_types import JsonObject
 from data_prep.progress import clock_time
 from data_prep.safe_output import can_redraw
+from pretrain.distributed import gather_objects
 from pretrain.evaluation import EvalSource
 from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.model import Losses
@@ -42,7 +44,9 @@ from pretrain.monitor.flops import peak_flops, step_flops
 from pretrain.monitor.lines import TrainLine
 from pretrain.monitor.memory import peak
 from pretrain.monitor.run_log import RunLog
+from pretrain.monitor.stragglers import Pace, StragglerWatch, pace_of
 from pretrain.state import StepCounts
+from pretrain.zero.collective_time import CollectiveTime
 
 
 class Meter:
@@ -75,9 +79,13 @@ class Meter:
             bar_format="{percentage:3.0f}%|{bar}| {desc}" if limit else None,
         )
         self.log = RunLog(run, first_step, self.bar, is_writer=is_writer)
+        self.collective_time = CollectiveTime(device)
+        self._collectives_before = 0.0  # seconds of it that are not of this interval
         self.peak = 0.0  # FLOP/s of all ranks
         self._measure_peak()
         self._core_wait = CoreWait()
+        self._stragglers = StragglerWatch()
+        self._hosts = gather_objects(socket.gethostname()) if dist.get_world_size() > 1 else []
         self.started = self.last_time = time.perf_counter()
         self.last_step = first_step
         self._reset()
@@ -117,14 +125,16 @@ class Meter:
         """Go on from an earlier step: forget the interval, and what TensorBoard has drawn after it."""
         self._reset()
         self.last_time, self.last_step = time.perf_counter(), step
+        self._collectives_before = self.collective_time.seconds()
         self.log.rewind(step)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out of the throughput what is done within: an evaluation, a save."""
-        began = time.perf_counter()
+        began, in_collectives = time.perf_counter(), self.collective_time.seconds()
         yield
         self.last_time += time.perf_counter() - began
+        self._collectives_before += self.collective_time.seconds() - in_collectives
         self._core_wait.share()  # from here on
 
     def show_place(self, step: int, spent: float) -> None:
@@ -140,7 +150,8 @@ class Meter:
 
     def _over_ranks(self, values: Tensor) -> Tensor:
         values = values.to(self.device)
-        dist.all_reduce(values)
+        with self.collective_time.span():
+            dist.all_reduce(values)
         return values.cpu()
 
     def _measure_peak(self) -> None:
@@ -148,14 +159,23 @@ class Meter:
         measured = torch.tensor([peak_flops(self.device)], dtype=torch.float64)
         self.peak = max(self.peak, self._over_ranks(measured).item())
 
-    def _memory_and_wait(self) -> tuple[float, float]:
+    def _of_all_ranks(self, elapsed: float) -> tuple[float, float, Pace | None]:
         """Return of the rank with the most: bytes that it had in use at most since the run began, and the share of this
-        interval in which it waited for a core (on a GPU it computes there, whoever has the cores)."""
+        interval, of so many seconds, in which it waited for a core (on a GPU it computes there, whoever has the cores).
+        And the pace of several ranks. One message."""
         waited = self._core_wait.share() if self.device.type == "cpu" else 0.0
-        most = torch.tensor([peak(self.device), waited], dtype=torch.float64, device=self.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        memory, waited = most.tolist()
-        return memory, waited
+        in_collectives = self.collective_time.seconds() - self._collectives_before
+        self._collectives_before += in_collectives
+        # Behind the two whose maximum is wanted a place for each rank: only it fills it, and the maximum has all.
+        rank, world = dist.get_rank(), dist.get_world_size()
+        times = torch.zeros(2, world, dtype=torch.float64)
+        times[:, rank] = torch.tensor([elapsed, in_collectives])
+        most = torch.cat([torch.tensor([peak(self.device), waited], dtype=torch.float64), times.flatten()])
+        most = most.to(self.device)
+        with self.collective_time.span():
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+        memory, waited, *each = most.tolist()
+        return memory, waited, pace_of(each[:world], each[world:]) if world > 1 else None
 
     # What is written
 
@@ -168,9 +188,9 @@ class Meter:
         """
         mlm, nsp, mlm_correct, nsp_correct = self._over_ranks(self.sums).tolist()
         now = time.perf_counter()
-        memory, waited = self._memory_and_wait()
-        masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         elapsed = now - self.last_time
+        memory, waited, pace = self._of_all_ranks(elapsed)
+        masked, pairs = max(self.counts["masked"], 1), max(self.counts["pairs"], 1)
         share = self.flops / elapsed / self.peak
         line: TrainLine = {
             "kind": "train",
@@ -191,11 +211,28 @@ class Meter:
             "memory_gb": memory / 1e9,
             "seconds": now - self.started,
         }
+        if pace is not None:
+            line["slowest_rank"], line["slowdown"], line["collectives"] = pace
         self.log.write_line({**line}, step, "train")
         self.log.say(self._in_words(line, elapsed, seconds_left))
+        if pace is not None:
+            self._say_straggler(pace)
         self.last_time, self.last_step = now, step
         self._reset()
         return line
+
+    def _say_straggler(self, pace: Pace) -> None:
+        """Name a rank for which the others have begun to wait, or wait no longer."""
+        if (found := self._stragglers.look(pace)) is None:
+            return
+        who = f"rank {found.rank} on {self._hosts[found.rank]}"
+        if found.is_over:
+            self.say(f"{who} keeps pace again")
+            return
+        self.say(
+            f"warning: {who} is slow: its own work takes {found.slowdown:.2f} times as long as that of the others, who "
+            f"wait for it (all ranks together are in collectives for {pace.collectives:.0%} of the time)"
+        )
 
     def _in_words(self, line: TrainLine, elapsed: float, seconds_left: float | None) -> str:
         """Return an interval of so many seconds as a line for people."""

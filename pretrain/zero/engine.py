@@ -12,9 +12,11 @@ With partition.py the only file that knows DeepSpeed: nobody else touches an att
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import deepspeed
+import deepspeed.comm.comm
 import deepspeed.ops
 import torch
 from deepspeed.accelerator import get_accelerator
@@ -30,6 +32,7 @@ from pretrain.distributed import meet
 from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
 from pretrain.settings.ds_config import DsConfig
 from pretrain.state import SCALER_FIELDS
+from pretrain.zero.collective_time import CollectiveTime
 from pretrain.zero.lamb import VARIANTS, Lamb
 from pretrain.zero.partition import Partition, map_partition
 
@@ -194,6 +197,10 @@ class Engine:
         self.deepspeed_engine.global_steps = step + steps_skipped
         self.deepspeed_engine.global_samples = samples
         self.deepspeed_engine.skipped_steps = steps_skipped
+
+    def timing_collectives(self, spent: CollectiveTime) -> AbstractContextManager[None]:
+        """Count the time in DeepSpeed's collectives, as long as the context lasts."""
+        return spent.timing(deepspeed.comm.comm.cdb)
 
     def trust_ratios(self) -> dict[str, float]:
         """Return LAMB's newest trust ratio of every adapted parameter; of another optimizer none."""

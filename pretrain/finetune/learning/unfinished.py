@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError
+from data_prep.fields import read_fields, write_sealed
 from data_prep.files import sha256_of, write_json
 from data_prep.json_types import JsonObject
 from data_prep.untrusted import read_object
@@ -68,6 +69,8 @@ class Unfinished:
         InputError: as said, naming the difference; or the folder is none of ours.
         """
         path = self.folder / COMMAND
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder}, where what is under way would lie, is a file: choose another --out")
         if not path.is_file():
             if foreign := sorted({each.name for each in _within(self.folder)} - {SCRATCH, LOCK}):
                 raise InputError(f"{self.folder} holds {foreign[0]}, and is none of ours: choose another --out")
@@ -104,14 +107,22 @@ class Unfinished:
             shutil.rmtree(folder, ignore_errors=True)
 
     def done(self, seed: int) -> Outcome | None:
-        """Return what a seed has led to, where it is done."""
+        """Return what a seed has led to, where it is done; the first one is, when its model is there, too.
+
+        Raises
+        ------
+        InputError: what was kept is damaged.
+        """
         path = self.folder / f"seed-{seed}.json"
-        return Outcome(**read_object(path)) if path.is_file() else None
+        if not path.is_file() or (seed == self.config.seed and not self.model.is_dir()):
+            return None
+        kept = read_fields(path, "remove it to train this seed anew")
+        return Outcome(kept.object("entry").content, kept.list("answers"), kept.get("encoder_cosine"))
 
     def keep(self, seed: int, outcome: Outcome) -> None:
         """Note that a seed is done; its checkpoints go."""
         self.begin()
-        write_json(self.folder / f"seed-{seed}.json", outcome._asdict())
+        write_sealed(self.folder / f"seed-{seed}.json", outcome._asdict())
         shutil.rmtree(self.of_seed(seed), ignore_errors=True)
 
     def place_model(self, folder: Path) -> None:
