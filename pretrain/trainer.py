@@ -159,6 +159,7 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         )
         ending.callback(saver.close)
         stop.hold()
+        watchdog.dump_into(config.out)
         watchdog.tighten()
         run = Run(
             setup=setup,
