@@ -69,6 +69,27 @@ def run_facts(
     return {name: str(value) for name, value in told.items() if value}
 
 
+def settings_to_compare(record: RunRecord) -> dict[str, int | float | str | bool]:
+    """Return settings by which runs are compared: options that are one value, with batch, rate, precision and stage as
+    they were resolved."""
+    deepspeed = record.get("deepspeed", {})
+    params = deepspeed.get("optimizer", {}).get("params", {})
+    resolved = {
+        "lr": params.get("lr"),
+        "weight_decay": params.get("weight_decay"),
+        "optimizer": deepspeed.get("optimizer", {}).get("type"),
+        "global_batch": deepspeed.get("train_batch_size"),
+        "micro_batch": deepspeed.get("train_micro_batch_size_per_gpu"),
+        "zero": deepspeed.get("zero_optimization", {}).get("stage", 0),
+        "precision": next((name for name in ("bf16", "fp16") if deepspeed.get(name, {}).get("enabled")), "fp32"),
+    }
+    return {
+        name: value
+        for name, value in (record["train"] | resolved).items()
+        if isinstance(value, int | float | str | bool)
+    }
+
+
 def _start(train: JsonObject) -> str:
     """Return how a new model begins, where that is not as BERT did."""
     deviation, bias = train.get("initializer_range", BERT_INITIALIZER_RANGE), train.get("mlm_bias", "zeros")
