@@ -123,6 +123,7 @@ def main(config: BenchmarkConfig) -> None:
 def train(config: BenchmarkConfig) -> dict[str, Any] | None:
     """Train, or time some steps; return the result on the first process."""
     store = Store.open(config.store)
+    config.out.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(store.folder / "vocab", local_files_only=True)
     torch.manual_seed(config.seed)
     model = BertForMaskedLM(

@@ -54,7 +54,7 @@ from data_prep.text.source import Source
 from data_prep.tokens import sentencepieces
 from data_prep.tokens.characters import count_characters
 from data_prep.tokens.contract import tokenizer_of
-from data_prep.tokens.extension import RULE, WordCounts, extended, write_extension
+from data_prep.tokens.extension import RULE, UNSPACED, WordCounts, extended, write_extension
 from data_prep.tokens.fast_paths import Ids
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
@@ -210,11 +210,11 @@ def extend_vocabulary(config: VocabConfig, origin: Path) -> None:
             f"{', '.join(source.name for source in sources[:5])}; give more text, or lower --min_frequency"
         )
     added = [word.text for word in words]
-    spared = counts.spared(extended(base, added))
+    spared, unknown = counts.spared(extended(base, added)), sum(word.is_unknown for word in words)
     record = {
         "entries": base.size,
         "added": len(added),
-        "unknown": sum(word.is_unknown for word in words),
+        "unknown": unknown,
         "rule": RULE,
         "min_frequency": config.min_frequency,
         "sources": [source.name for source in sources],
@@ -227,8 +227,14 @@ def extend_vocabulary(config: VocabConfig, origin: Path) -> None:
     say(
         f"{config.out}: {base.size + len(added):,} entries, the {base.size:,} of {origin} with their ids and "
         f"{len(added):,} words added ({', '.join(added[:5])}{', ...' * (len(added) > 5)}): the {RULE}; this text has "
-        f"{100 * share:.1f} % fewer tokens"
+        f"{100 * share:.1f} % fewer tokens" + (f", and {unknown:,} words more that are known" if unknown else "")
     )
+    if phrases := [word for word in added if UNSPACED.search(word)]:
+        say(
+            f"warning: {len(phrases):,} of {len(added):,} words added are all that stands between two spaces, such as "
+            f"{phrases[0]!r}, as no spaces part the words of their script; make a vocabulary from the text (--model "
+            "unigram), and give the model its rows with train --vocab_from match"
+        )
 
 
 def settled(config: VocabConfig) -> VocabConfig:

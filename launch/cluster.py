@@ -18,13 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from data_prep.errors import InputError
+from launch.outcomes import Place
 
 SCRIPT = "pretrain.sh"
 DEFAULT_HOSTFILE = Path("/job/hostfile")  # DeepSpeed's
@@ -93,16 +96,8 @@ class Hosts(NamedTuple):
             time.sleep(SSH_SECONDS)
 
     def _ask(self, name: str, ask: str, places: Mapping[int, Path]) -> str:
-        port = ["-p", self.ssh_port] if self.ssh_port else []
-        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
         try:
-            asked = subprocess.run(
-                ["ssh", *options, *port, name, ask],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=3 * SSH_SECONDS,
-            )
+            asked = self._ssh(name, ask)
         except FileNotFoundError:
             return f"{name}: there is no ssh on {socket.gethostname()}"
         except subprocess.TimeoutExpired:
@@ -114,6 +109,35 @@ class Hosts(NamedTuple):
             words = " ".join(asked.stderr.split())[-300:] or f"code {asked.returncode}"
             return f"{name}: {words}; ranks are started by ssh, which must ask nothing: ssh {name} true"
         return ""
+
+    def _ssh(self, name: str, command: str) -> subprocess.CompletedProcess[str]:
+        port = ["-p", self.ssh_port] if self.ssh_port else []
+        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={SSH_SECONDS}"]
+        return subprocess.run(
+            ["ssh", *options, *port, name, command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=3 * SSH_SECONDS,
+        )
+
+    def lost(self, processes: Iterable[psutil.Process]) -> set[str]:
+        """Return the hosts to which the launcher holds no ssh any more: of their ranks none is left, or none that
+        could be told anything."""
+        held = {word.rpartition("@")[2] for process in processes for word in _words_of_ssh(process)}
+        return set(self.names) - held
+
+    def kill(self, places: Iterable[Place]) -> None:
+        """End ranks on their hosts, without a chance to object."""
+
+        def kill_one(place: Place) -> None:
+            # A number may be another process's by now; ranks know themselves by this word.
+            command = f"grep -qs -e --local_rank= /proc/{place.pid}/cmdline && kill -9 {place.pid}"
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self._ssh(place.host, command)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(kill_one, places))
 
     def environment(self, folder: Path) -> dict[str, str]:
         """Return variables for the launcher; writes the file of those that it forwards into the folder."""
@@ -206,17 +230,9 @@ def shared_folder(command: Sequence[str]) -> Iterator[Path]:
         yield Path(folder)
 
 
-def who_failed(folder: Path) -> str:
-    """Return in words which ranks have not come to a good end, by what they left in the folder (pretrain/train.py):
-    first those that could not say a word. Empty: nobody has begun, or all is well."""
-    silent, failed = [], []
-    for path in sorted(folder.glob("place-*"), key=lambda path: int(path.name.removeprefix("place-"))):
-        rank, (host, *code) = path.name.removeprefix("place-"), path.read_text().split() or ["a node"]  # a full disk
-        if not code:
-            silent.append(f"rank {rank} on {host}")
-        elif code[0] not in ("0", "75"):
-            failed.append(f"rank {rank} on {host} (code {code[0]})")
-    if silent:
-        words = "ended without a word: killed, or the node or its link is gone"
-        return f"{', '.join(silent[:6])}{' and others' if len(silent) > 6 else ''} {words}"
-    return f"{', '.join(failed[:6])}{' and others' if len(failed) > 6 else ''} failed" if failed else ""
+def _words_of_ssh(process: psutil.Process) -> list[str]:
+    """Return the command line of an ssh; of anything else nothing."""
+    try:
+        return process.cmdline() if process.name() == "ssh" else []
+    except psutil.Error:
+        return []

@@ -4,8 +4,9 @@
     write_split(found, None, Path("out/task"))  out/task/train.jsonl and eval.jsonl, as pretrain.finetune reads them
 
 The columns are those that pretrain.finetune knows by name; else the label is the column with few different values, and
-the text the one with the longest cells. A fifth of each label is held back, chosen by a hash of the text: the same file
-gives the same parts in whatever order its rows stand, and rows of one text stay together.
+the text the one with the longest cells. Several columns of 0 and 1, or of true and false, where nothing else could be
+the label, are labels of which a text has any number. A fifth of each label is held back, chosen by a hash of the text:
+the same file gives the same parts in whatever order its rows stand, and rows of one text stay together.
 """
 
 import hashlib
@@ -20,7 +21,15 @@ from typing import Any, NamedTuple
 from data_prep.cli import InputError
 from data_prep.files import write_whole
 from pretrain.finetune.examples import TASK_FILES, check_labels
-from pretrain.finetune.files.columns import LABEL_COLUMNS, PAIR_COLUMNS, TAG_COLUMNS, TEXT_COLUMNS, WORD_COLUMNS
+from pretrain.finetune.files.columns import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    TAG_COLUMNS,
+    TEXT_COLUMNS,
+    WORD_COLUMNS,
+    flag_of,
+    gather_flags,
+)
 from pretrain.finetune.files.labelled import SEPARATORS
 from pretrain.finetune.files.rows import Row
 from pretrain.finetune.files.tables import read_rows
@@ -29,6 +38,7 @@ from pretrain.finetune.learning.held_back import hold_back
 HELD_BACK, MOST_HELD_BACK = 0.2, 2000  # share of the rows, and rows
 LEAST = 10  # rows of which a part can be held back
 FEW = 50  # different values of a column that holds labels by name
+SHOWN = 5  # labels that are named
 GRADES = 12  # whole numbers up to so many different ones are names of classes
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)
 
@@ -42,6 +52,7 @@ class Found(NamedTuple):
     rows: list[Row]  # under the names of pretrain.finetune
     labels: Counter[str]  # rows a label; empty for numbers and tags
     lines: list[int]  # of the file, for each row
+    flags: tuple[str, ...] = ()  # columns of the file that are a label each, 0 or 1
 
     @property
     def words(self) -> str:
@@ -50,32 +61,41 @@ class Found(NamedTuple):
             "classify": "one of {n} labels a text", "pair": "one of {n} labels a pair of texts",
             "multilabel": "any of {n} labels a text", "regress": "a number a text", "tag": "one tag a word",
         }[self.kind].format(n=len(self.labels))  # fmt: skip
+        if self.flags:
+            what += f", a column of 0 and 1 for each: {', '.join(self.flags)}"
+        elif self.kind in ("classify", "pair") and len(self.labels) <= SHOWN:
+            what += f": {', '.join(sorted(self.labels))}"
         renamed = ", ".join(f"{theirs} as {ours}" for ours, theirs in self.columns.items() if ours != theirs)
         return f"{self.path}: {len(self.rows):,} rows, {what}" + (f" (column {renamed})" if renamed else "")
 
 
-def look_at(path: Path, columns: dict[str, str] | None = None) -> Found:
-    """Read a labelled file and find out what it asks for. `columns`: those of the file that it belongs to.
+def look_at(path: Path, like: Found | None = None) -> Found:
+    """Read a labelled file and find out what it asks for. `like`: the file that it belongs to, whose columns it has.
 
     Raises
     ------
     InputError: it cannot be read, or no text or no label is found in it.
     """
     read = read_rows(path)
+    flags = like.flags if like else _flag_columns([fields for _, fields in read])
+    if flags:
+        read = gather_flags(path, read, flags)
     lines, rows = [line for line, _ in read], [fields for _, fields in read]
-    written = rows[0].written
+    written = rows[0].written | ({"label": "label"} if flags else {})
+    columns = like.columns if like else None
     if columns is None:
         columns = {ours: written[theirs] for ours, theirs in _columns(path, rows).items()}
     theirs = [name.lower() for name in columns.values()]
     if missing := [name for name in columns.values() if any(name.lower() not in row for row in rows)]:
         raise InputError(f"{path}: no column {missing[0]} in all rows; found {_found(rows)}")
-    taken = [Row(columns, (row[name] for name in theirs)) for row in rows]
+    taken = [Row(columns, (_plain(row[name]) for name in theirs)) for row in rows]
     if "tags" in columns:
         return Found(path, "tag", columns, taken, Counter(), lines)
     values = [row["label"] for row in taken]
     if (sets := _label_sets(values)) is not None:
         taken = [Row(row, (row | {"label": names}).values()) for row, names in zip(taken, sets, strict=True)]
-        return Found(path, "multilabel", columns, taken, Counter(name for names in sets for name in names), lines)
+        counts = Counter(name for names in sets for name in names)
+        return Found(path, "multilabel", columns, taken, counts, lines, flags)
     if _are_measured(values):
         return Found(path, "regress", columns, taken, Counter(), lines)
     return Found(path, "pair" if "text_b" in columns else "classify", columns, taken, Counter(map(str, values)), lines)
@@ -123,12 +143,36 @@ def _columns(path: Path, rows: list[Row]) -> dict[str, str]:
     return {"text": text, "label": label}
 
 
+def _flag_columns(rows: list[Row]) -> tuple[str, ...]:
+    """Return the columns of 0 and 1, or of true and false, where there are several and nothing else could be the label:
+    "comment,toxic,obscene" has two."""
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    if any(name in LABEL_COLUMNS + TAG_COLUMNS for name in names):
+        return ()
+    fitting = _fitting(rows, names)
+    are_flags = all(flag_of(row[name]) is not None for name in fitting for row in rows)
+    return tuple(rows[0].written[name] for name in fitting) if are_flags and len(fitting) > 1 else ()
+
+
+def _fitting(rows: list[Row], names: list[str]) -> list[str]:
+    """Return the columns of few different values, which may be labels."""
+    few = {name: len({str(row[name]) for row in rows}) for name in names}
+    return [name for name in names if 2 <= few[name] <= min(FEW, len(rows) // 2)]
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell as a label is written: true of JSON and Parquet is a name, and 1.0, as pandas has it, the number
+    1."""
+    if isinstance(value, bool):
+        return str(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _label_column(path: Path, rows: list[Row], names: list[str]) -> str:
     for name in LABEL_COLUMNS:
         if name in names:
             return name
-    few = {name: len({str(row[name]) for row in rows}) for name in names}
-    fitting = [name for name in names if 2 <= few[name] <= min(FEW, len(rows) // 2)]
+    fitting = _fitting(rows, names)
     if len(fitting) != 1:
         several = f"{', '.join(rows[0].written[name] for name in fitting)} could all be" if fitting else "none is"
         raise InputError(f"{path}: which column is the label? {several} it (columns {_found(rows)}); call it label")

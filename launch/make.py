@@ -112,7 +112,7 @@ def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.
         return None, None
     found = labelled.look_at(config.task)
     say(found.words)
-    eval_file = labelled.look_at(config.eval, found.columns) if config.eval else None
+    eval_file = labelled.look_at(config.eval, found) if config.eval else None
     labelled.check(found, eval_file)
     if eval_file is None:
         labelled.split(found)  # refuses what is too small before anything is written

@@ -38,7 +38,8 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of launch/
 
 from data_prep.errors import InputError
-from launch.cluster import Hosts, script_of, shared_folder, who_failed
+from launch.cluster import Hosts, script_of, shared_folder
+from launch.outcomes import outcome_of, places_in, who_failed
 
 FINISHED, WRONG_INPUT, STOPPED = 0, 2, 75
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -51,6 +52,7 @@ ONE = 1.0  # seconds within which several signals are one: of a parent that is k
 PAUSE = 5.0  # seconds before a restart
 POLL = 0.2  # seconds
 FAR = 20.0  # seconds in which ranks on other hosts end that are told to end at once
+LAST_WORDS = 60.0  # seconds in which ranks end by themselves of which others have failed
 LOST_CONNECTION = 255  # of ssh and pdsh: it says nothing of what was run
 
 
@@ -94,7 +96,7 @@ class Supervisor:
                 env=os.environ | variables,
             )
             try:
-                code = launcher.wait()
+                code = self._wait(launcher)
                 codes = [_positive(code), *self._wait_for_orphans()]
             finally:
                 for process in _descendants():
@@ -109,6 +111,23 @@ class Supervisor:
         if self._stopped_early and failures <= OF_A_SIGNAL:
             return STOPPED
         return _worst(codes)
+
+    def _wait(self, launcher: subprocess.Popen[bytes]) -> int:
+        """Return the launcher's code. On several hosts: when ranks of one have failed, no other can go on or save, and
+        those that do not see it themselves in time (stopped, stuck in a driver) are killed."""
+        if self.hosts is None or self._folder is None or not self.hosts.are_all_used:
+            return launcher.wait()
+        seen_at = float("inf")
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return launcher.wait(ONE)
+            places = places_in(self._folder)
+            lost = self.hosts.lost(_descendants())
+            if any(place.has_failed or (place.code is None and place.host in lost) for place in places):
+                seen_at = min(seen_at, time.monotonic())
+            if time.monotonic() >= seen_at + LAST_WORDS:
+                self.hosts.kill(place for place in places if place.code is None and place.host not in lost)
+                seen_at = time.monotonic()
 
     @contextlib.contextmanager
     def _outcomes(self) -> Iterator[Path]:
@@ -212,16 +231,6 @@ def _positive(code: int) -> int:
 def _worst(codes: list[int]) -> int:
     """Stopped-and-saved counts more than the launcher's 0, a failure more than either."""
     return next((code for code in codes if code not in (FINISHED, STOPPED)), max(codes))
-
-
-def outcome_of(folder: Path, is_of_all: bool) -> int | None:
-    """Return what all ranks of this host say, or of all hosts, each in a file "CODE RANKS_HERE RANKS"; None where one
-    says nothing, or something else."""
-    told = [path.read_text().split() for path in folder.glob("[0-9]*")]
-    if not all(len(words) == 3 for words in told):  # a disk is full
-        return None
-    codes = {int(code) for code, *_ in told}
-    return codes.pop() if len(codes) == 1 and len(told) == int(told[0][2 if is_of_all else 1]) else None
 
 
 def _end_with_parent() -> None:

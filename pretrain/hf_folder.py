@@ -10,9 +10,9 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
@@ -261,15 +260,25 @@ def load_model(
     return model, fresh
 
 
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of a folder by name, as they are stored, mapped into memory from its files.
+def weight_readers(folder: Path) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return what reads each weight of a folder, as it is stored, into memory of its own: a file that is mapped would
+    stay there as a second copy of the model.
 
     Raises
     ------
     InputError: there are none, a file is damaged, or holds numbers of another type than weights have.
     """
     shapes_in(folder)
-    return {name: tensor for path in weight_files(folder) for name, tensor in load_file(path).items()}
+    readers: dict[str, Callable[[], torch.Tensor]] = {}
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as file:
+            readers |= {name: partial(_read_weight, path, name) for name in file.keys()}  # noqa: SIM118
+    return readers
+
+
+def _read_weight(path: Path, name: str) -> torch.Tensor:
+    with safe_open(path, "pt", backend="pread") as file:
+        return file.get_tensor(name)
 
 
 def shapes_in(folder: Path) -> dict[str, list[int]]:

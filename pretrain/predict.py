@@ -156,15 +156,15 @@ def embed(config: PredictConfig, content: JsonObject) -> None:
 
 
 def lines_in(file: Path) -> Iterator[str]:
-    """Yield the lines of a file, in UTF-8, blank ones included.
+    """Yield the lines of a file, in UTF-8, blank ones included; they end in LF, CR LF or CR, as on standard input.
 
     Raises
     ------
     InputError: naming a line of another encoding.
     """
-    with open(file, encoding="utf-8", errors="surrogateescape", newline="\n") as stream:
+    with open(file, encoding="utf-8", errors="surrogateescape") as stream:
         for number, line in enumerate(stream, 1):
-            text = line.rstrip("\r\n")
+            text = line.rstrip("\n")
             yield checked(f"{file}: line {number}", text.removeprefix("\ufeff"), pairs=False) if text.strip() else text
 
 

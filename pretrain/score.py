@@ -40,7 +40,8 @@ class ScoreConfig:
     """What to score, and by which model."""
 
     source: tyro.conf.Positional[Path]
-    """Hugging Face folder, run folder, or a checkpoint of a run"""
+    """Hugging Face folder, run folder, or a checkpoint of a run; weights of another trainer, where config.json and the
+    tokenizer lie beside them"""
     pairs: Path | None = None
     """minimal pairs: a file, or a folder of files"""
     texts: Path | None = None

@@ -5,6 +5,7 @@ score_pairs(Path("hf"), "raw", Path("blimp.jsonl"), pairs, as_json=False)
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -52,10 +53,11 @@ def load_scorer(path: Path, weights: Weights = "raw") -> Scorer:
     ------
     InputError: as find_source(); no language-model head, or numbers that are none.
     """
-    with hf_folder.silenced_libraries():
-        source = find_source(path, None, None, weights)
+    is_hf = check_origin(path, None, None) == "hf"
+    with hf_folder.silenced_libraries(), TemporaryDirectory() as scratch:
+        # Of a vocab.txt beside the weights of another trainer a tokenizer.json is made.
+        source = find_source(path, None, None, weights, None if is_hf else Path(scratch))
         model = trained_model(source)
-        is_hf = check_origin(path, None, None) == "hf"
         tokenizer = hf_folder.load_tokenizer(path) if is_hf else load_vocab(source.tokenizer)
     head = {name for name, _ in model.named_parameters() if name.startswith("cls.predictions.")}
     if missing := sorted(head - source.weights.keys()):

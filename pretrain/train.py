@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None, stop: StopRequests | None = None) -> Non
     try:
         code = exit_code_of(argv, stop)
     except SystemExit as end:
-        tell_place(end.code)
+        tell_place(end.code if isinstance(end.code, int) else 1)
         raise
     except Exception:  # another rank was lost, and what torch says of it follows
         tell_place(1)
@@ -156,12 +156,12 @@ def tell_outcome(code: int) -> None:
             outcome.write_text(f"{code} {here} {all_ranks}")
 
 
-def tell_place(code: object = "") -> None:
+def tell_place(code: int | str = "") -> None:
     """For launch/supervise.py, where ranks are on several hosts: on which one this rank is, and how it has ended."""
     if "ZEROBERT_OUTCOME" in os.environ:
         place = Path(os.environ["ZEROBERT_OUTCOME"]) / f"place-{os.environ.get('RANK', '0')}"
         with suppress(OSError):
-            place.write_text(f"{socket.gethostname()} {code}")
+            place.write_text(f"{socket.gethostname()} {os.getpid()} {code}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from data_prep.cli import ROOT
 from tests.launched import wait_for
@@ -206,8 +207,11 @@ class Nodes:
         assert not check or process.returncode == 0, said
         return subprocess.CompletedProcess(process.args, process.returncode, said)
 
-    def popen(self, number: int, *command: object, **variables: str) -> subprocess.Popen[str]:
-        """Start a command on a node, in the checkout, with the environment of a login and `variables`."""
+    def popen(
+        self, number: int, *command: object, log: IO[bytes] | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start a command on a node, in the checkout, with the environment of a login and `variables`; it speaks into
+        `log`, or else a pipe."""
         login = dict(
             HOME=f"{self.base}/home", USER="root", SHELL="/bin/bash", LANG="C.UTF-8", TERM="dumb", PATH=SYSTEM_PATH
         )
@@ -230,7 +234,7 @@ class Nodes:
         return subprocess.Popen(
             [*enter, *words, *map(str, command)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=log or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from data_prep.cli import ROOT, InputError
-from launch import supervise
-from launch.cluster import Hosts, forwarded_lines, option, read_hostfile, shared_folder, who_failed
+from launch.cluster import Hosts, forwarded_lines, option, read_hostfile, shared_folder
+from launch.outcomes import outcome_of, who_failed
 from tests.launched import PATIENCE, start, wait_for
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
@@ -123,15 +123,15 @@ def test_the_folder_that_all_nodes_see_lies_beside_the_run_and_goes(tmp_path):
 
 def test_who_failed_is_said_by_rank_and_node(tmp_path):
     assert who_failed(tmp_path) == ""
-    for rank, text in (("0", "node1 1"), ("1", "node2 "), ("10", "node3 75")):
+    for rank, text in (("0", "node1 11 1"), ("1", "node2 12 "), ("10", "node3 13 75")):
         (tmp_path / f"place-{rank}").write_text(text)
     assert who_failed(tmp_path) == "rank 1 on node2 ended without a word: killed, or the node or its link is gone"
-    (tmp_path / "place-1").write_text("node2 0")
+    (tmp_path / "place-1").write_text("node2 12 0")
     assert who_failed(tmp_path) == "rank 0 on node1 (code 1) failed"
     (tmp_path / "place-0").write_text("")  # the disk is full
     assert who_failed(tmp_path).startswith("rank 0 on a node ended without a word")
     (tmp_path / "0").write_text("")
-    assert supervise.outcome_of(tmp_path, is_of_all=True) is None
+    assert outcome_of(tmp_path, is_of_all=True) is None
 
 
 def test_options_of_the_launcher_end_at_the_script():

@@ -413,7 +413,7 @@ def test_export_of_a_masked_lm(tmp_path, start):
 
 def test_what_a_checkpoint_cannot_say_is_asked_for(folder, start, tmp_path):
     shutil.copy(start / "config.json", tmp_path / "config.json")
-    with pytest.raises(InputError, match="holds weights only; say of which model: --config"):
+    with pytest.raises(InputError, match="holds weights only; say of which model, to export: --config"):
         main(ExportConfig(folder, tmp_path / "hf"))
     with pytest.raises(InputError, match=r"no tokenizer\.json.*--vocab"):
         main(ExportConfig(folder, tmp_path / "hf", config=tmp_path / "config.json"))

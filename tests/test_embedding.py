@@ -34,15 +34,16 @@ def test_a_row_a_line_in_their_order(hf, tmp_path, monkeypatch, capsys):
     draw = np.random.default_rng(0)
     lines = [" ".join(draw.choice(WORDS, size)) for size in draw.integers(1, 90, size=30)]
     lines[4] = ""
-    (tmp_path / "lines.txt").write_text("\ufeff" + "\r\n".join(lines))
-    main(PredictConfig(hf, embed=tmp_path / "lines.txt", out=tmp_path / "v.npy", json=True))
+    (tmp_path / "lines.txt").write_text("\ufeff" + "\r\n".join(lines[:20]) + "\r" + "\n".join(lines[20:]))
+    out = tmp_path / "a folder that/is not there/v.npy"
+    main(PredictConfig(hf, embed=tmp_path / "lines.txt", out=out, json=True))
     shown = capsys.readouterr()
-    vectors = np.load(tmp_path / "v.npy")
+    vectors = np.load(out)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, one_by_one(hf, lines), rtol=0, atol=1e-6)
     cut = sum(len(line.split()) > 62 for line in lines)
     assert json.loads(shown.out) == {
-        "folder": str(hf), "kind": "embed", "out": str(tmp_path / "v.npy"), "lines": 30, "size": 32, "cut": cut,
+        "folder": str(hf), "kind": "embed", "out": str(out), "lines": 30, "size": 32, "cut": cut,
     }  # fmt: skip
     assert f"longer than the model's 64 tokens, and cut: {cut} of 30 lines" in shown.err
     assert "blank lines: 1;" in shown.err

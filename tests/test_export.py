@@ -1,6 +1,8 @@
 """The exported folder gives the trainer's outputs in plain transformers (invariant g)."""
 
 import contextlib
+import functools
+import gc
 import json
 import logging
 import shutil
@@ -15,6 +17,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -26,11 +29,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
+    BertModel,
     BertTokenizer,
 )
 
@@ -39,7 +44,7 @@ from data_prep.store_manifest import read_manifest
 from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.checkpoints.slices import read_weights
 from pretrain.checkpoints.verify import verify_checkpoint
-from pretrain.export import heads, sources
+from pretrain.export import heads, proof, sources
 from pretrain.export import hf_writer as export
 from pretrain.export.command import ExportConfig, main
 from pretrain.export.origin import Dtype, Head
@@ -347,6 +352,42 @@ def test_the_parameters_told_are_those_of_the_folder(hf, tmp_path):
         main(ExportConfig(hf, tmp_path / head, head))
         told = json.loads((tmp_path / head / "provenance.json").read_text())["parameters"]
         assert told == kind.from_pretrained(tmp_path / head).num_parameters()
+
+
+def test_one_model_is_in_memory_at_a_time(tmp_path, monkeypatch):
+    def held() -> int:
+        """Bytes of all tensors that are alive, each storage once, of mapped files too."""
+        storages = [item.untyped_storage() for item in gc.get_objects() if type(item) in (torch.Tensor, nn.Parameter)]
+        return sum({one.data_ptr(): one.nbytes() for one in storages if one.device.type == "cpu"}.values())
+
+    config = BertConfig(
+        vocab_size=26, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    tiny = tiny_bert(tmp_path / "source", BertForPreTraining)  # for its tokenizer
+    BertForPreTraining(config).save_pretrained(tiny)
+    size = sum(path.stat().st_size for path in tiny.glob("*.safetensors"))
+    seen: dict[str, list[int]] = {}
+
+    def watched(owner: Any, name: str) -> None:
+        ask = getattr(owner, name)
+
+        @functools.wraps(ask)
+        def answer(*given: Any, **options: Any) -> Any:
+            seen.setdefault(name, []).append(held() - before)
+            return ask(*given, **options)
+
+        monkeypatch.setattr(owner, name, answer)
+
+    watched(export, "read_part")  # while the folder is written,
+    watched(proof, "encode_head_rows")  # while the trainer's model answers,
+    watched(BertModel, "forward")  # and while transformers' does
+    gc.collect()
+    before = held()
+    main(ExportConfig(tiny, tmp_path / "out", "base"))
+    assert max(seen["read_part"]) < 0.3 * size  # the largest weight is a twelfth
+    assert 0.8 * size < max(seen["encode_head_rows"]) < 1.1 * size
+    assert 0.8 * size < max(seen["forward"]) < 1.1 * size
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]"])

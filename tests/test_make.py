@@ -398,6 +398,42 @@ def test_the_kind_of_task_follows_from_the_file(tmp_path, lines, kind):
     labelled.check(found, None)
 
 
+@pytest.mark.parametrize(("yes", "no"), [(1, 0), (1.0, 0.0), (True, False), ("True", "False")])
+def test_columns_of_0_and_1_are_labels(tmp_path, yes, no):
+    def rows(*names: str) -> str:
+        values = [{name: yes if n % (of + 2) else no for of, name in enumerate(names)} for n in range(40)]
+        return "\n".join(json.dumps({"Nr": n, "comment": f"text {n}"} | flags) for n, flags in enumerate(values))
+
+    one = labelled.look_at(write(tmp_path / "one.jsonl", rows("spam")))
+    assert (one.kind, one.columns) == ("classify", {"text": "comment", "label": "spam"})
+    names = sorted(str(int(value) if isinstance(value, float) else value) for value in (yes, no))
+    assert f"one of 2 labels a text: {', '.join(names)} (column" in one.words
+    several = labelled.look_at(write(tmp_path / "several.jsonl", rows("Rude", "spam", "false")))
+    assert (several.kind, several.flags) == ("multilabel", ("Rude", "spam", "false"))
+    assert (
+        "any of 3 labels a text, a column of 0 and 1 for each: Rude, spam, false (column comment as text)"
+        in several.words
+    )
+    assert [row["label"] for row in several.rows[:4]] == [
+        [],
+        ["Rude", "spam", "false"],
+        ["spam", "false"],
+        ["Rude", "false"],
+    ]
+    labelled.check(one, labelled.look_at(tmp_path / "one.jsonl", one))
+    labelled.check(several, labelled.look_at(write(tmp_path / "eval.jsonl", rows("Rude", "spam", "false")), several))
+    with pytest.raises(InputError, match="no column false"):
+        labelled.look_at(write(tmp_path / "other.jsonl", rows("Rude", "spam")), several)
+
+
+def test_flags_beside_another_label_are_not_taken_for_it(tmp_path):
+    lines = ["text\tVerdict\tlong\tquoted", *(f"text {n}\t{'ab'[n % 2]}\t{n % 2}\t{n % 3 % 2}" for n in range(40))]
+    with pytest.raises(InputError, match="which column is the label"):
+        labelled.look_at(write(tmp_path / "a.tsv", "\n".join(lines)))
+    lines[0] = lines[0].replace("Verdict", "label")
+    assert labelled.look_at(write(tmp_path / "b.tsv", "\n".join(lines))).kind == "classify"
+
+
 def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"which column is the label\? none is it .* call it label"):
         labelled.look_at(write(tmp_path / "a.csv", "eins,zwei\n" + "\n".join(f"a{n},b{n}" for n in range(20))))
@@ -447,7 +483,7 @@ def test_what_fine_tuning_would_refuse_after_hours_is_refused_at_once(tmp_path, 
 
 def test_a_label_that_only_the_file_to_measure_on_has_is_refused_at_once(tmp_path):
     found = labelled.look_at(write(tmp_path / "t.csv", "review,stars\na,x\nb,y\n"))
-    eval_file = labelled.look_at(write(tmp_path / "e.csv", "stars,review\nx,c\nz,d\n"), found.columns)
+    eval_file = labelled.look_at(write(tmp_path / "e.csv", "stars,review\nx,c\nz,d\n"), found)
     with pytest.raises(InputError, match=r"e\.csv, line 3: label 'z' does not occur in .*t\.csv"):
         labelled.check(found, eval_file)
 

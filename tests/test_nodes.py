@@ -124,3 +124,94 @@ def test_a_node_whose_processes_are_killed_is_named(nodes, asked):
     assert process.returncode == 1, said
     assert "error: rank 1 on node2 ended without a word" in said
     assert ranks_of(nodes, 1) == []
+
+
+def test_deepspeed_starts_ranks_by_open_mpi_too(nodes, asked, expected):
+    hosts = nodes.base / "hosts.txt"
+    flags = "--launcher openmpi --launcher_args=--allow-run-as-root"
+    assert made_by(nodes, asked, "bash", "launch/pretrain.sh", HOSTFILE=str(hosts), DEEPSPEED_FLAGS=flags) == expected
+
+
+def test_torchrun_makes_the_same_bytes(nodes, asked, expected):
+    out = nodes.base / "torchrun"
+    words = "--nnodes 2 --nproc_per_node 1 --rdzv_backend c10d --rdzv_endpoint node1:29501 -m pretrain.train".split()
+    command = [BIN / "torchrun", *words, *asked, "--steps", STEPS, "--out", out]
+    both = [nodes.popen(number, *command, **RANKS) for number in (1, 2)]
+    for process in both:
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+    assert contents(checkpoint_dir(out, STEPS)) == expected
+
+
+def test_a_name_that_leads_to_its_own_machine_only_does_not_matter(nodes, asked, expected):
+    """Debian writes such a line for every machine."""
+    nodes.run(2, "sed", "-i", "1i 127.0.1.1 node2", "/etc/hosts")
+    try:
+        assert made_by(nodes, asked, "bash", "launch/pretrain.sh", HOSTFILE=str(nodes.base / "hosts.txt")) == expected
+    finally:
+        nodes.run(2, "sed", "-i", "1d", "/etc/hosts")
+
+
+def test_a_first_node_that_calls_itself_loopback_is_refused_by_the_others(nodes, asked):
+    """A MASTER_ADDR that leads every node to itself: each would wait for the others for ever."""
+    words = f"-n 2 --host node1,node2 -x MASTER_ADDR=localhost {BIN / 'python'} -m pretrain.train".split()
+    forward = [word for name in RANKS for word in ("-x", name)]
+    command = ["mpirun", "--allow-run-as-root", *forward, *words, *asked, "--steps", STEPS]
+    told = nodes.run(1, *command, "--out", nodes.base / "localhost", check=False, **RANKS)
+    assert told.returncode == 2, told.stdout
+    assert "MASTER_ADDR='localhost' is node2 itself, where rank 1 is and rank 0 not" in told.stdout
+
+
+def test_data_is_prepared_on_both_nodes(nodes, asked):
+    corpus = nodes.base / "corpus"
+    corpus.mkdir()
+    for file in range(4):
+        lines = (f"w{file} w{line % 40} w{line % 7}\n\n" for line in range(200))
+        (corpus / f"{file}.txt").write_text("".join(lines))
+    vocab = nodes.base / "store/vocab"
+    shard = ["data_prep/shard.py", "--corpus", corpus, "--vocab", vocab, "--shard_mb", 0.001, "--out"]
+    nodes.run(1, BIN / "python", *shard, nodes.base / "store_of_one", **RANKS)
+    mpirun = ["mpirun", "--allow-run-as-root", "-n", 2, "--host", "node1,node2"]
+    nodes.run(1, *mpirun, BIN / "python", *shard, nodes.base / "store_of_two", **RANKS)
+    one, two = (
+        {path.name: path.read_bytes() for path in (nodes.base / store).glob("shard-*")}
+        for store in ("store_of_one", "store_of_two")
+    )
+    assert len(one) > 2
+    assert two == one
+
+
+def test_ctrl_c_saves_on_all_nodes(nodes, asked):
+    process = long_run(nodes, asked, nodes.base / "interrupted")
+    supervisor = nodes.run(1, "pgrep", "-f", "[s]upervise.py --cluster").stdout.split()[0]
+    nodes.run(1, "kill", "-INT", supervisor)
+    said, _ = process.communicate()
+    assert process.returncode == 75, said
+    assert ranks_of(nodes, 1) == ranks_of(nodes, 2) == []
+
+
+def test_a_rank_that_stands_still_ends_all_within_the_timeout(nodes, asked):
+    process = long_run(nodes, [*asked, "--hang_timeout", "20"], nodes.base / "still")
+    (rank,) = ranks_of(nodes, 2)
+    nodes.run(2, "kill", "-STOP", rank)
+    said, _ = process.communicate()
+    assert process.returncode not in (0, 75), said
+    assert "node2" in said
+    wait_for(lambda: ranks_of(nodes, 1) == ranks_of(nodes, 2) == [])
+
+
+def test_a_cut_link_ends_the_run_which_goes_on_when_it_is_mended(nodes, asked):
+    out = nodes.base / "cut"
+    words = ["bash", "launch/pretrain.sh", *asked, "--steps", 100_000, "--save_every", 5, "--hang_timeout", "20"]
+    hosts = str(nodes.base / "hosts.txt")
+    with open(nodes.base / "cut.log", "wb") as log:
+        process = nodes.popen(1, *words, "--out", out, HOSTFILE=hosts, RESTARTS="1", log=log, **RANKS)
+        wait_for((out / "checkpoints/latest").exists)
+        nodes.set_link(2, "down")
+        wait_for(lambda: "restart 1 of 1" in (nodes.base / "cut.log").read_text())
+        wait_for(lambda: ranks_of(nodes, 1) == ranks_of(nodes, 2) == [])
+        nodes.set_link(2, "up")
+        wait_for(lambda: events(out, "resume"))
+        nodes.run(1, "kill", "-TERM", nodes.run(1, "pgrep", "-f", "[s]upervise.py --cluster").stdout.split()[0])
+        assert process.wait() == 75, (nodes.base / "cut.log").read_text()
+    assert "rank 1 on node2 ended without a word" in (nodes.base / "cut.log").read_text()

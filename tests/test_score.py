@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,7 @@ from tests.ranks import run_ranks
 from tests.reference.pseudo_likelihood import pseudo_log_likelihood
 from tests.runs import contents, lines_of, tiny_run
 from tests.stores import random_documents, store_of
-from tests.tiny_hf import tiny_bert, tiny_tokenizer
+from tests.tiny_hf import VOCABULARY, tiny_bert, tiny_tokenizer
 
 TEXTS = ["one two three", "four", "five six seven eight nine ten.", "one two three", "two onetwo threefour five six"]
 
@@ -172,6 +173,23 @@ def test_texts_are_scored_line_by_line(hf, tmp_path, capsys):
     assert "blank lines, which have no score: 1" in said
     score.main(score.ScoreConfig(hf, texts=lines(tmp_path / "t.jsonl", {"text": "one two"})))
     assert capsys.readouterr().out.splitlines()[1].split()[1:] == ["2", f"{expected / 2:.3f}", "one", "two"]
+
+
+def test_weights_of_another_trainer_are_scored_where_config_and_vocabulary_lie_beside_them(hf, tmp_path):
+    """As DeepSpeed's zero_to_fp32.py leaves them."""
+    folder, weights = tmp_path / "merged", BertForPreTraining.from_pretrained(hf).state_dict()
+    folder.mkdir()
+    torch.save({f"module.{name}": weight for name, weight in weights.items()}, folder / "pytorch_model.bin")
+    shutil.copyfile(hf / "config.json", folder / "config.json")
+    with pytest.raises(InputError, match="s tokenizer to export, with --vocab"):
+        scoring.load_scorer(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    found, expected = (scoring.load_scorer(path) for path in (folder, hf))
+    for text in TEXTS:
+        ids, wanted = (scorer.tokenizer(text)["input_ids"] for scorer in (found, expected))
+        assert ids == wanted
+    for one, other in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_models_that_cannot_score_are_refused(tmp_path):

@@ -338,6 +338,11 @@ def test_words_are_added_behind_the_entries_of_a_model(tmp_path, capsys, cased, 
     assert contract.is_extension(contract.tokenizer_of(hf), Encoder.load(out))
     assert not contract.is_extension(Encoder.load(out), contract.tokenizer_of(hf))
 
+    assert ("1 words more that are known" in said, "warning" in said) == (True, False)
+    write(tmp_path / "thai.txt", "ภาษาไทยไม่มีช่องว่าง ระหว่างคำ " * 4)
+    extended(hf, tmp_path / "thai.txt", tmp_path / "thai")
+    assert "warning: 2 of 2 words added are all that stands between two spaces" in capsys.readouterr().err
+
 
 def test_what_cannot_be_extended_is_named(tmp_path):
     write(tmp_path / "a.txt", "Some text of few words.")

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import regex
 from tokenizers import Tokenizer
 
 from data_prep.cli import InputError
@@ -30,6 +31,7 @@ from data_prep.untrusted import read_object
 
 RECORD = "extension.json"
 RULE = "words of letters and digits, spelled in several pieces or unknown, by the tokens that they save"
+UNSPACED = regex.compile(r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")  # scripts in which no spaces part words
 _CHUNKS = 1 << 20  # between spaces, remembered before they are cut into words
 _WORDS = 1 << 23  # remembered; beyond these, what has occurred once is forgotten
 

@@ -49,9 +49,10 @@ def of_text(text: Survey, language: str, asked: str) -> Iterator[str]:
 def rare_entries(vocab_size: int, met_by_half: float, remedy: str) -> Iterator[str]:
     """Yield the caution about a vocabulary of which half the entries are met so often, or less."""
     if met_by_half < rules.LEAST_SEEN:
+        met = f"met {counted(met_by_half)} times or less" if met_by_half >= 1 else "met hardly ever"
         yield (
-            f"most of the {vocab_size:,} entries of the vocabulary are rare, met {counted(met_by_half)} times or less: "
-            f"hardly anything is learnt of them; {remedy}"
+            f"most of the {vocab_size:,} entries of the vocabulary are rare, {met}: hardly anything is learnt of them; "
+            f"{remedy}"
         )
 
 

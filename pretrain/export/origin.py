@@ -166,7 +166,8 @@ def need_vocab(origin: Path, vocab: Path) -> None:
     """Refuse a folder that is to hold the tokenizer of `origin` and does not."""
     if not any((vocab / name).is_file() for name in TOKENIZER):
         raise InputError(
-            f"{vocab} has no {' and no '.join(TOKENIZER)}; give the folder of {origin}'s tokenizer with --vocab"
+            f"{vocab} has no {' and no '.join(TOKENIZER)}; give the folder of {origin}'s tokenizer to export, with "
+            "--vocab"
         )
 
 
@@ -181,8 +182,8 @@ def read_meaning(path: Path) -> tuple[Path, JsonObject]:
         path = next((path / name for name in CONFIG_NAMES if (path / name).is_file()), path)
     if path.is_dir():
         raise InputError(
-            f"{path} has no {' and no '.join(CONFIG_NAMES)}; say of which model the weights are: --config FOLDER, or "
-            "the file itself"
+            f"{path} has no {' and no '.join(CONFIG_NAMES)}; say of which model the weights are, to export: --config "
+            "FOLDER, or the file itself"
         )
     content = read_object(path)
     if (kind := content.get("model_type", "bert")) != "bert":

@@ -48,7 +48,7 @@ from pretrain.export.origin import (
     tensorflow_prefix,
 )
 from pretrain.export.tensors import StoredWeights
-from pretrain.hf_folder import HEADS, check_architecture, check_types, load_tensors
+from pretrain.hf_folder import HEADS, check_architecture, check_types, weight_readers
 from pretrain.model import COPIES, architecture_of
 from pretrain.monitor.lines import read_lines
 from pretrain.run_folder import disagreement
@@ -251,7 +251,8 @@ def _from_deepspeed(tag: Path, config: Path | None, vocab: Path | None, scratch:
     config = config or next(iter(nearby), None)
     if config is None:
         raise InputError(
-            f"{tag} holds weights only; say of which model: --config FOLDER_OR_config.json, and --vocab FOLDER"
+            f"{tag} holds weights only; say of which model, to export: --config FOLDER_OR_config.json, and --vocab "
+            "FOLDER"
         )
     folder = config if config.is_dir() else config.parent
     read = deepspeed_format.read(tag)
@@ -281,7 +282,7 @@ def _from_hf(folder: Path, config: Path, vocab: Path, scratch: Path | None) -> E
             say(f"warning: where {folder} comes from is not known: {error}")
     return _trained_elsewhere(
         folder,
-        load_tensors(folder),
+        StoredWeights(weight_readers(folder)),
         config=config,
         vocab=vocab,
         step=None,
@@ -328,8 +329,9 @@ def _trained_elsewhere(
     if scratch is not None:
         vocab = whole_tokenizer(vocab, scratch)
     meaning = read_config(config)
-    task_weights = {name: weight.float() for name, weight in weights.items() if name in TASK_HEADS}
-    named = matched(origin, {name: weights[name] for name in weights if name not in task_weights}, meaning)
+    task_weights = {name: weights[name].float() for name in weights if name in TASK_HEADS}
+    others = {name: partial(weights.__getitem__, name) for name in weights if name not in task_weights}
+    named = matched(origin, StoredWeights(others), meaning)
     rows = {"vocab_size": len(named[f"bert.{EMBEDDING}"])}  # padded, perhaps
     name = origin.resolve().name
     return ExportSource(
@@ -371,19 +373,22 @@ def read_config(path: Path) -> BertConfig:
 
 
 def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> Mapping[str, Tensor]:
-    """Return `weights` in fp32 under BertForPreTraining's names; heads of other tasks are named and left aside.
+    """Return `weights` in fp32 under BertForPreTraining's names, each read when it is asked for; heads of other tasks
+    are named and left aside.
 
     Raises
     ------
     InputError: names left over or missing, another shape than `config` says, numbers of another type, a decoder of its
         own.
     """
-    check_types(origin, {name: tensor.dtype for name, tensor in weights.items()})
-    found, left = _without_prefix(origin, weights)
+    # Looked at one by one, and let go of again: the types, and the shapes.
+    looks = {name: (tensor.dtype, tensor.shape) for name, tensor in weights.items()}
+    check_types(origin, {name: dtype for name, (dtype, _) in looks.items()})
+    found, left = _without_prefix(origin, [*looks])
     for copy, original in COPIES.items():
         if copy in found:
-            tensor = found.pop(copy)
-            if not torch.equal(tensor, found.setdefault(original, tensor)):
+            name = found.pop(copy)
+            if not torch.equal(weights[name], weights[found.setdefault(original, name)]):
                 raise InputError(f"{origin}: {copy} differs from {original}; a model with untied ones is not converted")
     with torch.device("meta"):
         shapes = {name: weight.shape for name, weight in BertForPreTraining(config).named_parameters()}
@@ -393,32 +398,37 @@ def matched(origin: Path, weights: Mapping[str, Tensor], config: BertConfig) -> 
         raise InputError(f"{origin} holds weights that BERT has not: {_some(left)}")
     if left:
         say(f"{origin}: not converted: {', '.join(sorted(heads))} (heads of other tasks)")
-        found = {name: tensor for name, tensor in found.items() if name in shapes}
+        found = {inner: name for inner, name in found.items() if inner in shapes}
     # A head that is missing is missed by whoever wants it; a pooler belongs to the sentence-pair head.
     encoder = {name for name in shapes if name.startswith("bert.") and not name.startswith("bert.pooler.")}
     if missing := sorted(encoder - found.keys()):
         raise InputError(f"{origin} lacks {_some(missing)}")
-    rows = len(found[f"bert.{EMBEDDING}"])
-    for name, tensor in found.items():
-        wanted = shapes[name]
-        if name in COPIES.values() and rows > config.vocab_size:
+    rows = looks[found[f"bert.{EMBEDDING}"]][1][0]
+    for inner, name in found.items():
+        wanted, shape = shapes[inner], looks[name][1]
+        if inner in COPIES.values() and rows > config.vocab_size:
             wanted = torch.Size([rows, *wanted[1:]])  # entries that pad the vocabulary are cut off in export
-        if tensor.shape != wanted:
-            raise InputError(f"{origin}: {name} is {list(tensor.shape)}, the configuration says {list(wanted)}")
-    # In 16 bit they stay as they are until somebody reads one.
-    return StoredWeights({name: found[name].float for name in shapes if name in found})
+        if shape != wanted:
+            raise InputError(f"{origin}: {inner} is {list(shape)}, the configuration says {list(wanted)}")
+    return StoredWeights({inner: partial(_in_fp32, weights, found[inner]) for inner in shapes if inner in found})
 
 
-def _without_prefix(origin: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights without the common prefix before BertForPreTraining's names; the names without it."""
-    anchors = [name for name in weights if name == EMBEDDING or name.endswith(f".{EMBEDDING}")]
+def _in_fp32(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    return weights[name].float()
+
+
+def _without_prefix(origin: Path, names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Return BertForPreTraining's names of weights, each with the one that it has here, behind a common prefix; and the
+    names without that prefix."""
+    anchors = [name for name in names if name == EMBEDDING or name.endswith(f".{EMBEDDING}")]
     if len(anchors) != 1:
         raise InputError(f"{origin} holds {len(anchors)} tensors called ...{EMBEDDING}, not one: {_some(anchors)}")
     lead = anchors[0].removesuffix(EMBEDDING)
     whole = f".{lead}".endswith(".bert.")  # else a bare encoder
     prefix = lead.removesuffix("bert.") if whole else lead
-    found, left = {}, []
-    for name, tensor in weights.items():
+    found: dict[str, str] = {}
+    left = []
+    for name in names:
         if name.endswith(BUFFERS):
             continue
         if not name.startswith(prefix):
@@ -429,7 +439,7 @@ def _without_prefix(origin: Path, weights: Mapping[str, Tensor]) -> tuple[dict[s
         inner = inner.removesuffix(end) + OLD_ENDS.get(end, end)
         if inner in found:
             raise InputError(f"{origin} holds two tensors for {inner}; which one is meant cannot be told")
-        found[inner] = tensor
+        found[inner] = name
     return found, sorted(left)
 
 

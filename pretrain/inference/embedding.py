@@ -147,6 +147,7 @@ def embed_file(folder: Path, lines: Iterable[str], count: int, out: Path, *, as_
             cut += too_long
             yield vectors.astype("<f4", copy=False).tobytes()
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, content())
     if cut:
         say(f"longer than the model's {embedder.longest} tokens, and cut: {cut:,} of {count:,} lines")

@@ -95,7 +95,7 @@ def gather_flags(path: Path, rows: Rows, columns: tuple[str, ...]) -> Rows:
         first = rows[0][1]
         if columns or any(name in first for name in LABEL_COLUMNS):
             return rows
-        names = [name for name in first if name and all(_flag(row.get(name)) is not None for _, row in rows)]
+        names = [name for name in first if name and all(flag_of(row.get(name)) is not None for _, row in rows)]
         if len(names) < 2:
             return rows
         listed = ", ".join(first.written[name] for name in names)
@@ -106,7 +106,7 @@ def gather_flags(path: Path, rows: Rows, columns: tuple[str, ...]) -> Rows:
         for column, name in zip(columns if len(columns) > 1 else names, names, strict=True):
             if name not in row:
                 raise InputError(f"{path}, line {line}: no column {column}; found {found(row)}")
-            flag = _flag(row[name])
+            flag = flag_of(row[name])
             if flag is None:
                 raise InputError(f"{path}, line {line}: {row.written[name]} must be 0 or 1, not {shorten(row[name])}")
             label += [row.written[name]] * flag
@@ -117,7 +117,7 @@ def gather_flags(path: Path, rows: Rows, columns: tuple[str, ...]) -> Rows:
     return gathered
 
 
-def _flag(value: Any) -> bool | None:
+def flag_of(value: Any) -> bool | None:
     """Return whether a cell says yes; None where it says something else."""
     word = str(value).strip().lower()
     return True if word in ("1", "1.0", "true") else False if word in ("0", "0.0", "false") else None
