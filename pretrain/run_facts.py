@@ -14,6 +14,10 @@ from pretrain.settings.shape import model_in_words
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
 OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
+COMPARED = (  # options by which runs differ that one lays beside each other
+    "model", "layers", "hidden", "heads", "init_from", "objective", "seq_len", "steps", "hours", "schedule", "warmup",
+    "dropout", "mask_rate", "mask_unit", "average", "temperature", "mlm_bias", "seed",
+)  # fmt: skip
 TIMES = " \N{MULTIPLICATION SIGN} "
 
 
@@ -70,8 +74,7 @@ def run_facts(
 
 
 def settings_to_compare(record: RunRecord) -> dict[str, int | float | str | bool]:
-    """Return settings by which runs are compared: options that are one value, with batch, rate, precision and stage as
-    they were resolved."""
+    """Return settings by which runs are compared, those of DeepSpeed's JSON as they were resolved."""
     deepspeed = record.get("deepspeed", {})
     params = deepspeed.get("optimizer", {}).get("params", {})
     resolved = {
@@ -85,7 +88,7 @@ def settings_to_compare(record: RunRecord) -> dict[str, int | float | str | bool
     }
     return {
         name: value
-        for name, value in (record["train"] | resolved).items()
+        for name, value in ({name: record["train"].get(name) for name in COMPARED} | resolved).items()
         if isinstance(value, int | float | str | bool)
     }
 
