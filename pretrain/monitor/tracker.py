@@ -7,7 +7,6 @@ is said once and ends its curves, never the run.
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,17 @@ from pretrain.monitor.sinks import Histogram, Values
 from pretrain.settings.config import TrackerName
 
 PROJECT = "zerobert"
+
+
+def module_of(name: TrackerName) -> Any:
+    """Return the package of a tracker; both are an extra."""
+    if name == "wandb":
+        import wandb
+
+        return wandb
+    import trackio
+
+    return trackio
 
 
 class Tracker:
@@ -34,7 +44,7 @@ class Tracker:
         """Begin the run there, under the name of its folder."""
 
         def start() -> None:
-            self._module = import_module(self._name)
+            self._module = module_of(self._name)
             title = "-".join(self._run.absolute().parts[-2:])
             where: dict[str, Any] = {}
             if self._name == "wandb":
