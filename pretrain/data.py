@@ -9,6 +9,9 @@ micro-batches of all ranks by length, so that every rank has as much to do; the 
 with the losses normalised by the counts of the whole step also the gradient, do not depend on how a step is cut. Each
 rank counts the whole step from the index alone, before a micro-batch of it is made; of these only a few are in memory
 at a time, however large the step. A DataPosition is all that a resume needs, at any world size.
+
+Where many ranks share a step, a rank looks up its own samples only; of the others it reads the lengths, which all ranks
+of a node find together (length_table.py).
 """
 
 import queue
@@ -24,8 +27,9 @@ import torch
 import torch.distributed as dist
 
 from data_prep.samples.assemble import gather_tokens, split_by_length, word_continuations
+from data_prep.samples.length_table import LengthTable, NodeRanks
 from data_prep.samples.masking import Masking, mask_counts, mask_tokens
-from data_prep.samples.mixture import Epoch, Mixture, Samples
+from data_prep.samples.mixture import Epoch, KnownLengths, Mixture, Samples
 from data_prep.store import Store
 from pretrain.attention import SeqLens
 from pretrain.model import IGNORED, Batch
@@ -37,6 +41,7 @@ Item = TypeVar("Item")
 LOOKUP_SAMPLES = 1 << 14  # looked up at once: the shuffle is slow on small calls
 COLLATE_TOKENS = 1 << 15  # of the samples that are made into batches at once; at least one batch
 PREFETCH_MICRO_BATCHES = 4  # made in advance
+MANY_RANKS = 16  # from which on a rank looks up its own samples only
 
 
 class StepData(NamedTuple):
@@ -51,15 +56,51 @@ class StepData(NamedTuple):
         return self._replace(micro_batches=map(Batch.pin_memory, self.micro_batches))
 
 
+class DrawnSamples(NamedTuple):
+    """Samples that come next, of which only the lengths are known until some are taken. N samples."""
+
+    spans: tuple[tuple[Epoch, int, int], ...]  # an epoch, a first position in it, and how many from there
+    codes: np.ndarray  # [N] uint32, as Epoch.length_codes_at() has them
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """[N] int64: tokens of A and B of each."""
+        return (self.codes >> 1).astype(np.int64)
+
+    @property
+    def has_b(self) -> np.ndarray:
+        """[N] bool: samples of two segments."""
+        return self.codes & 1 > 0
+
+    def take(self, indices: np.ndarray) -> Samples:
+        """Look up some of the samples, in the order of `indices`."""
+        if len(self.spans) == 1:
+            epoch, first, _ = self.spans[0]
+            return epoch.samples_at(first + indices)
+        # Samples 7, 2 and 5, of which 0 to 4 end an epoch: 2, then 7 and 5 are looked up, and put into their order.
+        ends = np.cumsum([count for _, _, count in self.spans])
+        owner = np.searchsorted(ends, indices, side="right")
+        order = np.argsort(owner, kind="stable")
+        found = [
+            epoch.samples_at(first + indices[owner == index] - (ends[index] - count))
+            for index, (epoch, first, count) in enumerate(self.spans)
+        ]
+        return Samples.concatenate(found).take(np.argsort(order))
+
+
 class SampleStream:
     """Gives the samples of a mixture one after another, epoch after epoch."""
 
-    def __init__(self, mixture: Mixture, position: DataPosition):
-        self.mixture, self.position = mixture, position
-        self._epoch: Epoch = mixture.epoch(position.epoch)
-        mixture.prefetch_epoch(position.epoch + 1)
+    def __init__(self, mixture: Mixture, position: DataPosition, node: NodeRanks = NodeRanks()):  # noqa: B008
+        """`node`: the ranks that find lengths together, for `draw()`."""
+        if mixture.windows > 1 and not position.sample and not position.window:
+            position = position._replace(window=1)  # within an epoch, a version without windows has been here
+        self.mixture, self.position, self._node = mixture, position, node
+        self._epoch: Epoch = mixture.epoch(position.epoch, position.window)
+        mixture.prefetch_epoch(*mixture.after(position.epoch, position.window))
         self._window: Samples | None = None
         self._window_start = 0
+        self._lengths: LengthTable | None = None
 
     def take(self, count: int) -> Samples:
         """Return the next `count` samples; moves `position`."""
@@ -68,41 +109,75 @@ class SampleStream:
             part = self._within_window(count)
             parts.append(part)
             count -= part.size
+            self._move(part.size)
         return Samples.concatenate(parts)
+
+    def draw(self, count: int) -> DrawnSamples:
+        """Return the next `count` samples, none of which is looked up yet; moves `position`."""
+        spans, codes = [], []
+        while count:
+            self._enter_epoch()
+            epoch, first = self._epoch, self.position.sample
+            size = min(count, epoch.size - first)
+            spans.append((epoch, first, size))
+            codes.append(self._length_table().read(first, first + size))
+            count -= size
+            self._move(size)
+        return DrawnSamples(tuple(spans), np.concatenate(codes))
 
     def skip(self, count: int) -> None:
         """Pass over the next `count` samples."""
         for first in range(0, count, LOOKUP_SAMPLES):
             self.take(min(LOOKUP_SAMPLES, count - first))
 
+    def _enter_epoch(self) -> None:
+        """Go on to the next epoch, or window, where this one is at its end."""
+        if self.position.sample >= self._epoch.size:
+            epoch, window = self.mixture.after(self.position.epoch, self.position.window)
+            self.position = self.position._replace(epoch=epoch, window=window, sample=0)
+            self._epoch, self._window, self._lengths = self.mixture.epoch(epoch, window), None, None
+            self.mixture.prefetch_epoch(*self.mixture.after(epoch, window))
+
+    def _move(self, count: int) -> None:
+        sample, in_phase = self.position.sample + count, self.position.samples_in_phase + count
+        self.position = self.position._replace(sample=sample, samples_in_phase=in_phase)
+
     def _within_window(self, count: int) -> Samples:
-        epoch, sample = self.position.epoch, self.position.sample
-        if sample >= self._epoch.size:
-            epoch, sample = epoch + 1, 0
-            self._epoch, self._window = self.mixture.epoch(epoch), None
-            self.mixture.prefetch_epoch(epoch + 1)
+        self._enter_epoch()
+        sample = self.position.sample
         if self._window is None or sample - self._window_start >= self._window.size:
             stop = min(sample + LOOKUP_SAMPLES, self._epoch.size)
             self._window, self._window_start = self._epoch.samples_at(np.arange(sample, stop)), sample
         first = sample - self._window_start
-        part = self._window.take(slice(first, first + count))
-        self.position = self.position._replace(
-            epoch=epoch, sample=sample + part.size, samples_in_phase=self.position.samples_in_phase + part.size
-        )
-        return part
+        return self._window.take(slice(first, first + count))
+
+    def _length_table(self) -> LengthTable:
+        if self._lengths is None:
+            epoch, settings = self._epoch, (*self.mixture.settings, self.position.window > 0)
+
+            def find(first: int, stop: int) -> np.ndarray:
+                return epoch.length_codes_at(np.arange(first, stop))
+
+            self._lengths = LengthTable.of(settings, epoch.number, epoch.size, find, self._node)
+        return self._lengths
 
 
 def train_mixture(setup: Setup, phase: Phase) -> Mixture:
     """Return what a phase trains on."""
     config = setup.config
     return Mixture(
-        setup.stores, setup.passes(phase), seq_len=phase.span.seq_len, objective=config.objective, seed=config.seed
+        setup.stores,
+        setup.passes(phase),
+        seq_len=phase.span.seq_len,
+        objective=config.objective,
+        seed=config.seed,
+        node=NodeRanks.here(),
     )
 
 
 def sample_stream(setup: Setup, position: DataPosition) -> SampleStream:
     """Return the samples from a position on, of the phase that it lies in."""
-    return SampleStream(train_mixture(setup, setup.phases[position.phase]), position)
+    return SampleStream(train_mixture(setup, setup.phases[position.phase]), position, NodeRanks.here())
 
 
 def load_steps(setup: Setup, position: DataPosition, device: torch.device) -> Generator[StepData]:
@@ -137,7 +212,8 @@ def train_steps(
     """
     while True:
         taken = stream.position.samples_in_phase
-        samples, masking = stream.take(batch_after(taken)), masking_after(taken)
+        draw = stream.draw if world >= MANY_RANKS else stream.take
+        samples, masking = draw(batch_after(taken)), masking_after(taken)
         counts = count_step(samples, masking, stream.mixture.seq_len, stream.position)
         # Which samples are in each micro-batch, over all ranks; every `world`-th micro-batch is this rank's.
         splits = split_by_length(samples, counts.samples // micro_batch)[rank::world]
@@ -145,17 +221,21 @@ def train_steps(
         yield StepData(counts, len(splits), batches)
 
 
-def count_step(samples: Samples, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
+def count_step(samples: KnownLengths, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
     """Count what these samples hold, from the index alone; `end` is where the next step begins."""
-    lengths = samples.lengths
-    masked = mask_counts(lengths, samples.n_special, masking.rate)
+    # Of each kind of sample, a length with a B or without, how many there are: hundreds of kinds, not 65,536 samples.
+    counts = np.bincount(2 * samples.text_lengths + samples.has_b)
+    kinds = np.flatnonzero(counts)
+    counts, has_b = counts[kinds], kinds & 1
+    n_special = 2 + has_b
+    lengths = (kinds >> 1) + n_special
     return StepCounts(
-        samples=len(lengths),
-        masked=int(masked.sum()),
-        pairs=int(samples.has_b.sum()),
-        tokens=int(lengths.sum()),
-        slots=len(lengths) * seq_len,
-        attended=int((lengths**2).sum()),
+        samples=int(counts.sum()),
+        masked=int(counts @ mask_counts(lengths, n_special, masking.rate)),
+        pairs=int(counts @ has_b),
+        tokens=int(counts @ lengths),
+        slots=int(counts.sum()) * seq_len,
+        attended=int(counts @ lengths**2),
         end=end,
     )
 
@@ -172,7 +252,7 @@ def collate(stores: tuple[Store, ...], samples: Samples, masking: Masking) -> Ba
 
 
 def collate_splits(
-    stores: tuple[Store, ...], samples: Samples, splits: np.ndarray, masking: Masking, seq_len: int
+    stores: tuple[Store, ...], samples: Samples | DrawnSamples, splits: np.ndarray, masking: Masking, seq_len: int
 ) -> Iterator[Batch]:
     """Yield a batch for each row of `splits` [batches, batch size], indices of samples with the longest first.
 

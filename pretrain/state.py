@@ -25,6 +25,7 @@ class DataPosition(NamedTuple):
     phase: int = 0  # of the run
     samples_in_phase: int = 0  # that this phase has had
     seq_len: int = 0  # of the samples that this is a place among; 0: not told
+    window: int = 0  # of the epoch, from 1, in which `sample` is; 0: the epoch has none
 
     @classmethod
     def from_json(cls, fields: Fields) -> "DataPosition":
@@ -34,17 +35,20 @@ class DataPosition(NamedTuple):
         ------
         InputError: a field of another type, or out of its range.
         """
-        return cls(*(fields.whole(name, default=0) for name in ("epoch", "sample", "phase", "taken", "seq_len")))
+        return cls(
+            *(fields.whole(name, default=0) for name in ("epoch", "sample", "phase", "taken", "seq_len", "window"))
+        )
 
     def to_json(self) -> dict[str, int]:
         """Return the position by the names in state.json."""
-        epoch, sample, phase, taken, seq_len = self
-        return {"epoch": epoch, "sample": sample, "phase": phase, "taken": taken, "seq_len": seq_len}
+        epoch, sample, phase, taken, seq_len, window = self
+        place = {"epoch": epoch, "sample": sample, "phase": phase, "taken": taken, "seq_len": seq_len}
+        return place | ({"window": window} if window else {})
 
     @property
     def epochs_begun(self) -> int:
         """Epochs of which a sample has been drawn."""
-        return self.epoch + (self.sample > 0)
+        return self.epoch + (self.sample > 0 or self.window > 1)
 
     def entering(self, phase: int, seq_len: int, fresh_epoch: int | None = None) -> "DataPosition":
         """Return where a phase goes on: where it was, else where the one before ended, or where its samples come in
@@ -52,7 +56,7 @@ class DataPosition(NamedTuple):
         had = self.samples_in_phase if phase == self.phase else 0
         if self.seq_len not in (0, seq_len):
             return DataPosition(phase=phase, samples_in_phase=had, seq_len=seq_len)
-        place = {} if fresh_epoch is None else {"epoch": fresh_epoch, "sample": 0}
+        place = {} if fresh_epoch is None else {"epoch": fresh_epoch, "sample": 0, "window": 0}
         return self._replace(phase=phase, samples_in_phase=had, seq_len=seq_len, **place)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.samples import length_table
 from data_prep.samples.assemble import split_by_length
 from data_prep.samples.masking import Masking
-from data_prep.samples.mixture import Mixture
+from data_prep.samples.mixture import Epoch, Mixture
 from data_prep.store import Store
+from pretrain import data
 from pretrain.data import SampleStream, StepData, prefetch, prefetch_steps, train_steps
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition
@@ -84,6 +86,35 @@ def test_samples_of_a_step_do_not_depend_on_ranks_and_micro_batches(store, world
     steps = 12  # more than one epoch
     assert mixture(store).epoch(0).size < steps * GLOBAL
     assert step_samples(store, steps, world, micro) == step_samples(store, steps, 1, GLOBAL)
+
+
+def test_a_rank_that_looks_up_its_own_samples_only_has_the_same_ones(store, tmp_path, monkeypatch):
+    """As of many ranks; each of the two on this node finds a part of the lengths, in blocks that epochs cut."""
+    monkeypatch.setenv("ZEROBERT_CACHE", str(tmp_path))
+    monkeypatch.setattr(length_table, "BLOCK_SAMPLES", 16)
+    plain = [step_samples(store, 12, world, micro) for world, micro in ((2, 6), (1, 4))]
+    counts = [step.counts for step in first_steps(store, 12, 2, 6)]
+    found: list[tuple[int, int]] = []
+    at = Epoch.length_codes_at
+
+    def counted(epoch: Epoch, rows: np.ndarray) -> np.ndarray:
+        found.append((epoch.number, int(rows[0])))
+        return at(epoch, rows)
+
+    monkeypatch.setattr(Epoch, "length_codes_at", counted)
+    monkeypatch.setattr(data, "MANY_RANKS", 1)
+    lengths = [step_samples(store, 12, world, micro) for world, micro in ((2, 6), (1, 4))]
+    assert lengths == plain
+    assert [step.counts for step in first_steps(store, 12, 2, 6)] == counts
+
+    # Two ranks, step by step: what one has found the other reads.
+    found.clear()
+    streams = [SampleStream(mixture(store), BEGIN, length_table.NodeRanks(rank, 2)) for rank in range(2)]
+    for _ in range(6):
+        first, second = (stream.draw(24).codes for stream in streams)
+        assert first.tolist() == second.tolist()
+    assert len(found) == len(set(found)) > 6
+    assert len(list(tmp_path.glob("lengths-*"))) == 2  # this epoch's and the one before
 
 
 def test_every_rank_has_as_much_to_do(tmp_path):

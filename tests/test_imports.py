@@ -45,7 +45,7 @@ FROM_DATA_PREP = {
         ),
         *("tokens.contract", "tokens.old_tokenizer", "tokens.row_sources", "tokens.tokenizer_folder"),
         *("samples.assemble", "samples.counter_rng", "samples.coverage", "samples.masking", "samples.mixture"),
-        "samples.sample_index",
+        *("samples.length_table", "samples.sample_index"),
         "sharding.ranks",
         "rounding",
     )

@@ -88,13 +88,16 @@ def test_of_several_processes_one_makes_it():
 
 def test_a_mixture_gives_the_same_with_and_without(tmp_path, monkeypatch):
     store = store_of(tmp_path / "store", random_documents(30))
-    plain = [Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)._spans(0, number) for number in range(3)]
+    plain = [
+        Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)._spans(mixtures.Part(0, number, 1))
+        for number in range(3)
+    ]
     mixture = Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)
     mixture.epoch(0)
     mixture.prefetch_epoch(1)
     mixture.epoch(1)
     monkeypatch.setattr(mixtures, "build_index", lambda *_, **__: never())
     again = Mixture([store], [1.5], seq_len=32, objective="nsp", seed=3)
-    assert all((again._spans(0, number) == plain[number]).all() for number in range(3))
+    assert all((again._spans(mixtures.Part(0, number, 1)) == plain[number]).all() for number in range(3))
     with pytest.raises(AssertionError, match="made again"):
         Mixture([store], [1.5], seq_len=32, objective="nsp", seed=4).epoch(0)

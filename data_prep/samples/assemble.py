@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.samples.mixture import Samples
+from data_prep.samples.mixture import KnownLengths, Samples
 from data_prep.store import Store
 
 
@@ -22,12 +22,16 @@ class Assembled(NamedTuple):
     lengths: np.ndarray  # [N] int64, tokens of each sample
 
 
-def split_by_length(samples: Samples, count: int) -> np.ndarray:
+def split_by_length(samples: KnownLengths, count: int) -> np.ndarray:
     """Return indices of samples [count, N / count] so that each split has as many tokens as the others, nearly: the
     longest sample goes to the first split, the next one to the second, and after the last split back again.
     In each split the longest stands first."""
     # Lengths 9, 8, 7, 6, 5, 4 among two: 9 | 8, then 6 | 7, then 5 | 4.
-    rounds = np.argsort(-samples.text_lengths, kind="stable").reshape(-1, count)
+    lengths = samples.text_lengths
+    shortness = lengths.max(initial=0) - lengths
+    if shortness.max(initial=0) < 1 << 16:
+        shortness = shortness.astype(np.uint16)  # these numpy sorts by their digits, ten times as fast
+    rounds = np.argsort(shortness, kind="stable").reshape(-1, count)
     rounds[1::2] = rounds[1::2, ::-1]
     return rounds.T
 

@@ -28,6 +28,7 @@ from data_prep.files import cache_folder, write_whole
 
 MIN_CACHED_BYTES = 4 << 20  # a smaller array is made in a few milliseconds
 KEPT_PASSES = 2  # before the newest one
+WAITING = np.zeros(0)  # in place of an array that another process makes
 POLL_SECONDS = 0.05  # between two looks at a lock that another process holds
 
 
@@ -36,10 +37,14 @@ def cached(
     pass_number: int,
     make: Callable[[], np.ndarray],
     check_wanted: Callable[[], None] = lambda: None,
+    *,
+    kept: int = KEPT_PASSES,
+    waits: bool = True,
 ) -> np.ndarray:
     """Return what `make` returns, from the cache where it is there; it depends on `settings` and `pass_number` alone.
 
-    `check_wanted` is called while another process makes it, and gives up by raising.
+    `check_wanted` is called while another process makes it, and gives up by raising. Unless this `waits`, WAITING is
+    returned then. `kept` passes before the newest one stay.
     """
     folder = cache_folder()
     if folder is None:
@@ -49,14 +54,16 @@ def cached(
     try:
         if (found := _load(path)) is not None:
             return found
-        with _locked(path, check_wanted):
+        with _locked(path, check_wanted, waits) as is_mine:
+            if not is_mine:
+                return WAITING
             if (found := _load(path)) is not None:  # made while we waited
                 return found
             made = make()
             if made.nbytes < MIN_CACHED_BYTES:
                 return made
             _save(path, made)
-            _forget(folder, key, pass_number)
+            _forget(folder, key, pass_number - kept)
             return made if (found := _load(path)) is None else found
     except OSError as error:  # a full disk must not stop a run that can do without
         say(f"warning: the index is not kept in {folder} ({error})")
@@ -77,13 +84,13 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _locked(path: Path, check_wanted: Callable[[], None]) -> Iterator[None]:
+def _locked(path: Path, check_wanted: Callable[[], None], waits: bool) -> Iterator[bool]:
     descriptor = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not _is_mine(descriptor):
+        while not (is_mine := _is_mine(descriptor)) and waits:
             check_wanted()
             time.sleep(POLL_SECONDS)
-        yield
+        yield is_mine
     finally:
         os.close(descriptor)
 
@@ -96,8 +103,8 @@ def _is_mine(descriptor: int) -> bool:
     return True
 
 
-def _forget(folder: Path, key: str, newest: int) -> None:
+def _forget(folder: Path, key: str, oldest: int) -> None:
     for path in folder.glob(f"index-{key}-*.npy*"):
         with suppress(ValueError, FileNotFoundError):
-            if int(path.name.split("-")[2][:6]) < newest - KEPT_PASSES:
+            if int(path.name.split("-")[2][:6]) < oldest:
                 path.unlink()

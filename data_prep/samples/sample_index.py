@@ -84,18 +84,21 @@ class Sentences(NamedTuple):
     documents: np.ndarray  # [D + 1] int64, first sentence of each document
 
     @classmethod
-    def of(cls, store: Store, held_out: bool = False) -> "Sentences":
-        """Select the sentences of documents that are (or are not) held out."""
-        lengths = np.concatenate([shard.sentence_lengths for shard in store.shards]).astype(np.int64)
-        counts = np.concatenate([shard.document_sentences for shard in store.shards]).astype(np.int64)
-        flags = np.concatenate([shard.document_flags for shard in store.shards])
-        chosen = (flags & HELD_OUT > 0) == held_out
-        sentences = np.repeat(chosen, counts)
-        starts = np.cumsum(lengths) - lengths
+    def of(cls, store: Store, held_out: bool = False, shards: Iterable[int] | None = None) -> "Sentences":
+        """Select the sentences of documents that are (or are not) held out, of all shards or some, by index."""
+        starts, lengths, counts = [], [], []
+        for index in range(len(store.shards)) if shards is None else shards:
+            shard = store.shards[index]
+            chosen = (shard.document_flags & HELD_OUT > 0) == held_out
+            sentences = np.repeat(chosen, shard.document_sentences)
+            of_shard = shard.sentence_lengths.astype(np.int64)
+            starts.append((store.token_starts[index] + np.cumsum(of_shard) - of_shard)[sentences])
+            lengths.append(of_shard[sentences])
+            counts.append(shard.document_sentences[chosen].astype(np.int64))
         return cls(
-            starts[sentences],
-            np.concatenate([[0], np.cumsum(lengths[sentences])]),
-            np.concatenate([[0], np.cumsum(counts[chosen])]),
+            np.concatenate(starts),
+            np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+            np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
         )
 
 

@@ -188,6 +188,10 @@ def finish(
     InputError: the corpus turned out to hold no text, or what `check` says.
     """
     store = records.store
+    # Of a thousand ranks all but the last ones end here: each would read thousands of records while the others wait.
+    if left := records.count_missing(units):
+        say(f"this rank is done; {left} of {len(units)} units are with other ranks")
+        return False
     with finishing_lock(records.folder) as is_first:
         if not is_first:
             say(f"{store} was finished by another rank")

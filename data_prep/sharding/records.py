@@ -82,6 +82,14 @@ class Records:
         counts = {int(source): Counter(found) for source, found in content["counts"].items()}
         return FinishedUnit(whole, counts) if len(whole) == len(shards) else None
 
+    def count_missing(self, units: Iterable[WorkUnit]) -> int:
+        """Return how many units have no record, by one look at the names in the folder; 0 where that is gone."""
+        try:
+            names = set(_names(self.folder))
+        except FileNotFoundError:
+            return 0
+        return sum(self._unit_path(unit).name not in names for unit in units)
+
     def add_shard(self, unit: WorkUnit, piece: int, record: ShardRecord) -> None:
         """Note that a shard is whole."""
         content = record._asdict() | {"shard": asdict(record.shard)}

@@ -103,7 +103,7 @@ def move_position(state: RunState, before: RunRecord, now: RunRecord, changes: t
             position = position._replace(seq_len=phases[position.phase]["seq_len"])
     if position.epochs_begun and any(change.moves for change in changes):
         epoch = fresh_epoch_of(before, now, state.step, position.epochs_begun)
-        position = position._replace(epoch=epoch, sample=0)
+        position = position._replace(epoch=epoch, sample=0, window=0)
     return state._replace(position=position)
 
 
