@@ -11,16 +11,18 @@
     vocab/vocab.txt               one entry a line, its id being the line
     vocab/extension.json          of --extend: what was extended, and by what
 
-The corpus is streamed. AutoTokenizer and BertTokenizer give the same ids for the folder. A size is rounded up to a
+The corpus is streamed by several processes; of a large one documents chosen by a hash are counted (--sample_mb), and it
+is said how much that was. AutoTokenizer and BertTokenizer give the same ids for the folder. A size is rounded up to a
 multiple of 64, which matrix units like; a corpus too small for it gives a smaller vocabulary; the model pads its own.
 --extend adds the words that spare the corpus most tokens behind the entries of a model's vocabulary, whose ids stay: a
 store made with it continues that model (train --init_from), and each new word begins as the mean of its pieces.
 --lang says what is sensible for a language (data_prep/text/languages.py): case and accents are kept but where they
 mean little, as in English; unigram where no spaces part words. Without it the vocabulary is uncased, and what is lost
 is said.
-The same corpus and options give the same vocabulary, byte for byte.
+The same corpus and options give the same vocabulary, byte for byte, with any number of workers.
 """
 
+import gc
 import sys
 import unicodedata
 from collections import Counter
@@ -39,30 +41,40 @@ if __name__ == "__main__":
     continue_in_venv()
 
 import numpy as np
-from tokenizers import Tokenizer, trainers
+from tokenizers import Tokenizer
 
-from data_prep.cli import InputError, run, say
+from data_prep.cli import InputError, printable, run, say
 from data_prep.files import check_writable, write_folder
-from data_prep.progress import Progress, still
-from data_prep.ranges import Range, check_ranges
-from data_prep.text.corpus import read_counted_documents, read_documents
-from data_prep.text.damage import check_damage, check_damage_of_all
-from data_prep.text.discovery import check_unchanged, find_sources
+from data_prep.progress import still
+from data_prep.ranges import WORKERS, Range, check_ranges
+from data_prep.sample import Reading, Sample
+from data_prep.sharding.worker_pool import WorkerError
+from data_prep.text.corpus import read_documents
+from data_prep.text.discovery import find_sources
 from data_prep.text.languages import Lost, defaults, what_uncased_loses
 from data_prep.text.sentences import splitter
 from data_prep.text.source import Source
 from data_prep.tokens import sentencepieces
-from data_prep.tokens.characters import count_characters
+from data_prep.tokens.characters import alphabet_of
 from data_prep.tokens.contract import tokenizer_of
-from data_prep.tokens.extension import RULE, UNSPACED, WordCounts, extended, write_extension
+from data_prep.tokens.extension import (
+    RULE,
+    UNSPACED,
+    check_wordpiece,
+    extended,
+    most_useful,
+    tokens_spared,
+    write_extension,
+)
 from data_prep.tokens.fast_paths import Ids
+from data_prep.tokens.joining import MAX_SIZE, PREFIX, join_pieces
 from data_prep.tokens.sentencepieces import SPECIAL
 from data_prep.tokens.unknown import UnknownCharacters, advice, characters_of
 from data_prep.tokens.wordpiece import bert_tokenizer, finish_tokenizer, read_vocab, write_tokenizer
+from data_prep.tokens.words import Counted, Cutter
 
 SIZE_MULTIPLE = 64
-NEW_WORDS = "words that may be added"
-SAMPLED_SOURCES, SAMPLED_CHARS = 100, 20_000  # sources, and characters of each, in which the unknown is counted
+LOOKED_AT_SOURCES, LOOKED_AT_CHARS = 100, 20_000  # sources, and characters of each, in which the unknown is counted
 WARN_MARKS_SHARE = 0.003  # of characters with marks; in English it is a tenth of that
 
 
@@ -81,7 +93,7 @@ class VocabConfig:
     add: Annotated[int | None, Range(1, 1e6)] = None
     """of --extend: how many words; None: 500. Those of letters and digits that the vocabulary spells in several pieces
     and that, as entries, spare the corpus most tokens"""
-    size: Annotated[int, Range(256, 1e7)] = 30528
+    size: Annotated[int, Range(256, MAX_SIZE)] = 30528
     """entries, rounded up to a multiple of 64"""
     model: Literal["auto", "wordpiece", "unigram", "bpe"] = "auto"
     """kind of vocabulary; unigram and bpe are SentencePiece's; auto: wordpiece, or unigram if --lang has no spaces"""
@@ -99,6 +111,11 @@ class VocabConfig:
     """field of .jsonl, .json, column of .csv, .tsv, .parquet; without "text" .json, .csv, .tsv take a likely one"""
     encoding: str | None = None
     """that of all text without a byte order mark, such as cp1252; by default found for each file, and said"""
+    sample_mb: Annotated[float, Range(0, 1e9, low_open=True)] = 1000
+    """MB of text that are counted, about; of a larger corpus documents chosen by a hash of their text, so the same in
+    any order of files"""
+    workers: Annotated[int, WORKERS] = 0
+    """processes that count; 0: one a core"""
     max_damaged: Annotated[float | None, Range(0, 1)] = None
     """share of a source's characters that may be U+FFFD or controls: 0.01, but 0 with --encoding"""
 
@@ -142,11 +159,19 @@ def _is_ours(folder: Path) -> bool:
 
 
 def main(config: VocabConfig) -> None:
+    """Make the folder."""
+    try:
+        make_vocabulary(config)
+    except WorkerError as error:
+        sys.exit(f"error: {printable(error)}")
+
+
+def make_vocabulary(config: VocabConfig) -> None:
     """Make the folder.
 
     Raises
     ------
-    InputError: nothing to read, or a vocabulary that lacks special tokens.
+    InputError: nothing to read, or a vocabulary that lacks special tokens. WorkerError: a worker died or failed.
     """
     check_writable(config.out)
     if config.extend is not None:
@@ -199,18 +224,18 @@ def extend_vocabulary(config: VocabConfig, origin: Path) -> None:
         raise InputError(f"--out {config.out} is the folder of --extend, which stays as it is; give another")
     most = 500 if config.add is None else config.add
     base = tokenizer_of(origin, "--extend")
-    counts = WordCounts(base.tokenizer, origin)
+    check_wordpiece(base.tokenizer, origin)
     sources = _sources(config)
-    for batch in _batches(sources, config, NEW_WORDS):
-        counts.add(batch)
-    words = counts.most_useful(most, config.min_frequency)
+    counts = _count(_sample(sources, config), config, Cutter(base.tokenizer), "words that may be added").words
+    words = most_useful(base.tokenizer, counts, most, config.min_frequency)
     if not words:
         raise InputError(
             f"the vocabulary of {origin} spells no word in pieces that stands {config.min_frequency} times in "
             f"{', '.join(source.name for source in sources[:5])}; give more text, or lower --min_frequency"
         )
     added = [word.text for word in words]
-    spared, unknown = counts.spared(extended(base, added)), sum(word.is_unknown for word in words)
+    spared = tokens_spared(counts, base.tokenizer, extended(base, added))
+    unknown = sum(word.is_unknown for word in words)
     record = {
         "entries": base.size,
         "added": len(added),
@@ -272,10 +297,12 @@ def make_sentencepieces(sources: list[Source], config: VocabConfig, size: int) -
     assert config.model in ("unigram", "bpe")
     split = splitter("en")  # only so that no text is too long for the trainer
     # The trainer leaves out the rarest characters, which in German are q and x; as many stay as WordPiece would keep.
-    counts = count_characters(_batches(sources, config, "characters"), partial(_compatible, config.cased))
-    alphabet = counts.at_least(config.min_frequency)[: size // 4]
+    sample = _sample(sources, config)
+    counted = _count(sample, config, None, "characters")
+    alphabet = alphabet_of(counted, partial(_compatible, config.cased)).at_least(config.min_frequency)[: size // 4]
     with still("joining pieces") as begin:
-        texts = (sentences for batch in _batches(sources, config, "pieces", begin) for sentences in split(batch))
+        batches = _then(sample.texts("pieces", counted.read_bytes), begin)
+        texts = (sentences for batch in batches for sentences in split(batch))
         tokenizer = sentencepieces.train(chain.from_iterable(texts), config.model, size, config.cased, alphabet)
     finish_tokenizer(tokenizer)
     _say_shortage(tokenizer.get_vocab(), size)
@@ -315,8 +342,8 @@ def _warn_of_unknown(tokenizer: Tokenizer, sources: list[Source], config: VocabC
 def _beginnings(sources: list[Source], config: VocabConfig) -> list[str]:
     """Return lines from the beginnings of some sources."""
     lines: list[str] = []
-    for source in sources[:SAMPLED_SOURCES]:
-        left = SAMPLED_CHARS
+    for source in sources[:LOOKED_AT_SOURCES]:
+        left = LOOKED_AT_CHARS
         for document in read_documents(source, config.column, Counter()):
             lines += document.text[:left].split("\n")
             left -= len(document.text)
@@ -339,7 +366,8 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
     """
     tokenizer = bert_tokenizer({}, config.cased)
     # Chinese needs thousands of characters, but a small vocabulary must not spend most of its entries on rare ones.
-    counts = count_characters(_batches(sources, config, "characters"), tokenizer.normalizer.normalize_str)
+    counted = _count(_sample(sources, config), config, Cutter(tokenizer), "words")
+    counts = alphabet_of(counted, tokenizer.normalizer.normalize_str)
     characters = counts.at_least(config.min_frequency)
     alphabet, rare = sorted(characters[: size // 4]), characters[size // 4 :]
     if not (config.cased or config.uncased) and counts.marks > WARN_MARKS_SHARE:
@@ -355,21 +383,14 @@ def train_wordpiece(sources: list[Source], config: VocabConfig, size: int) -> li
         if counts.seen:
             raise InputError(f"no character occurs {config.min_frequency} times in {names}; lower --min_frequency")
         raise InputError(f"the corpus holds no text: {names}")
-    # The trainer numbers what it meets in the order of a hash map and breaks ties by number: the same corpus would give
-    # another vocabulary every time. Characters numbered beforehand, as if they were special tokens, pin everything.
-    inside = ["##" + character for character in alphabet if _joins(tokenizer, character)]
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
-        min_frequency=config.min_frequency,
-        special_tokens=[*SPECIAL, *alphabet, *inside],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
+    entries = join_pieces(
+        counted.words,
+        SPECIAL,
+        alphabet,
+        [PREFIX + character for character in alphabet if _joins(tokenizer, character)],
+        size=size,
+        least=config.min_frequency,
     )
-    with still("joining pieces") as begin:
-        tokenizer.train_from_iterator(_batches(sources, config, "words", begin), trainer)
-    ids = tokenizer.get_vocab()
-    entries = sorted(ids, key=ids.__getitem__)
     # Words of Chinese are its characters: where longer words leave room, rarer ones take it.
     alone = [character for character in rare if not _joins(tokenizer, character)]
     return entries + alone[: max(0, size - len(entries))]
@@ -381,35 +402,27 @@ def _joins(tokenizer: Tokenizer, character: str) -> bool:
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(normal)) == 1
 
 
-def _batches(
-    sources: list[Source], config: VocabConfig, what: str, at_end: Callable[[], None] = lambda: None
-) -> Iterator[list[str]]:
-    """Yield paragraphs of the whole corpus in batches of about 1 MB; the work shows itself."""
-    counts: Counter[str] = Counter()
-    counted: list[tuple[Source, Counter[str]]] = []
-    batch: list[str] = []
-    size = 0
-    with Progress(what=f"counting {what}", unit="B") as progress:
-        for source in sources:
-            seen: Counter[str] = Counter()
-            for document in read_counted_documents(source, config.column, seen):
-                batch += document.text.split("\n" if document.lines else "\n\n")
-                size += len(document.text)
-                if size >= 1 << 20:
-                    progress.update(size)
-                    yield batch
-                    batch, size = [], 0
-            check_unchanged(source)
-            # Now, not hours later.
-            check_damage(source, seen, config.max_damaged, encoding_is_named=config.encoding is not None)
-            counted.append((source, seen))
-            counts += seen
-        check_damage_of_all(counted, config.max_damaged, encoding_is_named=config.encoding is not None)
-        progress.update(size)
-        yield batch
-    if counts["invalid_utf8"] and what in ("words", NEW_WORDS):
-        say(f"{counts['invalid_utf8']:,} lines were not valid UTF-8; their wrong bytes were replaced by U+FFFD")
-    say(f"{what} counted" + ("; joining pieces" if what in ("words", "pieces") else ""))
+def _sample(sources: list[Source], config: VocabConfig) -> Sample:
+    reading = Reading(config.column, config.max_damaged, encoding_is_named=config.encoding is not None)
+    return Sample.of(sources, reading, config.sample_mb)
+
+
+def _count(sample: Sample, config: VocabConfig, cutter: Cutter | None, what: str) -> Counted:
+    """Return what the sample holds, and say how much of the corpus that was.
+
+    Raises
+    ------
+    InputError: no document was chosen.
+    """
+    counted = sample.count(cutter, config.workers, what)
+    if counted.read_bytes and not counted.text_bytes:
+        raise InputError(f"no document is in a sample of {config.sample_mb:g} MB; give a larger --sample_mb")
+    say(f"{what} counted: {sample.share_in_words(counted)} (--sample_mb {config.sample_mb:g})")
+    return counted
+
+
+def _then(batches: Iterator[list[str]], at_end: Callable[[], None]) -> Iterator[list[str]]:
+    yield from batches
     at_end()
 
 
@@ -422,4 +435,5 @@ def _warn_of_case(config: VocabConfig, entries: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(100_000)  # hardly anything here refers to itself
     run(main, VocabConfig, __doc__)

@@ -1,7 +1,7 @@
 """How the nodes of a run reach each other. Looked at before torch is imported: that fails after minutes, in C++.
 
     check_address("node1")              the name is known here
-    check_between_nodes(environment)    the first node is within reach, and others can find this one
+    check_between_nodes(environment, is_first=...)    the first node is within reach, and others can find this one
 
 Standard library and psutil only.
 """
@@ -51,16 +51,18 @@ def check_address(address: str) -> None:
         time.sleep(1.0)
 
 
-def check_between_nodes(environment: MutableMapping[str, str]) -> None:
+def check_between_nodes(environment: MutableMapping[str, str], *, is_first: bool) -> None:
     """Of ranks on several nodes: see that the first node is within reach, and that gloo announces this one by an
     address at which others find it. Where it would not, GLOO_SOCKET_IFNAME is set.
+
+    is_first: whether this rank is the first of its node; one a node is enough to look for the first node
 
     Raises
     ------
     InputError: naming what is wrong with the network.
     """
     address, rank = environment["MASTER_ADDR"], environment["RANK"]
-    if environment.get("LOCAL_RANK") == "0" and rank != "0":  # the first of another node; one a node is enough
+    if is_first and rank != "0":
         if is_loopback(address):
             raise InputError(
                 f"MASTER_ADDR={address!r} is {socket.gethostname()} itself, where rank {rank} is and rank 0 not; "

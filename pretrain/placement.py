@@ -21,6 +21,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from data_prep.cli import InputError, number_in
@@ -46,11 +47,14 @@ class Place(NamedTuple):
     local_size: int
     address: str  # of rank 0; empty: not said
     port: int
+    has_own_device: bool = False  # the one that it sees, number 0 to it
 
     def variables(self) -> dict[str, str]:
-        """Return what torch and DeepSpeed read."""
+        """Return what torch and DeepSpeed read. A rank with a device of its own is alone with it."""
+        local_rank, local_size = (0, 1) if self.has_own_device else (self.local_rank, self.local_size)
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        return dict(zip(names, map(str, self), strict=True))
+        values = (self.rank, self.world_size, local_rank, local_size, self.address, self.port)
+        return dict(zip(names, map(str, values), strict=True))
 
 
 def take_place(environment: MutableMapping[str, str] = os.environ, *, may_be_alone: bool = False) -> None:
@@ -75,11 +79,23 @@ def take_place(environment: MutableMapping[str, str] = os.environ, *, may_be_alo
     if world == 1 or "MASTER_ADDR" not in environment or may_be_alone:
         return
     check_address(environment["MASTER_ADDR"])
-    local_size = environment.get("LOCAL_SIZE") or environment.get(
-        "LOCAL_WORLD_SIZE"
-    )  # DeepSpeed's name, and torchrun's
-    if local_size is not None and int(local_size) < world:
-        check_between_nodes(environment)
+    if (told := place or _told_before(environment)) is not None:
+        is_first, local_size = told.local_rank == 0, told.local_size
+    else:
+        is_first = environment.get("LOCAL_RANK") == "0"
+        # DeepSpeed's name, and torchrun's.
+        local_size = int(environment.get("LOCAL_SIZE") or environment.get("LOCAL_WORLD_SIZE") or world)
+    if local_size < world:
+        check_between_nodes(environment, is_first=is_first)
+
+
+def _told_before(environment: Mapping[str, str]) -> Place | None:
+    """Return the place that take_place() has written here before, as the launcher's own words have it."""
+    with suppress(InputError):
+        place = place_of({name: value for name, value in environment.items() if name != "RANK"})
+        if place is not None and place.variables().items() <= environment.items():
+            return place
+    return None
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
@@ -108,9 +124,7 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
         job = environment.get("PMIX_NAMESPACE", "")
     address = environment.get("MASTER_ADDR", address)
     port = number_in(environment, "MASTER_PORT", port_of(job), least=1, most=0xFFFF)
-    if local_size > 1 and _has_a_device_of_its_own(environment):
-        local_rank, local_size = 0, 1
-    return Place(rank, world, local_rank, local_size, address, port)
+    return Place(rank, world, local_rank, local_size, address, port, _has_a_device_of_its_own(environment))
 
 
 def _slurm_step(environment: Mapping[str, str]) -> tuple[int, str, str]:

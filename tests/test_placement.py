@@ -83,6 +83,19 @@ def test_the_place_is_written_where_torch_and_deepspeed_look(monkeypatch):
     assert again == environment
 
 
+@pytest.mark.parametrize(("nodes", "counts", "node", "rank"), [("1", "4", "0", "3"), ("2", "2(x2)", "0", "1")])
+def test_ranks_that_see_a_device_each_are_not_taken_for_other_nodes(monkeypatch, nodes, counts, node, rank):
+    """The first host of the step is this one, whose name leads to itself alone, as Debian has it."""
+    monkeypatch.setattr(network, "interface_instead_of_loopback", lambda towards: "eth0")
+    place = {"SLURM_STEP_NUM_NODES": nodes, "SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_NODEID": node}
+    environment = SRUN | ONE_GPU | place | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+    for _ in range(2):
+        take_place(environment)
+    assert (environment["LOCAL_RANK"], environment["MASTER_ADDR"].startswith("127.")) == ("0", True)
+    with pytest.raises(InputError, match="where rank 2 is and rank 0 not"):
+        take_place(SRUN | ONE_GPU | {"SLURM_PROCID": "2", "SLURM_LOCALID": "0"})
+
+
 def test_ranks_of_a_job_meet_at_one_port_and_other_jobs_elsewhere():
     assert port_of("17.0") == port_of("17.0") != port_of("18.0")
     assert port_of("") == port_of(".") == DEFAULT_PORT

@@ -14,6 +14,7 @@ from pretrain.finetune import examples
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.learning.held_back import hold_back
 from pretrain.finetune.scores import compare
+from pretrain.finetune.scores.squad_scores import Guess, score_answers
 from pretrain.finetune.tasks import label_sets, texts
 from pretrain.finetune.tasks.tags import score_tags, tell_tags
 from pretrain.inference.tag_spans import scheme_of, spans
@@ -247,3 +248,13 @@ def test_the_interval_of_a_difference_is_that_of_pairs():
     unsteady = np.concatenate([first, second * [0, 1], first])
     wide = compare.difference_of("classify", unsteady, second)
     assert wide.high - wide.low > 5 * (found.high - found.low)
+
+
+@pytest.mark.parametrize("answers", [[["The"], ["a cat"], ["dog"]], [["The", "one"], [], ["dog"]]])
+def test_a_comparison_counts_answers_by_the_script_that_counted_the_results(answers):
+    given = ["a", "", "the dog"]
+    guesses = [Guess(text, -1.0) for text in given]
+    asked = [(line, "", "", right) for line, right in enumerate(answers)]
+    outcome = compare.Outcome(Path("x"), "qa", "f1", [], asked, [given])
+    found = compare.score_of("qa", compare.counts_of(outcome).sum(1))
+    assert found == pytest.approx([score_answers(answers, guesses)["f1"]])

@@ -1,13 +1,11 @@
-"""The characters of a corpus, of which a vocabulary makes its alphabet: counted by a table, normalized one by one."""
+"""The characters of a corpus, of which a vocabulary makes its alphabet, as a normalizer leaves them."""
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 from data_prep.text.languages import loses_mark
+from data_prep.tokens.words import Counted
 
 
 class Characters(NamedTuple):
@@ -23,19 +21,14 @@ class Characters(NamedTuple):
         return [character for _, character in frequent]
 
 
-def count_characters(batches: Iterable[list[str]], normalize: Callable[[str], str]) -> Characters:
-    """Count characters, each normalized by itself."""
-    counts = np.zeros(sys.maxunicode + 1, np.int64)
-    for batch in batches:
-        codes = np.frombuffer("".join(batch).encode("utf-32-le"), "<u4")
-        found = np.bincount(codes)
-        counts[: len(found)] += found
+def alphabet_of(counted: Counted, normalize: Callable[[str], str]) -> Characters:
+    """Return the characters that were counted, each normalized by itself."""
     seen: Counter[str] = Counter()
     marked: Counter[str] = Counter()
-    for code in np.flatnonzero(counts).tolist():
+    for code, count in zip(counted.codes.tolist(), counted.occurrences.tolist(), strict=True):
         for character in normalize(chr(code)).replace(" ", ""):
-            seen[character] += int(counts[code])
+            seen[character] += count
         if loses_mark(chr(code)):
-            marked[chr(code)] = int(counts[code])
+            marked[chr(code)] = count
     example = max(marked, key=lambda character: (marked[character], character), default="")
-    return Characters(seen, marked.total() / max(int(counts.sum()), 1), example)
+    return Characters(seen, marked.total() / max(counted.characters, 1), example)

@@ -135,6 +135,23 @@ def check(
         ) from error
     mine = json.loads(encoder.tokenizer.to_str())
     advice = f"; {advised}" if (advised := _advice(mine, json.loads(theirs.state), folder)) else ""
+    _check_special_ids(theirs, encoder, named, advice)
+    added = {token["content"] for state in (mine, json.loads(theirs.state)) for token in state["added_tokens"]}
+    texts = [*ADVERSARIAL_STRINGS, *(f"a {content}b {content}" for content in sorted(added)), *sentences]
+    reader = Tokenizer.from_str(theirs.state)
+    reader.encode_special_tokens = True
+    for text, ours, other in zip(texts, _ids(encoder.tokenizer, texts), _ids(reader, texts), strict=True):
+        if ours != other:
+            at = _first_difference(ours, other)
+            raise InputError(
+                f"{named}: {text[:60]!r} becomes {_part(ours, at)} in data preparation and {_part(other, at)} in "
+                f"transformers ({theirs.kind}){advice or '; make the folder again with ' + call('vocab')}"
+            )
+    _check_entries(theirs, reader, encoder, named)
+    _check_frame(theirs, encoder, named)
+
+
+def _check_special_ids(theirs: Opened, encoder: Encoder, named: Path, advice: str) -> None:
     roles = {token_id: role for role, token_id in encoder.special_ids.items()}
     if twice := [role for role, token_id in encoder.special_ids.items() if roles[token_id] != role]:
         token_id = encoder.special_ids[twice[0]]
@@ -147,17 +164,9 @@ def check(
                 f"{named}: the {role} token is entry {encoder.special_ids[role]} in data preparation, {found} in "
                 f"transformers ({theirs.kind}); write {role}_token into {CONFIG}{advice}"
             )
-    added = {token["content"] for state in (mine, json.loads(theirs.state)) for token in state["added_tokens"]}
-    texts = [*ADVERSARIAL_STRINGS, *(f"a {content}b {content}" for content in sorted(added)), *sentences]
-    reader = Tokenizer.from_str(theirs.state)
-    reader.encode_special_tokens = True
-    for text, ours, other in zip(texts, _ids(encoder.tokenizer, texts), _ids(reader, texts), strict=True):
-        if ours != other:
-            at = _first_difference(ours, other)
-            raise InputError(
-                f"{named}: {text[:60]!r} becomes {_part(ours, at)} in data preparation and {_part(other, at)} in "
-                f"transformers ({theirs.kind}){advice or '; make the folder again with ' + call('vocab')}"
-            )
+
+
+def _check_entries(theirs: Opened, reader: Tokenizer, encoder: Encoder, named: Path) -> None:
     if differing := _differing_entries(reader, encoder.tokenizer):
         token_id, (their_entry, entry) = differing[0]
         raise InputError(
@@ -169,7 +178,6 @@ def check(
             f"{named}: tokenizer.json has {encoder.size} entries, transformers finds {theirs.size}; take the added "
             f"tokens out of {CONFIG}, or put them into tokenizer.json"
         )
-    _check_frame(theirs, encoder, named)
 
 
 def _check_frame(theirs: Opened, encoder: Encoder, named: Path) -> None:

@@ -1,9 +1,7 @@
 """A tokenizer with words of a corpus behind its own entries, whose ids stay as they are.
 
     base = tokenizer_of(HF)                             as transformers opens it (contract.py)
-    counts = WordCounts(base.tokenizer, HF)
-    counts.add(texts)
-    words = counts.most_useful(500, least=2)            those that save most tokens
+    words = most_useful(base.tokenizer, counts, 500, 2)     those that save most; counts: words.py
     write_extension(folder, HF, base, words, record)    tokenizer.json, vocab.txt, extension.json, ...
 
 A word is what the tokenizer's own normalizer and pre-tokenizer make one: lower-cased where it lower-cases, a Chinese
@@ -13,8 +11,7 @@ pieces, or not at all: a word of three pieces that stands in the text 100 times 
 
 import json
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +29,6 @@ from data_prep.untrusted import read_object
 RECORD = "extension.json"
 RULE = "words of letters and digits, spelled in several pieces or unknown, by the tokens that they save"
 UNSPACED = regex.compile(r"[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")  # scripts in which no spaces part words
-_CHUNKS = 1 << 20  # between spaces, remembered before they are cut into words
-_WORDS = 1 << 23  # remembered; beyond these, what has occurred once is forgotten
 
 
 class Word(NamedTuple):
@@ -52,69 +47,44 @@ class Spared(NamedTuple):
     after: int
 
 
-class WordCounts:
-    """Counts the words of a text as a tokenizer cuts them.
+def check_wordpiece(tokenizer: Tokenizer, named: Path) -> None:
+    """Refuse a tokenizer other than WordPiece: in others words are no entries.
 
     Raises
     ------
-    InputError: no WordPiece tokenizer: in others words are no entries.
+    InputError: naming the folder and its kind.
     """
-
-    def __init__(self, tokenizer: Tokenizer, named: Path):
-        model = json.loads(tokenizer.to_str())["model"]
-        if model["type"] != "WordPiece":
-            raise InputError(
-                f"--extend {named}: its vocabulary is {model['type']}, and words can be added to WordPiece only; make "
-                "a vocabulary from the text, and give the model its rows with train --vocab_from match"
-            )
-        self.tokenizer, self._longest = tokenizer, int(model["max_input_chars_per_word"])
-        self._unknown = model["unk_token"]
-        self._chunks: Counter[str] = Counter()
-        self.words: Counter[str] = Counter()
-
-    def add(self, texts: Iterable[str]) -> None:
-        """Count the words of texts."""
-        for text in texts:
-            self._chunks.update(text.split())
-        if len(self._chunks) > _CHUNKS:
-            self._cut()
-
-    def _cut(self) -> None:
-        """Cut what stands between spaces into words, each spelling once however often it occurs."""
-        normalizer, cutter = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
-        for chunk, count in self._chunks.items():
-            normal = normalizer.normalize_str(chunk) if normalizer else chunk
-            for word, _ in cutter.pre_tokenize_str(normal) if cutter else [(normal, None)]:
-                self.words[word] += count
-        self._chunks.clear()
-        if len(self.words) > _WORDS:
-            self.words = Counter({word: count for word, count in self.words.items() if count > 1})
-
-    def _pieces(self, word: str) -> list[str]:
-        return [token.value for token in self.tokenizer.model.tokenize(word)]
-
-    def most_useful(self, most: int, least: int) -> list[Word]:
-        """Return at most so many words that occur at `least` so often, the most useful first."""
-        self._cut()
-        found = []
-        for word, count in self.words.items():
-            if count < least or not is_word(word) or len(word) > self._longest:
-                continue
-            pieces = self._pieces(word)
-            is_unknown = pieces == [self._unknown]
-            if len(pieces) > 1 or is_unknown:  # an unknown word becomes one that is known: worth a token
-                found.append(Word(word, count, count * max(len(pieces) - 1, 1), is_unknown))
-        return sorted(found, key=lambda word: (-word.saves, word.text))[:most]
-
-    def spared(self, extended: Tokenizer) -> Spared:
-        """Return how many tokens the text has, and would have with `extended`."""
-        self._cut()
-        return Spared(
-            *(
-                sum(count * len(tokenizer.model.tokenize(word)) for word, count in self.words.items())
-                for tokenizer in (self.tokenizer, extended)
-            )
+    kind = json.loads(tokenizer.to_str())["model"]["type"]
+    if kind != "WordPiece":
+        raise InputError(
+            f"--extend {named}: its vocabulary is {kind}, and words can be added to WordPiece only; make "
+            "a vocabulary from the text, and give the model its rows with train --vocab_from match"
         )
+
+
+def most_useful(tokenizer: Tokenizer, words: Mapping[str, int], most: int, least: int) -> list[Word]:
+    """Return at most so many words that occur at `least` so often, the most useful first."""
+    model = json.loads(tokenizer.to_str())["model"]
+    longest, unknown = int(model["max_input_chars_per_word"]), model["unk_token"]
+    found = []
+    for word, count in words.items():
+        if count < least or not is_word(word) or len(word) > longest:
+            continue
+        pieces = [token.value for token in tokenizer.model.tokenize(word)]
+        is_unknown = pieces == [unknown]
+        if len(pieces) > 1 or is_unknown:  # an unknown word becomes one that is known: worth a token
+            found.append(Word(word, count, count * max(len(pieces) - 1, 1), is_unknown))
+    return sorted(found, key=lambda word: (-word.saves, word.text))[:most]
+
+
+def tokens_spared(words: Mapping[str, int], tokenizer: Tokenizer, extended: Tokenizer) -> Spared:
+    """Return how many tokens a text of these words has, and would have with `extended`."""
+    return Spared(
+        *(
+            sum(count * len(each.model.tokenize(word)) for word, count in words.items())
+            for each in (tokenizer, extended)
+        )
+    )
 
 
 def is_word(text: str) -> bool:

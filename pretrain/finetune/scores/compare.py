@@ -18,7 +18,7 @@ from data_prep.cli import InputError, print_json
 from data_prep.json_types import JsonObject
 from data_prep.untrusted import read_object
 from pretrain.finetune.examples import PREDICTIONS, RESULTS
-from pretrain.finetune.scores.squad_scores import f1
+from pretrain.finetune.scores.squad_scores import script_of
 from pretrain.inference.tag_spans import scheme_of, spans
 
 COMPARED = ("classify", "pair", "multilabel", "regress", "tag", "qa")
@@ -141,8 +141,9 @@ def counts_of(outcome: Outcome) -> np.ndarray:
         pairs = [[(x - middle, y - middle) for x, y in zip(seed, truth, strict=True)] for seed in outcome.answers]
         rows = [[(1, x, y, x * x, y * y, x * y) for x, y in seed] for seed in pairs]
     elif outcome.task == "qa":
+        f1_of, expected = script_of(truth)
         rows = [
-            [(max(f1(given, text) for text in texts or [""]), 1) for given, texts in zip(seed, truth, strict=True)]
+            [(max(f1_of(given, text) for text in texts), 1) for given, texts in zip(seed, expected, strict=True)]
             for seed in outcome.answers
         ]
     else:

@@ -53,16 +53,14 @@ def score_answers(answers: list[list[str]], guesses: list[Guess]) -> dict[str, f
     Where a question has no answer, a guess is dropped whose null_difference is above 0, and there are more: the scores
     of both kinds of questions, and `best_f1` at the `threshold`, `best_exact` at its own, that would have been best.
     """
+    f1_of, wanted = script_of(answers)
     if all(answers):
         return {
-            "f1": _mean([_best(f1_of_v1, guess.text, texts) for texts, guess in zip(answers, guesses, strict=True)]),
-            "exact": _mean([_best(exact, guess.text, texts) for texts, guess in zip(answers, guesses, strict=True)]),
+            "f1": _mean([_best(f1_of, guess.text, texts) for texts, guess in zip(wanted, guesses, strict=True)]),
+            "exact": _mean([_best(exact, guess.text, texts) for texts, guess in zip(wanted, guesses, strict=True)]),
         }
-    # Answers of which normalising leaves nothing count as none that are to be met; a question of which none is left
-    # wants an empty guess.
-    wanted = [[text for text in texts if normalised(text)] or [""] for texts in answers]
     scores: dict[str, float] = {}
-    for name, measure in (("f1", f1), ("exact", exact)):
+    for name, measure in (("f1", f1_of), ("exact", exact)):
         kept = [_best(measure, guess.text, texts) for texts, guess in zip(wanted, guesses, strict=True)]
         dropped = [float(not texts) for texts in answers]
         given = [d if g.null_difference > 0 else k for k, d, g in zip(kept, dropped, guesses, strict=True)]
@@ -73,6 +71,16 @@ def score_answers(answers: list[list[str]], guesses: list[Guess]) -> dict[str, f
         if name == "f1":
             scores["threshold"] = threshold
     return scores
+
+
+def script_of(answers: list[list[str]]) -> tuple[Callable[[str, str], float], list[list[str]]]:
+    """Return F1 by the script that is for such a file, and the texts with which it compares the guess of each question:
+    v1.1 where every question has an answer, else v2.0."""
+    if all(answers):
+        return f1_of_v1, answers
+    # Answers of which normalising leaves nothing count as none that are to be met; a question of which none is left
+    # wants an empty guess.
+    return f1, [[text for text in texts if normalised(text)] or [""] for texts in answers]
 
 
 def f1_of_v1(guess: str, answer: str) -> float:
