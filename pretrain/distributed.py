@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.cli import InputError
+from pretrain.network import wait_for_first_rank
 
 T = TypeVar("T")
 MAX_DIFFERENCES = 6  # that a message names
@@ -57,6 +58,8 @@ def meet(backend: str, timeout: timedelta) -> None:
     if dist.is_initialized():
         return
     _groups.clear()
+    if os.environ["RANK"] != "0":
+        wait_for_first_rank(os.environ)
     where = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEET_SECONDS)))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from data_prep.samples.counter_rng import random_bits
@@ -24,8 +25,10 @@ from pretrain.divergence import Divergence
 from pretrain.evaluation import HeldOutSet, evaluate, held_out_set
 from pretrain.likelihood.minimal_pairs import PairScores
 from pretrain.likelihood.pair_evaluation import PairSet, evaluate_pairs
+from pretrain.monitor.gaps import gaps_in_words
 from pretrain.monitor.meter import Meter
 from pretrain.monitor.summary import end_summary
+from pretrain.monitor.weights import weight_histograms
 from pretrain.run_facts import OUT_OF_PATIENCE, OUT_OF_TIME
 from pretrain.settings.phases import Phase, phase_at
 from pretrain.setup import Setup
@@ -77,6 +80,7 @@ def train_loop(run: Run, state: RunState) -> RunState:
         state, reason = train_phase(run, phase, run.setup.entering(state, phase))
     with run.stop.answering("the checkpoint is written"), run.watchdog.working():
         run.saver.wait()
+    say_exports(run)
     seconds, is_finished = time.perf_counter() - started, run.setup.is_finished(state)
     run.meter.print_tables(end_summary(run.setup.config, state, first, seconds, is_finished))
     return state
@@ -140,7 +144,7 @@ def train_phase(run: Run, phase: Phase, state: RunState) -> PhaseEnd:
             if end is not None and end.why:
                 meter.event(state.step, "stop", reason=end.why)
             if due.save or end is not None:
-                save(run, state, held_out_loss)
+                save(run, state, held_out_loss, export=due.export)
             if end is not None:
                 return PhaseEnd(state, end.reason)
     raise AssertionError("the loader has no end")
@@ -223,6 +227,8 @@ def evaluate_held_out(run: Run, held_out: HeldOutSet, state: RunState) -> float:
             with engine.partition.computing_with_average():
                 of_average = sums_of(" of averaged weights")
                 pairs_of_average = score_minimal_pairs(run, state.step)
+        run.meter.log.show_histograms(state.step, weight_histograms(engine.partition))
+        show_gaps(run, held_out, state.step)
         engine.train()
         line = run.meter.write_evaluation(
             state.step,
@@ -235,6 +241,15 @@ def evaluate_held_out(run: Run, held_out: HeldOutSet, state: RunState) -> float:
         )
     run.timetable.evaluated()
     return line["mlm_loss"]
+
+
+def show_gaps(run: Run, held_out: HeldOutSet, step: int) -> None:
+    """Show what the model puts into the gaps of the first held-out samples. Collective."""
+    batch = held_out.batches[0].batch.to(run.engine.device)
+    answers = run.engine.answers(batch)
+    if dist.get_rank() == 0:
+        vocab = run.setup.vocab / "tokenizer.json"
+        run.meter.log.show_text(step, "gaps", gaps_in_words(batch, answers, Tokenizer.from_file(str(vocab))))
 
 
 def score_minimal_pairs(run: Run, step: int) -> PairScores | None:
@@ -250,10 +265,20 @@ def score_minimal_pairs(run: Run, step: int) -> PairScores | None:
     )
 
 
-def save(run: Run, state: RunState, held_out_loss: float | None) -> None:
+def save(run: Run, state: RunState, held_out_loss: float | None, *, export: bool) -> None:
     """Begin a checkpoint and say so; it is written while training goes on."""
     with run.meter.paused():
         with run.stop.answering("this checkpoint"), run.watchdog.working():
-            folder = run.saver.save(state, held_out_loss)
+            folder = run.saver.save(state, held_out_loss, export=export)
         run.timetable.saved()
+        say_exports(run)
         run.meter.event(state.step, "save", checkpoint=folder.name)
+
+
+def say_exports(run: Run) -> None:
+    """Write which Hugging Face folders have come since the last call, or why one has not."""
+    for step, folder, failure in run.saver.exports.news():
+        if failure:
+            run.meter.say(f"warning: {folder} was not exported ({failure}); the run goes on")
+        else:
+            run.meter.event(step, "export", folder=str(folder.relative_to(run.setup.config.out)))

@@ -84,6 +84,13 @@ class Losses(NamedTuple):
     nsp_correct: Tensor
 
 
+class Answers(NamedTuple):
+    """What the model takes for the likeliest token of each masked one."""
+
+    probability: Tensor  # [M]
+    token: Tensor  # [M] int64
+
+
 class PretrainingModule(nn.Module):
     """The module that DeepSpeed wraps: a batch in, losses out."""
 
@@ -91,13 +98,15 @@ class PretrainingModule(nn.Module):
         super().__init__()
         self.model, self.checkpoint_activations = model, checkpoint_activations
 
-    def forward(self, batch: Batch, by_sample: bool = False) -> Losses:
+    def forward(self, batch: Batch, by_sample: bool = False, is_asked: bool = False) -> Losses | Answers:
         rows = encode_head_rows(self.model, batch, checkpoint_activations=self.checkpoint_activations and self.training)
         heads = self.model.cls
         mlm_logits = heads.predictions(rows[batch.mlm_index]).float()  # [M, V]
         pooler: nn.Module = self.model.bert.pooler  # type: ignore[assignment]  # None only where it is left out
         pooled = pooler(rows[batch.cls_index, None])
         nsp_logits = heads.seq_relationship(pooled).float()  # [B, 2]
+        if is_asked:
+            return Answers(*mlm_logits.softmax(-1).max(-1))
         if by_sample:
             return _per_sample_losses(mlm_logits, nsp_logits, batch)
         return Losses(

@@ -2,6 +2,7 @@
 
     check_address("node1")              the name is known here
     check_between_nodes(environment, is_first=...)    the first node is within reach, and others can find this one
+    wait_for_first_rank(environment)                  somebody answers where the ranks meet
 
 Standard library and psutil only.
 """
@@ -9,13 +10,14 @@ Standard library and psutil only.
 import ipaddress
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 import psutil
 
 from data_prep.cli import InputError, number_in, say, say_once
 
 ADDRESS_SECONDS = 30.0  # in which the first node's name must become known, and the node be within reach
+FIRST_RANK_SECONDS = 120  # in which rank 0 must listen: ranks start apart; ZEROBERT_MEET_SECONDS says otherwise
 CONNECT_SECONDS = 5.0  # that one attempt to reach it may take
 DEFAULT_PORT = 29500  # DeepSpeed's and torchrun's
 VIRTUAL = ("docker", "virbr", "veth", "br-")  # how interfaces begin that lead to containers of this machine
@@ -134,6 +136,31 @@ def check_within_reach(address: str, port: int) -> None:
                 "--master_addr, --master_port"
             )
         time.sleep(1.0)
+
+
+def wait_for_first_rank(environment: Mapping[str, str]) -> None:
+    """Wait until somebody answers at the address where the ranks meet; torch would ask for ten minutes.
+
+    Raises
+    ------
+    InputError: nobody does, in FIRST_RANK_SECONDS or as many as ZEROBERT_MEET_SECONDS says.
+    """
+    address, port = environment["MASTER_ADDR"], number_in(environment, "MASTER_PORT", DEFAULT_PORT, most=0xFFFF)
+    patience = number_in(environment, "ZEROBERT_MEET_SECONDS", FIRST_RANK_SECONDS, most=10**6)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=CONNECT_SECONDS):
+                return
+        except OSError as error:
+            why = error.strerror or str(error)
+        if time.monotonic() >= deadline:
+            raise InputError(
+                f"MASTER_ADDR={address}, MASTER_PORT={port}: nobody has answered there for {patience} seconds ({why}): "
+                "rank 0 did not start, or listens elsewhere. See what its node says, name its address and port "
+                "(--master_addr, --master_port), or wait for longer: ZEROBERT_MEET_SECONDS=600"
+            )
+        time.sleep(0.2)
 
 
 def own_address(towards: str = "") -> str:

@@ -14,6 +14,10 @@ from pretrain.settings.shape import model_in_words
 
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"  # a run's status, wherever it is said
 OUT_OF_TIME, OUT_OF_PATIENCE = "the hours are over", "out of patience"  # a stop for these reasons is the end
+COMPARED = (  # options by which runs differ that one lays beside each other
+    "model", "layers", "hidden", "heads", "init_from", "objective", "seq_len", "steps", "hours", "schedule", "warmup",
+    "dropout", "mask_rate", "mask_unit", "average", "temperature", "mlm_bias", "seed",
+)  # fmt: skip
 TIMES = " \N{MULTIPLICATION SIGN} "
 
 
@@ -67,6 +71,26 @@ def run_facts(
         "Code": git.get("commit") and git["commit"][:10] + ("" if git.get("clean") else ", with changes"),
     }
     return {name: str(value) for name, value in told.items() if value}
+
+
+def settings_to_compare(record: RunRecord) -> dict[str, int | float | str | bool]:
+    """Return settings by which runs are compared, those of DeepSpeed's JSON as they were resolved."""
+    deepspeed = record.get("deepspeed", {})
+    params = deepspeed.get("optimizer", {}).get("params", {})
+    resolved = {
+        "lr": params.get("lr"),
+        "weight_decay": params.get("weight_decay"),
+        "optimizer": deepspeed.get("optimizer", {}).get("type"),
+        "global_batch": deepspeed.get("train_batch_size"),
+        "micro_batch": deepspeed.get("train_micro_batch_size_per_gpu"),
+        "zero": deepspeed.get("zero_optimization", {}).get("stage", 0),
+        "precision": next((name for name in ("bf16", "fp16") if deepspeed.get(name, {}).get("enabled")), "fp32"),
+    }
+    return {
+        name: value
+        for name, value in ({name: record["train"].get(name) for name in COMPARED} | resolved).items()
+        if isinstance(value, int | float | str | bool)
+    }
 
 
 def _start(train: JsonObject) -> str:

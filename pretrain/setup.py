@@ -7,6 +7,7 @@ What needs the model (its weights, a checkpoint's shapes) or a GPU is refused la
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +109,8 @@ def open_named(config: TrainConfig) -> list[Store]:
     opened = [Store.open(first)]
     stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
     check_resume(config)
+    if config.track and find_spec(config.track) is None:
+        raise InputError(f"--track {config.track} needs the package {config.track}: pip install 'zerobert[track]'")
     if config.eval_pairs is not None and not config.eval_pairs.exists():
         raise InputError(f"--eval_pairs {config.eval_pairs}: no such file")
     if not config.dry_run and not config.out.exists():

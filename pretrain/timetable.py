@@ -41,6 +41,7 @@ class Due(NamedTuple):
     trust_ratios: bool
     evaluate: bool
     save: bool
+    export: bool  # what is saved, as a Hugging Face folder
 
 
 class Timetable:
@@ -87,7 +88,8 @@ class Timetable:
             log=is_due(config.log_every),
             trust_ratios=is_due(TRUST_RATIO_INTERVALS * config.log_every),
             evaluate=is_due(config.eval_every, told.evaluate and not told.stop),
-            save=is_due(config.save_every, told.save),
+            save=is_due(config.save_every, told.save) or is_due(config.export_every),
+            export=config.export_every > 0 and is_due(config.export_every),
         )
 
     def stop_reason(self) -> str:

@@ -42,6 +42,7 @@ from pretrain.monitor.plan import estimate_run
 from pretrain.monitor.plan_tables import plan_tables
 from pretrain.monitor.summary import end_summary, start_summary
 from pretrain.rank_checks import check_shared, what_ranks_share
+from pretrain.run_facts import run_facts, settings_to_compare
 from pretrain.run_folder import disagreement, run_record, write_run_folder
 from pretrain.run_record import RunRecord
 from pretrain.settings.shape import model_in_words
@@ -156,9 +157,11 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
             keep=config.keep,
             record=start.record,
             averaging=config.averaging,
+            heartbeat=watchdog.heartbeat,
         )
         ending.callback(saver.close)
         stop.hold()
+        watchdog.dump_into(config.out)
         watchdog.tighten()
         run = Run(
             setup=setup,
@@ -210,6 +213,7 @@ def open_meter(setup: Setup, model: BertForPreTraining, engine: Engine, state: R
         device=engine.device,
         limit=3600 * setup.config.hours,
         spent=state.seconds,
+        track=setup.config.track,
     )
 
 
@@ -268,6 +272,8 @@ def say_start(meter: Meter, setup: Setup, start: Start, device: torch.device, lo
     meter.print_tables(
         start_summary(setup, start.record, devices=devices(device), resumed_from=start.checkpoint, lost=lost)
     )
+    facts = run_facts(start.record, parameters=start.record.get("parameters"))
+    meter.log.show_settings(state.step, facts, settings_to_compare(start.record))
     if start.checkpoint is not None:
         meter.event(state.step, "resume", checkpoint=start.checkpoint.name, **({"lost": lost} if lost else {}))
     elif lost:

@@ -2,6 +2,7 @@
 
     watchdog = Watchdog(timeout)                there must be progress every `timeout` seconds
     with watchdog.joining(): init_distributed() the ranks meet; until here all that a rank did was its own
+    watchdog.dump_into(run)                     before a hang ends this process, it leaves stacks there (hang_dump.py)
     watchdog.tighten()                          the first step begins: no more allowance for a start
     watchdog.heartbeat()                        progress
     with watchdog.working(): ...                alone, without waiting for other ranks: the processor time and the disk
@@ -11,7 +12,7 @@
 A hang ends through faulthandler's own timer, which needs no Python to run: it prints the stack of every thread and ends
 the process. A thread sets the timer anew while there is progress. Ranks that wait for one that works know of it by a
 counter in the store by which they have met, so a long index build of one rank is no hang of the others; a rank that is
-stuck, and all that wait for it, end.
+stuck, and all that wait for it, end. The thread writes into the run folder before, if the interpreter lets it.
 """
 
 import faulthandler
@@ -25,12 +26,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pretrain.hang_dump import write_dump
+
 Item = TypeVar("Item")
 STARTING_SECONDS = 120.0  # that a start may rest in any case: ranks start apart, and libraries load others
 _LONGEST_SECONDS = 1e9  # that the timer can count
 _BUSY_SHARE = 0.05  # of a core, that is work and not a library's housekeeping
 _BUSY_BYTES = 1 << 18  # the same for a disk, between two looks
 _KEY = "zerobert/progress"
+_DUMP_SHARE, _DUMP_SECONDS = 0.2, 15.0  # of the timeout, and at most, that are left for a dump
 
 
 class Watchdog:
@@ -42,6 +46,9 @@ class Watchdog:
         self._heartbeats, self._workers = 0, 1  # alone, until the ranks join
         self._store: Any = None  # of torch.distributed, with the counter of all ranks
         self._shared_count = 0
+        self._run: Path | None = None  # that a dump goes to
+        self._dumped: list[Path] | None = None
+        self._wound_at = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True, name="watchdog")
         self._wind()
@@ -56,6 +63,10 @@ class Watchdog:
         if self._timeout:
             self._thread.join()  # first: a thread that ends with the interpreter may take it down
             faulthandler.cancel_dump_traceback_later()
+
+    def dump_into(self, run: Path) -> None:
+        """From here on leave stacks and collectives in RUN/hang, shortly before a hang ends this process."""
+        self._run = run
 
     def tighten(self) -> None:
         """Demand progress every `timeout` seconds, also where that is less than a start may rest."""
@@ -99,8 +110,12 @@ class Watchdog:
     def _wind(self) -> None:
         """Set the timer anew."""
         if self._timeout:
-            timeout = max(self._timeout, STARTING_SECONDS) if self._is_starting else self._timeout
-            faulthandler.dump_traceback_later(timeout, exit=True, file=sys.__stderr__ or 2)
+            faulthandler.dump_traceback_later(self._patience, exit=True, file=sys.__stderr__ or 2)
+            self._wound_at = time.monotonic()
+
+    @property
+    def _patience(self) -> float:
+        return max(self._timeout, STARTING_SECONDS) if self._is_starting else self._timeout
 
     def _look(self) -> None:
         """In the thread: several looks in the span of a hang."""
@@ -114,6 +129,32 @@ class Watchdog:
             if found != seen:
                 seen = found
                 self._wind()
+                self._take_back()
+            else:
+                self._dump_if_late()
+
+    def _dump_if_late(self) -> None:
+        """Leave what there is to see, once, when little of the timeout is left."""
+        rested, patience = time.monotonic() - self._wound_at, self._patience
+        if (
+            self._run is None
+            or self._dumped is not None
+            or rested < patience - min(_DUMP_SHARE * patience, _DUMP_SECONDS)
+        ):
+            return
+        self._dumped = []
+        with suppress(OSError):  # the disk may be what hangs
+            rank = int(os.environ.get("RANK", "0"))
+            self._dumped = write_dump(self._run, rank, rested)
+            print(
+                f"rank {rank}: no progress; its stacks and collectives: {self._dumped[0]}", file=sys.stderr, flush=True
+            )
+
+    def _take_back(self) -> None:
+        """Remove a dump of what was no hang after all."""
+        dumped, self._dumped = self._dumped, None
+        for path in dumped or []:
+            path.unlink(missing_ok=True)
 
     def _count_of_all_ranks(self, has_progressed: bool) -> int:
         """A number that grows with the progress of any rank."""

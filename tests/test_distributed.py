@@ -5,6 +5,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import pretrain.rank_checks
 from data_prep.cli import InputError
 from pretrain import distributed
 from pretrain.checkpoints.format import ModelIdentity
+from pretrain.network import wait_for_first_rank
 from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
 from pretrain.stop import StopRequests
 from pretrain.timetable import Timetable
 from pretrain.train import main, train
 from pretrain.zero.engine import init_distributed
-from tests.ranks import run_ranks
+from tests.ranks import free_port, run_ranks
 from tests.runs import tiny_run
 from tests.stores import random_documents, store_of
 
@@ -67,6 +69,16 @@ def test_a_rank_that_does_not_come_is_named():
     first, second = run_ranks(2, meet_late, {1: 5.0}, {})
     assert "rank 1 of 2 did not come within 2 seconds" in first or "1/2 clients joined" in first
     assert "MASTER_PORT=" in second
+
+
+def test_a_first_rank_that_never_comes_is_named_by_its_address():
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ZEROBERT_MEET_SECONDS": "0"}
+    with pytest.raises(InputError, match=r"nobody has answered .* rank 0 did not"):
+        wait_for_first_rank(address)
+    with pytest.raises(InputError, match="ZEROBERT_MEET_SECONDS='soon'"):
+        wait_for_first_rank(address | {"ZEROBERT_MEET_SECONDS": "soon"})
+    with socket.create_server(("127.0.0.1", int(address["MASTER_PORT"]))):
+        wait_for_first_rank(address)
 
 
 def test_ranks_that_have_met_may_take_their_time():

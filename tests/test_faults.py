@@ -6,6 +6,7 @@ Whatever happens, the run goes on afterwards and ends with the weights of an und
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -135,6 +136,12 @@ def test_a_rank_that_hangs_is_ended_with_its_stack(store, undisturbed, tmp_path)
     stack = (tmp_path / "stderr-0").read_text()
     assert "Timeout" in stack
     assert "train_step" in stack or "told" in stack
+    dumped = (run / "hang/rank-00000.txt").read_text()
+    assert "train_step" in dumped or "after_step" in dumped or "told" in dumped
+    assert re.search(r"WAITS  gloo:\w+ number \d+ of group", dumped)
+    recorded = json.loads((run / "hang/rank-00000.json").read_text())
+    assert any(not entry["retired"] for entry in recorded["fr"]["entries"])
+    assert not (run / "hang/rank-00001.txt").exists()  # which tells who it is
     os.kill(ranks[1][0].pid, signal.SIGCONT)
     ranks[1][0].join(PATIENCE)
     assert ranks[1][0].exitcode == 1

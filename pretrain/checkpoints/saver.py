@@ -13,7 +13,7 @@ weights, divided among the ranks.
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_prep.json_types import JsonObject
+from pretrain.checkpoints.exports import Exports
 from pretrain.checkpoints.format import (
     AVERAGE,
     KINDS,
@@ -57,9 +58,11 @@ class Saver:
         keep: int,
         record: RunRecord | None = None,
         averaging: Averaging = OFF,
+        heartbeat: Callable[[], None] = lambda: None,
     ):
         """`ds_config`: the DeepSpeed JSON; `record`: what config.json says of the run; `averaging`: the average of the
-        weights that the engine keeps, saved once there is a step in it."""
+        weights that the engine keeps, saved once there is a step in it; `heartbeat`: called while one is exported."""
+        self.exports = Exports(run, heartbeat)
         self.run, self.engine, self.keep, self.averaging = run, engine, keep, averaging
         self.identity, self.ds_config, self.record = identity, ds_config, record
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -67,8 +70,9 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._writing: Future[None] | None = None
 
-    def save(self, state: RunState, held_out_loss: float | None) -> Path:
-        """Begin to write the checkpoint of `state.step`; collective. Waits for the one before.
+    def save(self, state: RunState, held_out_loss: float | None, *, export: bool = False) -> Path:
+        """Begin to write the checkpoint of `state.step`, and what is exported of it; collective. Waits for the one
+        before.
 
         Raises
         ------
@@ -77,7 +81,7 @@ class Saver:
         self.wait()
         kinds = (*KINDS, AVERAGE) if state.averaged else KINDS
         tensors, scaler = self._snapshot(kinds), self.engine.scaler_state()
-        self._writing = self._thread.submit(self._write, state, tensors, scaler, held_out_loss)
+        self._writing = self._thread.submit(self._write, state, tensors, scaler, held_out_loss, export)
         return checkpoint_dir(self.run, state.step)
 
     def wait(self) -> None:
@@ -115,7 +119,12 @@ class Saver:
                 yield slice_.part(first, last - first)
 
     def _write(
-        self, state: RunState, tensors: dict[str, Tensor], scaler: dict[str, float], held_out_loss: float | None
+        self,
+        state: RunState,
+        tensors: dict[str, Tensor],
+        scaler: dict[str, float],
+        held_out_loss: float | None,
+        export: bool,
     ) -> None:
         """Write a checkpoint, in the thread. Every block is left well by all ranks or by none."""
         target = checkpoint_dir(self.run, state.step)
@@ -136,6 +145,8 @@ class Saver:
             if self.rank == 0:
                 shutil.rmtree(staged, ignore_errors=True)  # room for whoever cleans up a full disk
             raise
+        if export and self.rank == 0:  # its checkpoint stays at least until the next save, which waits for this
+            self.exports.write(target, has_average=bool(state.averaged))
 
     def _manifest(self, staged: Path, state: RunState, held_out_loss: float | None) -> Manifest:
         """Return the manifest, but for the files."""

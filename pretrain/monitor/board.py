@@ -1,12 +1,18 @@
-"""TensorBoard's curves of a run, for as long as they can be written: metrics.jsonl holds the same numbers."""
+"""TensorBoard's curves of a run, for as long as they can be written: metrics.jsonl holds the same numbers.
+
+Beside curves: texts (settings, gaps filled), histograms of weights, and what the HPARAMS tab compares runs by.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
-from data_prep.json_types import JsonObject
+from pretrain.monitor.sinks import Histogram, Values, table
+
+COMPARED = ("eval/mlm_loss", "eval/mlm_acc", "train/loss")  # curves whose last values stand beside the settings
 
 
 class Board:
@@ -26,34 +32,61 @@ class Board:
         except OSError as error:
             self._give_up(error)
 
+    def settings(self, step: int, facts: dict[str, str], values: Values) -> None:
+        """Show the settings as a text, and in the HPARAMS tab."""
+        self.text(step, "settings", table(facts))
+
+        def write(writer: SummaryWriter) -> None:
+            for summary in hparams(values, dict.fromkeys(COMPARED, 0.0)):
+                writer._get_file_writer().add_summary(summary)
+
+        self._write(write)
+
     def draw(self, step: int, values: dict[str, float], together: dict[str, dict[str, float]] | None = None) -> None:
         """Draw a point of each curve; `together` are curves of one picture."""
-        if self.writer is None:
-            return
-        try:
+
+        def write(writer: SummaryWriter) -> None:
             for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+                writer.add_scalar(name, value, step)
             for name, curves in (together or {}).items():
-                self.writer.add_scalars(name, curves, step)
-            self.writer.flush()
-        except OSError as error:
-            self._give_up(error)
+                writer.add_scalars(name, curves, step)
+
+        self._write(write)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """Show a text."""
+        self._write(lambda writer: writer.add_text(name, markdown, step))
+
+    def histograms(self, step: int, found: dict[str, Histogram]) -> None:
+        """Show how values are spread."""
+
+        def write(writer: SummaryWriter) -> None:
+            for name, (limits, counts, total, squares) in found.items():
+                filled = [limit for limit, count in zip(limits, counts, strict=True) if count]
+                if filled:
+                    writer.add_histogram_raw(
+                        name, filled[0], filled[-1], sum(counts), total, squares, limits, counts, step
+                    )
+
+        self._write(write)
 
     def close(self) -> None:
         """End its thread."""
         writer, self.writer = self.writer, None
-        with suppress(OSError):  # draw() has flushed, and said so where that failed
+        with suppress(OSError):  # what was written is flushed, and said where that failed
             if writer is not None:
                 writer.close()
+
+    def _write(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Write, and flush; where that fails, the curves end."""
+        if self.writer is None:
+            return
+        try:
+            write(self.writer)
+            self.writer.flush()
+        except OSError as error:
+            self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
         self.close()
         self.complain(f"warning: {self.folder} cannot be written ({error}); its curves end, metrics.jsonl goes on")
-
-
-def scalars(group: str, line: JsonObject) -> dict[str, float]:
-    """Return the curves of a line of metrics."""
-    no_curves = ("kind", "step", "by_source", "held_out", "pairs_by_group")
-    drawn = {f"{group}/{name}": value for name, value in line.items() if name not in no_curves and value is not None}
-    by_source = {name: scores["mlm_loss"] for name, scores in line.get("by_source", {}).items()}
-    return drawn | {f"{group}_by_source/{name}": loss for name, loss in by_source.items()}

@@ -45,6 +45,7 @@ from pretrain.monitor.lines import TrainLine
 from pretrain.monitor.memory import peak
 from pretrain.monitor.run_log import RunLog
 from pretrain.monitor.stragglers import Pace, StragglerWatch, pace_of
+from pretrain.settings.config import TrackerName
 from pretrain.state import StepCounts
 from pretrain.zero.collective_time import CollectiveTime
 
@@ -62,6 +63,7 @@ class Meter:
         device: torch.device,
         limit: float = 0.0,
         spent: float = 0.0,
+        track: TrackerName | None = None,
     ):
         """Begin at `first_step` of so many `steps`.
 
@@ -78,7 +80,7 @@ class Meter:
             dynamic_ncols=True,
             bar_format="{percentage:3.0f}%|{bar}| {desc}" if limit else None,
         )
-        self.log = RunLog(run, first_step, self.bar, is_writer=is_writer)
+        self.log = RunLog(run, first_step, self.bar, is_writer=is_writer, track=track)
         self.collective_time = CollectiveTime(device)
         self._collectives_before = 0.0  # seconds of it that are not of this interval
         self.peak = 0.0  # FLOP/s of all ranks

@@ -66,6 +66,8 @@ def _rest(plan: Plan) -> Iterator[tuple[str, str]]:
         f"{bytes_in_words(disk.bytes)}, up to {disk.at_once} on disk at once ({bytes_in_words(disk.free_bytes)} free); "
         f"{bytes_in_words(disk.bytes / plan.ranks)} of host memory per rank while one is written",
     )
+    if disk.exports:
+        yield "Exports", f"{disk.exports:,} Hugging Face folders of {bytes_in_words(disk.export_bytes)}, all kept"
     if machine is not None:
         phase = plan.phases[0]
         yield (

@@ -2,7 +2,7 @@
 
     log = RunLog(run, first_step, bar)      of rank 0, or of nobody: is_writer
     log.say(line), log.print_tables(...)    for people: console and log.txt
-    log.write_line({"kind": ...}, step)     for programs: metrics.jsonl, and TensorBoard where a group is named
+    log.write_line({"kind": ...}, step)     for programs: metrics.jsonl, and curves where a group is named (sinks.py)
 
 What cannot be written is said once, wherever words still go, and the run goes on.
 """
@@ -18,19 +18,28 @@ from tqdm import tqdm
 
 from data_prep.json_types import JsonObject
 from data_prep.safe_output import Journal, failure_of
-from pretrain.monitor.board import Board, scalars
+from pretrain.monitor.board import Board
 from pretrain.monitor.console import for_stderr, rendered
+from pretrain.monitor.sinks import Histogram, Sink, Values, scalars
+from pretrain.monitor.tracker import Tracker
 from pretrain.run_facts import FAILED
+from pretrain.settings.config import TrackerName
 
 
 class RunLog:
     """Writes on the rank that `is_writer`; on others nothing happens."""
 
-    def __init__(self, run: Path, first_step: int, bar: "tqdm[Any]", *, is_writer: bool):
+    def __init__(
+        self, run: Path, first_step: int, bar: "tqdm[Any]", *, is_writer: bool, track: TrackerName | None = None
+    ):
         self.bar, self.is_writer = bar, is_writer
         self._metrics, self._text = Journal(run / "metrics.jsonl"), Journal(run / "log.txt")
         self._failing: set[str] = set()  # what has been complained about
-        self._board = Board(run / "tensorboard", first_step, self.say) if is_writer else None
+        self._sinks: list[Sink] = []
+        if is_writer:
+            self._sinks.append(Board(run / "tensorboard", first_step, self.say))
+        if is_writer and track:
+            self._sinks.append(Tracker(track, run, self.say))
 
     def say(self, message: str) -> None:
         """Write a line for people."""
@@ -58,28 +67,43 @@ class RunLog:
 
     def write_line(self, line: JsonObject, step: int, group: str | None = None) -> None:
         """Write a line of metrics; `group` is what TensorBoard calls its curves, if they are drawn."""
-        if self._board is None:
+        if not self.is_writer:
             return
         self._metrics.write(json.dumps(line))
         self._complain(self._metrics.path, self._metrics.failure, self._metrics.lost)
-        if group is not None:
-            self._board.draw(step, scalars(group, line))
+        for sink in self._sinks if group is not None else []:
+            sink.draw(step, scalars(group, line))
 
     def draw_together(self, step: int, pictures: dict[str, dict[str, float]]) -> None:
         """Draw several curves into one picture of TensorBoard: picture -> curve -> value."""
-        if self._board is not None:
-            self._board.draw(step, {}, pictures)
+        for sink in self._sinks:
+            sink.draw(step, {}, pictures)
+
+    def show_settings(self, step: int, facts: dict[str, str], values: Values) -> None:
+        """Show what was asked for, wherever numbers are drawn."""
+        for sink in self._sinks:
+            sink.settings(step, facts, values)
+
+    def show_text(self, step: int, name: str, markdown: str) -> None:
+        """Show a text wherever texts are shown."""
+        for sink in self._sinks:
+            sink.text(step, name, markdown)
+
+    def show_histograms(self, step: int, found: dict[str, Histogram]) -> None:
+        """Show how values are spread."""
+        for sink in self._sinks:
+            sink.histograms(step, found)
 
     def rewind(self, step: int) -> None:
         """Take back what TensorBoard has drawn after `step`."""
-        if self._board is not None:
-            self._board.begin(step)
+        for sink in self._sinks:
+            sink.begin(step)
 
     def close(self) -> None:
         """End the bar and the curves, and say what of the metrics is missing in the end."""
         self.bar.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
         if missing := self._metrics.waiting + self._metrics.lost:
             why = self._metrics.failure or "too many waited"
             self.say(f"warning: {self._metrics.path} lacks {missing:,} lines ({why})")

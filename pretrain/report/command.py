@@ -3,6 +3,7 @@
     python -m pretrain.report runs/wiki/run --out report/                # open report/index.html
     python -m pretrain.report runs/a runs/b runs/c --out report/         # laid over each other, and in a table
     python -m pretrain.report runs/a runs/b --out report/ --by tokens    # x axis: step, tokens or hours
+    python -m pretrain.report --watch runs/wiki/run                      # as it goes, in the terminal
 
     RUN/config.json, metrics.jsonl -> history.py -> charts.py -> drawing.py -> DIR/index.html and DIR/*.png
 
@@ -12,12 +13,15 @@ A run that is still training can be looked at; the same command again brings the
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from tyro.conf import Positional
 
 from data_prep.calls import call
 from data_prep.cli import InputError, print_json, say
+from data_prep.ranges import check_ranges
 from pretrain.report.history import Axis, read_all
+from pretrain.settings.limits import SECONDS
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,27 @@ class ReportConfig:
 
     runs: Positional[tuple[Path, ...]]
     """run folders, the --out of a pretraining"""
-    out: Path
+    out: Path | None = None
     """folder for index.html and the PNGs"""
     by: Axis = "step"
     """x axis: optimizer steps, real tokens, or hours of work"""
+    watch: bool = False
+    """show one run in the terminal until it ends, also one that has not begun; in a pipe a line per update"""
+    every: Annotated[float, SECONDS] = 2.0
+    """of --watch: seconds between looks"""
     json: bool = False
     """print one JSON object instead of the page's path"""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise InputError(f"name a run folder: {call('report', 'RUN', '--out', 'DIR')}")
+        check_ranges(self)
+        if self.watch and len(self.runs) > 1:
+            raise InputError(f"--watch shows one run, not {len(self.runs)}; name one, or give --out DIR in its place")
+        if self.watch and (self.out is not None or self.json):
+            raise InputError("--watch writes into the terminal alone; leave out --out and --json")
+        if self.out is None and not self.watch:
+            raise InputError("give --out DIR, the folder for the page, or --watch, to look at the run in the terminal")
 
 
 def main(config: ReportConfig) -> None:
@@ -45,6 +60,12 @@ def main(config: ReportConfig) -> None:
     ------
     InputError: not a run folder, a run without metrics, an --out that is a file or a run.
     """
+    if config.watch:
+        from pretrain.report.watch import watch
+
+        watch(config.runs[0], max(config.every, 0.1))
+        return
+    assert config.out is not None
     if config.out.exists() and not config.out.is_dir():
         raise InputError(f"--out {config.out} is a file; name a folder")
     if (config.out / "config.json").exists():

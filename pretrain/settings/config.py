@@ -50,6 +50,7 @@ from pretrain.settings.phases import Span, check_phases, parse_spans
 from pretrain.settings.schedule import Schedule
 from pretrain.settings.shape import Shape, shape_of
 
+TrackerName = Literal["trackio", "wandb"]
 MlmBias = Literal["zeros", "unigram"]
 # What a new model is, in place of its preset's numbers, and how it begins; with --init_from all of it is there already.
 SQUEUE_SECONDS = 20.0  # in which Slurm must say when a job ends
@@ -151,8 +152,13 @@ class TrainConfig:
     """minutes after which there is a checkpoint in any case; 0: by steps only"""
     keep: Annotated[int, COUNT] = 3
     """newest checkpoints kept; 0: all"""
+    export_every: Annotated[int, COUNT] = 0
+    """steps between Hugging Face folders, RUN/hf/step-N, each of a checkpoint of that step, all kept; 0: none"""
     log_every: Annotated[int, STEPS] = 10
     """steps between lines of metrics"""
+    track: TrackerName | None = None
+    """a tracker of experiments beside TensorBoard (pip install 'zerobert[track]'): trackio, on this machine, or wandb,
+    which is offline unless WANDB_MODE says otherwise"""
 
     # Going on with a run
     resume: str = "auto"

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
 from pretrain.distributed import meet
-from pretrain.model import Batch, Losses, PretrainingModule, parameter_groups
+from pretrain.model import Answers, Batch, Losses, PretrainingModule, parameter_groups
 from pretrain.settings.ds_config import DsConfig
 from pretrain.state import SCALER_FIELDS
 from pretrain.zero.collective_time import CollectiveTime
@@ -113,6 +113,11 @@ class Engine:
     def __call__(self, batch: Batch, **options: Any) -> Losses:
         """Return the losses of a micro-batch; options are those of the module's forward()."""
         return self.deepspeed_engine(batch, **options)
+
+    @torch.no_grad()
+    def answers(self, batch: Batch) -> Answers:
+        """Return what the model puts into the masked places of a batch. Collective at stage 3."""
+        return self.deepspeed_engine(batch, is_asked=True)
 
     @property
     def module(self) -> nn.Module:
