@@ -207,11 +207,15 @@ class Nodes:
         assert not check or process.returncode == 0, said
         return subprocess.CompletedProcess(process.args, process.returncode, said)
 
-    def popen(
-        self, number: int, *command: object, log: IO[bytes] | None = None, **variables: str
-    ) -> subprocess.Popen[str]:
+    def popen(self, number: int, *command: object, **variables: str) -> subprocess.Popen[str]:
         """Start a command on a node, in the checkout, with the environment of a login and `variables`; it speaks into
-        `log`, or else a pipe."""
+        a pipe."""
+        return self.popen_into(subprocess.PIPE, number, *command, **variables)
+
+    def popen_into(
+        self, log: IO[bytes] | int, number: int, *command: object, **variables: str
+    ) -> subprocess.Popen[str]:
+        """The same, of a command that speaks into a file."""
         login = dict(
             HOME=f"{self.base}/home", USER="root", SHELL="/bin/bash", LANG="C.UTF-8", TERM="dumb", PATH=SYSTEM_PATH
         )
@@ -234,7 +238,7 @@ class Nodes:
         return subprocess.Popen(
             [*enter, *words, *map(str, command)],
             stdin=subprocess.DEVNULL,
-            stdout=log or subprocess.PIPE,
+            stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",

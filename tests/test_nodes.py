@@ -205,7 +205,7 @@ def test_a_cut_link_ends_the_run_which_goes_on_when_it_is_mended(nodes, asked):
     words = ["bash", "launch/pretrain.sh", *asked, "--steps", 100_000, "--save_every", 5, "--hang_timeout", "20"]
     hosts = str(nodes.base / "hosts.txt")
     with open(nodes.base / "cut.log", "wb") as log:
-        process = nodes.popen(1, *words, "--out", out, HOSTFILE=hosts, RESTARTS="1", log=log, **RANKS)
+        process = nodes.popen_into(log, 1, *words, "--out", out, HOSTFILE=hosts, RESTARTS="1", **RANKS)
         wait_for((out / "checkpoints/latest").exists)
         nodes.set_link(2, "down")
         wait_for(lambda: "restart 1 of 1" in (nodes.base / "cut.log").read_text())

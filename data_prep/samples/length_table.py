@@ -18,8 +18,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,8 @@ CODE = np.dtype("<u4")
 KEPT_TABLES = 1  # before the newest one, for whoever lags behind
 
 
-class NodeRanks(NamedTuple):
+@dataclass(frozen=True)
+class NodeRanks:
     """The ranks of this node."""
 
     index: int = 0  # of this one

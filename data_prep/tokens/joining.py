@@ -109,7 +109,7 @@ class Pieces:
     def join(self, pair: str, joined: str) -> None:
         """Make one piece of a pair, in the words of the candidate that was yielded last."""
         words, counts, pair_counts = self.words, self.counts, self.pair_counts
-        left, right = pair
+        left, right = pair[0], pair[1]
         appeared: dict[str, list[int]] = defaultdict(list)
         for row in self._rows:
             word, count = words[row], counts[row]
