@@ -193,9 +193,9 @@ def trainer(config: BenchmarkConfig, run: Path) -> Times:
         with times.measuring("evaluation"):
             return evaluate(*arguments)
 
-    def saved(run: Any, *arguments: Any) -> None:
+    def saved(run: Any, *arguments: Any, **options: Any) -> None:
         with times.measuring("saving"):
-            save(run, *arguments)
+            save(run, *arguments, **options)
             run.saver.wait()  # on one core what the thread does is not for free
 
     def fetched(items: Iterator[Any], **options: Any) -> Generator[Any]:  # steps and their micro-batches
