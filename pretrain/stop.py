@@ -157,7 +157,9 @@ class StopRequests:
         what = f"after {self._doing}; once more ends it at once" if self._holds else "there is nothing to save yet"
         start = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a bar, which is drawn again
         with suppress(OSError, ValueError):
-            print(f"{start}{signal.Signals(number).name}: stopping, {what}", file=sys.stderr, flush=True)
+            # One write: the launcher's ranks speak at the same time, and a newline of its own would come late.
+            sys.stderr.write(f"{start}{signal.Signals(number).name}: stopping, {what}\n")
+            sys.stderr.flush()
 
 
 def _ancestors() -> tuple[int, int]:

@@ -145,8 +145,8 @@ def spike_in_phase_two(settings: TrainConfig) -> RunState:
     """The checkpoint at the end of the first phase is gone when the second one spikes."""
     save = Saver.save
 
-    def save_but_eight(self: Saver, state: RunState, held_out_loss: float | None) -> Path:
-        return checkpoint_dir(self.run, 8) if state.step == 8 else save(self, state, held_out_loss)
+    def save_but_eight(self: Saver, state: RunState, *arguments: Any, **options: Any) -> Path:
+        return checkpoint_dir(self.run, 8) if state.step == 8 else save(self, state, *arguments, **options)
 
     Saver.save = save_but_eight  # type: ignore[method-assign]
     return train_with_spikes(settings, {10})
