@@ -73,7 +73,7 @@ def zero_settings(stage: int) -> dict[str, int]:
     return {"stage": stage} | ({"stage3_param_persistence_threshold": 0} if stage == 3 else {})
 
 
-def compared(found: list[dict[str, int]], zero: int, ranks: int) -> dict[str, float]:
+def compared(found: list[dict[str, int]], zero: int, ranks: int) -> dict[str, int]:
     """Return the counts of the rank that has most, beside what the formulas say."""
     most = {name: max(counts[name] for counts in found) for name in found[0]}
     parameters = most.pop("parameters")
@@ -88,7 +88,8 @@ def count(settings: TrainConfig) -> dict[str, int]:
     small: Counter[str] = Counter()
     for name in PASSES:
         setattr(dist, name, counting(getattr(dist, name), name, sent, small))
-    train_step, found = loop.train_step, {}
+    train_step = loop.train_step
+    found: dict[str, int] = {}
 
     def counted(run: loop.Run, *arguments: Any) -> Any:
         sent.clear()

@@ -213,7 +213,7 @@ def trainer(config: BenchmarkConfig, run: Path) -> Times:
             yield item
 
     loop.train_step, loop.evaluate_held_out = timed_step, evaluated  # type: ignore[assignment]
-    loop.save, data.prefetch = saved, fetched  # type: ignore[assignment]
+    loop.save, data.prefetch = saved, fetched
     train.train(train_config(config, run))
     return times
 

@@ -275,8 +275,8 @@ def train_with_bad_batches(settings: TrainConfig, bad: list[int]) -> Any:
     """The loss of these micro-batches of rank 0 is not a number, or on the way back infinite."""
     forward, calls = PretrainingModule.forward, iter(range(10_000))
 
-    def poisoned(self: PretrainingModule, batch: Any, **options: Any) -> Any:
-        losses = forward(self, batch, **options)
+    def poisoned(self: PretrainingModule, *arguments: Any, **named: Any) -> Any:
+        losses: Any = forward(self, *arguments, **named)
         if self.training and next(calls) in bad and os.environ["RANK"] == "0":
             return losses._replace(mlm=losses.mlm * float("nan"))
         return losses

@@ -45,7 +45,7 @@ def train_with_spikes(settings: TrainConfig, spiking: Collection[int]) -> RunSta
     forward, calls = PretrainingModule.forward, iter(range(1, 10_000))
 
     def spiked(self: PretrainingModule, *arguments: Any, **named: Any) -> Any:
-        losses = forward(self, *arguments, **named)
+        losses: Any = forward(self, *arguments, **named)
         if self.training and next(calls) in spiking and os.environ["RANK"] == "0":
             return losses._replace(mlm=losses.mlm * 30)
         return losses

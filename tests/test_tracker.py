@@ -42,7 +42,7 @@ class FakeTracker(types.ModuleType):
 
 
 def test_a_tracker_gets_settings_and_curves_offline_and_ends_alone(tmp_path: Path, monkeypatch):
-    fake, said = FakeTracker(), []
+    fake, said = FakeTracker(), list[str]()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     tracker = Tracker("wandb", tmp_path / "wiki/run", said.append)

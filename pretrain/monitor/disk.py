@@ -11,7 +11,7 @@ from pretrain.sizes import STATE
 
 
 class _Exports(NamedTuple):
-    count: int
+    folders: int
     bytes: int  # each
 
 
@@ -55,12 +55,12 @@ def check_disk(setup: Setup, parameters: int) -> DiskNeed:
     there = len(list_checkpoints(config.out))
     needed = max(most - there, 0) * size
     exports = _exports(setup, parameters)
-    needed += exports.count * exports.bytes
+    needed += exports.folders * exports.bytes
     folder = next(parent for parent in (config.out, *config.out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:
         each, all_of_them, has = map(bytes_in_words, (size, needed, free))
-        beside = f" and {exports.count} exports of {bytes_in_words(exports.bytes)}" if exports.count else ""
+        beside = f" and {exports.folders} exports of {bytes_in_words(exports.bytes)}" if exports.folders else ""
         raise InputError(
             f"--out {config.out}: {most - there} more checkpoints of {each} each{beside} need "
             f"{all_of_them}, and the disk has {has} free; make room, choose another --out, or keep fewer (--keep "
@@ -72,6 +72,6 @@ def check_disk(setup: Setup, parameters: int) -> DiskNeed:
         there=there,
         needed_bytes=needed,
         free_bytes=free,
-        exports=exports.count,
+        exports=exports.folders,
         export_bytes=exports.bytes,
     )

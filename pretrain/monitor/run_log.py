@@ -71,8 +71,9 @@ class RunLog:
             return
         self._metrics.write(json.dumps(line))
         self._complain(self._metrics.path, self._metrics.failure, self._metrics.lost)
-        for sink in self._sinks if group is not None else []:
-            sink.draw(step, scalars(group, line))
+        if group is not None:
+            for sink in self._sinks:
+                sink.draw(step, scalars(group, line))
 
     def draw_together(self, step: int, pictures: dict[str, dict[str, float]]) -> None:
         """Draw several curves into one picture of TensorBoard: picture -> curve -> value."""
