@@ -60,17 +60,7 @@ class DrawnSamples(NamedTuple):
     """Samples that come next, of which only the lengths are known until some are taken. N samples."""
 
     spans: tuple[tuple[Epoch, int, int], ...]  # an epoch, a first position in it, and how many from there
-    codes: np.ndarray  # [N] uint32, as Epoch.length_codes_at() has them
-
-    @property
-    def text_lengths(self) -> np.ndarray:
-        """[N] int64: tokens of A and B of each."""
-        return (self.codes >> 1).astype(np.int64)
-
-    @property
-    def has_b(self) -> np.ndarray:
-        """[N] bool: samples of two segments."""
-        return self.codes & 1 > 0
+    length_codes: np.ndarray  # [N] uint32, as Epoch.length_codes_at() has them
 
     def take(self, indices: np.ndarray) -> Samples:
         """Look up some of the samples, in the order of `indices`."""
@@ -224,7 +214,7 @@ def train_steps(
 def count_step(samples: KnownLengths, masking: Masking, seq_len: int, end: DataPosition) -> StepCounts:
     """Count what these samples hold, from the index alone; `end` is where the next step begins."""
     # Of each kind of sample, a length with a B or without, how many there are: hundreds of kinds, not 65,536 samples.
-    counts = np.bincount(2 * samples.text_lengths + samples.has_b)
+    counts = np.bincount(samples.length_codes)
     kinds = np.flatnonzero(counts)
     counts, has_b = counts[kinds], kinds & 1
     n_special = 2 + has_b

@@ -9,6 +9,7 @@ broadcast_object(value)                             rank 0's value, on all ranks
 gather_objects(value)                               the values of all ranks, on all ranks
 with all_ranks_or_none("checkpoint ..."): ...       all leave the block well, or all raise
 on_rank_0("run folder ...", function)               what a function returns on rank 0, on all ranks; or all raise
+led_by_rank_0("run folder ...", lead, answer)       the same, where rank 0 asks all ranks to do parts of it
 check_same_on_all_ranks(what)                       versions, settings and stores are alike
 """
 
@@ -30,6 +31,7 @@ from data_prep.cli import InputError
 from pretrain.network import wait_for_first_rank
 
 T = TypeVar("T")
+R = TypeVar("R")
 MAX_DIFFERENCES = 6  # that a message names
 MEET_SECONDS = 300.0  # in which every rank must come to where they meet: nodes start apart
 CONNECT_SECONDS = 60.0  # in which they must then connect to each other
@@ -219,6 +221,41 @@ def on_rank_0(what: str, function: Callable[[], T]) -> T:
     with all_ranks_or_none(what):
         if dist.get_rank() == 0:
             result = function()
+    return broadcast_object(result)
+
+
+def led_by_rank_0(what: str, lead: Callable[[Callable[[Any], list[T]]], R], answer: Callable[[Any], T]) -> R:
+    """Call `lead(ask)` on rank 0 and return its result on all ranks; where it raises, all raise. Collective.
+
+    `ask(question)` returns what `answer(question)` does on each rank, by rank. Where one of them raises, the first such
+    error is raised by `ask`, on rank 0: it may go on.
+    """
+
+    def try_to_answer(question: Any) -> T | Exception:
+        try:
+            return answer(question)
+        except Exception as error:
+            return error
+
+    def ask(question: Any) -> list[T]:
+        broadcast_object((question,))
+        answers: list[Any] = [None] * dist.get_world_size()
+        dist.gather_object(try_to_answer(question), answers, group=gloo_group())
+        for error in answers:
+            if isinstance(error, Exception):
+                raise error
+        return answers
+
+    result: Any = None
+    with all_ranks_or_none(what):
+        if dist.get_rank() == 0:
+            try:
+                result = lead(ask)
+            finally:
+                broadcast_object(())  # no more questions
+        else:
+            while asked := broadcast_object(()):
+                dist.gather_object(try_to_answer(*asked), group=gloo_group())
     return broadcast_object(result)
 
 

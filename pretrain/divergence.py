@@ -11,14 +11,15 @@ ranks and stands in state.json, so that a run that was stopped in between does t
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.together import led
 from pretrain.checkpoints.verify import latest_valid_checkpoint
 from pretrain.data import sample_stream
-from pretrain.distributed import on_rank_0
 from pretrain.monitor.meter import Meter
 from pretrain.settings.phases import phase_at
 from pretrain.setup import Setup
@@ -97,7 +98,7 @@ class Divergence:
         """
         saver, setup = self._saver, self._setup
         saver.wait()
-        newest = on_rank_0(f"rollback in {saver.run}", lambda: latest_valid_checkpoint(saver.run))
+        newest = led(f"rollback in {saver.run}", partial(latest_valid_checkpoint, saver.run))
         if newest is None:
             return None
         earlier = load_checkpoint(newest, saver.engine, saver.identity, saver.averaging)

@@ -27,6 +27,7 @@ from pretrain.checkpoints.load import load_checkpoint
 from pretrain.checkpoints.resume import Start, find_start
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
+from pretrain.checkpoints.together import led
 from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
 from pretrain.divergence import DivergedError, Divergence
 from pretrain.hf_folder import positions
@@ -115,7 +116,6 @@ def train(setup: Setup, stop: StopRequests | None = None, watchdog: Watchdog | N
         if config.dry_run:
             print_plan(setup, model, record, identity)
             return RunState()
-        check_disk(setup, model.num_parameters())
         if config.compile:
             compile_layers(model)
 
@@ -189,10 +189,11 @@ def find_common_start(
         with all_ranks_or_none("stores of --data"), watchdog.working():
             verify_stores(setup.stores)
     check_same_on_all_ranks(what_ranks_share(record, [phase.ds_config.content for phase in setup.phases], identity))
-    with watchdog.working():  # rank 0 reads all of a checkpoint, for its checksums
-        return on_rank_0(
+    with watchdog.working():  # all of a checkpoint is read, for its checksums
+        on_rank_0(f"run folder {setup.config.out}", partial(check_disk, setup, model.num_parameters()))
+        return led(
             f"run folder {setup.config.out}",
-            lambda: find_start(setup.config, record, identity, shapes_of(model)),
+            partial(find_start, setup.config, record, identity, shapes_of(model)),
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import pytest
 import torch
 
 from data_prep.cli import InputError
-from pretrain.checkpoints import slices
+from pretrain.checkpoints import load, slices, verify
 from pretrain.checkpoints.format import checkpoint_dir, list_checkpoints
 from pretrain.checkpoints.resume import resolve_resume
 from pretrain.checkpoints.slices import index_slices
+from pretrain.checkpoints.together import led
 from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
 from pretrain.settings.config import TrainConfig
 from pretrain.train import train
+from pretrain.zero.engine import init_distributed
+from tests.checkpoints import checkpoint_of
 from tests.ranks import run_ranks
 from tests.runs import contents, distance, tiny_run, weights
 from tests.stores import random_documents, store_of
@@ -70,6 +74,67 @@ def test_resume_at_another_world_size_and_stage(store, tmp_path, world, zero):
     run_ranks(world, train, config(store, cut, zero=zero, dropout=0.0))
     expected, start = (weights(checkpoint_dir(settings.out, step)) for step in (STEPS, 3))
     assert distance(weights(checkpoint_dir(cut, STEPS)), expected, start) < 1e-5
+
+
+def train_and_list_opened(settings: TrainConfig) -> dict[str, list[str]]:
+    """Train, and return the files of ranks that this one has read: for checksums, for what they hold, for its slices."""
+    opened: dict[str, list[str]] = {}
+
+    def noting(module: Any, name: str) -> None:
+        function, names = getattr(module, name), opened.setdefault(f"{module.__name__}.{name}", [])
+
+        def note(path: Path, **options: Any) -> Any:
+            names.extend([path.name] if path.suffix == ".safetensors" else [])
+            return function(path, **options)
+
+        setattr(module, name, note)
+
+    for module, name in ((verify, "sha256_of"), (slices, "safe_open"), (load, "safe_open")):
+        noting(module, name)
+    train(settings)
+    return opened
+
+
+def test_a_rank_opens_its_own_file_alone(store, whole, tmp_path):
+    cut = cut_after_three(whole, tmp_path / "cut")
+    for rank, opened in enumerate(run_ranks(2, train_and_list_opened, config(store, cut, zero=1))):
+        own = f"rank-{rank:05d}-of-00002.safetensors"
+        assert list(opened.values()) == [[own], [own, own], [own]]  # to verify, then to load
+    assert contents(checkpoint_dir(cut, STEPS)) == contents(checkpoint_dir(whole, STEPS))
+
+
+@pytest.mark.slow
+def test_other_ranks_open_the_files_that_overlap(store, whole, tmp_path):
+    cut = cut_after_three(whole, tmp_path / "cut")
+    by_rank = [list(opened.values()) for opened in run_ranks(4, train_and_list_opened, config(store, cut, zero=1))]
+    files = [f"rank-{rank:05d}-of-00002.safetensors" for rank in range(2)]
+    assert [checked for checked, _, _ in by_rank] == [[files[0]], [files[1]], [], []]
+    # Ranks 0 and 1 have the first half of each group of parameters, 2 and 3 the second one.
+    assert [set(read) for _, _, read in by_rank] == [{files[0]}, {files[0]}, {files[1]}, {files[1]}]
+
+
+def latest_found_together(run: Path) -> Path | None:
+    init_distributed()
+    return led("run", partial(latest_valid_checkpoint, run))
+
+
+def test_ranks_that_share_the_checking_pass_over_what_any_of_them_finds(tmp_path, capfd):
+    for step in (3, 6):
+        checkpoint_of(tmp_path, step)
+    assert run_ranks(3, latest_found_together, tmp_path) == 3 * [checkpoint_dir(tmp_path, 6)]
+    damage_flip(checkpoint_dir(tmp_path, 6) / "rank-00001-of-00002.safetensors")
+    assert run_ranks(3, latest_found_together, tmp_path) == 3 * [checkpoint_dir(tmp_path, 3)]
+    damaged = checkpoint_dir(tmp_path, 6)
+    assert f"passing over {damaged}: {damaged}/rank-00001-of-00002.safetensors is damaged" in capfd.readouterr().err
+
+
+def test_a_damaged_file_of_another_rank_is_refused_in_one_line_before_a_step(store, whole, tmp_path):
+    cut = cut_after_three(whole, tmp_path / "cut")
+    damage_flip(checkpoint_dir(cut, 3) / "rank-00001-of-00002.safetensors")
+    before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+    with pytest.raises(RuntimeError, match="InputError: .*rank-00001-of-00002.safetensors is damaged"):
+        run_ranks(2, train, config(store, cut, zero=1, resume=str(checkpoint_dir(cut, 3))))
+    assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
 
 
 def test_a_checkpoint_has_twelve_bytes_a_parameter_and_no_pickle(whole):

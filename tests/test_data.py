@@ -111,7 +111,7 @@ def test_a_rank_that_looks_up_its_own_samples_only_has_the_same_ones(store, tmp_
     found.clear()
     streams = [SampleStream(mixture(store), BEGIN, length_table.NodeRanks(rank, 2)) for rank in range(2)]
     for _ in range(6):
-        first, second = (stream.draw(24).codes for stream in streams)
+        first, second = (stream.draw(24).length_codes for stream in streams)
         assert first.tolist() == second.tolist()
     assert len(found) == len(set(found)) > 6
     assert len(list(tmp_path.glob("lengths-*"))) == 2  # this epoch's and the one before

@@ -27,7 +27,7 @@ def split_by_length(samples: KnownLengths, count: int) -> np.ndarray:
     longest sample goes to the first split, the next one to the second, and after the last split back again.
     In each split the longest stands first."""
     # Lengths 9, 8, 7, 6, 5, 4 among two: 9 | 8, then 6 | 7, then 5 | 4.
-    lengths = samples.text_lengths
+    lengths = samples.length_codes >> 1
     shortness = lengths.max(initial=0) - lengths
     if shortness.max(initial=0) < 1 << 16:
         shortness = shortness.astype(np.uint16)  # these numpy sorts by their digits, ten times as fast

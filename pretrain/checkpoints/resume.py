@@ -26,7 +26,7 @@ from pretrain.checkpoints.resume_policy import (
     fresh_epoch_of,
     refuse_changes,
 )
-from pretrain.checkpoints.verify import latest_valid_checkpoint, verify_checkpoint
+from pretrain.checkpoints.verify import CheckFiles, check_files, latest_valid_checkpoint, verify_checkpoint
 from pretrain.run_record import RunRecord
 from pretrain.settings.config import TrainConfig
 from pretrain.state import RunState
@@ -43,9 +43,14 @@ class Start(NamedTuple):
 
 
 def find_start(
-    config: TrainConfig, record: RunRecord, identity: ModelIdentity, shapes: Mapping[str, Sequence[int]]
+    config: TrainConfig,
+    record: RunRecord,
+    identity: ModelIdentity,
+    shapes: Mapping[str, Sequence[int]],
+    check: CheckFiles = check_files,
 ) -> Start:
-    """Return where to begin under the settings of `record`, with a model of these `shapes`; writes nothing.
+    """Return where to begin under the settings of `record`, with a model of these `shapes`; writes nothing. `check`
+    reads the files of checkpoints.
 
     Raises
     ------
@@ -53,7 +58,7 @@ def find_start(
         change; one at which nothing is left to train, in a folder of its own.
     """
     seen = tuple(folder.name for folder in list_checkpoints(config.out))
-    checkpoint = resolve_resume(config)
+    checkpoint = resolve_resume(config, check)
     if checkpoint is None:
         return Start(record | {"from_step": 0, "from": None, "segments": []}, checkpoints_seen=seen)
     manifest = Manifest.read(checkpoint)
@@ -76,7 +81,7 @@ def find_start(
     )
 
 
-def resolve_resume(config: TrainConfig) -> Path | None:
+def resolve_resume(config: TrainConfig, check: CheckFiles = check_files) -> Path | None:
     """Return the checkpoint to continue from; None for a new run. A folder that holds checkpoints is never trained from
     zero.
 
@@ -88,8 +93,8 @@ def resolve_resume(config: TrainConfig) -> Path | None:
     if config.resume == "never":
         return None
     if config.resume == "auto":
-        return latest_valid_checkpoint(config.out)
-    verify_checkpoint(Path(config.resume))
+        return latest_valid_checkpoint(config.out, check)
+    verify_checkpoint(Path(config.resume), check)
     return Path(config.resume)
 
 

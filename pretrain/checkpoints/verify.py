@@ -2,11 +2,15 @@
 
 verify_checkpoint(folder) -> Manifest              InputError names what is damaged
 latest_valid_checkpoint(run) -> folder             the newest that verifies; those that do not are named on stderr
+
+Files are read by check_files(); ranks share that among themselves (together.py).
 """
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import BertConfig, BertForPreTraining
 
@@ -14,21 +18,40 @@ from data_prep.cli import InputError, say
 from data_prep.fields import Fields
 from data_prep.files import sha256_of
 from pretrain.checkpoints.format import (
-    AVERAGE,
     MANIFEST,
     NOT_WHOLE,
     POINTER,
+    STATE,
     STEP,
     FileEntry,
     Manifest,
     list_checkpoints,
+    rank_file,
     read_state,
     step_of,
 )
-from pretrain.checkpoints.slices import index_slices
+from pretrain.checkpoints.slices import SliceTable, list_spans
+
+# Compares all files of a checkpoint with its manifest, and returns the rows of a SliceTable.
+CheckFiles = Callable[[Path, Manifest], np.ndarray]
 
 
-def verify_checkpoint(folder: Path) -> Manifest:
+def check_files(folder: Path, manifest: Manifest, ranks: Iterable[int] | None = None) -> np.ndarray:
+    """Compare files with their entries in the manifest: those of the ranks that wrote it, or of some of them; state.json
+    goes with rank 0's. Returns [N] SPAN, the slices that they hold.
+
+    Raises
+    ------
+    InputError: naming what is damaged.
+    """
+    ranks = range(manifest.world_size) if ranks is None else ranks
+    for rank in ranks:
+        for name in [rank_file(rank, manifest.world_size), *([STATE] if rank == 0 else [])]:
+            check_file(folder / name, manifest.files[name])
+    return list_spans(folder, manifest, ranks)
+
+
+def verify_checkpoint(folder: Path, check: CheckFiles = check_files) -> Manifest:
     """Return the manifest of a checkpoint that is whole.
 
     Raises
@@ -38,19 +61,18 @@ def verify_checkpoint(folder: Path) -> Manifest:
     manifest = Manifest.read(folder)
     if STEP.fullmatch(folder.name) and step_of(folder) != manifest.step:
         raise InputError(f"{folder} holds step {manifest.step}, by its {MANIFEST}; {NOT_WHOLE}")
-    for name, entry in manifest.files.items():
-        check_file(folder / name, entry)
+    rows = check(folder, manifest)
     if strangers := [path.name for path in folder.glob("*.safetensors") if path.name not in manifest.files]:
         raise InputError(
             f"{folder / min(strangers)} is not in {MANIFEST}, which holds another save; remove one of them"
         )
     read_state(folder, manifest)
     _check_shapes(folder, manifest)
-    _check_slices(folder, manifest)
+    _check_slices(folder, manifest, SliceTable(folder, manifest, rows))
     return manifest
 
 
-def latest_valid_checkpoint(run: Path) -> Path | None:
+def latest_valid_checkpoint(run: Path, check: CheckFiles = check_files) -> Path | None:
     """Return the newest checkpoint of a run that verifies, saying which were damaged or lost; None for a run without
     any.
 
@@ -69,7 +91,7 @@ def latest_valid_checkpoint(run: Path) -> Path | None:
         say(f"passing over {pointer}: it names {pointed!r}, which is not there")
     for folder in folders:
         try:
-            verify_checkpoint(folder)
+            verify_checkpoint(folder, check)
         except InputError as error:
             say(f"passing over {folder}: {error}")
         else:
@@ -114,21 +136,19 @@ def _check_shapes(folder: Path, manifest: Manifest) -> None:
         raise model.error(f"has not the parameters that are stored: {', '.join(different[:3]) or 'there are more'}")
 
 
-def _check_slices(folder: Path, manifest: Manifest) -> None:
-    """Check that every element of every parameter is stored once, and nothing else is."""
-    slices = index_slices(folder)
-    if strangers := sorted({name for name, _ in slices} - manifest.parameters.keys()):
-        raise InputError(f"{folder} holds slices of {strangers[0]}, which the model has not; {NOT_WHOLE}")
-    if not manifest.average and any(kind == AVERAGE for _, kind in slices):
-        raise InputError(f"{folder} holds an average that its {MANIFEST} does not name; {NOT_WHOLE}")
+def _check_slices(folder: Path, manifest: Manifest, table: SliceTable) -> None:
+    """Check that every element of every parameter is stored once."""
     for name, shape in manifest.parameters.items():
         for kind in manifest.kinds:
             # Sorted by offset, each must begin where the one before ends.
-            end = 0
-            for stored in slices[name, kind]:
-                if stored.offset != end:
-                    what = "a gap" if stored.offset > end else "slices over each other"
-                    raise InputError(f"{folder}: {name}, {kind}, has {what} at element {end}; {NOT_WHOLE}")
-                end += stored.length
-            if end != math.prod(shape):
-                raise InputError(f"{folder} holds {end} of {math.prod(shape)} elements of {name}, {kind}; {NOT_WHOLE}")
+            spans = table.spans(name, kind)
+            ends = np.concatenate(([0], spans["offset"] + spans["length"]))
+            wrong = np.flatnonzero(spans["offset"] != ends[:-1])
+            if len(wrong):
+                offset, end = int(spans["offset"][wrong[0]]), int(ends[wrong[0]])
+                what = "a gap" if offset > end else "slices over each other"
+                raise InputError(f"{folder}: {name}, {kind}, has {what} at element {end}; {NOT_WHOLE}")
+            if ends[-1] != math.prod(shape):
+                raise InputError(
+                    f"{folder} holds {ends[-1]} of {math.prod(shape)} elements of {name}, {kind}; {NOT_WHOLE}"
+                )
