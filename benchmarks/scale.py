@@ -1,10 +1,12 @@
 """Bytes on the wire and optimizer state of each rank, counted, beside the formulas that docs/cluster.md reckons with.
 
-    python benchmarks/scale.py --ranks 1 2 4 8 16 --zero 1
+    python benchmarks/scale.py --ranks 1 2 4 8 16
+    python benchmarks/scale.py --ranks 2 4 --zero 0 2 3
 
 A small model on gloo ranks of this machine: bytes are counted, speed is not measured. One JSON line.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -26,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.machine import machine
-from data_prep.cli import print_json, run
+from data_prep.cli import print_json, run, say
 from pretrain import loop
 from pretrain.monitor.plan import wire_bytes
 from pretrain.settings.config import TrainConfig
@@ -41,31 +43,30 @@ SMALL_BYTES = 20_000  # of a message that is no weight and no gradient
 
 
 @dataclass(frozen=True)
-class Config:
+class BenchmarkConfig:
     """What is counted."""
 
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16)
     """how many, one run for each"""
-    zero: int = 1
-    """ZeRO stage"""
+    zero: tuple[int, ...] = (1,)
+    """ZeRO stages, of each all runs"""
 
 
-def main(config: Config) -> None:
+def main(config: BenchmarkConfig) -> None:
     """Count and print one JSON line."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="zerobert-") as folder:
         store = store_of(Path(folder) / "store", random_documents(60)).folder
-        (Path(folder) / "ds.json").write_text(json.dumps({"zero_optimization": zero_settings(config.zero)}))
-        for ranks in config.ranks:
+        for zero, ranks in itertools.product(config.zero, config.ranks):
+            (Path(folder) / "ds.json").write_text(json.dumps({"zero_optimization": zero_settings(zero)}))
             settings = tiny_run(
-                store, Path(folder) / f"run-{ranks}", ds_config=Path(folder) / "ds.json", steps=3, warmup=1,
+                store, Path(folder) / f"run-{zero}-{ranks}", ds_config=Path(folder) / "ds.json", steps=3, warmup=1,
                 global_batch=2 * ranks, micro_batch=2,
             )  # fmt: skip
             found = run_ranks(ranks, count, settings, deadline=1800.0)
-            rows.append({"ranks": ranks} | compared(found, config.zero, ranks))
-    print_json(
-        {"name": "scale", "zero": config.zero, "precision": "fp32", "rows": rows} | machine("torch", "deepspeed")
-    )
+            rows.append({"zero": zero, "ranks": ranks} | compared(found, zero, ranks))
+            say(f"ZeRO {zero}, {ranks} ranks: counted")
+    print_json({"name": "scale", "precision": "fp32", "rows": rows} | machine("torch", "deepspeed"))
 
 
 def zero_settings(stage: int) -> dict[str, int]:
@@ -128,4 +129,4 @@ def counting(function: Callable[..., Any], name: str, sent: Counter[str], small:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, BenchmarkConfig, __doc__)

@@ -46,7 +46,7 @@ bert_tokenizer({}, cased=False).train_from_iterator(documents, trainer)
 
 
 @dataclass(frozen=True)
-class Config:
+class BenchmarkConfig:
     """What is measured."""
 
     corpus: tuple[str, ...]
@@ -59,7 +59,7 @@ class Config:
     """whether `tokenizers` trains, too"""
 
 
-def main(config: Config) -> None:
+def main(config: BenchmarkConfig) -> None:
     """Measure and print one JSON line."""
     from data_prep.sample import Reading, Sample
     from data_prep.text.discovery import find_sources
@@ -112,4 +112,4 @@ def once(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    run(main, Config, __doc__)
+    run(main, BenchmarkConfig, __doc__)

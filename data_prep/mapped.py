@@ -3,7 +3,8 @@
     array = map_file(path)   the bytes of a file [N] uint8, of which nothing is read until it is used
     advise_random(array)     they will be read here and there: each time one page, and not megabytes ahead
 
-    files = Files(paths)     from now on, reading where one of them has ended says so and ends the process
+    files = Files()
+    files.watch(path)        from now on, reading where it has ended says so and ends the process
     files.check()            FileChangedError where one has become shorter; cheap enough to be called all the time
 
 A program that reads a mapped file beyond its end gets SIGBUS, of which Python would die without a word. To read by
@@ -20,7 +21,6 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -106,13 +106,19 @@ class _SigAction(ctypes.Structure):
 class Files:
     """Mapped files of which it is known how long they were."""
 
-    def __init__(self, paths: Iterable[Path]):
-        self._were = [(path.absolute(), path.stat()) for path in paths]
+    def __init__(self) -> None:
+        self._were: list[tuple[Path, os.stat_result]] = []
         self._next = 0  # file to look at
         self._looked = 0.0  # when, as time.monotonic() counts
         _all.add(self)
         if not _keep:
             _install()
+
+    def watch(self, path: Path) -> os.stat_result:
+        """Look after a file from now on; returns how it is."""
+        status = path.stat()
+        self._were.append((path.absolute(), status))
+        return status
 
     def check(self) -> None:
         """Look at the sizes of the next files, at most once in CHECK_EVERY_SECONDS.

@@ -7,17 +7,20 @@
       shard-00000-001.bin  ... of the same unit of work; shard-00001-000.bin is the first of the next
 
 Inside a store every token has one number: its place in the shards laid end to end. Documents never cross a shard.
+
+A shard is mapped, and compared with the manifest, when it is first used. Store.open() looks at all of them, unless its
+caller shares that: of a terabyte of text there are 15,600, and each of a thousand ranks needs some dozens.
 """
 
+import copy
 import os
 import struct
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, overload
 
 import numpy as np
 
@@ -29,6 +32,7 @@ from data_prep.rounding import ceil_div
 from data_prep.store_manifest import (
     FORMAT,
     FORMAT_WITH_WORDS,
+    ShardEntry,
     StoreManifest,
     check_format,
     mend,
@@ -146,6 +150,81 @@ def check_sums(path: Path, shard: Sections, sources: int) -> None:
         raise InputError(f"{path} is damaged: its {', '.join(wrong)} cannot be; {mend()}")
 
 
+class Shards(Sequence[Sections]):
+    """Shards of a store, each mapped into memory and compared with its entry in the manifest when it is first used."""
+
+    def __init__(self, folder: Path, manifest: StoreManifest, files: mapped.Files):
+        self.entries: Sequence[ShardEntry] = manifest.shards
+        self._folder, self._manifest, self._files = folder, manifest, files
+        self._mapped: dict[str, Sections] = {}
+        self.are_checked = False  # by whomever: then sums are believed
+        # What fits into memory is soon there, the more so by reading ahead; of more, that would be read in vain.
+        size = manifest.counts.tokens * token_dtype(manifest.vocab.size).itemsize
+        self._reads_ahead = 2 * size <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Sections: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Shards": ...
+    def __getitem__(self, index: int | slice) -> "Sections | Shards":
+        """Return a shard, or some of them.
+
+        Raises
+        ------
+        InputError: it is damaged, or not what the manifest says.
+        """
+        if isinstance(index, slice):
+            part = copy.copy(self)
+            part.entries = self.entries[index]
+            return part
+        entry = self.entries[index]
+        if entry.name not in self._mapped:
+            self._mapped[entry.name] = self._map(entry)
+        return self._mapped[entry.name]
+
+    def _map(self, entry: ShardEntry) -> Sections:
+        path, version = self._folder / entry.name, self._manifest.format
+        shard = read_shard(path, self._manifest.vocab.sha256)
+        size = self._files.watch(path).st_size  # watched from here on
+        dtype = token_dtype(self._manifest.vocab.size)
+        if (shard.continues is not None) != (version == FORMAT_WITH_WORDS) or shard.tokens.dtype != dtype:
+            raise InputError(f"{path} is of another format or vocabulary size than manifest.json says; {mend()}")
+        if not self.are_checked:
+            check_sums(path, shard, len(self._manifest.sources))
+        for name, found in {**_sizes_of(shard)._asdict(), "bytes": size}.items():
+            if found != (said := getattr(entry, name)):
+                raise InputError(f"{path} has {found:,} {name}, manifest.json says {said:,}")
+        if not self._reads_ahead:
+            mapped.advise_random(shard.tokens)
+        return shard
+
+
+class Sizes(NamedTuple):
+    """What a shard holds."""
+
+    documents: int
+    sentences: int
+    tokens: int
+
+
+def _sizes_of(shard: Sections) -> Sizes:
+    return Sizes(len(shard.document_sentences), len(shard.sentence_lengths), len(shard.tokens))
+
+
+class _Tokens(dict[int, np.ndarray]):
+    """The tokens of shards by index: after the first time as fast as a list."""
+
+    def __init__(self, shards: Sequence[Sections]):
+        self._shards = shards
+
+    def __missing__(self, index: int) -> np.ndarray:
+        self[index] = self._shards[index].tokens
+        return self[index]
+
+
 @dataclass(frozen=True)
 class Store:
     """A finished store, memory-mapped."""
@@ -153,11 +232,13 @@ class Store:
     folder: Path
     manifest: StoreManifest
     identity: str  # sha256 of manifest.json, which holds the checksum of everything else
-    shards: tuple[Sections, ...]
+    shards: Sequence[Sections]
+    files: mapped.Files = field(default_factory=mapped.Files)  # those of the shards: noticed when one is cut short
 
     @classmethod
-    def open(cls, folder: Path | str, vocab_sha256: str | None = None) -> "Store":
-        """Open a store; with `vocab_sha256`, only if it was made with that tokenizer.
+    def open(cls, folder: Path | str, vocab_sha256: str | None = None, *, most: int | None = None) -> "Store":
+        """Open a store; with `vocab_sha256`, only if it was made with that tokenizer. The shards of one with more than
+        `most` sentences are looked at when they are used, or by check_shards().
 
         Raises
         ------
@@ -176,35 +257,50 @@ class Store:
                 f"{folder} was made with tokenizer {made_with[:12]}, this run uses {vocab_sha256[:12]}; "
                 "make the store again with this tokenizer, or train with the store's own"
             )
-        shards = tuple(read_shard(folder / entry.name, made_with) for entry in manifest.shards)
-        store = cls(folder, manifest, sha256_of(manifest_path), shards)
+        files = mapped.Files()
+        store = cls(folder, manifest, sha256_of(manifest_path), Shards(folder, manifest, files), files)
+        if most is None or manifest.counts.sentences <= most:
+            store.end_check(store.check_shards())
         store._check()
-        _ = store.files  # watched from here on
         return store
 
-    def _check(self) -> None:
-        """Compare the manifest with the shards and the tokenizer, in a time that grows with sentences, not tokens."""
-        total = Counter(documents=0, sentences=0, tokens=0, held_out_documents=0)
-        version, dtype = self.manifest.format, token_dtype(self.vocab_size)
-        for entry, shard in zip(self.manifest.shards, self.shards, strict=True):
-            path = self.folder / entry.name
-            if (shard.continues is not None) != (version == FORMAT_WITH_WORDS) or shard.tokens.dtype != dtype:
-                raise InputError(f"{path} is of another format or vocabulary size than manifest.json says; {mend()}")
-            check_sums(path, shard, len(self.manifest.sources))
-            sizes = Counter(
-                documents=len(shard.document_sentences),
-                sentences=len(shard.sentence_lengths),
-                tokens=len(shard.tokens),
+    @property
+    def is_checked(self) -> bool:
+        """Whether all shards were compared with the manifest, here or by other ranks."""
+        return not isinstance(self.shards, Shards) or self.shards.are_checked
+
+    def check_shards(self, part: int = 0, parts: int = 1) -> int:
+        """Compare shards with the manifest, in a time that grows with sentences, not tokens; of several `parts` one.
+        Returns the held-out documents in them.
+
+        Raises
+        ------
+        InputError: naming what does not fit.
+        """
+        chosen = self.shards[part::parts]
+        return sum(int((shard.document_flags & HELD_OUT).sum(dtype=np.int64)) for shard in chosen)
+
+    def end_check(self, held_out_documents: int) -> None:
+        """Compare what the parts of check_shards() have found in all shards with the manifest: then `is_checked`.
+
+        Raises
+        ------
+        InputError: there are not as many.
+        """
+        self._check_count("held_out_documents", held_out_documents)
+        if isinstance(self.shards, Shards):
+            self.shards.are_checked = True
+
+    def _check_count(self, name: str, found: int) -> None:
+        if found != (said := getattr(self.manifest.counts, name)):
+            raise InputError(
+                f"{self.folder / 'manifest.json'} counts {said:,} {name}, the shards hold {found:,}; {mend()}"
             )
-            for name, size in {**sizes, "bytes": path.stat().st_size}.items():
-                if size != (said := getattr(entry, name)):
-                    raise InputError(f"{path} has {size:,} {name}, manifest.json says {said:,}")
-            total.update(sizes, held_out_documents=int((shard.document_flags & HELD_OUT).sum(dtype=np.int64)))
-        for name, count in total.items():
-            if count != (said := getattr(self.manifest.counts, name)):
-                raise InputError(
-                    f"{self.folder / 'manifest.json'} counts {said:,} {name}, the shards hold {count:,}; {mend()}"
-                )
+
+    def _check(self) -> None:
+        """Compare the manifest with itself, and with the tokenizer."""
+        for name in Sizes._fields:
+            self._check_count(name, sum(getattr(entry, name) for entry in self.manifest.shards))
         vocab = self.folder / "vocab"
         if tokenizer_sha256(vocab) != self.vocab_sha256:
             raise InputError(f"{vocab} is not the tokenizer that the store was made with; put it back, or {mend()}")
@@ -229,17 +325,24 @@ class Store:
     @property
     def documents(self) -> int:
         """Documents of all shards."""
-        return sum(len(shard.document_sentences) for shard in self.shards)
+        return sum(each.documents for each in self.sizes)
+
+    @property
+    def sentences(self) -> int:
+        """Sentences of all shards."""
+        return sum(each.sentences for each in self.sizes)
+
+    @cached_property
+    def sizes(self) -> list[Sizes]:
+        """Return what each shard holds, as the manifest says: no shard is looked at."""
+        if not isinstance(self.shards, Shards):
+            return [_sizes_of(shard) for shard in self.shards]
+        return [Sizes(entry.documents, entry.sentences, entry.tokens) for entry in self.shards.entries]
 
     @property
     def special_ids(self) -> dict[str, int]:
         """Ids by name: pad, unk, cls, sep, mask."""
         return self.manifest.vocab.special_ids
-
-    @cached_property
-    def files(self) -> mapped.Files:
-        """The shards' files, to notice when one is cut short."""
-        return mapped.Files(self.folder / entry.name for entry in self.manifest.shards)
 
     @cached_property
     def continues(self) -> np.ndarray:
@@ -249,16 +352,11 @@ class Store:
     @cached_property
     def token_starts(self) -> np.ndarray:
         """[shards + 1] int64: number of the first token of each shard, then of all tokens."""
-        return np.cumsum([0, *(len(shard.tokens) for shard in self.shards)], dtype=np.int64)
+        return np.cumsum([0, *(each.tokens for each in self.sizes)], dtype=np.int64)
 
     @cached_property
-    def _tokens(self) -> list[np.ndarray]:
-        tokens = [shard.tokens for shard in self.shards]
-        # What fits into memory is soon there, the more so by reading ahead; of more, that would be read in vain.
-        if 2 * sum(array.nbytes for array in tokens) > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-            for array in tokens:
-                mapped.advise_random(array)
-        return tokens
+    def _tokens(self) -> _Tokens:
+        return _Tokens(self.shards)
 
     def read_spans(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Return tokens of many spans, end to end. starts [N] int64, lengths [N] int; a span lies within one

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from data_prep.cli import InputError
 from data_prep.files import check_writable
 from data_prep.samples.coverage import evaluated, why_not_evaluated
-from data_prep.samples.mixture import fresh_epoch
+from data_prep.samples.mixture import LARGE_SENTENCES, fresh_epoch
 from data_prep.store import HELD_OUT, Store
 from pretrain.advice.machine import machine_named
 from pretrain.checkpoints.resume_policy import check_names, check_resume
@@ -106,8 +106,9 @@ def open_named(config: TrainConfig) -> list[Store]:
     if config.gpu:
         machine_named(config.gpu)
     first, *others = [folder for folder, _ in config.weighted_stores]
-    opened = [Store.open(first)]
-    stores = opened + [Store.open(folder, opened[0].vocab_sha256) for folder in others]
+    most = None if config.dry_run else LARGE_SENTENCES  # the ranks look at larger ones together, when they have met
+    opened = [Store.open(first, most=most)]
+    stores = opened + [Store.open(folder, opened[0].vocab_sha256, most=most) for folder in others]
     check_resume(config)
     if config.track and find_spec(config.track) is None:
         raise InputError(f"--track {config.track} needs the package {config.track}: pip install 'zerobert[track]'")

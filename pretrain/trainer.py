@@ -28,7 +28,7 @@ from pretrain.checkpoints.resume import Start, find_start
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.checkpoints.saver import Saver
 from pretrain.checkpoints.together import led
-from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, on_rank_0
+from pretrain.distributed import OtherRankError, all_ranks_or_none, check_same_on_all_ranks, gather_objects, on_rank_0
 from pretrain.divergence import DivergedError, Divergence
 from pretrain.hf_folder import positions
 from pretrain.likelihood.pair_evaluation import PairSet, encode_pairs
@@ -185,6 +185,8 @@ def find_common_start(
     setup: Setup, model: BertForPreTraining, record: RunRecord, identity: ModelIdentity, watchdog: Watchdog
 ) -> Start:
     """Return where all ranks begin, once they are known to be alike; writes nothing. Collective."""
+    with watchdog.working():
+        check_stores(setup.stores)
     if setup.config.verify_store:
         with all_ranks_or_none("stores of --data"), watchdog.working():
             verify_stores(setup.stores)
@@ -335,6 +337,29 @@ def devices(device: torch.device) -> str:
     return f"{ranks} rank{'s' * (ranks > 1)}, each on {name}"
 
 
+def check_stores(stores: list[Store]) -> None:
+    """Look at the shards of stores that are too large for each rank to do so: those of a node share them. Collective.
+
+    Raises
+    ------
+    InputError: as Store.open() does.
+    """
+    for store in stores:
+        if not store.is_checked:
+            part, parts = place_in_node()
+            with all_ranks_or_none(f"store {store.folder}"):
+                found = store.check_shards(part, parts)
+            everyone = gather_objects((part, found))
+            nodes = sum(part == 0 for part, _ in everyone)
+            store.end_check(sum(found for _, found in everyone) // nodes)
+
+
+def place_in_node() -> tuple[int, int]:
+    """Return this rank's index among those of its node, and how many these are."""
+    parts = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    return int(os.environ.get("LOCAL_RANK", "0")) % parts, parts
+
+
 def verify_stores(stores: list[Store]) -> None:
     """Compare the files of all stores with their checksums, shared out among the ranks of a node.
 
@@ -342,8 +367,7 @@ def verify_stores(stores: list[Store]) -> None:
     ------
     InputError: naming what is damaged.
     """
-    parts = int(os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1")
-    part = int(os.environ.get("LOCAL_RANK", "0")) % parts
+    part, parts = place_in_node()
     report = say if is_rank_0() else lambda line: None
     damaged = [line for store in stores for line in store.verify(report, part, parts)]
     if damaged:

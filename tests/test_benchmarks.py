@@ -8,10 +8,21 @@ from types import ModuleType
 import pytest
 from transformers import BertForMaskedLM
 
-from benchmarks import fine_tuning, finetune_speed, plot, run_mlm, score_throughput, trainer_overhead
+from benchmarks import (
+    fine_tuning,
+    finetune_speed,
+    loader_scale,
+    plot,
+    run_mlm,
+    scale,
+    score_throughput,
+    trainer_overhead,
+    vocab_speed,
+)
 from benchmarks.held_out_loss import held_out_score
 from data_prep.cli import ROOT, InputError, parse
 from data_prep.store import Store
+from pretrain import data
 from pretrain.finetune.config import FinetuneConfig
 from tests.stores import random_documents, store_of
 from tests.tiny_hf import tiny_bert
@@ -112,6 +123,32 @@ def test_finetune_speed_trains_on_all_sides(capsys):
     assert found["settings"]["examples"] == 24
     assert all(speed > 0 for speed in found["figures"].values())
     assert found["ratio"] > 0
+
+
+def test_loader_scale_plays_one_rank_of_many(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "MANY_RANKS", data.MANY_RANKS)  # both are put back
+    monkeypatch.setenv("ZEROBERT_CACHE", str(tmp_path))
+    store_of(tmp_path / "store", random_documents(120))
+    options = "--world 16 --ranks_per_node 2 --global_batch 32 --micro_batch 2 --seq_len 32 --steps 4".split()
+    found = line_of(loader_scale, capsys, "--store", str(tmp_path / "store"), *options)
+    assert min(found["own_samples_ms"], found["all_samples_ms"]) > 0
+
+
+@pytest.mark.slow
+def test_scale_counts_what_the_formulas_say(capsys):
+    (row,) = line_of(scale, capsys, *"--ranks 2 --zero 2".split())["rows"]
+    assert (row["zero"], row["ranks"]) == (2, 2)
+    assert row["wire_bytes"] == pytest.approx(row["wire_formula"], rel=0.01)
+    assert row["state_bytes"] == pytest.approx(row["state_formula"], rel=0.001)
+
+
+@pytest.mark.slow
+def test_vocab_speed_makes_one_vocabulary_with_any_number_of_workers(tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("\n\n".join(f"the {n}th of many words, said {n % 7} times" for n in range(999)))
+    options = "--size 300 --rounds 1 --baseline no".split()
+    found = line_of(vocab_speed, capsys, "--corpus", str(tmp_path / "texts.txt"), *options)
+    assert found["same_bytes"]
+    assert min(found["read_mb_s"], found["workers_1"]["mb_s"], found["workers_2"]["mb_s"]) > 0
 
 
 def test_differences_are_taken_seed_by_seed():

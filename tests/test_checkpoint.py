@@ -77,7 +77,7 @@ def test_resume_at_another_world_size_and_stage(store, tmp_path, world, zero):
 
 
 def train_and_list_opened(settings: TrainConfig) -> dict[str, list[str]]:
-    """Train, and return the files of ranks that this one has read: for checksums, for what they hold, for its slices."""
+    """Train, and return the ranks' files that this one has read: for checksums, for what they hold, for its slices."""
     opened: dict[str, list[str]] = {}
 
     def noting(module: Any, name: str) -> None:
@@ -132,7 +132,7 @@ def test_a_damaged_file_of_another_rank_is_refused_in_one_line_before_a_step(sto
     cut = cut_after_three(whole, tmp_path / "cut")
     damage_flip(checkpoint_dir(cut, 3) / "rank-00001-of-00002.safetensors")
     before = {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()}
-    with pytest.raises(RuntimeError, match="InputError: .*rank-00001-of-00002.safetensors is damaged"):
+    with pytest.raises(RuntimeError, match=r"InputError: .*rank-00001-of-00002.safetensors is damaged"):
         run_ranks(2, train, config(store, cut, zero=1, resume=str(checkpoint_dir(cut, 3))))
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
 

@@ -20,6 +20,13 @@ def test_feistel_permutation_of_a_few_is_that_of_all_at_these_places():
     )
 
 
+def test_feistel_permutation_is_the_one_that_it_was():
+    """Runs go on in the order in which they began: these numbers are part of the format of a checkpoint."""
+    assert feistel_permutation(np.arange(4), 1000, 3).tolist() == [434, 307, 706, 535]
+    far = feistel_permutation(np.array([0, 1, 1 << 32]), (1 << 33) + 5, (1 << 64) - 1)
+    assert far.tolist() == [6196809455, 5311603159, 3199665898]
+
+
 def test_draws_are_uniform_and_do_not_correlate_along_any_part_of_the_key():
     rows, columns = np.arange(500)[:, None], np.arange(400)[None, :]
     values = uniform(random_bits(1, rows, columns))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data_prep import mapped, show
+from data_prep import store as store_module
 from data_prep.cli import ROOT, InputError
 from data_prep.fields import write_sealed
 from data_prep.files import write_json
@@ -20,7 +21,9 @@ from data_prep.samples.mixture import Mixture
 from data_prep.store import HEADER, Store, shard_name
 from data_prep.store_manifest import read_manifest
 from pretrain import trainer
+from pretrain.zero.engine import init_distributed
 from tests.damage import sweep
+from tests.ranks import run_ranks
 from tests.stores import random_documents, store_of
 
 DOCUMENTS = random_documents(12)
@@ -75,6 +78,47 @@ def test_a_flipped_byte_of_lengths_and_documents_is_found_or_is_no_traceback(sto
         Mixture([found], [1.0], seq_len=32, objective="nsp", seed=0).epoch(0)
         counts["found by --verify"] += 1
     assert counts["refused"] > counts["found by --verify"]
+
+
+def test_a_shard_of_a_large_store_is_looked_at_when_it_is_used(store):
+    whole = Store.open(store)
+    path = store / shard_name(1)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(InputError, match=path.name):
+        Store.open(store)
+    large = Store.open(store, most=5)
+    assert (large.is_checked, large.tokens, large.sentences) == (False, whole.tokens, whole.sentences)
+    first = int(large.token_starts[1])
+    assert len(large.read_spans(np.array([3]), np.array([9]))) == 9
+    for use in (lambda: large.read_spans(np.array([first]), np.array([2])), lambda: large.check_shards(1, 2)):
+        with pytest.raises(InputError, match=path.name):
+            use()
+    assert large.check_shards(0, 2) == 1
+    with pytest.raises(InputError, match="counts 2 held_out_documents, the shards hold 1"):
+        large.end_check(1)
+
+
+def shards_looked_at(folder: Path) -> list[str]:
+    """What a rank of two on a node looks at where they share that, and in the second shard afterwards."""
+    os.environ["LOCAL_SIZE"] = "2"
+    init_distributed()
+    looked: list[str] = []
+    check = store_module.check_sums
+    store_module.check_sums = lambda path, *rest: (looked.append(path.name), check(path, *rest))  # type: ignore
+    large = Store.open(folder, most=5)
+    trainer.check_stores([large])
+    assert large.is_checked
+    assert len(large.shards[1].tokens)
+    return looked
+
+
+def test_the_ranks_of_a_node_share_the_look_at_a_large_store(store, capfd):
+    assert run_ranks(2, shards_looked_at, store) == [[shard_name(0)], [shard_name(1)]]
+    path = store / shard_name(1)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(RuntimeError, match=f"{path.name} has|rank 1 failed"):
+        run_ranks(2, shards_looked_at, store)
+    assert f": {path} has" in capfd.readouterr().err
 
 
 def edited(folder: Path, path: str, value: Any) -> None:

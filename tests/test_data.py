@@ -14,7 +14,7 @@ from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Epoch, Mixture
 from data_prep.store import Store
 from pretrain import data
-from pretrain.data import SampleStream, StepData, prefetch, prefetch_steps, train_steps
+from pretrain.data import DrawnSamples, SampleStream, StepData, prefetch, prefetch_steps, train_steps
 from pretrain.model import IGNORED, Batch
 from pretrain.state import DataPosition
 from tests.stores import random_documents, store_of
@@ -130,6 +130,16 @@ def test_every_rank_has_as_much_to_do(tmp_path):
         assert tokens.max() / tokens.mean() < 1.02
         plain = lengths.reshape(8, -1).sum(1)
         assert tokens.max() - tokens.min() < (plain.max() - plain.min()) / 2
+
+
+@pytest.mark.parametrize(("count", "longest"), [(1 << 16, 250), ((1 << 16) + 8, 250), (64, 1 << 18)])
+def test_equal_lengths_keep_their_order_however_they_are_sorted(count, longest):
+    codes = np.random.default_rng(0).integers(0, longest, count).astype(np.uint32)
+    splits = split_by_length(DrawnSamples((), codes), 8)
+    order = sorted(range(count), key=lambda row: -(int(codes[row]) >> 1))
+    assert splits[:, 0].tolist() == order[:8]
+    assert splits[:, 1].tolist() == order[8:16][::-1]
+    assert sorted(splits[:, -1]) == sorted(order[-8:])
 
 
 def test_any_position_continues_the_stream(store):

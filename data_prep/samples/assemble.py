@@ -29,9 +29,16 @@ def split_by_length(samples: KnownLengths, count: int) -> np.ndarray:
     # Lengths 9, 8, 7, 6, 5, 4 among two: 9 | 8, then 6 | 7, then 5 | 4.
     lengths = samples.length_codes >> 1
     shortness = lengths.max(initial=0) - lengths
-    if shortness.max(initial=0) < 1 << 16:
-        shortness = shortness.astype(np.uint16)  # these numpy sorts by their digits, ten times as fast
-    rounds = np.argsort(shortness, kind="stable").reshape(-1, count)
+    is_short = shortness.max(initial=0) < 1 << 16
+    if is_short and len(lengths) <= 1 << 16:
+        # One number for a sample, its shortness and then its index: 32 bits are what numpy sorts fastest.
+        numbers = shortness.astype(np.uint32) << 16 | np.arange(len(lengths), dtype=np.uint32)
+        numbers.sort()
+        order = (numbers & 0xFFFF).astype(np.int64)
+    else:
+        # Of 16 bits it sorts by digits, which takes twice as long; of more, ten times.
+        order = np.argsort(shortness.astype(np.uint16) if is_short else shortness, kind="stable")
+    rounds = order.reshape(-1, count)
     rounds[1::2] = rounds[1::2, ::-1]
     return rounds.T
 

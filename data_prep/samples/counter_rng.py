@@ -17,6 +17,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _ROUNDS = 4
+FEW = 32  # elements that are shuffled one by one: a dozen calls of numpy take longer
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -72,10 +73,22 @@ def feistel_permutation(positions: np.ndarray, size: int, key: int) -> np.ndarra
         left |= right
         return left
 
+    def walk(x: int) -> int:
+        while x >= size:
+            left, right = x >> half, x & mask
+            for table in rounds:
+                left, right = right, left ^ table.item(right)
+            x = left << half | right
+        return x
+
     # That permutes range(1024). What falls on 1000 and above goes round once more: its cycle comes back below.
     out = encrypt(np.asarray(positions, np.int64))
-    while len(outside := np.flatnonzero(out >= size)):
-        out[outside] = encrypt(out[outside])
+    outside = (out >= size).nonzero()[0]
+    while len(outside) > FEW:
+        out[outside] = again = encrypt(out[outside])
+        outside = outside[again >= size]
+    for index in outside.tolist():
+        out[index] = walk(out.item(index))
     return out
 
 

@@ -81,23 +81,29 @@ class LengthTable:
     def read(self, first: int, stop: int) -> np.ndarray:
         """Return the codes [stop - first] of samples, and find what the node will need next of this rank."""
         blocks = range(first // BLOCK_SAMPLES, ceil_div(stop, BLOCK_SAMPLES))
-        codes = np.concatenate([self._block(block) for block in blocks])
+        codes = self._stored(first, stop) if all(map(self._is_there, blocks)) else None
+        if codes is None:
+            codes = np.concatenate([self._block(block) for block in blocks])
+            codes = codes[first - blocks.start * BLOCK_SAMPLES : stop - blocks.start * BLOCK_SAMPLES]
         # Rank 2 of 8, which has just read up to block 20: of the next eight, 21 to 28, block 26 is its own.
         self.find(blocks.stop + (self._node.index - blocks.stop) % self._node.count)
-        return codes[first - blocks.start * BLOCK_SAMPLES : stop - blocks.start * BLOCK_SAMPLES]
+        return codes
 
     def find(self, block: int) -> None:
         """Find a block for all ranks of the node, if it is not there yet."""
         if self._descriptor is not None and block < self._blocks and not self._is_there(block):
             self._found(block)
 
+    def _stored(self, first: int, stop: int) -> np.ndarray | None:
+        """Return codes of blocks that are there; None where the file has become shorter."""
+        assert self._descriptor is not None
+        codes = np.empty(stop - first, CODE)
+        size = os.preadv(self._descriptor, [codes.data], self._data_start + first * CODE.itemsize)
+        return codes if size == codes.nbytes else None
+
     def _block(self, block: int) -> np.ndarray:
-        if self._descriptor is not None and self._is_there(block):
-            begin, stop = self._span(block)
-            raw = os.pread(self._descriptor, (stop - begin) * CODE.itemsize, self._data_start + begin * CODE.itemsize)
-            if len(raw) == (stop - begin) * CODE.itemsize:
-                return np.frombuffer(raw, CODE)
-        return self._found(block)
+        codes = self._stored(*self._span(block)) if self._is_there(block) else None
+        return self._found(block) if codes is None else codes
 
     def _found(self, block: int) -> np.ndarray:
         begin, stop = self._span(block)
@@ -110,8 +116,7 @@ class LengthTable:
         return codes
 
     def _is_there(self, block: int) -> bool:
-        assert self._descriptor is not None
-        return os.pread(self._descriptor, 1, block) == b"\1"
+        return self._descriptor is not None and os.pread(self._descriptor, 1, block) == b"\1"
 
     def _span(self, block: int) -> tuple[int, int]:
         return block * BLOCK_SAMPLES, min((block + 1) * BLOCK_SAMPLES, self._size)

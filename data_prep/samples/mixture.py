@@ -22,6 +22,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -149,15 +150,21 @@ class Epoch(NamedTuple):
         """Yield for each slice which of the positions [N], by index, are in it, and their samples."""
         # Position -> place in the slices, laid end to end -> sample of its pass: two shuffles, so that neither the
         # order of stores nor that of documents is seen.
-        place = feistel_permutation(positions, self.size, int(random_bits(self.seed, self.number, _EPOCH_ORDER)[0]))
+        place = feistel_permutation(positions, self.size, _shuffle_key(self.seed, self.number, _EPOCH_ORDER))
         ends = np.cumsum([part.size for part in self.slices])
         owner = np.searchsorted(ends, place, side="right")
         for index, part in enumerate(self.slices):
             rows = np.flatnonzero(owner == index)
             if len(rows):
                 within = place[rows] - (ends[index] - part.size) + part.first
-                shuffle = int(random_bits(self.seed, part.store, part.pass_number, _PASS_ORDER)[0])
+                shuffle = _shuffle_key(self.seed, part.store, part.pass_number, _PASS_ORDER)
                 yield rows, part, feistel_permutation(within, len(part.spans), shuffle)
+
+
+@lru_cache(maxsize=256)
+def _shuffle_key(*key: int) -> int:
+    """Return the key of a shuffle, asked for again and again."""
+    return int(random_bits(*key)[0])
 
 
 def _as_bytes(spans: np.ndarray) -> np.ndarray:
@@ -209,7 +216,7 @@ class Mixture:
         self.stores, self.passes_per_epoch = tuple(stores), tuple(passes_per_epoch)
         self.seq_len, self.objective, self.seed, self.held_out = seq_len, objective, seed, held_out
         self._node = node
-        sentences = [sum(len(shard.sentence_lengths) for shard in store.shards) for store in self.stores]
+        sentences = [store.sentences for store in self.stores]
         # What is held out is a small part of any store, and the same few samples of it are taken again and again.
         is_large = sum(sentences) > LARGE_SENTENCES and not held_out
         weighted = sum(passes * count for passes, count in zip(self.passes_per_epoch, sentences, strict=True))
@@ -341,6 +348,6 @@ class Mixture:
             return None
         # 10 shards in 4 parts: of those in a random order the first 2, the next 3, 2 and 3.
         count, (pass_number, number) = len(self.stores[part.store].shards), divmod(part.number, part.parts)
-        key = int(random_bits(self.seed, part.store, pass_number, _SHARD_ORDER)[0])
+        key = _shuffle_key(self.seed, part.store, pass_number, _SHARD_ORDER)
         order = feistel_permutation(np.arange(count), count, key)
         return sorted(order[number * count // part.parts : (number + 1) * count // part.parts].tolist())

@@ -3,7 +3,7 @@
 write_slices(path, tensors)                          one rank's file; format.py has the keys
 index_slices(folder) -> {(name, kind): slices}       what all files hold, without reading it
 read_elements(slices, out, first)                    any part of a parameter, whoever wrote it
-list_spans(folder, manifest, ranks) -> rows          what some files hold, small enough to be sent: many ranks share them
+list_spans(folder, manifest, ranks) -> rows          what some files hold, in 28 bytes a slice: ranks tell each other
 SliceTable(folder, manifest, rows)                   such rows of all files, put in order
 read_weights(folder, shapes) -> {name: tensor}       all weights; needs no rank and no DeepSpeed
 read_weight(slices, shape) -> tensor                 one of them

@@ -1,7 +1,7 @@
 """A checkpoint looked at by all ranks together: each of its files is opened by one of them, as for the reading of it.
 
-led("run folder ...", function)             function(check) on rank 0, where check(folder, manifest) is shared by all ranks
-index_together(folder, manifest)            what all files hold, on every rank
+led("run folder ...", function)        function(check) on rank 0, where all ranks do check(folder, manifest) together
+index_together(folder, manifest)       what all files hold, on every rank
 
 Of a checkpoint of as many ranks each looks at its own file. At 1,024 ranks that each opened all files there were a
 million openings.

@@ -37,8 +37,8 @@ CheckFiles = Callable[[Path, Manifest], np.ndarray]
 
 
 def check_files(folder: Path, manifest: Manifest, ranks: Iterable[int] | None = None) -> np.ndarray:
-    """Compare files with their entries in the manifest: those of the ranks that wrote it, or of some of them; state.json
-    goes with rank 0's. Returns [N] SPAN, the slices that they hold.
+    """Compare files with their entries in the manifest: those of the ranks that wrote it, or of some of them;
+    state.json goes with rank 0's. Returns [N] SPAN, the slices that they hold.
 
     Raises
     ------

@@ -238,7 +238,7 @@ class History:
         """Return the loss in nats of a guess that knows nothing but how frequent tokens are; None where not cheap to
         say."""
         stores = self.stores
-        if not stores or sum(len(shard.tokens) for store, _ in stores for shard in store.shards) > CHEAP:
+        if not stores or sum(store.tokens for store, _ in stores) > CHEAP:
             return None
         uses = np.zeros(stores[0][0].vocab_size)
         try:
