@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_prep.samples.counter_rng import feistel_permutation, randint, random_bits, uniform
+from data_prep.samples.counter_rng import feistel_permutation, feistel_permutations, randint, random_bits, uniform
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 100, 4097])
@@ -25,6 +25,17 @@ def test_feistel_permutation_is_the_one_that_it_was():
     assert feistel_permutation(np.arange(4), 1000, 3).tolist() == [434, 307, 706, 535]
     far = feistel_permutation(np.array([0, 1, 1 << 32]), (1 << 33) + 5, (1 << 64) - 1)
     assert far.tolist() == [6196809455, 5311603159, 3199665898]
+
+
+@pytest.mark.parametrize("sizes", [[1000, 1100, 900], [4096, 4097, 5, 70_000], [3]])
+def test_permutations_at_once_are_each_by_itself(sizes):
+    rng = np.random.default_rng(0)
+    which = rng.integers(0, len(sizes), 3000)
+    positions = (rng.random(3000) * np.array(sizes)[which]).astype(np.int64)
+    found = feistel_permutations(positions, which, sizes, [7, 8, 9, 10][: len(sizes)])
+    for number, size in enumerate(sizes):
+        rows = which == number
+        assert found[rows].tolist() == feistel_permutation(positions[rows], size, 7 + number).tolist()
 
 
 def test_draws_are_uniform_and_do_not_correlate_along_any_part_of_the_key():

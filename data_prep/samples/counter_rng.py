@@ -9,6 +9,7 @@ Every function takes and returns arrays: one call draws for a whole batch. The h
 walking (Black and Rogaway 2002).
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -60,43 +61,90 @@ def feistel_permutation(positions: np.ndarray, size: int, key: int) -> np.ndarra
 
     Costs about 20 ns per element in bulk; a call on few elements costs its overhead, so ask for many at once.
     """
-    # Of range(1000): a number has 10 bits, the network swaps halves of 5.
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    rounds, mask = _round_tables(key, half), (1 << half) - 1
+    return _shuffle(np.asarray(positions, np.int64), size, 0, _half_bits(size), (key,))
 
-    def encrypt(x: np.ndarray) -> np.ndarray:
+
+def feistel_permutations(
+    positions: np.ndarray, which: np.ndarray, sizes: Sequence[int], keys: Sequence[int]
+) -> np.ndarray:
+    """Return elements of several permutations, int64: at each of positions [N] int64 that of range(sizes[k]) with
+    keys[k], where k is which [N].
+
+    As each by itself: of eight, with 2,000 elements each, in a quarter of the time.
+    """
+    if len(sizes) == 1:
+        return feistel_permutation(positions, sizes[0], keys[0])
+    halves = np.array([_half_bits(size) for size in sizes])
+    out = np.empty(len(positions), np.int64)
+    for half in set(halves.tolist()):  # one, or two, where sizes are about alike
+        chosen = (halves == half).nonzero()[0]
+        rows = (halves[which] == half).nonzero()[0]
+        owner = which[rows]
+        first_entry = np.searchsorted(chosen, owner) << half  # in the tables of all that are chosen, end to end
+        out[rows] = _shuffle(
+            positions[rows], np.array(sizes)[owner], first_entry, half, tuple(keys[index] for index in chosen)
+        )
+    return out
+
+
+def _half_bits(size: int) -> int:
+    """Return how many bits a half has of a number below `size`: of range(1000), whose numbers have 10, it is 5."""
+    return max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+
+
+def _shuffle(
+    positions: np.ndarray, size: int | np.ndarray, first_entry: int | np.ndarray, half: int, keys: tuple[int, ...]
+) -> np.ndarray:
+    """Return where permutations with these keys take positions [N]. size, first_entry: of all, or [N] of each: of its
+    permutation, and where the tables of its key begin."""
+    rounds, mask, are_many = _round_tables(keys, half), (1 << half) - 1, len(keys) > 1
+
+    def encrypt(x: np.ndarray, first_entry: int | np.ndarray) -> np.ndarray:
         left, right = x >> half, x & mask
+        if are_many:  # the bits above a half say whose table it is; a round leaves them as they are
+            left |= first_entry
+            right |= first_entry
         for table in rounds:
             left ^= table.take(right)
             left, right = right, left
+        if are_many:
+            left &= mask
+            right &= mask
         left <<= half
         left |= right
         return left
 
-    def walk(x: int) -> int:
+    def walk(x: int, size: int, first_entry: int) -> int:
         while x >= size:
             left, right = x >> half, x & mask
             for table in rounds:
-                left, right = right, left ^ table.item(right)
+                left, right = right, left ^ table.item(right | first_entry)
             x = left << half | right
         return x
 
+    def of(value: int | np.ndarray, rows: np.ndarray) -> int | np.ndarray:
+        return value[rows] if isinstance(value, np.ndarray) else value
+
     # That permutes range(1024). What falls on 1000 and above goes round once more: its cycle comes back below.
-    out = encrypt(np.asarray(positions, np.int64))
+    out = encrypt(positions, first_entry)
     outside = (out >= size).nonzero()[0]
     while len(outside) > FEW:
-        out[outside] = again = encrypt(out[outside])
-        outside = outside[again >= size]
-    for index in outside.tolist():
-        out[index] = walk(out.item(index))
+        out[outside] = again = encrypt(out[outside], of(first_entry, outside))
+        outside = outside[again >= of(size, outside)]
+    for index in outside:
+        out[index] = walk(int(out[index]), int(of(size, index)), int(of(first_entry, index)))
     return out
 
 
 @lru_cache(maxsize=32)
-def _round_tables(key: int, half: int) -> tuple[np.ndarray, ...]:
-    """Return [2 ** half] int64 for each round: what it does to one half of a number, for each value of the other half.
+def _round_tables(keys: tuple[int, ...], half: int) -> tuple[np.ndarray, ...]:
+    """Return [keys * 2 ** half] int64 for each round: for each key, what the round does to one half of a number, for
+    each value of the other half.
 
     Few enough to be drawn once: for a billion elements 32,768 a round.
     """
     values, mask = np.arange(1 << half, dtype=np.uint64), np.uint64((1 << half) - 1)
-    return tuple((_mix(values ^ random_bits(key, index)) & mask).view(np.int64) for index in range(_ROUNDS))
+    return tuple(
+        np.concatenate([_mix(values ^ random_bits(key, index)) & mask for key in keys]).view(np.int64)
+        for index in range(_ROUNDS)
+    )

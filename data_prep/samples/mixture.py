@@ -29,7 +29,7 @@ import numpy as np
 
 from data_prep.cli import InputError
 from data_prep.rounding import ceil_div
-from data_prep.samples.counter_rng import feistel_permutation, random_bits
+from data_prep.samples.counter_rng import feistel_permutation, feistel_permutations, random_bits
 from data_prep.samples.index_cache import KEPT_PASSES, WAITING, cached
 from data_prep.samples.length_table import NodeRanks
 from data_prep.samples.sample_index import SAMPLE, VERSION, Objective, Sentences, build_index
@@ -153,12 +153,17 @@ class Epoch(NamedTuple):
         place = feistel_permutation(positions, self.size, _shuffle_key(self.seed, self.number, _EPOCH_ORDER))
         ends = np.cumsum([part.size for part in self.slices])
         owner = np.searchsorted(ends, place, side="right")
+        shift = np.array([part.first for part in self.slices]) + [0, *-ends[:-1]]
+        sample = feistel_permutations(
+            place + shift[owner],
+            owner,
+            [len(part.spans) for part in self.slices],
+            [_shuffle_key(self.seed, part.store, part.pass_number, _PASS_ORDER) for part in self.slices],
+        )
         for index, part in enumerate(self.slices):
-            rows = np.flatnonzero(owner == index)
+            rows = (owner == index).nonzero()[0]
             if len(rows):
-                within = place[rows] - (ends[index] - part.size) + part.first
-                shuffle = _shuffle_key(self.seed, part.store, part.pass_number, _PASS_ORDER)
-                yield rows, part, feistel_permutation(within, len(part.spans), shuffle)
+                yield rows, part, sample[rows]
 
 
 @lru_cache(maxsize=256)
