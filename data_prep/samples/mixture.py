@@ -153,7 +153,7 @@ class Epoch(NamedTuple):
         place = feistel_permutation(positions, self.size, _shuffle_key(self.seed, self.number, _EPOCH_ORDER))
         ends = np.cumsum([part.size for part in self.slices])
         owner = np.searchsorted(ends, place, side="right")
-        shift = np.array([part.first for part in self.slices]) + [0, *-ends[:-1]]
+        shift = np.array([part.first + part.size for part in self.slices]) - ends
         sample = feistel_permutations(
             place + shift[owner],
             owner,
