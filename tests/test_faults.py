@@ -179,8 +179,8 @@ def test_a_full_disk_during_a_save(store, undisturbed, tmp_path, small_disk):
 
 
 def test_a_disk_that_is_too_small_is_refused_at_the_start(store, small_disk):
-    with pytest.raises(InputError, match=r"more checkpoints of .* each need .*make room.*--keep"):
-        train(saving_run(store, small_disk / "run"))
+    with pytest.raises(RuntimeError, match=r"InputError: .*more checkpoints of .* each need .*make room.*--keep"):
+        run_ranks(1, train, saving_run(store, small_disk / "run"))
     assert not (small_disk / "run").exists()
 
 
