@@ -123,18 +123,19 @@ class Hosts(NamedTuple):
 
     def lost(self, processes: Iterable[psutil.Process]) -> set[str]:
         """Return the hosts to which the launcher holds no ssh any more: of their ranks none is left, or none that
-        could be told anything."""
-        held = {word.rpartition("@")[2] for process in processes for word in _words_of_ssh(process)}
-        return set(self.names) - held
+        could be told anything. Without users, as ranks write them."""
+        held = {_without_user(word) for process in processes for word in _words_of_ssh(process)}
+        return set(map(_without_user, self.names)) - held
 
     def kill(self, places: Iterable[Place]) -> None:
         """End ranks on their hosts, without a chance to object."""
+        names = {_without_user(name): name for name in self.names}
 
         def kill_one(place: Place) -> None:
             # A number may be another process's by now; ranks know themselves by this word.
             command = f"grep -qs -e --local_rank= /proc/{place.pid}/cmdline && kill -9 {place.pid}"
             with suppress(OSError, subprocess.TimeoutExpired):
-                self._ssh(place.host, command)
+                self._ssh(names.get(place.host, place.host), command)
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(kill_one, places))
@@ -142,8 +143,10 @@ class Hosts(NamedTuple):
     def environment(self, folder: Path) -> dict[str, str]:
         """Return variables for the launcher; writes the file of those that it forwards into the folder."""
         outcome = {"ZEROBERT_OUTCOME": str(folder)}
+        # pdsh puts the host for %h, as the hostfile calls it: maybe by an address that the host itself does not know.
+        host = {"ZEROBERT_HOST": "%h"} if self.are_all_used else {}
         file = folder / "environment"
-        file.write_text(forwarded_lines(os.environ | outcome))
+        file.write_text(forwarded_lines(os.environ | outcome | host))
         keepalive = f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} {KEEPALIVE}".strip()
         return outcome | {"DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": keepalive}
 
@@ -228,6 +231,11 @@ def shared_folder(command: Sequence[str]) -> Iterator[Path]:
         raise InputError(f"--out {out or '.'}: {place} cannot be written to ({error.strerror})") from error
     with made as folder:
         yield Path(folder)
+
+
+def _without_user(name: str) -> str:
+    """Return the host of `user@host`."""
+    return name.rpartition("@")[2]
 
 
 def _words_of_ssh(process: psutil.Process) -> list[str]:

@@ -1,7 +1,7 @@
 """What ranks leave about themselves in a folder, for launch/supervise.py (pretrain/train.py writes it).
 
 FOLDER/RANK           "CODE RANKS_HERE RANKS", at a good end
-FOLDER/place-RANK     "HOST PID", later "HOST PID CODE"
+FOLDER/place-RANK     "HOST PID", later "HOST PID CODE"; HOST as the hostfile has it, without the user
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ class Place(NamedTuple):
     """Where a rank is, and how it has ended."""
 
     rank: int
-    host: str
+    host: str  # as the launcher calls it
     pid: int  # on its host
     code: int | None  # None: it has not said
 

@@ -157,11 +157,12 @@ def tell_outcome(code: int) -> None:
 
 
 def tell_place(code: int | str = "") -> None:
-    """For launch/supervise.py, where ranks are on several hosts: on which one this rank is, and how it has ended."""
+    """For launch/supervise.py, where ranks are on several hosts: on which one this rank is (by the name that the
+    launcher has for it), and how it has ended."""
     if "ZEROBERT_OUTCOME" in os.environ:
         place = Path(os.environ["ZEROBERT_OUTCOME"]) / f"place-{os.environ.get('RANK', '0')}"
         with suppress(OSError):
-            place.write_text(f"{socket.gethostname()} {os.getpid()} {code}")
+            place.write_text(f"{os.environ.get('ZEROBERT_HOST') or socket.gethostname()} {os.getpid()} {code}")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@ tests/test_nodes.py has the real ones.
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from data_prep.cli import ROOT, InputError
 from launch.cluster import Hosts, forwarded_lines, option, read_hostfile, shared_folder
-from launch.outcomes import outcome_of, who_failed
+from launch.outcomes import Place, outcome_of, who_failed
 from tests.launched import PATIENCE, start, wait_for
 
 pytestmark = [pytest.mark.usefixtures("no_process_left"), pytest.mark.timeout(1800)]
@@ -146,11 +146,16 @@ DEEPSPEED = """
 import os, subprocess, sys
 from pathlib import Path
 folder = Path(os.environ["ZEROBERT_OUTCOME"])
-assert (folder / "environment").read_text().count(str(folder))
+lines = (folder / "environment").read_text().splitlines()
+assert f"ZEROBERT_OUTCOME={folder}" in lines and "ZEROBERT_HOST=%h" in lines
 assert "ServerAliveInterval" in os.environ["PDSH_SSH_ARGS_APPEND"]
 rank = [sys.executable, str(Path(__file__).with_name("rank.py"))]
 place = dict(os.environ, LOCAL_RANK="0", WORLD_SIZE="2")
-codes = [each.wait() for each in [subprocess.Popen(rank, env=place | {"RANK": number}) for number in "01"]]
+ranks = [
+    subprocess.Popen(rank, env=place | {"RANK": number, "ZEROBERT_HOST": host})
+    for number, host in [("0", "10.0.0.1"), ("1", "10.0.0.2")]
+]
+codes = [each.wait() for each in ranks]
 sys.exit(255 if min(codes) < 0 else max(codes))
 """
 RANK = """
@@ -196,4 +201,26 @@ def test_a_rank_that_ssh_lost_is_a_failure_that_names_its_node(tmp_path, hosts):
     supervisor = supervised(tmp_path, hosts, "1")
     _, said = supervisor.communicate(timeout=PATIENCE)
     assert supervisor.returncode == 1
-    assert f"error: rank 1 on {socket.gethostname()} ended without a word" in said
+    assert "error: rank 1 on 10.0.0.2 ended without a word" in said
+
+
+def test_ranks_that_stand_still_are_killed_by_the_name_that_the_hostfile_has(tmp_path, monkeypatch):
+    """And nothing else that has got their number since."""
+    program(tmp_path, "ssh", f'echo "${{@: -2:1}}" >> {tmp_path}/asked; bash -c "${{@: -1}}"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    rank, other = (
+        start(sys.executable, "-c", "import time; time.sleep(600)", word) for word in ("--local_rank=0", "--other")
+    )
+    os.kill(rank.pid, signal.SIGSTOP)
+    hosts = Hosts(tmp_path, ["10.0.0.1", "me@10.0.0.2"])
+    hosts.kill([Place(0, "10.0.0.1", other.pid, None), Place(1, "10.0.0.2", rank.pid, None)])
+    assert (rank.wait(), other.poll()) == (-signal.SIGKILL, None)
+    other.kill()
+    other.wait()
+    assert sorted((tmp_path / "asked").read_text().split()) == ["10.0.0.1", "me@10.0.0.2"]
+
+
+def test_a_host_is_lost_where_the_launcher_holds_no_ssh_to_it():
+    words = ["ssh", "-2", "-a", "-x", "-lme", "10.0.0.2", "export X=1; cd /; python"]  # as pdsh calls it
+    ssh: Any = SimpleNamespace(name=lambda: "ssh", cmdline=lambda: words)
+    assert Hosts(Path("hosts"), ["10.0.0.1", "me@10.0.0.2", "node3"]).lost([ssh]) == {"10.0.0.1", "node3"}

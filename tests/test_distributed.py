@@ -53,6 +53,7 @@ def test_where_ranks_cannot_meet_is_one_line_without_frames(monkeypatch):
 def meet_late(seconds_of: dict[int, float], interfaces: dict[int, str]) -> str:
     """A rank that comes so late, or never, and announces itself by that interface; others have little patience."""
     distributed.MEET_SECONDS, distributed.CONNECT_SECONDS = 2.0, 2.0
+    os.environ["ZEROBERT_MEET_SECONDS"] = "2"  # for a first rank that has gone
     rank = int(os.environ["RANK"])
     if rank in interfaces:
         os.environ["GLOO_SOCKET_IFNAME"] = interfaces[rank]

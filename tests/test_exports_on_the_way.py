@@ -10,6 +10,7 @@ from pretrain.checkpoints.format import checkpoint_dir
 from pretrain.train import train
 from tests.forked import fork_script
 from tests.ranks import run_ranks
+from tests.run_page import undescribed
 from tests.runs import events, tiny_run
 from tests.stores import random_documents, store_of
 
@@ -21,6 +22,7 @@ def test_two_ranks_at_stage_2_leave_what_the_command_gives(tmp_path: Path):
         store, tmp_path / "run", steps=2, global_batch=8, zero=2, export_every=2, average="ema=.9", eval_samples=4
     )
     run_ranks(2, train, settings)
+    assert undescribed(settings.out) == set()
     found = settings.out / "hf"
     assert [event["folder"] for event in events(settings.out, "export")] == [
         "hf/step-0000002",
