@@ -115,7 +115,10 @@ def main(config: BenchmarkConfig) -> None:
             "ratio": round(speeds["ours"] / speeds["padded"], 3),
             "ratio_dynamic": round(speeds["ours"] / speeds["dynamic"], 3),
             "mean_tokens": round(statistics.mean(lengths), 1),
-            "settings": {name: str(value) for name, value in config.__dict__.items()} | {"examples": count},
+            "settings": {
+                name: value.name if isinstance(value, Path) else str(value) for name, value in config.__dict__.items()
+            }
+            | {"examples": count},
         }
         | machine("torch", "transformers")
     )
