@@ -152,7 +152,7 @@ def test_a_label_without_a_name_is_refused(tmp_path):
     for names in ({"0": "x", "5": "y"}, {"0": 3, "1": "y"}):
         folder = tiny_bert(tmp_path / "odd", BertForSequenceClassification)
         set_config(folder, id2label=names)
-        with pytest.raises(InputError, match=r"id2label must name the labels 0, 1, \.\.\. by texts"):
+        with pytest.raises(InputError, match=r"id2label must name the labels 0, 1, \.\.\. by texts|field 'id2label'"):
             predict.main(PredictConfig(folder, ("one",)))
 
 

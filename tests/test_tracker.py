@@ -60,6 +60,19 @@ def test_a_tracker_gets_settings_and_curves_offline_and_ends_alone(tmp_path: Pat
     ]
 
 
+def test_trackio_goes_on_with_a_run_and_is_quiet_on_stdout(tmp_path: Path, monkeypatch, capsys):
+    fake = FakeTracker()
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    monkeypatch.setattr(fake, "finish", lambda: print("Run finished."), raising=False)
+    for step in (0, 7):
+        tracker = Tracker("trackio", tmp_path / "wiki/run", pytest.fail)
+        tracker.settings(step, {}, {})
+        tracker.close()
+    assert [settings["resume"] for _, settings in fake.calls] == ["never", "allow"]
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("Run finished.")) == ("", 2)
+
+
 def test_a_tracker_that_is_not_installed_is_refused_with_the_remedy(tmp_path: Path, monkeypatch):
     store = store_of(tmp_path / "store", random_documents(20)).folder
     monkeypatch.setattr(setup, "find_spec", lambda name: None)

@@ -6,7 +6,9 @@ is said once and ends its curves, never the run.
 """
 
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ class Tracker:
             where: dict[str, Any] = {}
             if self._name == "wandb":
                 where = {"dir": str(self._run), "mode": os.environ.get("WANDB_MODE", "offline")}
+            else:  # a run that begins anew under a name that is known is another one
+                where = {"resume": "allow" if step else "never"}
             self._handle = self._module.init(project=PROJECT, name=title, config=values, **where)
 
         self._lasting(start)
@@ -71,11 +75,12 @@ class Tracker:
             self._lasting(lambda: self._module.finish())
 
     def _lasting(self, act: Callable[[], object]) -> None:
-        """Let the tracker act, whatever it may raise."""
+        """Let the tracker act, whatever it may raise; what it prints goes to stderr."""
         if self._is_over:
             return
         try:
-            act()
+            with redirect_stdout(sys.stderr):
+                act()
         except Exception as error:  # of a library that speaks to disks and servers
             self._is_over = True
             why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
