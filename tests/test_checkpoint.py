@@ -109,8 +109,10 @@ def test_other_ranks_open_the_files_that_overlap(store, whole, tmp_path):
     by_rank = [list(opened.values()) for opened in run_ranks(4, train_and_list_opened, config(store, cut, zero=1))]
     files = [f"rank-{rank:05d}-of-00002.safetensors" for rank in range(2)]
     assert [checked for checked, _, _ in by_rank] == [[files[0]], [files[1]], [], []]
-    # Ranks 0 and 1 have the first half of each group of parameters, 2 and 3 the second one.
-    assert [set(read) for _, _, read in by_rank] == [{files[0]}, {files[0]}, {files[1]}, {files[1]}]
+    # Ranks 0 and 1 have about the first half of each group of parameters, 2 and 3 the second one.
+    reads = [read for _, _, read in by_rank]
+    assert (reads[0], reads[3]) == ([files[0]], [files[1]])
+    assert all(len(read) == len(set(read)) for read in reads)
 
 
 def latest_found_together(run: Path) -> Path | None:
