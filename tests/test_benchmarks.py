@@ -145,9 +145,10 @@ def test_scale_counts_what_the_formulas_say(capsys):
 
 @pytest.mark.slow
 def test_vocab_speed_makes_one_vocabulary_with_any_number_of_workers(tmp_path, capsys):
-    (tmp_path / "texts.txt").write_text("\n\n".join(f"the {n}th of many words, said {n % 7} times" for n in range(999)))
+    texts = [{"text": 20 * f"the {number}th of many words, said {number % 7} times. "} for number in range(999)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     options = "--size 300 --rounds 1 --baseline no".split()
-    found = line_of(vocab_speed, capsys, "--corpus", str(tmp_path / "texts.txt"), *options)
+    found = line_of(vocab_speed, capsys, "--corpus", str(tmp_path / "texts.jsonl"), *options)
     assert found["same_bytes"]
     assert min(found["read_mb_s"], found["workers_1"]["mb_s"], found["workers_2"]["mb_s"]) > 0
 
