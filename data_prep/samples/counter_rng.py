@@ -122,7 +122,7 @@ def _shuffle(
             x = left << half | right
         return x
 
-    def of(value: int | np.ndarray, rows: np.ndarray) -> int | np.ndarray:
+    def of(value: int | np.ndarray, rows: np.ndarray | np.integer) -> int | np.ndarray:
         return value[rows] if isinstance(value, np.ndarray) else value
 
     # That permutes range(1024). What falls on 1000 and above goes round once more: its cycle comes back below.
