@@ -234,7 +234,7 @@ def test_a_checkpoint_whose_average_is_not_whole_is_none(averaged, tmp_path):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["format"] == 3
     for changes, message in (
-        (dict(average=""), "says averaged 6, manifest.json average ''"),
+        (dict(average=""), "holds an average that its manifest.json does not name"),
         (dict(average="ema=7"), "says average 'ema=7'"),
     ):
         rewrite(folder, **changes)
