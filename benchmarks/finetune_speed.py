@@ -95,8 +95,8 @@ def main(config: BenchmarkConfig) -> None:
             "padded": lambda work: run_glue(work, Path(folder), padded=True),
             "dynamic": lambda work: run_glue(work, Path(folder), padded=False),
         }
-        count, (examples, features) = 2 * config.batch_size, work.training
-        few = work._replace(training=Encoded(examples[:count], features[:count]))
+        first, (examples, features) = 2 * config.batch_size, work.training
+        few = work._replace(training=Encoded(examples[:first], features[:first]))
         for trainer_of_side in sides.values():
             trainer_of_side(few).train()
         seconds: dict[str, list[Seconds]] = {side: [] for side in sides}
