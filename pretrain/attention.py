@@ -1,7 +1,8 @@
 """Attention inside sequences of unequal length that lie end to end, without padding.
 
     varlen_attention(q, k, v, ...)      16 bit on CUDA, heads of 8, 16, ... 256 dimensions: torch's varlen_attn (flash
-                                        attention knows no other); else one sdpa per run of equal lengths
+                                        attention knows no other); else per run of equal lengths one call of sdpa, or
+                                        on a CPU in 16 bit of plain products
     use_varlen_attention(model)         the same as the attention of a model of transformers
 
 Dropout on attention weights is not offered: varlen_attn has none, and MosaicBERT trains as well without.
@@ -18,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 FLASH_MULTIPLE, FLASH_MOST = 8, 256  # dimensions of a head
+PRODUCTS_MOST = 256  # tokens of a sequence whose attention weights are kept: a third of what its layer keeps besides
 _IMPLEMENTATION = "zerobert_varlen"  # the name under which transformers knows it
 
 
@@ -52,7 +54,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: SeqLens, keys: Se
         return varlen_attn(
             q, k, v, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen, scale=scale
         )  # type: ignore[return-value]  # a tuple only with return_aux
-    return _sdpa_per_length(q, k, v, queries, keys, scale)
+    return _attend_per_length(q, k, v, queries, keys, scale)
 
 
 def is_for_flash(dimensions: int) -> bool:
@@ -61,8 +63,9 @@ def is_for_flash(dimensions: int) -> bool:
 
 
 @torch.compiler.disable  # it would be compiled again for every list of lengths
-def _sdpa_per_length(q: Tensor, k: Tensor, v: Tensor, queries: SeqLens, keys: SeqLens, scale: float) -> Tensor:
-    """The same with torch's sdpa, which wants a batch of one length: a call per run of equal lengths."""
+def _attend_per_length(q: Tensor, k: Tensor, v: Tensor, queries: SeqLens, keys: SeqLens, scale: float) -> Tensor:
+    """The same with attention that wants a batch of one length: a call per run of equal lengths."""
+    is_narrow_on_cpu = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     # Lengths 9 9 9 5 5 -> [(9, 9, 3), (5, 5, 2)]: length of the queries, of the keys, how many sequences.
     runs = [
         (query, key, len(list(group)))
@@ -72,11 +75,22 @@ def _sdpa_per_length(q: Tensor, k: Tensor, v: Tensor, queries: SeqLens, keys: Se
     k_runs = k.split([key * count for _, key, count in runs])
     v_runs = v.split([key * count for _, key, count in runs])
     mixed = []
-    for q_run, k_run, v_run, (_, _, count) in zip(q_runs, k_runs, v_runs, runs, strict=True):
+    for q_run, k_run, v_run, (_, length, count) in zip(q_runs, k_runs, v_runs, runs, strict=True):
+        is_by_products = is_narrow_on_cpu and length <= PRODUCTS_MOST
+        attend = _attention_by_products if is_by_products else scaled_dot_product_attention
         # [count * length, heads, d] -> [count, heads, length, d], and back
         q4, k4, v4 = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q_run, k_run, v_run))
-        mixed.append(scaled_dot_product_attention(q4, k4, v4, scale=scale).transpose(1, 2).flatten(0, 1))
+        mixed.append(attend(q4, k4, v4, scale=scale).transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)
+
+
+def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The same as sdpa, softmax(q k' scale) v of [B, heads, length, d], by plain products of matrices.
+
+    For 16 bit on a CPU, where the backward pass of sdpa's own kernel takes three times as long (docs/log.md). It keeps
+    the weights of each pair of tokens, so not for long sequences.
+    """
+    return (q @ k.transpose(2, 3) * scale).softmax(-1) @ v
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:

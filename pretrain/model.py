@@ -36,6 +36,7 @@ from pretrain.hf_files import read_init
 from pretrain.new_rows import give_rows, stretch_positions
 from pretrain.settings.limits import BERT_INITIALIZER_RANGE, MAX_POSITIONS, Preset
 from pretrain.settings.shape import PRESETS, Shape
+from pretrain.token_loss import use_token_loss
 
 VOCAB_MULTIPLE = 64
 PADDING_BIAS = -1e4  # within fp16's range; exp(-1e4) is 0 in every precision
@@ -96,23 +97,25 @@ class PretrainingModule(nn.Module):
 
     def __init__(self, model: BertForPreTraining, checkpoint_activations: bool = False):
         super().__init__()
+        use_token_loss(model)
         self.model, self.checkpoint_activations = model, checkpoint_activations
 
     def forward(self, batch: Batch, by_sample: bool = False, is_asked: bool = False) -> Losses | Answers:
         rows = encode_head_rows(self.model, batch, checkpoint_activations=self.checkpoint_activations and self.training)
         heads = self.model.cls
-        mlm_logits = heads.predictions(rows[batch.mlm_index]).float()  # [M, V]
+        masked = rows[batch.mlm_index]
         pooler: nn.Module = self.model.bert.pooler  # type: ignore[assignment]  # None only where it is left out
         pooled = pooler(rows[batch.cls_index, None])
         nsp_logits = heads.seq_relationship(pooled).float()  # [B, 2]
         if is_asked:
-            return Answers(*mlm_logits.softmax(-1).max(-1))
+            return Answers(*heads.predictions(masked).float().softmax(-1).max(-1))
         if by_sample:
-            return _per_sample_losses(mlm_logits, nsp_logits, batch)
+            return _per_sample_losses(heads.predictions(masked).float(), nsp_logits, batch)
+        mlm = heads.predictions.decoder(heads.predictions.transform(masked), batch.mlm_labels)
         return Losses(
-            cross_entropy(mlm_logits, batch.mlm_labels, reduction="sum"),
+            mlm.loss,
             cross_entropy(nsp_logits, batch.nsp_labels, reduction="sum", ignore_index=IGNORED),
-            (mlm_logits.detach().argmax(-1) == batch.mlm_labels).sum().float(),
+            mlm.correct,
             (nsp_logits.detach().argmax(-1) == batch.nsp_labels).sum().float(),
         )
 

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForPreTraining
 from data_prep.cli import InputError
 from data_prep.samples.masking import Masking
 from data_prep.samples.mixture import Mixture
-from pretrain.attention import use_varlen_attention
+from pretrain.attention import PRODUCTS_MOST, SeqLens, use_varlen_attention, varlen_attention
 from pretrain.data import collate
 from pretrain.model import (
     PADDING_BIAS,
@@ -23,6 +23,7 @@ from pretrain.model import (
     compile_layers,
     parameter_groups,
 )
+from pretrain.token_loss import TokenDecoder
 from tests.stores import random_documents, store_of
 
 VOCAB = 90  # no multiple of 64
@@ -88,6 +89,90 @@ def test_losses_and_gradients_equal_the_padded_forward(batch, implementation):
             assert found[name].norm() < 1e-4
             continue
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("dimensions", [64, 24])  # of a head
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float32, 2e-6)])
+def test_attention_follows_float64(dtype, bound, dimensions):
+    lengths = [PRODUCTS_MOST + 1, PRODUCTS_MOST, 9, 9, 9, 1]
+    generator = torch.Generator().manual_seed(1)
+    q, k, v, weight = (torch.randn(sum(lengths), 2, dimensions, generator=generator).to(dtype) for _ in range(4))
+    seqlens = SeqLens.from_bounds(np.cumsum([0, *lengths]))
+
+    def run(kind: torch.dtype) -> list[torch.Tensor]:
+        inputs = [x.to(kind, copy=True).requires_grad_() for x in (q, k, v)]
+        out = varlen_attention(*inputs, seqlens, seqlens, 0.125)
+        out.backward(weight.to(kind))
+        return [out.detach(), *(x.grad for x in inputs)]  # type: ignore[misc]
+
+    for found, expected in zip(run(dtype), run(torch.float64), strict=True):
+        assert (found.double() - expected).norm() < bound * expected.norm()
+
+
+def test_16_bit_follows_float32(batch):
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model().to(dtype)
+        use_varlen_attention(model)
+        losses = PretrainingModule(model)(batch)
+        found[dtype] = (losses.mlm, losses.nsp, gradients(model, losses.mlm + losses.nsp))
+    narrow, wide = found[torch.bfloat16], found[torch.float32]
+    torch.testing.assert_close(narrow[:2], wide[:2], rtol=2e-2, atol=0)
+    for name, gradient in wide[2].items():
+        if not name.endswith(("attention.self.key.bias", "seq_relationship.bias")):  # nearly 0
+            assert (narrow[2][name].float() - gradient).norm() < 0.1 * gradient.norm(), name
+
+
+class TestTokenLoss:
+    """The loss of the decoder against cross_entropy of its logits, in chunks that do not divide the rows."""
+
+    @pytest.fixture(autouse=True)
+    def small_chunks(self, monkeypatch):
+        monkeypatch.setattr("pretrain.token_loss.CHUNK_BYTES", 4 * 11 * 3)
+
+    def test_its_gradient_is_that_of_cross_entropy(self):
+        torch.manual_seed(0)
+        hidden = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+        labels = torch.tensor([0, 10, 3, 3, 7, 1, 2])
+        decoder = TokenDecoder(5, 11).double()
+        found = []
+        for loss in (
+            lambda: decoder(hidden, labels).loss,
+            lambda: cross_entropy(decoder(hidden), labels, reduction="sum"),
+        ):
+            value = loss()
+            found.append([value.detach(), *torch.autograd.grad(2.5 * value, (hidden, decoder.weight, decoder.bias))])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+    def test_it_counts_what_is_right(self):
+        decoder, labels = TokenDecoder(5, 11), torch.tensor([4, 2, 4, 4, 0, 1, 4])
+        with torch.no_grad():
+            decoder.bias[4] = 1e4
+        assert decoder(torch.randn(7, 5), labels).correct == 4
+
+    def test_large_logits_and_nan_are_what_they_are(self):
+        decoder, hidden = TokenDecoder(5, 11), torch.randn(7, 5)
+        labels = torch.zeros(7, dtype=torch.int64)
+        for scale in (1e4, torch.nan):
+            found, expected = (
+                decoder(hidden * scale, labels).loss,
+                cross_entropy(decoder(hidden * scale), labels, reduction="sum"),
+            )
+            torch.testing.assert_close(found, expected, equal_nan=True)
+
+    def test_no_matrix_of_logits_is_kept(self):
+        kept: list[int] = []
+        decoder, labels = TokenDecoder(5, 11), torch.zeros(7, dtype=torch.int64)
+        hidden = torch.randn(7, 5, requires_grad=True)
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            decoder(hidden, labels)
+        assert sorted(kept) == [11, 7 * 5, 11 * 5]
 
 
 def test_checkpointed_activations_change_nothing_but_what_is_kept(batch):
