@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
@@ -79,6 +79,8 @@ class BenchmarkConfig:
     seeds: Annotated[int, Range(2, 100, whole=True)] = 5
     only: tuple[str, ...] = ()
     """tasks, by name (default: all)"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of both sides"""
     lr: float | None = None
     """peak learning rate of both sides (default: that of pretrain.finetune for the size)"""
 
@@ -93,7 +95,12 @@ def main(config: BenchmarkConfig) -> None:
         "ratio": None,
         "gains": sum(row["difference"] > row["ci95"] for row in figures.values()),
         "beats_words": sum(row["pretrained"] > row["words"] for row in figures.values() if row["words"] is not None),
-        "settings": {"model": config.hf.name, "seeds": config.seeds, "weights": sha256_of(weights_of(config.hf))[:12]},
+        "settings": {
+            "model": config.hf.name,
+            "seeds": config.seeds,
+            "precision": config.precision,
+            "weights": sha256_of(weights_of(config.hf))[:12],
+        },
     }
     print(json.dumps(result | machine("torch", "transformers", "scikit-learn")))
 
@@ -179,6 +186,7 @@ def fine_tune(config: BenchmarkConfig, name: str, out: Path, *more: str) -> dict
     if not results.exists():
         say(f"{name}: {out.name}")
         command = [*options_of(config, name), "--out", str(out), "--seeds", str(config.seeds), *more]
+        command += ["--precision", config.precision]
         subprocess.run(
             [sys.executable, "-m", "pretrain.finetune", str(config.hf), *command],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL,

@@ -4,10 +4,10 @@
     decoder(hidden)                           logits [M, V], as before
     decoder(hidden, labels)                   TokenLoss: a sum in nats, and how many are right
 
-cross_entropy keeps the logits, a float32 copy, the log-softmax and a gradient of the same size. On a CPU a fifth of the
-step of a small model, and half of a step in bf16, went into these and into the pages that they touched. Here the logits are
-turned into their gradient where they stand, some rows at a time, while they are in the cache; the backward pass has only
-to scale. On a GPU, where the kernels of cross_entropy are fused, nothing changes.
+cross_entropy keeps the logits, a float32 copy, the log-softmax and a gradient of the same size. On a CPU these, and the
+pages that they touch, took up to a third of a bf16 step (docs/log.md). Here the logits are turned into their gradient
+where they stand, some rows at a time, while they are in the cache; the backward pass has only to scale. On a GPU, where
+the kernels of cross_entropy are fused, nothing changes.
 """
 
 from typing import Any, NamedTuple
@@ -28,8 +28,8 @@ class TokenLoss(NamedTuple):
 
 
 class TokenDecoder(nn.Linear):
-    """The language-model head's decoder. It is a module, and called as one, since under ZeRO-3 its weight exists nowhere
-    else than inside its forward."""
+    """The decoder of the language-model head. It is a module, and called as one, since under ZeRO-3 its weight exists
+    inside its forward only."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor | TokenLoss:  # type: ignore[override]
         """Return logits [M, V] of hidden [M, H]; with labels [M] their loss."""
@@ -53,12 +53,10 @@ def use_token_loss(model: BertForMaskedLM | BertForPreTraining) -> None:
 
 
 class _SummedLoss(torch.autograd.Function):
-    """cross_entropy(hidden weight' + bias, labels), summed, and the number of rows whose largest logit is the label's."""
+    """cross_entropy(hidden weight' + bias, labels), summed, and the number that are right."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         needs_gradient = any(ctx.needs_input_grad)
         logits = linear(hidden, weight, bias)
         wide = torch.promote_types(logits.dtype, torch.float32)

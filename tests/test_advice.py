@@ -131,6 +131,39 @@ def test_the_rate_goes_with_the_batch_between_published_points():
     assert rules.seq_len(1e9, 15)[0] == 32
 
 
+def test_a_cpu_with_bf16_units_trains_in_bf16_what_is_large_enough():
+    modern = LAPTOP._replace(precision="bf16")
+    chosen = {
+        name: [
+            advised(text(text_bytes=9e7), each, 3, corpus=["texts"], wanted={"model": name})
+            for each in (LAPTOP, modern)
+        ]
+        for name in ("bert-tiny", "bert-mini")
+    }
+    for name, precision in (("bert-tiny", "fp32"), ("bert-mini", "bf16")):
+        before, after = chosen[name]
+        assert (before.settings["precision"], after.settings["precision"]) == ("fp32", precision)
+        assert ("--precision bf16" in " ".join(dict(after.commands)["train"])) == (precision == "bf16")
+    plain, fast = (advice.settings["tokens_per_second"] for advice in chosen["bert-mini"])
+    assert fast == pytest.approx(1.9 * plain, rel=0.01)
+    asked = advised(
+        text(text_bytes=9e7), modern, 3, corpus=["texts"], wanted={"model": "bert-mini", "precision": "fp32"}
+    )
+    assert asked.settings["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"), [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16", True), ("fpu avx512f", False)]
+)
+def test_bf16_units_are_told_by_the_flags_of_the_cpu(flags, has, tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "CPU_INFO", info)
+    assert machine.has_bf16_units() == has
+    info.unlink()  # as on macOS
+    assert not machine.has_bf16_units()
+
+
 def test_what_does_not_fit_is_divided_or_said():
     small_gpu = Machine("X", 1, 1e14, 2e9, True, False, "bf16", 0.4)
     assert rules.stage_and_micro_batch("bert-large", small_gpu, 30528, 128, 64)[1] == 0  # 5.4 GB of state

@@ -198,7 +198,8 @@ class _Choices:
         )  # fmt: skip
         micro = self.wanted.get("micro_batch", micro)
         self.fits, micro = micro > 0, max(1, micro)
-        settings |= {"micro_batch": micro, "ranks": machine.ranks, "zero": stage, "precision": machine.precision}
+        settings |= {"micro_batch": micro, "ranks": machine.ranks, "zero": stage}
+        settings["precision"] = self.wanted.get("precision", machine.precision_of(self.shape))
         self.reasons["micro_batch"] = rules.why_micro_batch(machine, micro, length, share)
         self._choose("lr", rules.learning_rate(model, batch * length))
 
@@ -220,8 +221,7 @@ class _Choices:
         steps = max(1, round(trained / (batch * length * rules.FILLED)))
         passes = trained / self.in_text
         settings |= {"optimizer": "adamw", "schedule": "linear", "warmup": rule.warmup, "mask_rate": rule.mask_rate}
-        is_usual = rule.mask_rate == 0.15
-        reasons["mask_rate"] = "BERT's own" if is_usual else "larger models learn more from more (Wettig)"
+        reasons["mask_rate"] = rules.why_mask_rate(model)
         self._choose("mlm_bias", rules.MLM_BIAS)
         self._choose("dropout", rules.dropout(passes))
         documents = self._document_tokens()
@@ -312,7 +312,7 @@ def _commands(
     names += ["eval_every", "eval_samples", "save_every", "log_every"]
     names += ["patience"] if settings["patience"] else []
     names += ["zero"] if settings["zero"] > 1 else []
-    names += ["precision"] if settings["precision"] == "fp16" else []
+    names += ["precision"] if settings["precision"] != "fp32" else []
     words = [word for name in names for word in (f"--{name}", f"{by_name[name]}")]
     if settings["phases"]:
         words += [word for phase in settings["phases"] for word in ("--phase", phase)]
@@ -351,8 +351,8 @@ def _memory(machine: Machine, settings: AdviceSettings) -> Memory:
     shape, size = _shape_of(settings), settings["vocab_size"]
     weights = parameters(shape, size)
     has_average = settings["average"] != str(OFF)
-    state = state_bytes(settings["zero"], weights, machine.ranks, machine.precision, has_average)
-    token = activation_bytes(shape, size, settings["mask_rate"], machine.precision)
+    state = state_bytes(settings["zero"], weights, machine.ranks, settings["precision"], has_average)
+    token = activation_bytes(shape, size, settings["mask_rate"], settings["precision"])
     kept = settings["micro_batch"] * settings["seq_len"] * token
     return {"parameters": weights, "state_bytes": round(state), "activation_bytes": round(kept),
             "together_bytes": round(state + kept), "has_bytes": round(machine.memory),

@@ -63,6 +63,12 @@ SMALLER_ON_GPU = {128: 0.1, 256: 0.2, 512: 0.5, 768: 0.85, 1024: 1.0}
 # On a CPU, of the peak of a square matrix product: docs/log.md (4 x 256 .60, 6 x 512 .70; bert-tiny 23,000 tokens/s on
 # two cores), with the trainer around the step and as many ranks as cores.
 MFU_ON_CPU = {128: 0.31, 256: 0.6, 512: 0.66, 768: 0.66, 1024: 0.66}
+# A CPU that multiplies bf16 trains in it from this hidden size on; smaller models lose by it. How many times as fast as
+# in fp32 is measured on two cores of an AMD EPYC (Zen 5): docs/log.md.
+BF16_FROM_HIDDEN = 256
+BF16_ON_CPU = {256: 1.9, 512: 2.7, 768: 2.7, 1024: 2.7}
+CPU_INFO = Path("/proc/cpuinfo")
+BF16_UNITS = {"avx512_bf16", "amx_bf16"}  # its flags
 # A GPU cannot do a micro-batch in less, however small: seconds, and more for each layer, in which kernels are started.
 # As the MFU, a stated number.
 LEAST_SECONDS, LEAST_SECONDS_PER_LAYER = 4e-3, 1.5e-3
@@ -93,17 +99,24 @@ class Machine(NamedTuple):
     memory: float  # bytes per rank
     is_gpu: bool
     is_here: bool
-    precision: str
+    precision: str  # the fastest that it has
     mfu: float  # of BERT-large
     busy: float = 0.0  # cores that other programs use, of a CPU
     cores: int = 0
     source: str = ""
 
     def mfu_of(self, shape: Shape) -> float:
-        """Return the share of the peak that a model of this shape reaches."""
+        """Return the share of the peak that a model of this shape reaches; on a CPU of the peak in fp32, so that it may
+        be above 1 in bf16."""
         by_hidden = SMALLER_ON_GPU if self.is_gpu else MFU_ON_CPU
         nearest = min(by_hidden, key=lambda hidden: abs(hidden - shape.hidden))
-        return by_hidden[nearest] * (self.mfu if self.is_gpu else 1.0)
+        if self.is_gpu:
+            return by_hidden[nearest] * self.mfu
+        return by_hidden[nearest] * (BF16_ON_CPU[nearest] if self.precision_of(shape) == "bf16" else 1.0)
+
+    def precision_of(self, shape: Shape) -> str:
+        """Return the precision in which a model of this shape trains fastest."""
+        return self.precision if self.is_gpu or shape.hidden >= BF16_FROM_HIDDEN else "fp32"
 
     def tokens_per_second(
         self, shape: Shape, vocab_size: int, sample_tokens: float, mask_rate: float, rank_tokens: float = RANK_TOKENS
@@ -124,9 +137,10 @@ class Machine(NamedTuple):
         if self.is_gpu:
             return f"{self.ranks} x {self.name}, {each} each, {self.peak / 1e12:.0f} TFLOP/s ({self.source})"
         ranks = f"{self.ranks} rank{'s' * (self.ranks > 1)}"
+        units = " and bf16 units" * (self.precision == "bf16")
         return (
             f"{self.cores} core{'s' * (self.cores > 1)} without a GPU, {self.memory * self.ranks / 1e9:.0f} GB, "
-            f"{self.peak * self.ranks / 1e9:.0f} GFLOP/s of fp32; {ranks}"
+            f"{self.peak * self.ranks / 1e9:.0f} GFLOP/s of fp32{units}; {ranks}"
         )
 
 
@@ -142,9 +156,9 @@ def here(ranks: int = 0) -> Machine:
         )
     cores = usable_cores()
     count = ranks or _power_of_two(min(cores, 8))
-    peak = core_peak()
+    peak, precision = core_peak(), "bf16" if has_bf16_units() else "fp32"
     return Machine(
-        "CPU", count, peak * cores / count, usable_memory() / count, False, True, "fp32", 1.0,
+        "CPU", count, peak * cores / count, usable_memory() / count, False, True, precision, 1.0,
         busy=busy_cores(), cores=cores, source="measured",
     )  # fmt: skip
 
@@ -197,6 +211,13 @@ def usable_cores() -> int:
     if len(quota) == 2 and quota[0].isdecimal():
         cores = min(cores, max(1, round(int(quota[0]) / int(quota[1]))))
     return cores
+
+
+def has_bf16_units() -> bool:
+    """Return whether this CPU multiplies bf16 matrices by instructions of its own, as Linux on x86 tells."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not BF16_UNITS.isdisjoint(flags.split())
 
 
 def busy_cores() -> float:

@@ -33,12 +33,13 @@ class ModelRule(NamedTuple):
 # lr: measured for bert-mini (1e-3; bert-tiny learns with 2e-3 alike). For base and large with the square root of the
 # batch between the published points of their post-LayerNorm form: BERT 1e-4 at 131 k tokens (Devlin et al. 2019),
 # RoBERTa 6e-4 (base) and 4e-4 (large) at 4.2 M (Liu et al. 2019, table 9).
-# warmup: 3 % measured, 6 % Izsak et al. mask_rate: larger models take more (Wettig et al. 2023: base 20 %, large 40 %).
+# warmup: 3 % measured, 6 % Izsak et al. mask_rate: where tokens are few, more of them teach more: of bert-mini .30 that
+# comes down to .15 gave 3.55 nats for 3.75 (docs/log.md); base 20 %, large 40 % (Wettig et al. 2023).
 MODEL_RULES = {
-    "bert-tiny": ModelRule(0, 2e-3, 0, 0.05, 0.15),
-    "bert-mini": ModelRule(8e6, 1e-3, 0, 0.03, 0.15),
-    "bert-small": ModelRule(150e6, 1e-3, 0, 0.03, 0.15),
-    "bert-medium": ModelRule(500e6, 5e-4, 0, 0.06, 0.15),
+    "bert-tiny": ModelRule(0, 2e-3, 0, 0.05, 0.20),
+    "bert-mini": ModelRule(8e6, 1e-3, 0, 0.03, 0.30),
+    "bert-small": ModelRule(150e6, 1e-3, 0, 0.03, 0.30),
+    "bert-medium": ModelRule(500e6, 5e-4, 0, 0.06, 0.20),
     "bert-base": ModelRule(2e9, 6e-4, 4.2e6, 0.06, 0.20),
     "bert-large": ModelRule(8e9, 4e-4, 4.2e6, 0.06, 0.40),
 }
@@ -230,6 +231,13 @@ def why_warmup(share: float, whole: str) -> str:
     return f"{100 * share:g} % of the {whole}, then down to 0 in a straight line"
 
 
+def why_mask_rate(name: str) -> str:
+    """Return why so many tokens of a sample are to be predicted."""
+    if name in ("bert-base", "bert-large"):
+        return "larger models learn more from more (Wettig et al.)"
+    return "more targets a step end the plateau sooner: 3.55 for 3.75 nats of bert-mini (docs/log.md)"
+
+
 def why_micro_batch(machine: Machine, samples: int, seq_len: int, share: int) -> str:
     """Return why a rank takes so many samples at once, of its `share` of a step."""
     usual = GPU_MICRO_BATCH_TOKENS if machine.is_gpu else CPU_MICRO_BATCH_TOKENS
@@ -312,12 +320,12 @@ def stage_and_micro_batch(
     """Return the lowest ZeRO stage from 1 on with room for a good micro-batch, and that: a power of two that divides a
     rank's share of the batch; 0 where none fits. The model has the shape of preset `name`, or another `shape`."""
     shape = shape or PRESETS[name]
-    weights = parameters(shape, vocab_size)
-    sample = seq_len * activation_bytes(shape, vocab_size, MODEL_RULES[name].mask_rate, machine.precision)
+    weights, precision = parameters(shape, vocab_size), machine.precision_of(shape)
+    sample = seq_len * activation_bytes(shape, vocab_size, MODEL_RULES[name].mask_rate, precision)
     wanted = max(1, (GPU_MICRO_BATCH_TOKENS if machine.is_gpu else CPU_MICRO_BATCH_TOKENS) // seq_len)
     best = (1, 0)
     for stage in (1, 2, 3) if machine.ranks > 1 else (1,):
-        state = state_bytes(stage, weights, machine.ranks, machine.precision, has_average)
+        state = state_bytes(stage, weights, machine.ranks, precision, has_average)
         room = MEMORY_SHARE * machine.memory - state
         most = min(int(room / sample), wanted, share) if room > 0 else 0
         micro = 1 << (most.bit_length() - 1) if most > 0 else 0

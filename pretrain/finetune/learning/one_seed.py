@@ -120,6 +120,10 @@ def fine_tune(work: Work, seed: int, model: PreTrainedModel, unfinished: Unfinis
     SystemExit: the training went wrong, or was asked to stop, and is saved.
     """
     config, task, held = work.config, work.task, work.held
+    if config.precision == "bf16" and not torch.cuda.is_available():
+        model.set_attn_implementation(
+            "eager"
+        )  # the backward pass of sdpa's kernel is three times as long (docs/log.md)
     learner = task.learner(model) if task.learner else model
     course, best = Course(), None
     with unfinished.scratch() as scratch:
@@ -176,6 +180,8 @@ def trainer_of(work: Work, seed: int, learner: Any, course: Course, folder: Path
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=CLIP,
+        bf16=config.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         train_sampling_strategy="group_by_length",  # less padding: half the time on texts of mixed length
