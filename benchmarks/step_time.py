@@ -4,7 +4,7 @@
     python benchmarks/step_time.py --layers 24 --hidden 1024 --seq_len 512 --batch 64 --compile       (on a GPU)
 
 Both train the same model on the same batches in turn, in one process: forward, backward, clipping at 1, fused AdamW,
-fp32 on a CPU and bf16 on a GPU, hidden dropout 0.1, attention dropout 0. The baseline pads to seq_len and computes
+in fp32 on a CPU and bf16 on a GPU unless told, hidden dropout 0.1, attention dropout 0. The baseline pads to seq_len and computes
 logits at every position, with sdpa, as transformers' own examples do. Lengths are a fixed list with the padding
 efficiency of sentence pairs from encyclopedia articles, 0.87 at 128 tokens, 0.60 at 512, or those of a --store. One
 JSON line; "ratio" is ours over theirs. MFU credits the arithmetic of real tokens only, and neither side for what it
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
@@ -44,6 +44,7 @@ from pretrain.state import DataPosition, StepCounts
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class BenchmarkConfig:
     """samples of a token store in place of the fixed list of lengths; its vocabulary is at most --vocab_size"""
     compile: bool = False
     """ours as with --compile: layers fused by torch.compile"""
+    precision: Literal["fp32", "bf16"] = "bf16" if DEVICE.type == "cuda" else "fp32"
+    """of both sides: weights, gradients and optimizer, too"""
 
 
 class Sample:
@@ -138,7 +141,8 @@ def bert_config(config: BenchmarkConfig) -> BertConfig:
 def main(config: BenchmarkConfig) -> None:
     bert = bert_config(config)
     samples = [Sample(config, number) for number in range(config.rounds + 2)]
-    ours, theirs = our_step(bert, config.compile), their_step(bert)
+    dtype = DTYPES[config.precision]
+    ours, theirs = our_step(bert, config.compile, dtype=dtype), their_step(bert, dtype)
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     peaks = []
     for sample in samples:
@@ -148,7 +152,7 @@ def main(config: BenchmarkConfig) -> None:
             step(sample)
             synchronize()
             times[name].append((time.perf_counter() - start) / sample.tokens)
-        peaks.append(gemm_peak(DEVICE, DTYPE))
+        peaks.append(gemm_peak(DEVICE, dtype))
     per_token = {name: statistics.median(values[2:]) for name, values in times.items()}
     tokens = sum(sample.tokens for sample in samples)
     flops = sum(step_flops(bert, sample.counts) for sample in samples) / tokens
@@ -170,7 +174,6 @@ def main(config: BenchmarkConfig) -> None:
             **config.__dict__,
             "store": config.store and config.store.name,
             "threads": torch.get_num_threads(),
-            "precision": str(DTYPE),
         },
     }
     print(json.dumps(result | machine("torch", "transformers")))
@@ -183,10 +186,10 @@ def synchronize() -> None:
 
 
 def our_step(
-    config: BertConfig, compiled: bool = False, checkpoint_activations: bool = False
+    config: BertConfig, compiled: bool = False, checkpoint_activations: bool = False, dtype: torch.dtype = DTYPE
 ) -> Callable[[Sample], None]:
     """A step of ours: padding-free, logits at masked rows."""
-    model = new_model(config)
+    model = new_model(config, dtype=dtype)
     if compiled:
         compile_layers(model)
     module = PretrainingModule(model, checkpoint_activations).train()
@@ -202,9 +205,9 @@ def our_step(
     return step
 
 
-def their_step(config: BertConfig) -> Callable[[Sample], None]:
+def their_step(config: BertConfig, dtype: torch.dtype = DTYPE) -> Callable[[Sample], None]:
     """A step of transformers' own model."""
-    model = new_model(config, "sdpa").train()
+    model = new_model(config, "sdpa", dtype).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4, fused=True)
 
     def step(sample: Sample) -> None:
@@ -216,7 +219,7 @@ def their_step(config: BertConfig) -> Callable[[Sample], None]:
     return step
 
 
-def new_model(config: BertConfig, attention: str | None = None) -> BertForPreTraining:
+def new_model(config: BertConfig, attention: str | None = None, dtype: torch.dtype = DTYPE) -> BertForPreTraining:
     """The same weights for both sides; `attention` of transformers, or ours."""
     torch.manual_seed(0)
     model = BertForPreTraining(BertConfig.from_dict(config.to_dict()))
@@ -224,7 +227,7 @@ def new_model(config: BertConfig, attention: str | None = None) -> BertForPreTra
         use_varlen_attention(model)
     else:
         model.set_attn_implementation(attention)
-    return model.to(DEVICE).to(DTYPE)  # type: ignore[arg-type]
+    return model.to(DEVICE).to(dtype)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
