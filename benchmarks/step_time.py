@@ -4,10 +4,10 @@
     python benchmarks/step_time.py --layers 24 --hidden 1024 --seq_len 512 --batch 64 --compile       (on a GPU)
 
 Both train the same model on the same batches in turn, in one process: forward, backward, clipping at 1, fused AdamW,
-in fp32 on a CPU and bf16 on a GPU unless told, hidden dropout 0.1, attention dropout 0. The baseline pads to seq_len and computes
-logits at every position, with sdpa, as transformers' own examples do. Lengths are a fixed list with the padding
-efficiency of sentence pairs from encyclopedia articles, 0.87 at 128 tokens, 0.60 at 512, or those of a --store. One
-JSON line; "ratio" is ours over theirs. MFU credits the arithmetic of real tokens only, and neither side for what it
+hidden dropout 0.1, attention dropout 0; in fp32 on a CPU and bf16 on a GPU, unless told. The baseline pads to seq_len
+and computes logits at every position, with sdpa, as transformers' own examples do. Lengths are a fixed list with the
+padding efficiency of sentence pairs from encyclopedia articles, 0.87 at 128 tokens, 0.60 at 512, or those of a --store.
+One JSON line; "ratio" is ours over theirs. MFU credits the arithmetic of real tokens only, and neither side for what it
 skips or wastes; its peak is the GEMM peak measured between the steps, and on a GPU also the data sheet's.
 """
 
