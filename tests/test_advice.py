@@ -125,7 +125,7 @@ def test_the_rate_goes_with_the_batch_between_published_points():
     assert rules.step_tokens(2e6)[0] == 2048
     assert rules.step_tokens(18e9)[0] == 1 << 19
     assert rules.dropout(0.5)[0] == 0.0
-    assert rules.dropout(2)[0] == 0.1
+    assert rules.dropout(3.5)[0] == 0.1
     assert rules.seq_len(50e6, 500)[0] == 64
     assert rules.seq_len(1e9, 500)[0] == 128
     assert rules.seq_len(1e9, 15)[0] == 32
