@@ -32,7 +32,16 @@ from pretrain.finetune.learning.checkpoints import tell_stopped
 from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
 from pretrain.finetune.learning.one_seed import CLIP, WARMUP, WEIGHT_DECAY, Encoded, Work, fine_tune
 from pretrain.finetune.learning.unfinished import OF_NO_RESULT, Outcome, Unfinished
-from pretrain.finetune.scores.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.scores.baseline import (
+    BY_WORDS,
+    OF_FEW,
+    bag_of_words,
+    beats_guessing,
+    can_tell,
+    floors,
+    majority,
+    random_choice,
+)
 from pretrain.finetune.scores.pictures import draw
 from pretrain.finetune.scores.predictions import PREDICTIONS, answers_of, write_predictions
 from pretrain.finetune.tasks.long_texts import count_windows
@@ -122,7 +131,8 @@ def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:
             "was trained on: what it knows of positions behind them, it learns from these examples alone"
         )
         tokenizer.model_max_length = config.seq_len  # and the folder answers texts of that length
-    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=training[0].pair is not None)
+    pairs = training[0].pair is not None or config.task == "choice"  # an option is a second text
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=pairs)
     hidden = getattr(architecture, "hidden_size", 768)
     config = settled(config, hidden, len(training))
     task = task_of(config)
@@ -137,8 +147,8 @@ def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:
     if scale:
         say(f"labels of {scale.mean:.6g} ± {scale.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
         notes["unit"] = scale._asdict()
-    baseline = None
-    if names and config.task in BY_WORDS:
+    baseline = random_choice(evaluation) if config.task == "choice" else None
+    if config.task in BY_WORDS:
         baseline = bag_of_words(training, evaluation)
         say(f"{baseline['name']}, to compare: accuracy {baseline['accuracy']:.4f}, f1 {baseline['f1']:.4f}")
     learnt = on_scale(training, scale) if scale else training
@@ -203,7 +213,7 @@ def results_of(prepared: Prepared, examples: Examples, outcomes: list[Outcome]) 
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
-        "majority": majority(training, evaluation) if names and isinstance(evaluation[0].label, str) else None,
+        "majority": majority(training, evaluation) if config.task in OF_FEW else None,
         "baseline": prepared.baseline,
         "beats_guessing": better,
         "decidable": decidable,
