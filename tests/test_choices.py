@@ -18,9 +18,11 @@ from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import rows_of
 from pretrain.finetune.files.choices import Options, read_choices
 from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.learning.held_back import hold_back
 from pretrain.finetune.scores import baseline, compare
 from pretrain.finetune.tasks import choices
 from pretrain.finetune.tasks.long_texts import WindowCollator
+from pretrain.finetune.trainer import tell_shared
 from pretrain.inference.choices import second_texts
 from tests.tiny_hf import WORDS, tiny_bert, tiny_tokenizer
 
@@ -181,6 +183,14 @@ def test_floors_by_hand():
     assert baseline.majority(learnt, asked) == pytest.approx(1 / 3)
     assert baseline.random_choice(asked)["accuracy"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
     assert baseline.floors("choice", learnt, asked) == {"accuracy": pytest.approx(2 / 3)}
+
+
+def test_one_question_above_all_rows_is_not_one_example(tmp_path, capsys):
+    rows = [example_of("Which?", (word, other), 0) for word in WORDS for other in WORDS[:4]]
+    learnt, held = hold_back(rows, tmp_path, by_label=False)
+    assert (len(learnt), len(held)) == (36, 4)
+    tell_shared(learnt, [*held, learnt[0]])
+    assert capsys.readouterr().err.startswith("1 of 5 examples to measure on (20.0%) are also among those")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from data_prep.files import write_folder, write_json
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, Examples, check_seq_len, listed, on_scale
+from pretrain.finetune.files.choices import asked_of
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.learning.checkpoints import tell_stopped
 from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
@@ -230,10 +231,7 @@ def results_of(prepared: Prepared, examples: Examples, outcomes: list[Outcome]) 
 
 def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
     """Say which share of the file to measure on is also learnt from: its score says nothing about other texts."""
-    learnt, asked = (
-        [(e.text if isinstance(e.text, str) else " ".join(e.text), e.pair) for e in side]
-        for side in (training, evaluation)
-    )
+    learnt, asked = (list(map(asked_of, side)) for side in (training, evaluation))
     shared = sum(map(set(learnt).__contains__, asked))
     if shared:
         share = f"{shared} of {len(evaluation)} examples to measure on ({shared / len(evaluation):.1%})"

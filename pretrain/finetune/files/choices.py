@@ -49,6 +49,14 @@ class Options(NamedTuple):
     answer: int | None  # the place of the right one, from 0 on; None where nobody says
 
 
+def asked_of(example: Example) -> tuple[str | None, ...]:
+    """Return what an example asks: its text, that of a pair, and the options, since one question may stand above all.
+    Two examples that ask the same are not different ones to learn from and to measure on."""
+    text = example.text if isinstance(example.text, str) else " ".join(example.text)
+    options = example.label.texts if isinstance(example.label, Options) else ()
+    return text, example.pair, *options
+
+
 def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True) -> list[Example]:
     """Return texts (`text`), what is asked of them (`pair`, or None) and Options (`label`).
 
