@@ -15,7 +15,7 @@ from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
 from data_prep.untrusted import check_model_config, read_object, refuse_code, weight_files
 
-Kind = Literal["fill", "labels", "tags", "answers", "generated"]  # what a folder answers
+Kind = Literal["fill", "labels", "tags", "answers", "choice", "generated"]  # what a folder answers
 
 TOKENIZER = ("tokenizer.json", "vocab.txt")
 # Models whose positions are counted from behind the number of the padding.

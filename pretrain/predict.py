@@ -6,17 +6,19 @@
     python -m pretrain.predict hf --embed lines.txt --out vectors.npy
     python -m pretrain.predict hf --nearest lines.txt "where does the river rise?"
     python -m pretrain.predict reader --question "Who wrote it?" "Effi Briest is a novel by Theodor Fontane."
+    python -m pretrain.predict chooser --choose dev.jsonl
 
 What is answered follows from the folder: words for [MASK] from a pretrained one, labels with their probabilities, a
-number, a tag per word, the answer to a question or another text from a fine-tuned one. Without a text on the command
-line, each line of standard input is one. For a model of pairs a tab separates the two texts, for one of questions the
-question and its context where there is no --question; for any other a tab is white space. Answers go to stdout.
+number, a tag per word, the answer to a question, one of several options or another text from a fine-tuned one. Without
+a text on the command line, each line of standard input is one. For a model of pairs a tab separates the two texts, for
+one of questions the question and its context where there is no --question, for one of options a text and each of its
+options; for any other a tab is white space. Answers go to stdout.
 """
 
 import io
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +37,7 @@ from data_prep.interpreter import importing
 from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
+from pretrain.finetune.files.choices import read_choices
 from pretrain.hf_files import Kind, forbid_network, need_tokenizer, read_config
 
 # The end of a class name in config.json's "architectures", and what such a folder answers.
@@ -44,8 +47,11 @@ KINDS: dict[str, Kind] = {
     "ForSequenceClassification": "labels",
     "ForTokenClassification": "tags",
     "ForQuestionAnswering": "answers",
+    "ForMultipleChoice": "choice",
     "EncoderDecoderModel": "generated",
 }
+OPTIONS = 3  # parts of a line at least: a text, and two options of which one is chosen
+RowOfOptions = tuple[str, str | None, Sequence[str]]  # text, question, options
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,11 @@ class PredictConfig:
     pair: bool = False
     """Take the texts as pairs, for a folder of another program; one that pretrain.finetune wrote says so itself."""
     question: str | None = None
-    """What to ask of each text, for a folder that answers questions. Default: a text is question, tab, context."""
+    """What to ask of each text, for a folder that answers questions or chooses. Default: a text is question, tab,
+    context; what options go on from is the text alone."""
+    choose: Path | None = None
+    """File of questions and their options, as pretrain.finetune reads them, in place of texts; which is right need not
+    be there."""
     beams: Annotated[int | None, Range(1, 256)] = None
     """How many beginnings of a text are followed at once while it is written. Default: as the folder says."""
     max_new_tokens: Annotated[int | None, Range(1, 1 << 20)] = None
@@ -88,8 +98,14 @@ def main(config: PredictConfig) -> None:
         embed(config, content)
         return
     kind: Kind = "fill" if config.fill else kind_of(config.folder, content)
-    if config.question is not None and kind != "answers":
+    if config.question is not None and kind not in ("answers", "choice"):
         raise InputError(f"--question: {config.folder} answers {kind}, and no questions")
+    if config.choose is not None and (kind != "choice" or config.texts or config.question is not None):
+        raise InputError(
+            f"--choose: {config.folder} answers {kind}, and chooses nothing"
+            if kind != "choice"
+            else "--choose FILE takes no texts and no --question: they stand in the file"
+        )
     for name in ("beams", "max_new_tokens"):
         if getattr(config, name) is not None and kind != "generated":
             raise InputError(f"--{name}: {config.folder} answers {kind}, and writes no texts")
@@ -100,19 +116,39 @@ def main(config: PredictConfig) -> None:
         raise InputError(f"--pair: {config.folder} answers {kind}, and no pairs of texts")
     need_tokenizer(config.folder)
     weight_files(config.folder)
-    texts = texts_of(config, pairs)
-    if config.question is not None:
-        question = checked("--question", config.question, pairs=False).replace("\t", " ")
-        texts = (f"{question}\t{text}" for text in texts)
+    question = None if config.question is None else checked("--question", config.question, 1).replace("\t", " ")
+    if kind == "choice":
+        rows = rows_of_options(config, question)
+    else:
+        texts = texts_of(config, 2 if pairs else 1)
+        if question is not None:
+            texts = (f"{question}\t{text}" for text in texts)
     forbid_network()
     # Behind all that can be refused at once: torch and transformers take seconds.
     with importing():
-        from pretrain.inference.pipeline import answer, write
+        from pretrain.inference.pipeline import answer, choose, write
 
+    if kind == "choice":
+        choose(config.folder, rows, config.top, config.json)
+        return
     if kind == "generated":
         write(config.folder, texts, config.beams, config.max_new_tokens, config.json)
         return
     answer(config.folder, kind, pairs, texts, config.top, config.json)
+
+
+def rows_of_options(config: PredictConfig, question: str | None) -> Iterable[RowOfOptions]:
+    """Return what to choose from: the rows of --choose, or texts with options behind tabs.
+
+    Raises
+    ------
+    InputError: a damaged file, or as texts_of().
+    """
+    if config.choose is not None:
+        examples = read_choices(config.choose, answered=False)
+        return [(str(example.text), example.pair, example.label.texts) for example in examples]
+    split = (text.split("\t") for text in texts_of(config, OPTIONS))
+    return ((text, question, options) for text, *options in split)
 
 
 def embed(config: PredictConfig, content: JsonObject) -> None:
@@ -137,7 +173,7 @@ def embed(config: PredictConfig, content: JsonObject) -> None:
         check_writable(config.out)
     need_tokenizer(config.folder)
     weight_files(config.folder)
-    texts = [] if config.embed else list(texts_of(config, pairs=False))
+    texts = [] if config.embed else list(texts_of(config, 1))
     blank = [not line.strip() for line in lines_in(file)]
     if all(blank):
         raise InputError(f"{file} holds no text")
@@ -165,7 +201,7 @@ def lines_in(file: Path) -> Iterator[str]:
     with open(file, encoding="utf-8", errors="surrogateescape") as stream:
         for number, line in enumerate(stream, 1):
             text = line.rstrip("\n")
-            yield checked(f"{file}: line {number}", text.removeprefix("\ufeff"), pairs=False) if text.strip() else text
+            yield checked(f"{file}: line {number}", text.removeprefix("\ufeff"), 1) if text.strip() else text
 
 
 def kind_of(folder: Path, content: JsonObject) -> Kind:
@@ -187,18 +223,20 @@ def kind_of(folder: Path, content: JsonObject) -> Kind:
     )
 
 
-def texts_of(config: PredictConfig, pairs: bool) -> Iterable[str]:
+def texts_of(config: PredictConfig, parts: int) -> Iterable[str]:
     """Return the texts to answer, all of them checked before the first is answered, unless somebody types them in.
+
+    parts: as for `checked`
 
     Raises
     ------
     InputError: no text, or as `checked`.
     """
     if config.texts:
-        return [checked(f"text {number}", text, pairs) for number, text in enumerate(config.texts, 1)]
+        return [checked(f"text {number}", text, parts) for number, text in enumerate(config.texts, 1)]
     if sys.stdin is None:  # closed, as by <&-
         raise InputError("no text: give one on the command line; standard input is closed")
-    lines = (checked(f"line {number} of standard input", line, pairs) for number, line in lines_of_stdin())
+    lines = (checked(f"line {number} of standard input", line, parts) for number, line in lines_of_stdin())
     if sys.stdin.isatty():
         return lines
     texts = list(lines)
@@ -227,8 +265,11 @@ def lines_of_stdin() -> Iterator[tuple[int, str]]:
         say(f"blank lines of standard input, which have no answer: {blank}")
 
 
-def checked(where: str, text: str, pairs: bool) -> str:
-    """Return `text`, if it can be answered; otherwise an InputError says where it stands."""
+def checked(where: str, text: str, parts: int) -> str:
+    """Return `text`, if it can be answered; otherwise an InputError says where it stands.
+
+    parts: how many texts tabs part; of OPTIONS there may be more. Of one, a tab is white space
+    """
     if "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         what = "a zero byte" if "\0" in text else "a byte order mark"
         raise InputError(f"{where} holds {what}, as in UTF-16; convert it, for example: iconv -f UTF-16 -t UTF-8")
@@ -237,7 +278,12 @@ def checked(where: str, text: str, pairs: bool) -> str:
     if not text.strip():
         raise InputError(f"{where} is empty")
     tabs = text.count("\t")
-    if pairs and tabs != 1:
+    if parts == OPTIONS and (tabs < 2 or not all(part.strip() for part in text.split("\t"))):
+        raise InputError(
+            f"{where}: tabs must separate a text and two options or more, none of them empty: {text[:60]!r}; "
+            "or give a file: --choose FILE"
+        )
+    if parts == 2 and tabs != 1:
         what = f"{tabs} tabs, but one alone must" if tabs else "a tab must"
         raise InputError(f"{where}: {what} separate the two texts that this model answers: {text[:60]!r}")
     return text

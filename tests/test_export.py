@@ -22,6 +22,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForNextSentencePrediction,
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
@@ -31,6 +32,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForPreTraining,
     BertForQuestionAnswering,
     BertForSequenceClassification,
@@ -151,6 +153,7 @@ AUTO: dict[Head, Any] = {
     "sequence-classification": AutoModelForSequenceClassification,
     "token-classification": AutoModelForTokenClassification,
     "question-answering": AutoModelForQuestionAnswering,
+    "multiple-choice": AutoModelForMultipleChoice,
     "encoder-decoder": AutoModelForSeq2SeqLM,
 }
 
@@ -169,8 +172,8 @@ def test_each_head_loads_in_its_class_with_nothing_said_but_what_is_new(trained,
         caplog.clear()
         model, report = loading(AUTO[head], tmp_path / "hf")
     assert model.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    tasks = ("sequence-classification", "token-classification", "question-answering")
-    new = dict(zip(tasks, ("classifier", "classifier", "qa_outputs"), strict=True))
+    tasks = ("sequence-classification", "token-classification", "multiple-choice")
+    new = dict.fromkeys(tasks, "classifier") | {"question-answering": "qa_outputs"}
     assert {name.split(".")[0] for name in report["missing_keys"]} == ({new[head]} if head in new else set())
     assert not report["unexpected_keys"]
     told = [line.message for line in caplog.records if line.levelno >= logging.WARNING]
@@ -200,7 +203,10 @@ def test_positions_are_those_of_the_phases_trained_so_far():
         assert sources.trained_length(record, step, 512) == expected
 
 
-@pytest.mark.parametrize("kind", [BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering])
+@pytest.mark.parametrize(
+    "kind",
+    [BertForSequenceClassification, BertForTokenClassification, BertForQuestionAnswering, BertForMultipleChoice],
+)
 def test_a_fine_tuned_head_goes_along(tmp_path, kind):
     tuned = tiny_bert(tmp_path / "tuned", kind)
     main(ExportConfig(tuned, tmp_path / "hf", dtype="fp16"))
@@ -245,21 +251,24 @@ def test_a_folder_of_sentences_is_read_alike_by_old_and_new_readers(tmp_path, ki
 
 
 @pytest.mark.slow
-def test_a_graph_gives_the_numbers_of_the_model_at_any_shape(tmp_path):
+@pytest.mark.parametrize("kind", [BertForSequenceClassification, BertForMultipleChoice])
+def test_a_graph_gives_the_numbers_of_the_model_at_any_shape(tmp_path, kind):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    tuned = tiny_bert(tmp_path / "tuned", BertForSequenceClassification)
+    tuned = tiny_bert(tmp_path / "tuned", kind)
     main(ExportConfig(tuned, tmp_path / "onnx", format="onnx", quantize="int8"))
     record = json.loads((tmp_path / "onnx/provenance.json").read_text())
     assert record["onnx_difference"] < TOLERANCE < record["int8_difference"] < 0.1
     assert {"model.onnx", "model_int8.onnx", "tokenizer.json", "config.json"} < {*record["files"]}
     assert not (tmp_path / "onnx/model.safetensors").exists()
-    model = BertForSequenceClassification.from_pretrained(tuned).eval()
+    model = kind.from_pretrained(tuned).eval()
     session = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx")
     for shape in ((1, 1), (5, 64)):
         ids = torch.randint(5, 26, shape)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.ones_like(ids)}
         (found,) = session.run(["logits"], {name: value.numpy() for name, value in inputs.items()})
+        if kind is BertForMultipleChoice:  # to torch each text is the one option of a row
+            inputs = {name: value[:, None] for name, value in inputs.items()}
         torch.testing.assert_close(torch.from_numpy(found), model(**inputs).logits, rtol=0, atol=1e-5)
 
 

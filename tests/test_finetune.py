@@ -502,7 +502,8 @@ def test_the_command_line(hf, toy, tmp_path):
 def test_the_tasks_offered_are_the_tasks_there_are():
     assert get_args(get_type_hints(FinetuneConfig)["task"]) == tuple(TASKS)
     with pytest.raises(
-        InputError, match=r"^--task translate is not one of classify, pair, multilabel, regress, tag, qa, seq2seq$"
+        InputError,
+        match=r"^--task translate is not one of classify, pair, multilabel, regress, tag, qa, choice, seq2seq$",
     ):
         parse(FinetuneConfig, None, ["hf", "--task", "translate", "--train", "a", "--eval", "b", "--out", "c"])
 

@@ -239,16 +239,19 @@ def test_a_damaged_checkpoint_is_told_and_a_hostile_one_not_run(hf, file, tmp_pa
     [
         ("regress", ("--long", "stride")),
         ("multilabel", ()),
+        ("choice", ("--patience", 1)),
         ("seq2seq", ("--patience", 1, "--beams", 1, "--max_new_tokens", 4)),
     ],
 )
 def test_every_kind_of_model_goes_on(hf, tmp_path, task, options):
     rng = random.Random(0)
     labels = {"regress": lambda: str(rng.random()), "multilabel": lambda: rng.choice(["a", "b", "a|b"])}
+    labels["choice"] = lambda: "\t".join([*rng.choices(WORDS, k=2), rng.choice("AB")])
     label = labels.get(task, lambda: rng.choice(WORDS))
     lines = [f"{' '.join(rng.choices(WORDS, k=rng.randrange(1, 24)))}\t{label()}" for _ in range(40)]
     file = tmp_path / "train.tsv"
-    file.write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    header = "text\tA\tB\tlabel" if task == "choice" else "text\tlabel"
+    file.write_text("\n".join([header, *lines]) + "\n")
 
     def tuned(out: str, **more: Any) -> Any:
         return fork_script(

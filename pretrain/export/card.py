@@ -107,7 +107,7 @@ def _use(about: About) -> list[str]:
             'texts = transformers.AutoTokenizer.from_pretrained("FOLDER")(["a text"], return_tensors="np")',
             'outputs = onnxruntime.InferenceSession("FOLDER/model.onnx").run(None, dict(texts))',
         ]
-    elif task in (None, "question-answering") or about.head == "encoder-decoder":
+    elif task in (None, "question-answering", "multiple-choice") or about.head == "encoder-decoder":
         name = CLASSES[about.head].__name__
         lines = [
             f"from transformers import AutoTokenizer, {name}",

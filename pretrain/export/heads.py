@@ -5,7 +5,7 @@
 
     pretraining, mlm, nsp, base         what was trained
     causal                              the masked-word head over an encoder that looks back only; to be trained on
-    sequence-classification, token-classification, question-answering
+    sequence-classification, token-classification, question-answering, multiple-choice
                                         the encoder, with the head of a fine-tuned folder or, of any other, with none:
                                         transformers begins it at random, and says so
     encoder-decoder                     two copies; what lets the second look at the first is new (Rothe et al. 2020)
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertForQuestionAnswering,
@@ -46,9 +47,10 @@ CLASSES: dict[Head, Any] = {
     "sequence-classification": BertForSequenceClassification,
     "token-classification": BertForTokenClassification,
     "question-answering": BertForQuestionAnswering,
+    "multiple-choice": BertForMultipleChoice,
     "encoder-decoder": EncoderDecoderModel,
 }
-TASKS: tuple[Head, ...] = ("sequence-classification", "token-classification", "question-answering")
+TASKS: tuple[Head, ...] = ("sequence-classification", "token-classification", "question-answering", "multiple-choice")
 # What model hubs file a folder under; none for what answers nothing yet.
 PIPELINES: dict[Head, str] = {
     "pretraining": "fill-mask",
@@ -58,6 +60,7 @@ PIPELINES: dict[Head, str] = {
     "sequence-classification": "text-classification",
     "token-classification": "token-classification",
     "question-answering": "question-answering",
+    "multiple-choice": "multiple-choice",
     "encoder-decoder": "text-generation",
 }
 PAIR_HEAD = ("bert.pooler.", "cls.seq_relationship.")  # only sentence pairs train them

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from pretrain import hf_folder
 from pretrain.export.heads import CLASSES
 from pretrain.export.origin import Head
-from pretrain.export.proof import TOLERANCE, Probe
+from pretrain.export.proof import OPTIONS, TOLERANCE, Probe
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS: dict[Head, tuple[str, ...]] = {
     "pretraining": ("prediction_logits", "seq_relationship_logits"),
     "base": ("last_hidden_state",),
     "question-answering": ("start_logits", "end_logits"),
-}  # of any other head: logits
+}  # of any other head: logits; of multiple-choice [batch, 1], for a row of the batch is one option
 LARGEST_FILE = 1_800_000_000  # bytes; protobuf ends at 2 GiB, and weights beyond lie in a file beside
 
 
@@ -41,14 +41,17 @@ class OnnxProof(NamedTuple):
 
 
 class _ByName(nn.Module):
-    """A model whose outputs are a tuple: those of these names."""
+    """A model whose outputs are a tuple: those of these names. alone: each text is the one option of its row"""
 
-    def __init__(self, model: nn.Module, outputs: tuple[str, ...]):
+    def __init__(self, model: nn.Module, outputs: tuple[str, ...], *, alone: bool):
         super().__init__()
-        self.model, self.outputs = model, outputs
+        self.model, self.outputs, self.alone = model, outputs, alone
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
-        found = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if self.alone:
+            given = {name: None if ids is None else ids[:, None] for name, ids in given.items()}
+        found = self.model(**given)
         return tuple(getattr(found, name) for name in self.outputs)
 
 
@@ -62,7 +65,7 @@ def write_onnx(folder: Path, head: Head, probe: Probe, *, quantize: bool) -> Onn
     with hf_folder.silenced_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about what it renames itself
         model = CLASSES[head].from_pretrained(folder, dtype=torch.float32, use_safetensors=True, local_files_only=True)
-        asked = _ByName(model, OUTPUTS.get(head, ("logits",))).eval()
+        asked = _ByName(model, OUTPUTS.get(head, ("logits",)), alone=head == OPTIONS).eval()
         names = INPUTS if model.config.type_vocab_size > 1 else INPUTS[:2]
         questions = [_inputs(probe.sequences, names), _inputs(probe.sequences[:1], names)]
         _export(folder / "model.onnx", asked, names)

@@ -25,6 +25,7 @@ Head = Literal[
     "sequence-classification",
     "token-classification",
     "question-answering",
+    "multiple-choice",
     "encoder-decoder",
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]

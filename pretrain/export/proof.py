@@ -35,6 +35,9 @@ PROBES = (
     "Größe, café, naïve; 北京的冬天很冷。 Привет, мир! مرحبا",
 )
 
+OPTIONS: Head = "multiple-choice"
+OF_TEXTS: tuple[Head, ...] = ("sequence-classification", OPTIONS)  # the head reads what the pooler says
+
 # By name, N tokens end to end, B texts: hidden [N, H], pooled [B, H], mlm [N, V], nsp [B, 2], task [N or B, labels].
 Outputs = dict[str, Tensor]
 
@@ -87,7 +90,8 @@ def trained_outputs(source: ExportSource, probe: Probe, dtype: torch.dtype = tor
     for name in ("classifier", "qa_outputs"):
         if f"{name}.weight" in source.task_weights:
             weight, bias = (source.task_weights[f"{name}.{end}"].to(dtype).float() for end in ("weight", "bias"))
-            of_texts = (source.labels.get("architectures") or [""])[0] == CLASSES["sequence-classification"].__name__
+            saved_from = (source.labels.get("architectures") or [""])[0]
+            of_texts = saved_from in (CLASSES[head].__name__ for head in OF_TEXTS)
             outputs["task"] = nn.functional.linear(pooled if of_texts else hidden, weight, bias)
     return outputs
 
@@ -117,7 +121,8 @@ def folder_outputs(folder: Path, head: Head, probe: Probe, new: list[str]) -> Ou
         if head == "encoder-decoder":
             outputs["hidden"] = model.encoder(**probe.padded).last_hidden_state[mask]
         return outputs
-    output = model(**probe.padded)
+    # Texts as the options of one row.
+    output = model(**({name: ids[None] for name, ids in probe.padded.items()} if head == OPTIONS else probe.padded))
     if head == "pretraining":
         return {"mlm": output.prediction_logits[mask], "nsp": output.seq_relationship_logits}
     if head in ("mlm", "nsp"):
@@ -134,7 +139,9 @@ def folder_outputs(folder: Path, head: Head, probe: Probe, new: list[str]) -> Ou
 def _task_logits(output: Any, head: Head, mask: Tensor) -> Tensor:
     if head == "question-answering":
         return torch.stack([output.start_logits, output.end_logits], -1)[mask]
-    return output.logits if head == "sequence-classification" else output.logits[mask]
+    if head == OPTIONS:
+        return output.logits.T
+    return output.logits if head in OF_TEXTS else output.logits[mask]
 
 
 def _looking_both_ways(decoder: PreTrainedModel) -> BertForMaskedLM:

@@ -4,6 +4,7 @@
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out tuned --seeds 5 --lr 2e-4
     python -m pretrain.finetune hf --task classify --train train.tsv --eval dev.tsv --out raw --seeds 5 --from_scratch
     python -m pretrain.finetune hf --task qa --train squad.json --eval dev.json --out reader --seq_len 384
+    python -m pretrain.finetune hf --task choice --train swag.csv --eval dev.csv --out chooser --batch_size 8
     python -m pretrain.finetune hf --task seq2seq --decoder hf_de --train en_de.tsv --eval dev.tsv --out translator
     python -m pretrain.finetune --compare tuned raw          the difference of two results, with its interval
 
@@ -19,6 +20,12 @@ scripts. Where questions have no answer, one is withheld if none is likelier; be
 best for --eval, as SQuAD's script has it, and predict goes by that. seq2seq: source, target; text, summary; en, de; or
 --text and --label; the half that reads and the half that writes begin as the two folders, and scores are sacrebleu's.
 
+choice: what options go on from, the options, and which is right, as SWAG (sent1, sent2, ending0, ..., label), RACE
+(article, question, options, answer), COPA (premise, question, choice1, choice2, label) and CommonsenseQA (question,
+choices, answerKey) have them; or question, A, B, C, ..., answer. An answer is a letter, a number from 0 on, or what the
+file calls the option. Rows may have any number of options, and each is read with the whole text: a step of --batch_size
+32 with four options is one of 128 texts. Any other column by --text, --pair (a question about the text) and --label.
+
 OUT holds the model of the first seed, for pretrain.predict or plain transformers, and results.json: the scores of
 every seed, their mean, standard deviation and the half-width of the 95 % confidence interval. The first seed is kept,
 not the best one: a model picked by its score on the evaluation file would no longer have that score elsewhere. So
@@ -26,7 +33,8 @@ not the best one: a model picked by its score on the evaluation file would no lo
 example with its answers; confusion.png and curve.png are pictures of them and of the training loss.
 
 Beside the score of classify and pair stand that of a bag of words on the same files, and that of always answering the
-commonest label: what a model is worth is the distance from these. Where it is no better than guessing, that is said.
+commonest label, beside that of choice always the commonest place, and guessing: what a model is worth is the distance
+from these. Where it is no better than guessing, that is said.
 
 A long fine-tuning is saved every --save_minutes in OUT.progress, and when SIGTERM or Ctrl-C comes (exit code 75): the
 same command goes on from there, with the result that it would have had. Seeds that are done are not trained again.

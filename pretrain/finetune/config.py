@@ -27,9 +27,9 @@ class FinetuneConfig:
 
     hf: tyro.conf.Positional[Path]
     """Hugging Face folder: config.json, model.safetensors and the tokenizer."""
-    task: Literal["classify", "pair", "multilabel", "regress", "tag", "qa", "seq2seq"]
+    task: Literal["classify", "pair", "multilabel", "regress", "tag", "qa", "choice", "seq2seq"]
     """What is learnt: one label a text, one a pair of texts, any number of labels, a number, one tag a word,
-    where in a context a question is answered, or to write one text for another."""
+    where in a context a question is answered, which of several options is right, or to write one text for another."""
     train: Path
     """Labelled file to learn from."""
     eval: Path
@@ -39,10 +39,10 @@ class FinetuneConfig:
     text: str | None = None
     """Column of the text, or of its words. Default: text, sentence, Satz, ... (see above)."""
     pair: str | None = None
-    """Column of the second text of a pair; goes with --text."""
+    """Column of the second text of a pair; choice: of the question about a text. Goes with --text."""
     label: tuple[str, ...] = ()
-    """Column of the label, or of a tag for each word. Default: label, intent, Kategorie, ... (see above). multilabel:
-    several, each of 0 and 1."""
+    """Column of the label, a tag for each word, or the right option. Default: label, intent, answer, ... (see above).
+    multilabel: several, each of 0 and 1."""
     label_names: tuple[str, ...] = ()
     """Names of the labels, or tags, that the files hold as numbers from 0 on."""
     seeds: Annotated[int, COUNT] = 1
@@ -111,6 +111,8 @@ class FinetuneConfig:
             raise InputError(f"--label {' '.join(self.label)}: several columns are for --task multilabel; give one")
         if self.task == "qa" and (named := self.text or self.pair or " ".join(self.label)):
             raise InputError(f"no column {named} is read with --task qa: the fields are question, context and answers")
+        if self.task == "choice" and self.label_names:
+            raise InputError(f"--label_names {' '.join(self.label_names)}: options have no names with --task choice")
         if self.task == "seq2seq" and self.pair is not None:
             raise InputError(f"--pair {self.pair}: --task seq2seq reads one text, --text, and writes one, --label")
         if self.pair is not None and self.text is None:

@@ -20,6 +20,7 @@ from data_prep.cli import InputError
 from data_prep.files import check_out
 from data_prep.untrusted import weight_files
 from pretrain.finetune.config import FinetuneConfig
+from pretrain.finetune.files.choices import read_choices
 from pretrain.finetune.files.columns import Choice, choose, gather_flags
 from pretrain.finetune.files.kinds import kind_of
 from pretrain.finetune.files.labelled import (
@@ -206,7 +207,7 @@ def class_names(examples: list[Example], path: Path) -> list[str]:
 
 
 def no_names(examples: list[Example], path: Path) -> list[str]:
-    """Return nothing: a number as label has no names."""
+    """Return nothing: a number, or the place of an option, has no names."""
     return []
 
 
@@ -236,5 +237,6 @@ TASK_FILES = {
     "regress": TaskFiles(read_numbers, no_names, is_number=True),
     "tag": TaskFiles(read_tags, class_names),
     "qa": TaskFiles(read_questions, no_labels, is_learnable=is_learnable),
+    "choice": TaskFiles(read_choices, no_names),
     "seq2seq": TaskFiles(read_targets, no_targets),
 }

@@ -27,12 +27,22 @@ from data_prep.files import write_folder, write_json
 from pretrain.checkpoints.run_lock import RunLock
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.examples import RESULTS, Examples, check_seq_len, listed, on_scale
+from pretrain.finetune.files.choices import asked_of
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.learning.checkpoints import tell_stopped
 from pretrain.finetune.learning.hyperparameters import alike, nothing_learnt, settled
 from pretrain.finetune.learning.one_seed import CLIP, WARMUP, WEIGHT_DECAY, Encoded, Work, fine_tune
 from pretrain.finetune.learning.unfinished import OF_NO_RESULT, Outcome, Unfinished
-from pretrain.finetune.scores.baseline import BY_WORDS, bag_of_words, beats_guessing, can_tell, floors, majority
+from pretrain.finetune.scores.baseline import (
+    BY_WORDS,
+    OF_FEW,
+    bag_of_words,
+    beats_guessing,
+    can_tell,
+    floors,
+    majority,
+    random_choice,
+)
 from pretrain.finetune.scores.pictures import draw
 from pretrain.finetune.scores.predictions import PREDICTIONS, answers_of, write_predictions
 from pretrain.finetune.tasks.long_texts import count_windows
@@ -122,7 +132,8 @@ def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:
             "was trained on: what it knows of positions behind them, it learns from these examples alone"
         )
         tokenizer.model_max_length = config.seq_len  # and the folder answers texts of that length
-    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=training[0].pair is not None)
+    pairs = training[0].pair is not None or config.task == "choice"  # an option is a second text
+    hf_folder.check_frame(config.hf, architecture, tokenizer, pairs=pairs)
     hidden = getattr(architecture, "hidden_size", 768)
     config = settled(config, hidden, len(training))
     task = task_of(config)
@@ -137,8 +148,8 @@ def prepare(config: FinetuneConfig, examples: Examples) -> Prepared:
     if scale:
         say(f"labels of {scale.mean:.6g} ± {scale.std:.4g} are learnt as 0 ± 1; answers and rmse are in their unit")
         notes["unit"] = scale._asdict()
-    baseline = None
-    if names and config.task in BY_WORDS:
+    baseline = random_choice(evaluation) if config.task == "choice" else None
+    if config.task in BY_WORDS:
         baseline = bag_of_words(training, evaluation)
         say(f"{baseline['name']}, to compare: accuracy {baseline['accuracy']:.4f}, f1 {baseline['f1']:.4f}")
     learnt = on_scale(training, scale) if scale else training
@@ -203,7 +214,7 @@ def results_of(prepared: Prepared, examples: Examples, outcomes: list[Outcome]) 
         **summary([seed["scores"][task.metric] for seed in seeds]),
         "seeds": seeds,
         "saved_seed": config.seed,
-        "majority": majority(training, evaluation) if names and isinstance(evaluation[0].label, str) else None,
+        "majority": majority(training, evaluation) if config.task in OF_FEW else None,
         "baseline": prepared.baseline,
         "beats_guessing": better,
         "decidable": decidable,
@@ -220,10 +231,7 @@ def results_of(prepared: Prepared, examples: Examples, outcomes: list[Outcome]) 
 
 def tell_shared(training: list[Example], evaluation: list[Example]) -> None:
     """Say which share of the file to measure on is also learnt from: its score says nothing about other texts."""
-    learnt, asked = (
-        [(e.text if isinstance(e.text, str) else " ".join(e.text), e.pair) for e in side]
-        for side in (training, evaluation)
-    )
+    learnt, asked = (list(map(asked_of, side)) for side in (training, evaluation))
     shared = sum(map(set(learnt).__contains__, asked))
     if shared:
         share = f"{shared} of {len(evaluation)} examples to measure on ({shared / len(evaluation):.1%})"

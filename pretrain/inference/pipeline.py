@@ -1,4 +1,5 @@
-"""Answers of a Hugging Face folder: the missing words of a text, its label, its tags, the answer to a question.
+"""Answers of a Hugging Face folder: the missing words of a text, its label, its tags, the answer to a question, the
+likeliest of several options.
 
 pretrain/predict.py asks:
 
@@ -6,13 +7,14 @@ answer(folder, "labels", False, ["a text", "another one"], 5, as_json=False)
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -26,6 +28,7 @@ from data_prep.json_types import JsonObject
 from pretrain import hf_folder
 from pretrain.formatting import filled_in
 from pretrain.hf_files import Kind
+from pretrain.inference.choices import choose_option
 from pretrain.inference.encoder_decoder import generate, most_to_read, open_writer, positions_to_write
 from pretrain.inference.long_texts import encode_long, pooled_logits
 from pretrain.inference.question_answering import answer_in_context, window_of
@@ -44,6 +47,7 @@ MODELS: dict[Kind, Any] = {
     "labels": AutoModelForSequenceClassification,
     "tags": AutoModelForTokenClassification,
     "answers": AutoModelForQuestionAnswering,
+    "choice": AutoModelForMultipleChoice,
 }
 
 
@@ -61,6 +65,19 @@ def answer(folder: Path, kind: Kind, pairs: bool, texts: Iterable[str], top: int
     if kind == "fill" and tokenizer.mask_token is None:
         raise InputError(f"{folder}: the tokenizer has no mask token, so that nothing can be filled")
     print_answers(folder, kind, (ask(model, tokenizer, kind, pairs, text, top) for text in texts), as_json)
+
+
+def choose(folder: Path, rows: Iterable[tuple[str, str | None, Sequence[str]]], top: int, as_json: bool) -> None:
+    """Load the folder, choose among the options of each row (text, question, options) in turn, print.
+
+    Raises
+    ------
+    InputError: a folder that cannot answer.
+    """
+    with hf_folder.silenced_libraries():
+        tokenizer = hf_folder.load_tokenizer(folder)
+        model = load(folder, "choice")
+    print_answers(folder, "choice", (choose_option(model, tokenizer, *row, top) for row in rows), as_json)
 
 
 def write(folder: Path, texts: Iterable[str], beams: int | None, max_new_tokens: int | None, as_json: bool) -> None:
@@ -283,6 +300,8 @@ def shown(answer: Answer) -> str:
         lines.append(f"  {answer['generated']}")
     if "question" in answer:
         lines.append(f"  {answer['question']}")
+    lines += [f"  {option['probability']:.4f}  {option['option']}" for option in answer.get("options", [])]
+    if "start" in answer:
         if not answer["answer"]:
             lines.append(f"  {answer['score']:.4f}  (no answer)")
         lines += [f"  {s['score']:.4f}  {s['answer']}  ({s['start']}-{s['end']})" for s in answer["spans"]]

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep.cli import InputError
+from pretrain.finetune.files.choices import asked_of
 from pretrain.finetune.files.labelled import Example
 
 SHARE = 0.1
@@ -25,9 +26,9 @@ def hold_back(examples: list[Example], path: Path, *, by_label: bool = True) -> 
     ------
     InputError: too few examples.
     """
-    groups: dict[object, list[int]] = {}
+    groups: dict[tuple[str | None, ...], list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault((str(example.text), example.pair), []).append(index)
+        groups.setdefault(asked_of(example), []).append(index)
     left = Counter(name for example in examples for name in _names(example) if by_label)
     held: set[int] = set()
     order = list(groups.values())

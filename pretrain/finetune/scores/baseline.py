@@ -1,7 +1,8 @@
 """What counting words gives on the same two files, and what guessing gives: the floors below a fine-tuned score.
 
     bag_of_words(training, evaluation)       TF-IDF of words and pairs of words, logistic regression
-    majority(training, evaluation)           what the commonest label gives
+    majority(training, evaluation)           what the commonest label gives, or the commonest place of a right option
+    random_choice(evaluation)                what guessing among options gives
     floors(task, training, evaluation)       the best that guessing reaches
 
 A score means little by itself: words alone may solve a task, and a model that has learnt nothing still answers. The
@@ -27,10 +28,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from data_prep.json_types import JsonObject
+from pretrain.finetune.files.choices import Options
 from pretrain.finetune.files.labelled import Example
 
 CORRELATIONS = ("pearson", "spearman")
 BY_WORDS = ("classify", "pair")  # tasks that counting words can do
+OF_FEW = (*BY_WORDS, "choice")  # tasks of one answer out of a few
 MOST = 50_000  # examples that are learnt from: seconds, not minutes
 FEATURES = 200_000  # the most frequent ones
 C = 10.0  # inverse of the penalty; scikit-learn's 1 is too much for rows of length 1
@@ -71,9 +74,19 @@ def bag_of_words(training: list[Example], evaluation: list[Example]) -> JsonObje
 
 
 def majority(training: list[Example], evaluation: list[Example]) -> float:
-    """Return the accuracy of the commonest label of the training file."""
-    commonest = Counter(example.label for example in training).most_common(1)[0][0]
-    return sum(example.label == commonest for example in evaluation) / len(evaluation)
+    """Return the accuracy of the commonest label of the training file, or place of a right option."""
+    commonest = Counter(map(_answer, training)).most_common(1)[0][0]
+    return sum(_answer(example) == commonest for example in evaluation) / len(evaluation)
+
+
+def random_choice(evaluation: list[Example]) -> JsonObject:
+    """Return the accuracy to expect of guessing among the options of each row, for results.json."""
+    shares = [1 / len(example.label.texts) for example in evaluation]
+    return {"name": "random guessing", "accuracy": sum(shares) / len(shares)}
+
+
+def _answer(example: Example) -> Any:
+    return example.label.answer if isinstance(example.label, Options) else example.label
 
 
 def floors(task: str, training: list[Example], evaluation: list[Example]) -> dict[str, float]:
@@ -81,6 +94,8 @@ def floors(task: str, training: list[Example], evaluation: list[Example]) -> dic
     it."""
     if task == "multilabel":
         return {"micro_f1": _best_constant_set(evaluation)}
+    if task == "choice":
+        return {"accuracy": max(majority(evaluation, evaluation), random_choice(evaluation)["accuracy"])}
     if task not in BY_WORDS:
         if task == "qa":  # never an answer
             return {"f1": sum(not example.label.texts for example in evaluation) / len(evaluation)}

@@ -21,7 +21,7 @@ from pretrain.finetune.examples import PREDICTIONS, RESULTS
 from pretrain.finetune.scores.squad_scores import script_of
 from pretrain.inference.tag_spans import scheme_of, spans
 
-COMPARED = ("classify", "pair", "multilabel", "regress", "tag", "qa")
+COMPARED = ("classify", "pair", "multilabel", "regress", "tag", "qa", "choice")
 DRAWS, AT_ONCE = 2000, 100
 COVERED = (2.5, 97.5)  # percentiles
 

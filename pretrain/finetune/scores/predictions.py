@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import write_whole
+from data_prep.json_types import JsonObject
 from pretrain.finetune.examples import PREDICTIONS as PREDICTIONS
+from pretrain.finetune.files.choices import Options
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.tasks import question_answering as qa
+from pretrain.finetune.tasks.choices import chosen
 from pretrain.finetune.tasks.tags import guessed_tags
 from pretrain.finetune.tasks.task import Feature
 
@@ -32,12 +35,18 @@ def write_predictions(path: Path, examples: list[Example], answers: Sequence[Ans
 
     def line_of(example: Example, given: tuple[Any, ...]) -> bytes:
         pair = {} if example.pair is None else {"pair": example.pair}
-        label = getattr(example.label, "texts", example.label)  # of a question: all its answers
-        fields = {"line": example.line, "text": example.text, **pair, "label": label}
+        fields = {"line": example.line, "text": example.text, **pair, **_label_of(example)}
         return json.dumps({**fields, "answer": given[0], "answers": given}, ensure_ascii=False).encode() + b"\n"
 
     each = zip(*answers, strict=True)
     write_whole(path, [line_of(example, given) for example, given in zip(examples, each, strict=True)])
+
+
+def _label_of(example: Example) -> JsonObject:
+    """Return what is right: a label, all answers to a question, or the place of an option beside all of them."""
+    if isinstance(example.label, Options):
+        return {"options": example.label.texts, "label": example.label.answer}
+    return {"label": getattr(example.label, "texts", example.label)}
 
 
 def _classes(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Answers:
@@ -61,6 +70,10 @@ def _contexts(logits: np.ndarray, features: list[Feature], examples: list[Exampl
     return texts
 
 
+def _places(logits: np.ndarray, features: list[Feature], examples: list[Example], names: list[str]) -> Answers:
+    return list(chosen(logits, features))
+
+
 def _texts(texts: list[str], features: list[Feature], examples: list[Example], names: list[str]) -> Answers:
     return texts  # as written, in the place of logits
 
@@ -72,5 +85,6 @@ _ANSWERS: dict[str, Callable[[Any, list[Feature], list[Example], list[str]], Ans
     "regress": _numbers,
     "tag": guessed_tags,
     "qa": _contexts,
+    "choice": _places,
     "seq2seq": _texts,
 }

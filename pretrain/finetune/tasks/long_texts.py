@@ -44,17 +44,20 @@ def encode_windows(
         tokenizer, [str(example.text) for example in examples], pairs, seq_len=seq_len, stride=stride
     )
     tell_unknown(batch, tokenizer)
-    features = [
-        {name: [number for window in windows for number in window[name]] for name in windows[0]}
-        | {"windows": [len(window["input_ids"]) for window in windows]}
-        for windows in texts
-    ]
+    features = [end_to_end(windows) for windows in texts]
     if several := sum(len(windows) > 1 for windows in texts):
         say(
             f"{several} of {len(texts)} texts ({several / len(texts):.1%}) are longer than --seq_len {seq_len} tokens; "
             f"all {len(texts)} are read in {sum(map(len, texts))} windows (--stride {stride})"
         )
     return features
+
+
+def end_to_end(windows: list[Window]) -> Feature:
+    """Return windows as one feature, which says how long each is."""
+    return {name: [number for window in windows for number in window[name]] for name in windows[0]} | {
+        "windows": [len(window["input_ids"]) for window in windows]
+    }
 
 
 def windows_of(feature: Feature) -> list[Window]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from transformers import (
+    AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -17,8 +18,9 @@ from transformers import (
 from pretrain.finetune.config import FinetuneConfig
 from pretrain.finetune.tasks import question_answering as qa
 from pretrain.finetune.tasks import seq2seq
+from pretrain.finetune.tasks.choices import Choosing, encode_choices, score_choices, tell_choices
 from pretrain.finetune.tasks.label_sets import encode_label_sets, score_label_sets, tell_label_sets
-from pretrain.finetune.tasks.long_texts import by_windows
+from pretrain.finetune.tasks.long_texts import WindowCollator, by_windows
 from pretrain.finetune.tasks.tags import encode_words, score_tags, tell_tags
 from pretrain.finetune.tasks.task import Task
 from pretrain.finetune.tasks.texts import encode_texts, score_classes, score_numbers, tell_classes, tell_numbers
@@ -91,6 +93,15 @@ TASKS: dict[str, Task | Callable[[FinetuneConfig], Task]] = {
         score_tags,
     ),
     "qa": answering_questions,
+    "choice": Task(
+        tell_choices,
+        AutoModelForMultipleChoice,
+        encode_choices,
+        WindowCollator,
+        "accuracy",
+        score_choices,
+        learner=Choosing,
+    ),
     "seq2seq": writing_texts,
 }
 

@@ -1,0 +1,189 @@
+"""Files of options, one of which is right -> examples.
+
+    SWAG              sent1, sent2, ending0 to ending3, label; or startphrase in the place of the first two
+    RACE              article (or context, passage), question, options (a list), answer
+    COPA              premise, question (cause, effect), choice1, choice2, label
+    CommonsenseQA     question, choices ({label, text}), answerKey; or question: {stem, choices}
+    tables            question, A, B, C, D, answer; question, option1, option2, ..., label
+
+A right option is named by its letter, its number from 0 on, its column, or by the label that it has in choices. Rows
+may have any number of options; of columns the last ones are empty then.
+"""
+
+import json
+import re
+from collections import defaultdict
+from functools import cache
+from itertools import takewhile, zip_longest
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any, NamedTuple
+
+from data_prep.cli import InputError, say
+from pretrain.finetune.files.columns import known, tell_columns
+from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.files.rows import Row, Rows, filled_text, found, shorten
+from pretrain.finetune.files.tables import read_rows
+
+# What stands before the options: a text and what is asked of it, or how it goes on; or one text alone.
+CONTEXT_COLUMNS = ("text", "article", "context", "passage", "premise", "story", "document")
+STEM_COLUMNS = (
+    ("text_a", "text_b"),  # what --text and --pair name
+    ("sent1", "sent2"),
+    *((name, "question") for name in CONTEXT_COLUMNS),
+    ("kontext", "frage"),
+    *((name,) for name in (*CONTEXT_COLUMNS, "startphrase", "ctx", "question", "question_stem", "stem", "goal")),
+    *((name,) for name in ("sentence", "frage")),
+)
+OPTION_LISTS = ("options", "choices", "endings", "choice", "candidates", "answers", "optionen", "antworten")
+ANSWER_COLUMNS = ("label", "answer", "answerkey", "answer_key", "correct", "correct_answer", "gold", "antwort")
+COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}  # as its authors ask
+
+_OPTION = re.compile(r"(?P<family>ending|choice|option|answer|sol)[ _-]?(?P<sign>\d{1,2}|[a-z])|[a-z]")
+
+
+class Options(NamedTuple):
+    """The options of one row: the label of its Example."""
+
+    texts: tuple[str, ...]
+    answer: int | None  # the place of the right one, from 0 on; None where nobody says
+
+
+def asked_of(example: Example) -> tuple[str | None, ...]:
+    """Return what an example asks: its text, that of a pair, and the options, since one question may stand above all.
+    Two examples that ask the same are not different ones to learn from and to measure on."""
+    text = example.text if isinstance(example.text, str) else " ".join(example.text)
+    options = example.label.texts if isinstance(example.label, Options) else ()
+    return text, example.pair, *options
+
+
+def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True) -> list[Example]:
+    """Return texts (`text`), what is asked of them (`pair`, or None) and Options (`label`).
+
+    answered: each row says which option is right; else nobody looks
+
+    Raises
+    ------
+    InputError: as `tables.read_rows`; columns that cannot be told, fewer than two options, an answer that is none of
+        them, a text that is empty or none.
+    """
+    rows = [(line, _unfolded(row)) for line, row in (read_rows(path) if rows is None else rows)]
+    stem = _stem_columns(path, rows[0][1])
+    if answered:
+        tell_columns(path, rows[0][1], ANSWER_COLUMNS)
+    examples = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        text, *asked = (filled_text(where, name, row.get(name)) for name in stem)
+        question = COPA.get(asked[0].strip().lower(), asked[0]) if asked else None
+        given, names = _given_options(where, row)
+        texts = tuple(filled_text(where, f"option {number}", option) for number, option in enumerate(given))
+        if len(texts) < 2:
+            what = f"one option alone, {shorten(texts[0])}" if texts else "no options"
+            raise InputError(f"{where}: {what}; give two or more, or remove the row")
+        options = Options(texts, _answer(where, row, names or _names(len(texts))) if answered else None)
+        examples.append(Example(line, text, question, options))
+    counts = sorted({len(example.label.texts) for example in examples})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    named = " and ".join(rows[0][1].written.get(name, name) for name in stem)
+    say(f"{path}: {named} {'are' if len(stem) > 1 else 'is'} read, with {many} options a row")
+    return examples
+
+
+def _unfolded(row: Row) -> Row:
+    """Return {"question": {"stem": ..., "choices": ...}} as columns question and choices."""
+    inner = row.get("question")
+    if not isinstance(inner, dict):
+        return row
+    values = {**row, "question": inner.get("stem"), "choices": inner.get("choices")}
+    return Row(values, values.values(), row.written | {"question": "question.stem", "choices": "question.choices"})
+
+
+def _stem_columns(path: Path, row: Row) -> tuple[str, ...]:
+    for columns in STEM_COLUMNS:
+        if set(columns) <= set(row):
+            return columns
+    raise InputError(
+        f"{path}: no column of what is asked (known: question; article, question; sent1, sent2; premise; ...); say so: "
+        f"--text COLUMN, and --pair COLUMN for a question about it; found {found(row)}"
+    )
+
+
+@cache
+def _option_columns(names: tuple[str, ...]) -> list[str]:
+    """Return the columns that hold an option each, such as ending0, ending1, ...: two or more without a gap."""
+    families: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        if match := _OPTION.fullmatch(name):
+            families[match["family"] or ""][match["sign"] or name] = name
+    for columns in families.values():
+        for signs in (ascii_lowercase, range(100), range(1, 100)):
+            present = list(takewhile(columns.__contains__, map(str, signs)))
+            if len(present) > 1:
+                return [columns[sign] for sign in present]
+    return []
+
+
+def _given_options(where: str, row: Row) -> tuple[list[Any], dict[str, int]]:
+    """Return the options of a row, whichever of the usual forms they have, and by which names an answer calls each;
+    no names where they have none of their own."""
+    if columns := _option_columns(tuple(row)):
+        texts = [row[name] for name in columns]
+        while texts and texts[-1] in (None, ""):
+            texts.pop()
+        return texts, _names(len(texts)) | {name: place for place, name in enumerate(columns[: len(texts)])}
+    name = next((name for name in OPTION_LISTS if name in row), None)
+    if name is None:
+        raise InputError(
+            f"{where}: no options: give a list ({known(OPTION_LISTS)}), or columns such as ending0, ending1; "
+            f"found {found(row)}"
+        )
+    value = _parsed(row[name])
+    if isinstance(value, dict) and all(isinstance(value.get(key), list) for key in ("label", "text")):
+        value = [{"label": label, "text": text} for label, text in zip_longest(value["label"], value["text"])]
+    if not isinstance(value, list):
+        raise InputError(
+            f'{where}: {name} {shorten(row[name])} are no options that are read; give ["...", "..."], or columns such '
+            "as ending0, ending1"
+        )
+    if value and all(isinstance(option, dict) for option in value):
+        labels = {_sign(option["label"]): place for place, option in enumerate(value) if "label" in option}
+        if len(labels) not in (0, len(value)):
+            raise InputError(f"{where}: {name}: each option needs a label of its own; found {', '.join(labels)}")
+        return [option.get("text") for option in value], labels
+    return value, {}
+
+
+def _parsed(value: Any) -> Any:
+    """Return what a cell of a table holds as JSON, or the cell."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+def _names(count: int) -> dict[str, int]:
+    """Return what so many options are called by their places: 0, 1, ... and a, b, ..."""
+    return {str(place): place for place in range(count)} | dict(zip(ascii_lowercase, range(count), strict=False))
+
+
+def _sign(value: Any) -> str:
+    """Return a cell as names are compared: "A" is "a", and a number that pandas made 1.0 of is "1"."""
+    return str(value).strip().lower().removesuffix(".0")
+
+
+def _answer(where: str, row: Row, names: dict[str, int]) -> int:
+    """Return the place of the option that is right."""
+    column = next((name for name in ANSWER_COLUMNS if name in row), None)
+    if column is None:
+        raise InputError(
+            f"{where}: no column {known(ANSWER_COLUMNS)} that says which option is right; found {found(row)}; "
+            "any other: --label COLUMN"
+        )
+    place = names.get(_sign(row[column]))
+    if place is None:
+        raise InputError(
+            f"{where}: {row.written.get(column, column)} {shorten(row[column])} names no option; these are called "
+            f"{', '.join(names)}; correct it, or remove the row"
+        )
+    return place
