@@ -81,7 +81,7 @@ class _SummedLoss(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden, weight, bias = ctx.saved_tensors
         factor = loss_gradient.to(hidden.dtype)
         return hidden * factor, weight * factor, bias * factor, None
