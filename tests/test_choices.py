@@ -294,3 +294,16 @@ def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
         with pytest.raises(InputError, match=message):
             predict.main(predict.PredictConfig(folder, texts, **asked))
     assert not (tmp_path / "o").exists()
+
+
+def test_numbers_that_count_from_1_are_refused(tmp_path, capsys):
+    rows = [{"sentence": f"text {n}", "option1": "x", "option2": "y", "answer": "1"} for n in range(8)]
+    file = tmp_path / "winogrande.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"no row has option 0 as its answer.*subtract one, or name"):
+        read_choices(file)
+    file.write_text("\n".join(map(json.dumps, rows[:2])))
+    assert [example.label.answer for example in read_choices(file)] == [1, 1]
+    assert "they are taken so" in capsys.readouterr().err
+    file.write_text("\n".join(json.dumps(row | {"answer": "a"}) for row in rows))
+    assert [example.label.answer for example in read_choices(file)] == [0] * 8

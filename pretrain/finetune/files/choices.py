@@ -37,6 +37,7 @@ STEM_COLUMNS = (
 )
 OPTION_LISTS = ("options", "choices", "endings", "choice", "candidates", "answers", "optionen", "antworten")
 ANSWER_COLUMNS = ("label", "answer", "answerkey", "answer_key", "correct", "correct_answer", "gold", "antwort")
+FEW_ROWS = 8  # of two options none is the first in one file of 256 this long
 COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}  # as its authors ask
 
 _OPTION = re.compile(r"(?P<family>ending|choice|option|answer|sol)[ _-]?(?P<sign>\d{1,2}|[a-z])|[a-z]")
@@ -71,7 +72,7 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
     stem = _stem_columns(path, rows[0][1])
     if answered:
         tell_columns(path, rows[0][1], ANSWER_COLUMNS)
-    examples = []
+    examples, by_place = [], []
     for line, row in rows:
         where = f"{path}, line {line}"
         text, *asked = (filled_text(where, name, row.get(name)) for name in stem)
@@ -81,13 +82,34 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
         if len(texts) < 2:
             what = f"one option alone, {shorten(texts[0])}" if texts else "no options"
             raise InputError(f"{where}: {what}; give two or more, or remove the row")
-        options = Options(texts, _answer(where, row, names or _names(len(texts))) if answered else None)
+        names = names or _names(len(texts))
+        sign = _answer_sign(where, row) if answered else None
+        options = Options(texts, None if sign is None else _place(where, row, sign, names))
+        if sign is not None and "0" in names:
+            by_place.append(sign)
         examples.append(Example(line, text, question, options))
+    if by_place:
+        _check_counting(path, by_place)
     counts = sorted({len(example.label.texts) for example in examples})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     named = " and ".join(rows[0][1].written.get(name, name) for name in stem)
     say(f"{path}: {named} {'are' if len(stem) > 1 else 'is'} read, with {many} options a row")
     return examples
+
+
+def _check_counting(path: Path, signs: list[str]) -> None:
+    """Refuse numbers that seem to count from 1, as WinoGrande's do, where each would be read as the option behind it.
+
+    Raises
+    ------
+    InputError: 8 rows or more, and no answer is 0; of fewer it is said.
+    """
+    if "0" in signs or not all(map(str.isdecimal, signs)):
+        return
+    found = f"{path}: no row has option 0 as its answer, and numbers of options count from 0 on"
+    if len(signs) >= FEW_ROWS:
+        raise InputError(f"{found}; where these count from 1, subtract one, or name options by letters (a, b, ...)")
+    say(f"{found}: they are taken so")
 
 
 def _unfolded(row: Row) -> Row:
@@ -172,18 +194,27 @@ def _sign(value: Any) -> str:
     return str(value).strip().lower().removesuffix(".0")
 
 
-def _answer(where: str, row: Row, names: dict[str, int]) -> int:
-    """Return the place of the option that is right."""
+def _answer_column(where: str, row: Row) -> str:
     column = next((name for name in ANSWER_COLUMNS if name in row), None)
     if column is None:
         raise InputError(
             f"{where}: no column {known(ANSWER_COLUMNS)} that says which option is right; found {found(row)}; "
             "any other: --label COLUMN"
         )
-    place = names.get(_sign(row[column]))
-    if place is None:
+    return column
+
+
+def _answer_sign(where: str, row: Row) -> str:
+    """Return what a row calls the option that is right."""
+    return _sign(row[_answer_column(where, row)])
+
+
+def _place(where: str, row: Row, sign: str, names: dict[str, int]) -> int:
+    """Return the place of the option that is right."""
+    if sign not in names:
+        column = _answer_column(where, row)
         raise InputError(
             f"{where}: {row.written.get(column, column)} {shorten(row[column])} names no option; these are called "
             f"{', '.join(names)}; correct it, or remove the row"
         )
-    return place
+    return names[sign]
