@@ -35,6 +35,7 @@ from pretrain.finetune.tasks import tags, texts
 from pretrain.finetune.tasks.table import TASKS
 from pretrain.finetune.trainer import print_score, summary, tell_shared
 from tests.forked import fork_script
+from tests.run_page import described
 from tests.tiny_hf import VOCABULARY, WORDS, tiny_bert, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,6 +111,8 @@ def test_a_separable_task_is_learnt_and_results_say_all(tuned):
     assert sum(results["label_shares"]["eval"].values()) == pytest.approx(1)
     assert len(results["seeds"][0]["curve"]) == 4
     assert results["settings"]["lr"] == 5e-3
+    assert results.keys() <= described("## results.json of a fine-tuning")
+    assert results["seeds"][0].keys() == {"seed", "scores", "train_loss", "seconds", "curve"}
     assert results["settings"]["seq_len"] == 16
     assert results["settings"]["from_scratch"] is False
     assert set(results["versions"]) >= {"torch", "transformers"}
