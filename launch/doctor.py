@@ -340,6 +340,7 @@ dist.all_reduce(block)
 began = time.monotonic()
 dist.all_reduce(block)
 print(time.monotonic() - began)
+dist.destroy_process_group()  # its threads, where they are left to the interpreter's end, may abort the process
 """
 
 
