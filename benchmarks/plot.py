@@ -98,7 +98,7 @@ def _nothing(result: dict[str, Any]) -> Iterator[Bar]:
 
 def _where(result: dict[str, Any]) -> tuple[str, str]:
     gpu = result["hardware"].get("gpu")
-    return (f", {gpu.removeprefix('NVIDIA ')}", GPU) if gpu else ("", OURS)
+    return (f", {gpu.removeprefix('NVIDIA ').split()[0]}", GPU) if gpu else ("", OURS)
 
 
 def _shape(result: dict[str, Any]) -> tuple[tuple[int, int, int], str]:
@@ -106,6 +106,7 @@ def _shape(result: dict[str, Any]) -> tuple[tuple[int, int, int], str]:
     shape = (settings["layers"], settings["hidden"], settings["seq_len"])
     where, _ = _where(result)
     text = ", a corpus" if settings.get("store") else ""
+    text += ", bf16" if not where and settings["precision"] == "bf16" else ""  # on a GPU it always is
     return shape, f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}, {shape[2]} tokens{text}{where}"
 
 
