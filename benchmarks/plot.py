@@ -106,7 +106,7 @@ def _shape(result: dict[str, Any]) -> tuple[tuple[int, int, int], str]:
     shape = (settings["layers"], settings["hidden"], settings["seq_len"])
     where, _ = _where(result)
     text = ", a corpus" if settings.get("store") else ""
-    text += ", bf16" if not where and settings["precision"] == "bf16" else ""  # on a GPU it always is
+    text += ", bf16" if not where and settings.get("precision") == "bf16" else ""  # on a GPU it always is
     return shape, f"{shape[0]} \N{MULTIPLICATION SIGN} {shape[1]}, {shape[2]} tokens{text}{where}"
 
 

@@ -21,6 +21,7 @@ import torch.distributed
 import pretrain.trainer  # noqa: F401
 from pretrain.zero.engine import import_muon_uncompiled
 
+ECHO_SECONDS = 20.0  # for the rank that failed, after another has repeated it
 DEADLINE = 540.0  # seconds, of a busy machine
 
 
@@ -72,16 +73,26 @@ def _rank(connection: Connection, rank: int, world: int, port: int, function: Ca
 
 
 def _results(connections: list[Connection], until: float) -> list[Any]:
-    """What all ranks answer; the first failure ends the wait, since the others may hang for it."""
+    """What all ranks answer; the first failure ends the wait, since the others may hang for it. One that only repeats
+    that another rank failed gives that one some seconds to say why."""
     results: dict[int, Any] = {}
+    echo: RuntimeError | None = None
     while len(results) < len(connections):
         open_ones = [connection for rank, connection in enumerate(connections) if rank not in results]
         ready = wait(open_ones, max(until - time.monotonic(), 0))
         if not ready:
-            raise TimeoutError(f"{len(open_ones)} of {len(connections)} ranks have not answered in time")
+            raise echo or TimeoutError(f"{len(open_ones)} of {len(connections)} ranks have not answered in time")
         for connection in ready:
             rank = connections.index(connection)  # type: ignore[arg-type]
-            results[rank] = _result(connections[rank], rank)
+            try:
+                results[rank] = _result(connections[rank], rank)
+            except RuntimeError as error:
+                if "OtherRankError" not in str(error):
+                    raise
+                results[rank], echo = None, error
+                until = min(until, time.monotonic() + ECHO_SECONDS)
+    if echo:
+        raise echo
     return [results[rank] for rank in range(len(connections))]
 
 
