@@ -7,7 +7,7 @@
 cross_entropy keeps the logits, a float32 copy, the log-softmax and a gradient of the same size. On a CPU these, and the
 pages that they touch, took up to a third of a bf16 step (docs/log.md). Here the logits are turned into their gradient
 where they stand, some rows at a time, while they are in the cache; the backward pass has only to scale. On a GPU, where
-the kernels of cross_entropy are fused, nothing changes.
+the kernels of cross_entropy are fused, and where no gradient is asked for, nothing changes.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class TokenDecoder(nn.Linear):
         """Return logits [M, V] of hidden [M, H]; with labels [M] their loss."""
         if labels is None:
             return super().forward(hidden)
-        if hidden.is_cuda:
+        if hidden.is_cuda or not torch.is_grad_enabled():
             logits = super().forward(hidden).float()
             correct = (logits.detach().argmax(-1) == labels).sum().float()
             return TokenLoss(cross_entropy(logits, labels, reduction="sum"), correct)
@@ -57,7 +57,6 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        needs_gradient = any(ctx.needs_input_grad)
         logits = linear(hidden, weight, bias)
         wide = torch.promote_types(logits.dtype, torch.float32)
         loss, correct = torch.zeros((), dtype=wide), torch.zeros((), dtype=torch.int64)
@@ -70,12 +69,10 @@ class _SummedLoss(torch.autograd.Function):
             expected = scores.gather(1, answers)
             total = scores.sub_(largest).exp_().sum(1, keepdim=True)
             loss += (total.log() + largest - expected).sum()
-            if needs_gradient:
-                # d loss / d logits = softmax - 1 at the label
-                scores.div_(total).scatter_add_(1, answers, -torch.ones_like(expected))
-                chunk.copy_(scores)
-        if needs_gradient:
-            ctx.save_for_backward(logits @ weight, logits.t() @ hidden, logits.sum(0))
+            # d loss / d logits = softmax - 1 at the label
+            scores.div_(total).scatter_add_(1, answers, -torch.ones_like(expected))
+            chunk.copy_(scores)
+        ctx.save_for_backward(logits @ weight, logits.t() @ hidden, logits.sum(0))
         correct = correct.float()
         ctx.mark_non_differentiable(correct)
         return loss, correct

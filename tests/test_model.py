@@ -161,6 +161,12 @@ class TestTokenLoss:
             )
             torch.testing.assert_close(found, expected, equal_nan=True)
 
+    def test_where_no_gradient_is_asked_for_none_is_made(self, monkeypatch):
+        monkeypatch.setattr("pretrain.token_loss._SummedLoss.apply", None)  # it makes gradients in its forward pass
+        decoder, labels = TokenDecoder(5, 11), torch.zeros(7, dtype=torch.int64)
+        with torch.no_grad():
+            assert decoder(torch.randn(7, 5), labels).loss > 0
+
     def test_no_matrix_of_logits_is_kept(self):
         kept: list[int] = []
         decoder, labels = TokenDecoder(5, 11), torch.zeros(7, dtype=torch.int64)
