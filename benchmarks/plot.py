@@ -28,6 +28,7 @@ from data_prep.cli import ROOT, InputError, run, say
 from pretrain.formatting import counted
 
 INK, MUTED, OURS, GPU, FAINT = "#1a1d21", "#6b7280", "#1f6db5", "#23865a", "#e5e7eb"
+MARGIN, LEFT, WIDTH = 0.02, 0.32, 0.41  # of the figure's width: headings and bars begin, bars are wide
 STEP, MEMORY = "A training step, against transformers padded", "Its memory, times smaller"
 SAVING, DATA = "Saving, against DeepSpeed", "Data, against Hugging Face's tools on one thread"
 STEP_FLOORS = {(6, 512, 128): 2.0, (4, 256, 128): 2.8, (4, 256, 512): 4.0}  # by layers, hidden size, tokens per sample
@@ -193,8 +194,8 @@ def draw(ratios: list[Bar], shares: list[Bar]) -> Figure:
     rows = [len(bars) + len({bar.group for bar in bars}) for bars in (ratios, shares)]
     height = 0.31 * sum(rows) + 1.9
     figure = Figure(figsize=(9.6, height))
-    left, width, unit = 0.29, 0.43, 0.31 / height
-    upper = figure.add_axes((left, 1 - 0.75 / height - rows[0] * unit, width, rows[0] * unit))
+    unit = 0.31 / height
+    upper = figure.add_axes((LEFT, 1 - 0.75 / height - rows[0] * unit, WIDTH, rows[0] * unit))
     top = max(max(bar.value, bar.floor or 0) for bar in ratios)
     upper.set_xscale("log")
     _bars(upper, ratios, 1.0, 10 ** (math.log10(top) * 1.04), "{:.3g}\N{MULTIPLICATION SIGN}")
@@ -202,14 +203,14 @@ def draw(ratios: list[Bar], shares: list[Bar]) -> Figure:
     upper.xaxis.set_minor_locator(NullLocator())
     upper.xaxis.set_minor_formatter(NullFormatter())
     upper.set_xticklabels([f"{tick:g}\N{MULTIPLICATION SIGN}" for tick in upper.get_xticks()])
-    figure.text(0.02, 1 - 0.36 / height, "Times as good as the usual way", fontsize=13, weight="bold", color=INK)
+    figure.text(MARGIN, 1 - 0.36 / height, "Times as good as the usual way", fontsize=13, weight="bold", color=INK)
     figure.text(0.98, 1 - 0.36 / height, "dark mark: the floor set beforehand", fontsize=9, color=MUTED, ha="right")
     if shares:
-        lower = figure.add_axes((left, 0.3 / height, width, rows[1] * unit))
+        lower = figure.add_axes((LEFT, 0.3 / height, WIDTH, rows[1] * unit))
         _bars(lower, shares, 0.0, 1.05, "{:.2f}")
         lower.set_xticks([0, 0.25, 0.5, 0.75, 1])
         place = (0.3 + 0.31 * rows[1] + 0.14) / height
-        figure.text(0.02, place, "Shares of an ideal", fontsize=13, weight="bold", color=INK)
+        figure.text(MARGIN, place, "Shares of an ideal", fontsize=13, weight="bold", color=INK)
     return figure
 
 
@@ -221,7 +222,7 @@ def _bars(axes: Axes, bars: list[Bar], low: float, high: float, form: str) -> No
             group = bar.group
             axes.annotate(
                 group,
-                (-0.63, row),
+                ((MARGIN - LEFT) / WIDTH, row),
                 xycoords=("axes fraction", "data"),
                 fontsize=9.5,
                 weight="bold",
@@ -253,7 +254,7 @@ def _bars(axes: Axes, bars: list[Bar], low: float, high: float, form: str) -> No
             va="center",
         )
         axes.annotate(
-            bar.detail, (1.135, row), xycoords=("axes fraction", "data"), fontsize=8.5, color=MUTED, va="center"
+            bar.detail, (1.145, row), xycoords=("axes fraction", "data"), fontsize=8.5, color=MUTED, va="center"
         )
         row += 1
     axes.set_xlim(low, high)

@@ -63,6 +63,8 @@ class BenchmarkConfig:
     """share of the steps"""
     weight_decay: float = 0.01
     dropout: float = 0.1
+    bf16: bool = False
+    """Trainer's own option: products under autocast"""
     seed: int = 0
     probe: int = 0
     """steps to time, in place of training"""
@@ -136,7 +138,8 @@ def train(config: BenchmarkConfig) -> dict[str, Any] | None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     steps = config.probe + 10 if config.probe else config.steps
     arguments = TrainingArguments(
-        output_dir=str(config.out), use_cpu=not torch.cuda.is_available(), seed=config.seed, max_steps=steps,
+        output_dir=str(config.out), use_cpu=not torch.cuda.is_available(), bf16=config.bf16,
+        seed=config.seed, max_steps=steps,
         learning_rate=config.lr, lr_scheduler_type="linear", warmup_steps=config.warmup,
         weight_decay=config.weight_decay, max_grad_norm=1.0, per_device_train_batch_size=config.batch // processes,
         save_steps=1_000, save_total_limit=1, save_strategy="no" if config.probe else "steps", logging_steps=500,
