@@ -192,10 +192,10 @@ def fine_tune(config: BenchmarkConfig, name: str, out: Path, *more: str) -> dict
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
     found = json.loads(results.read_text())
-    asked = (task.kind, config.seeds, task.epochs, task.limit)
-    made = (found["task"], len(found["seeds"]), found["settings"]["epochs"], found["settings"]["limit"])
-    if made != asked:
-        raise InputError(f"{results} was made with other settings {made}, asked for are {asked}; choose another --out")
+    asked = {"task": task.kind, "seeds": config.seeds, "epochs": task.epochs, "limit": task.limit}
+    asked |= {"precision": config.precision} | ({} if config.lr is None else {"lr": config.lr})
+    if other := [f"{name} {found['settings'][name]}" for name in asked if found["settings"][name] != asked[name]]:
+        raise InputError(f"{results} was made with {', '.join(other)}, asked for are {asked}; choose another --out")
     return found
 
 

@@ -1,5 +1,6 @@
 """The benchmarks run and say what they promise; their figures are for an idle machine to find."""
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -179,6 +180,20 @@ def test_what_a_task_is_told_is_a_command_line_of_fine_tuning(name, tmp_path):
     told = parse(FinetuneConfig, None, [str(config.hf), *fine_tuning.options_of(config, name), "--out", "x"])
     assert (told.task, told.limit, told.epochs, told.lr) == (task.kind, task.limit, task.epochs, 1e-3)
     assert (told.train, told.eval) == (tmp_path / task.folder / task.files.format("train"), file)
+
+
+def test_a_fine_tuning_that_was_made_otherwise_is_not_taken_for_the_one_asked_for(tmp_path):
+    settings = {"task": "classify", "seeds": 5, "epochs": 8, "limit": 1_000, "precision": "fp32", "lr": 3e-4}
+    (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
+    config = fine_tuning.BenchmarkConfig(tmp_path, tmp_path, tmp_path)
+    assert fine_tuning.fine_tune(config, "sst2_1k", tmp_path) == {"settings": settings}
+    for other, word in (
+        ({"seeds": 3}, "seeds 5"),
+        ({"precision": "bf16"}, "precision fp32"),
+        ({"lr": 1e-4}, "lr 0.0003"),
+    ):
+        with pytest.raises(InputError, match=word):
+            fine_tuning.fine_tune(dataclasses.replace(config, **other), "sst2_1k", tmp_path)
 
 
 def hf_of(folder: Path) -> Path:
