@@ -151,6 +151,7 @@ def test_a_wrong_option_of_a_stage_is_told_before_anything_runs():
     [
         ({"set": ("lr=1",)}, "STAGE.OPTION=VALUE"),
         ({"set": ("train.out=x",)}, "make sets this itself"),
+        ({"set": ("train.init_from=hf",)}, r"make begins a new model; .*--vocab HF_FOLDER.*--init_from HF_FOLDER$"),
         ({"set": ("train.hours=1",)}, "give --hours"),
         ({"set": ("train.model=bert-mini",), "model": "bert-tiny"}, "say the same"),
         ({"set": ("finetune.lr=1",)}, "goes with a --task"),

@@ -5,6 +5,7 @@ import pytest
 from data_prep import dedup, vocab
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig
+from launch.settings import MakeConfig
 from pretrain.export.command import ExportConfig
 from pretrain.finetune.command import FinetuneConfig
 from pretrain.settings.config import TrainConfig
@@ -33,6 +34,9 @@ TRAIN = "--data s --out run --model bert-tiny"
         (ExportConfig, "", "SOURCE and OUT are missing"),
         (TrainConfig, f"{TRAIN} --schedule liner", "--schedule liner is not one of linear, "),
         (TrainConfig, "--data s --out run --model bert-smal", "bert-large; did you mean bert-small?"),
+        (TrainConfig, "--data s --out run --model models/hf", "bert-large; a Hugging Face folder to go on from is"),
+        (MakeConfig, "--corpus a --out m --init_from hf", "no option of this command; make begins a new model"),
+        (MakeConfig, "--corpus a --out m --model models/hf", "bert-large; make begins a new model; to go on from a"),
         (TrainConfig, f"{TRAIN} --zero 7", "--zero 7 is not one of 0, 1, 2, 3"),
         (TrainConfig, f"{TRAIN} --steps", "--steps needs a value behind it: optimizer steps, not micro-batches ("),
         (TrainConfig, f"{TRAIN} --mask_split 1", "--mask_split needs 2 values behind it: shares of these that become"),
