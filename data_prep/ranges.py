@@ -11,6 +11,7 @@ Every range has two finite ends, so that nan, inf and a slip of the finger over 
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -137,6 +138,8 @@ def _check_number(option: str, value: str, whole: bool, allowed: Range) -> None:
         number = int(value) if whole else float(value)
     except ValueError as error:
         kind = "whole number" if whole else "number"
+        if not whole and re.fullmatch(r"-?[0-9]+,[0-9]+", value):  # as half of Europe writes it
+            kind = f"number, with a point ({value.replace(',', '.')}),"
         raise InputError(f"--{option} {shortened(value)} must be a {kind} and {allowed}") from error
     if not allowed.holds(number):
         raise InputError(f"--{option} {shortened(value)} must {allowed}")

@@ -27,7 +27,8 @@ NEAR, MOST = 0.66, 3  # likeness of a name that was meant, and names in a messag
 def in_one_line(config_class: type, args: Sequence[str]) -> Iterator[None]:
     """Raise InputError for what tyro refuses within.
 
-    Before a word about what is missing, `config_class.check_given`, where there is one, looks at what is there.
+    Before a word about what is missing, `config_class.check_given`, where there is one, looks at what is there. What
+    another command has is told by `config_class.elsewhere(option)`, where there is one.
     """
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
@@ -56,7 +57,8 @@ def _told(event: _errors.ParseErrorEvent, config_class: type, args: Sequence[str
             known = hints_of(config_class).get(event.argument.field.intern_name)
             choices = _choices(known) or [choice for choice in event.choices if choice != "None"]
             near = difflib.get_close_matches(event.value, choices, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            other = _elsewhere(event.argument.field.intern_name, config_class)
+            meant = f"; did you mean {near[0]}?" if near else other and f"; {other}"
             return f"{_name(event.argument)} {shortened(event.value)} is not one of {', '.join(choices)}{meant}"
         case _errors.BadValue() if event.argument.is_positional() and (strange := _first_strange(args, config_class)):
             return _unknown(strange, config_class, args)
@@ -67,6 +69,11 @@ def _told(event: _errors.ParseErrorEvent, config_class: type, args: Sequence[str
         case _errors.InstantiationFailure(argument=argument) if argument is not None:
             return f"{_name(argument)}: {' '.join(event.message.split())}"
     return ""
+
+
+def _elsewhere(option: str, config_class: type) -> str:
+    knows = getattr(config_class, "elsewhere", None)
+    return knows(option) if knows else ""
 
 
 def _name(argument: Any) -> str:
@@ -110,6 +117,8 @@ def _unknown(token: str, config_class: type, args: Sequence[str]) -> str:
     if written.startswith("--") and kind_of(hint) is bool:
         return f"{written} takes no value: write {written} alone, or leave it out"
     if written.startswith("-") and name[:1].isalpha():
+        if other := _elsewhere(name, config_class):
+            return f"{written} is no option of this command; {other}"
         meant = " or ".join(f"--{near}" for near in nearest(name, options))
         return f"{written} is no option of this command{f'; did you mean {meant}?' if meant else ''} ({ALL})"
     # The option before the word, or the one that it is written to: --append=yes

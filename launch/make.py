@@ -79,14 +79,14 @@ def make(config: MakeConfig) -> None:
         found, eval_file = labelled_files(config)
         advice = advise_for(config)
         show(config, advice, commands_of(config, advice, found))
-        tell_overlap(config, [file for file in (found, eval_file) if file is not None])
+        tell_overlap(config, found, eval_file)
         return
     with alone_in(config.out) as alone:  # first of all: who is not alone is told so at once
         with redirect_stderr(io.StringIO()):  # the stages say what is left out, and in which encodings the files are
             sources = described(find_sources(config.corpus, out=config.out))
         found, eval_file = labelled_files(config)
         record = MakeRecord.read(config.out) or MakeRecord([], {})
-        task = described_task(found, eval_file)
+        task, had_task = described_task(found, eval_file), record.task
         had, advice = record.advice, settle_advice(config, record, sources)
         commands = commands_of(config, advice, found)
         keys = keys_of(commands, sources, task.get("sha256", ""))
@@ -100,8 +100,11 @@ def make(config: MakeConfig) -> None:
             record.write(config.out)
         if advice is not had:
             show(config, advice, commands)
-        if "shard" not in record.stages:  # else it was said before, and the store is there
-            tell_overlap(config, [file for file in (found, eval_file) if file is not None])
+        if found is not None:
+            is_same = "shard" in record.stages and task["sha256"] == had_task.get("sha256")  # as when it was told
+            known = had_task.get("overlap") if is_same else None
+            task["overlap"] = tell_overlap(config, found, eval_file) if known is None else known
+            record.write(config.out)
         work_through(config, record, commands, keys, alone)
         write_page(config, record)
 
@@ -119,10 +122,11 @@ def labelled_files(config: MakeConfig) -> tuple[labelled.Found | None, labelled.
     return found, eval_file
 
 
-def tell_overlap(config: MakeConfig, files: list[labelled.Found]) -> None:
-    """Say how much of the labelled files stands in the corpus, too."""
-    if told := overlap_in_words(config, files):
+def tell_overlap(config: MakeConfig, found: labelled.Found | None, eval_file: labelled.Found | None) -> str:
+    """Say how much of the labelled files stands in the corpus, too; returns it."""
+    if told := overlap_in_words(config, [file for file in (found, eval_file) if file is not None]):
         say(told)
+    return told
 
 
 def described_task(found: labelled.Found | None, eval_file: labelled.Found | None) -> TaskRecord:

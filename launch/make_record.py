@@ -68,6 +68,7 @@ class TaskRecord(TypedDict, total=False):
     labels: dict[str, int]  # how often each is there
     sha256: str
     told: str  # of what is held back
+    overlap: str  # a warning, where texts of it stand in the corpus, too
 
 
 class AdviceRecord(TypedDict, total=False):

@@ -42,8 +42,9 @@ def overlap_in_words(config: MakeConfig, files: Sequence[Found]) -> str:
     option = shlex.quote(f"shard.exclude={shlex.join(names)}")
     return (
         f"warning: {'' if is_whole else 'at least '}{count:,} of {len(texts):,} texts of {' and '.join(names)} "
-        f"({100 * count / len(texts):.3g} %) stand in the corpus, too: on these a score measures memory; to leave out "
-        f"the documents of the corpus that share 8 words in a row with them: --set {option}"
+        f"({100 * count / len(texts):.3g} %) stand in the corpus, too: on these a score measures memory; measure on "
+        "others (--eval FILE), or leave out the documents of the corpus that share 8 words in a row with them: "
+        f"--set {option}"
     )
 
 

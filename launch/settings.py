@@ -9,7 +9,7 @@ from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
 from data_prep.ranges import HOURS, Range, check_ranges
 from data_prep.text.languages import defaults
-from launch.stages import read_settings
+from launch.stages import go_on_elsewhere, read_settings
 from pretrain.settings.limits import Preset
 
 
@@ -36,7 +36,7 @@ class MakeConfig:
     size: Annotated[int | None, Range(256, 1e7)] = None
     """entries of the vocabulary in place of the advice"""
     cased: bool = False
-    """keep case and accents, whatever is advised; --set vocab.cased=no does not, whatever is advised"""
+    """keep case and accents, whatever is advised; to take them off, whatever is advised: --set vocab.cased=no"""
     set: tuple[str, ...] = ()
     """any other option of a stage, as STAGE.OPTION=VALUE: train.lr=1e-3 finetune.seeds=5 shard.holdout=0.05"""
     anew: bool = False
@@ -60,6 +60,11 @@ class MakeConfig:
             raise InputError("--set finetune... goes with a --task")
         if {"hours", "steps"} & {*self.wanted.get("train", {})}:
             raise InputError("--set train.hours and train.steps: give --hours or --steps itself")
+
+    @staticmethod
+    def elsewhere(option: str) -> str:
+        """Return which commands go on from a model that is there; empty for other options."""
+        return go_on_elsewhere() if option in ("init_from", "model") else ""
 
     @property
     def wanted(self) -> dict[str, dict[str, str]]:

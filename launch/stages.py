@@ -66,6 +66,14 @@ OF_A_RUN = {
 }
 
 
+def go_on_elsewhere() -> str:
+    """Return which commands go on from a model that is there."""
+    return (
+        "make begins a new model; to go on from a Hugging Face folder: "
+        f"{call('shard', '--vocab', 'HF_FOLDER')}, then {call('train', '--init_from', 'HF_FOLDER')}"
+    )
+
+
 def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return --set STAGE.OPTION=VALUE ... as stage -> option -> value.
 
@@ -82,6 +90,8 @@ def read_settings(entries: Sequence[str]) -> dict[str, dict[str, str]]:
             raise InputError(
                 f"--set {entry}: write STAGE.OPTION=VALUE, with one of {', '.join(OURS)}, as in train.lr=1e-3"
             )
+        if option == "init_from":
+            raise InputError(f"--set {entry}: {go_on_elsewhere()}")
         if option in OURS[stage]:
             raise InputError(f"--set {entry}: make sets this itself, by --out, --corpus and --task")
         try:

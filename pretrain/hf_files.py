@@ -97,7 +97,9 @@ def _refuse_ours(folder: Path) -> None:
             f"{call('export', folder, 'OUT')}"
         )
     if (folder / "make.json").is_file():
-        raise InputError(f"{folder} is what make has made; its Hugging Face folder is {folder / 'hf'}: give that")
+        tuned = folder / "finetuned"
+        others = f", or {tuned}, which is fine-tuned" if (tuned / "config.json").is_file() else ""
+        raise InputError(f"{folder} is what make has made; give its Hugging Face folder: {folder / 'hf'}{others}")
     refuse_store(folder)
 
 

@@ -8,7 +8,7 @@ layer queries and feed-forward for the rows that a head looks at. docs/design.md
 
 The vocabulary is padded inside the model to a multiple of 64 for the sake of matrix kernels. Padding entries have an
 embedding of 0 and an output bias of -1e4, so their probability and their gradient are exactly 0 and the loss is that of
-the strip_vocab_padding model.
+the unpadded model.
 """
 
 import re

@@ -144,6 +144,10 @@ def test_a_cpu_with_bf16_units_trains_in_bf16_what_is_large_enough():
         before, after = chosen[name]
         assert (before.settings["precision"], after.settings["precision"]) == ("fp32", precision)
         assert ("--precision bf16" in " ".join(dict(after.commands)["train"])) == (precision == "bf16")
+    reasons = [advice.reasons["precision"] for advices in chosen.values() for advice in advices]
+    assert reasons[0] == reasons[2] == "cores without units for bf16"
+    assert reasons[1] == "so small a model is slower in bf16"
+    assert reasons[3].startswith("these cores have units for it")
     plain, fast = (advice.settings["tokens_per_second"] for advice in chosen["bert-mini"])
     assert fast == pytest.approx(1.9 * plain, rel=0.01)
     asked = advised(

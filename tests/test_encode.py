@@ -199,8 +199,14 @@ def test_ids_take_two_bytes_or_four():
 
 
 def test_a_folder_that_will_not_do_is_named(tmp_path):
-    with pytest.raises(InputError, match="is not a tokenizer folder"):
+    with pytest.raises(InputError, match=r"is not a tokenizer folder .*; make one with .*vocab"):
         Encoder.load(tmp_path)
+    write(tmp_path / "old/vocab.txt", "[UNK]")
+    with pytest.raises(InputError, match=r"vocab.* --from_vocab .*/old/vocab\.txt --out VOCAB$"):
+        Encoder.load(tmp_path / "old")
+    write(tmp_path / "old/config.json", "{}")  # a model of before tokenizer.json, as many are published
+    with pytest.raises(InputError, match=r"export .*/old OUT makes one beside its weights$"):
+        Encoder.load(tmp_path / "old")
     write(tmp_path / "broken/tokenizer.json", "{}")
     with pytest.raises(InputError, match="broken cannot be loaded"):
         Encoder.load(tmp_path / "broken")

@@ -108,10 +108,9 @@ def test_encodings_and_line_ends(tmp_path, capsys, suffix, end, encoding, mark):
 @pytest.mark.parametrize(("end", "line"), [("\n", 3), ("\r\n", 3), ("\r", 3)])
 def test_other_encodings_are_refused_with_the_line_and_the_remedy(tmp_path, end, line):
     content = end.join(["text,label", "fine,1", "schön,0", ""]).encode("latin-1")
+    told = rf"t\.csv, line {line}: not UTF-8 .*iconv -f WINDOWS-1252 -t UTF-8 \S*/t\.csv > utf8-t\.csv$"
     for raw in (content, codecs.BOM_UTF8 + content):
-        with pytest.raises(
-            InputError, match=rf"t\.csv, line {line}: not UTF-8 .*iconv -f WINDOWS-1252 -t UTF-8 t\.csv"
-        ):
+        with pytest.raises(InputError, match=told):
             labelled.read_texts(write(tmp_path / "t.csv", raw))
     cut = "text,label\na,1\n".encode("utf-16")[:-1]
     with pytest.raises(InputError, match=r"t\.csv, line 2: not UTF-16 \(truncated data\)"):

@@ -18,9 +18,10 @@ from launch import labelled
 from launch.choices import lasting, settle_changes
 from launch.cloze import Gap, gaps_of
 from launch.folder_lock import Alone, alone_in
+from launch.make import make as make_all
 from launch.make import share_trained, stage_of, work_through
 from launch.make_record import MakeRecord, StageRecord, TextRecord, changes_of, check_folder
-from launch.page import answers_to, time_of, what_next
+from launch.page import answers_to, leaked, time_of, what_next
 from launch.running import STOPPED, Screen, Stage, StageTimes
 from launch.settings import MakeConfig
 from launch.stages import changed, check, keys_of, placed, read_settings, wanted_settings
@@ -151,6 +152,7 @@ def test_a_wrong_option_of_a_stage_is_told_before_anything_runs():
     [
         ({"set": ("lr=1",)}, "STAGE.OPTION=VALUE"),
         ({"set": ("train.out=x",)}, "make sets this itself"),
+        ({"set": ("train.init_from=hf",)}, r"make begins a new model; .*--vocab HF_FOLDER.*--init_from HF_FOLDER$"),
         ({"set": ("train.hours=1",)}, "give --hours"),
         ({"set": ("train.model=bert-mini",), "model": "bert-tiny"}, "say the same"),
         ({"set": ("finetune.lr=1",)}, "goes with a --task"),
@@ -439,6 +441,29 @@ def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):
         labelled.look_at(write(tmp_path / "a.csv", "eins,zwei\n" + "\n".join(f"a{n},b{n}" for n in range(20))))
     with pytest.raises(InputError, match=r"4 rows, too few .* --eval FILE"):
         labelled.split(labelled.look_at(write(tmp_path / "b.csv", "text,label\na,0\nb,1\nc,0\nd,1\n")))
+
+
+def test_labelled_texts_that_stand_in_the_corpus_are_told_for_each_file_and_on_the_page(tmp_path, monkeypatch, capsys):
+    def only_the_store(config, record, commands, keys, alone):
+        record.stages["shard"] = StageRecord("", *keys["shard"], is_done=True)
+        record.write(config.out)
+
+    monkeypatch.setattr("launch.make.settle_advice", lambda *_: {})
+    monkeypatch.setattr("launch.make.commands_of", lambda *_: COMMANDS)
+    monkeypatch.setattr("launch.make.work_through", only_the_store)
+    for name in ("show", "write_page"):
+        monkeypatch.setattr(f"launch.make.{name}", lambda *_: None)
+    texts = [f"The farmer number {n} went to the market in spring" for n in range(40)]
+    write(tmp_path / "texts/a.txt", ". ".join(texts))
+    seen = write(tmp_path / "seen.csv", "text,label\n" + "\n".join(f"{text},{n % 2}" for n, text in enumerate(texts)))
+    other = write(tmp_path / "other.csv", seen.read_text().replace("farmer", "baker"))
+    out = tmp_path / "made"
+    for task, is_told, is_on_the_page in ((other, False, False), (seen, True, True), (seen, False, True)):
+        make_all(MakeConfig((str(tmp_path / "texts"),), out, steps=1, task=task))
+        assert ("40 of 40 texts" in capsys.readouterr().err) == is_told
+        record = MakeRecord.read(out)
+        assert record is not None
+        assert [line.startswith("40 of 40 texts") for line in leaked(record.task)] == [True] * is_on_the_page
 
 
 def test_a_text_without_a_word_to_ask_for_is_no_failure(tmp_path, monkeypatch):

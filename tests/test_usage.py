@@ -5,6 +5,7 @@ import pytest
 from data_prep import dedup, vocab
 from data_prep.cli import InputError, parse
 from data_prep.shard import ShardConfig
+from launch.settings import MakeConfig
 from pretrain.export.command import ExportConfig
 from pretrain.finetune.command import FinetuneConfig
 from pretrain.settings.config import TrainConfig
@@ -33,6 +34,11 @@ TRAIN = "--data s --out run --model bert-tiny"
         (ExportConfig, "", "SOURCE and OUT are missing"),
         (TrainConfig, f"{TRAIN} --schedule liner", "--schedule liner is not one of linear, "),
         (TrainConfig, "--data s --out run --model bert-smal", "bert-large; did you mean bert-small?"),
+        (TrainConfig, "--data s --out run --model models/hf", "bert-large; a Hugging Face folder to go on from is"),
+        (MakeConfig, "--corpus a --out m --init_from hf", "no option of this command; make begins a new model"),
+        (MakeConfig, "--corpus a --out m --model models/hf", "bert-large; make begins a new model; to go on from a"),
+        (MakeConfig, "--corpus a --out m --hours 0,5", "--hours 0,5 must be a number, with a point (0.5), and be 0 or"),
+        (TrainConfig, f"{TRAIN} --steps 1,000", "--steps 1,000 must be a whole number and lie in"),
         (TrainConfig, f"{TRAIN} --zero 7", "--zero 7 is not one of 0, 1, 2, 3"),
         (TrainConfig, f"{TRAIN} --steps", "--steps needs a value behind it: optimizer steps, not micro-batches ("),
         (TrainConfig, f"{TRAIN} --mask_split 1", "--mask_split needs 2 values behind it: shares of these that become"),
@@ -54,6 +60,14 @@ def test_what_is_given_is_looked_at_before_what_is_missing_is_asked_for(tmp_path
     for command in (FinetuneConfig, ExportConfig):
         with pytest.raises(InputError, match=f"^{tmp_path}/nix"):
             parse(command, None, [f"{tmp_path}/nix"])
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/make.json").write_text("{}")
+    with pytest.raises(InputError, match=r"made is what make has made; give its Hugging Face folder: .*made/hf$"):
+        parse(FinetuneConfig, None, [f"{tmp_path}/made"])
+    (tmp_path / "made/finetuned").mkdir()
+    (tmp_path / "made/finetuned/config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"made/hf, or .*made/finetuned, which is fine-tuned$"):
+        parse(FinetuneConfig, None, [f"{tmp_path}/made"])
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     with pytest.raises(InputError, match=r"run is a pretraining run, not .*export .*/run OUT$"):
         parse(FinetuneConfig, None, [f"{tmp_path}/run"])

@@ -25,6 +25,7 @@ from data_prep.cli import InputError, say
 from data_prep.json_types import JsonObject
 from data_prep.store_manifest import token_dtype
 from data_prep.tokens.fast_paths import Ids, Nanotoken, SentencePieceCache, WordPieceCache, is_bert, is_sentencepiece
+from data_prep.tokens.tokenizer_folder import require_tokenizer
 from data_prep.tokens.unknown import UnknownCharacters
 from data_prep.untrusted import read_object
 
@@ -157,8 +158,7 @@ class _Files(NamedTuple):
 
 
 def _read_folder(folder: Path) -> _Files:
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with {call('vocab')}")
+    require_tokenizer(folder)
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         path = folder / "tokenizer_config.json"

@@ -14,6 +14,23 @@ from data_prep.store_manifest import mend
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
+def require_tokenizer(folder: Path) -> None:
+    """Refuse a folder without tokenizer.json, with the command that makes one of what it does hold.
+
+    Raises
+    ------
+    InputError: it holds none.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return
+    remedy = f"make one with {call('vocab')}"
+    if (folder / "vocab.txt").is_file():
+        is_model = (folder / "config.json").is_file()
+        wrapped = call("vocab", "--from_vocab", folder / "vocab.txt", "--out", "VOCAB")
+        remedy = f"{call('export', folder, 'OUT')} makes one beside its weights" if is_model else f"make one: {wrapped}"
+    raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); {remedy}")
+
+
 def tokenizer_sha256(folder: Path) -> str:
     """Return the identity of a tokenizer folder: a hash of the files that decide which ids a text becomes.
 
@@ -21,8 +38,7 @@ def tokenizer_sha256(folder: Path) -> str:
     ------
     InputError: where the folder holds no tokenizer.json.
     """
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"{folder} is not a tokenizer folder (no tokenizer.json); make one with {call('vocab')}")
+    require_tokenizer(folder)
     digest = hashlib.sha256()
     for name in TOKENIZER_FILES:
         if (folder / name).is_file():

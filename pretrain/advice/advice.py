@@ -200,6 +200,7 @@ class _Choices:
         self.fits, micro = micro > 0, max(1, micro)
         settings |= {"micro_batch": micro, "ranks": machine.ranks, "zero": stage}
         settings["precision"] = self.wanted.get("precision", machine.precision_of(self.shape))
+        self.reasons["precision"] = rules.why_precision(machine, self.shape)
         self.reasons["micro_batch"] = rules.why_micro_batch(machine, micro, length, share)
         self._choose("lr", rules.learning_rate(model, batch * length))
 

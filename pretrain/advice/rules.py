@@ -250,6 +250,14 @@ def why_micro_batch(machine: Machine, samples: int, seq_len: int, share: int) ->
     return f"{usual:,} tokens: more is not faster on a CPU"
 
 
+def why_precision(machine: Machine, shape: Shape) -> str:
+    """Return why a model of this shape trains in the precision that it does."""
+    if machine.precision_of(shape) != "fp32":
+        units = "the GPU has" if machine.is_gpu else "these cores have"
+        return f"{units} units for it, faster than those of fp32 (docs/log.md); the optimizer's weights stay fp32"
+    return "cores without units for bf16" if machine.precision == "fp32" else "so small a model is slower in bf16"
+
+
 def objective(text: Survey) -> Choice:
     """Return what is learnt."""
     if text.one_sentence > ONE_SENTENCE:

@@ -13,8 +13,8 @@ from pretrain.settings.shape import model_in_words
 
 WIDTH = 118  # columns where there is no terminal to ask
 SHOWN = (
-    "lang", "cased", "vocab_kind", "vocab_size", "model", "objective", "seq_len", "global_batch", "micro_batch", "lr",
-    "warmup", "mask_rate", "mlm_bias", "dropout", "steps",
+    "lang", "cased", "vocab_kind", "vocab_size", "model", "objective", "seq_len", "global_batch", "micro_batch",
+    "precision", "lr", "warmup", "mask_rate", "mlm_bias", "dropout", "steps",
 )  # fmt: skip
 
 

@@ -241,6 +241,11 @@ class TrainConfig:
                 "and --eval_samples above 0"
             )
 
+    @staticmethod
+    def elsewhere(option: str) -> str:
+        """Return what takes a model that is there; empty for other options than --model."""
+        return "a Hugging Face folder to go on from is given by --init_from" if option == "model" else ""
+
     def _check_new_model(self) -> None:
         """Refuse a shape that cannot be, and what is asked of a new model where an old one goes on."""
         if self.model is not None:

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,9 +91,10 @@ def _decoded(path: Path) -> str:
     except UnicodeDecodeError as error:
         before = error.object[: error.start].decode(error.encoding, errors="ignore")
         name = encoding.removesuffix("-sig").upper()
+        convert = ("iconv", "-f", "WINDOWS-1252", "-t", "UTF-8", str(path))
         raise InputError(
             f"{path}, line {_line_of(before, len(before))}: not {name} ({error.reason}); "
-            f"convert the file, for example: iconv -f WINDOWS-1252 -t UTF-8 {path.name}"
+            f"convert the file, for example: {shlex.join(convert)} > {shlex.quote(f'utf8-{path.name}')}"
         ) from error
     if not encoding.startswith("utf-8"):
         say(f"{path} is read as {encoding.upper()}")
