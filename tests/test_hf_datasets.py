@@ -83,7 +83,10 @@ def test_splits_to_measure_on_are_left_out_whatever_they_are_called(saved, vocab
     import datasets
 
     found = datasets.load_from_disk(str(saved))
-    odd = {"Train": found["train"], **dict.fromkeys(("val", "eval", "Test", "dev-2", "validation_matched"), found["test"])}
+    odd = {
+        "Train": found["train"],
+        **dict.fromkeys(("val", "eval", "Test", "dev-2", "validation_matched"), found["test"]),
+    }
     folder = tmp_path / "a@b:c"  # signs that part configurations and splits from names
     datasets.DatasetDict(odd).save_to_disk(folder)
     shard(tmp_path / "store", vocab, "--dataset", folder)
