@@ -113,7 +113,7 @@ def check_arguments(config_class: type, args: Sequence[str]) -> list[str]:
                 continue
         if not value and option and kind is not bool:
             raise InputError(f"--{option} is followed by an empty value; give one, or leave the option out")
-        if option and left and not (value == "None" and type(None) in get_args(kind)):
+        if option and left > 0 and not (value == "None" and type(None) in get_args(kind)):
             for allowed in ranges:
                 _check_number(option, value, {int, float} & {kind, *get_args(kind)} == {int}, allowed)
         left -= 1

@@ -5,6 +5,7 @@ table is silenced and its content checked instead: an encoder that would silentl
 model has no place for, are an InputError; only heads of other tasks are left aside, and said.
 """
 
+import codecs
 import logging
 import re
 import shutil
@@ -36,6 +37,7 @@ HEADS = (
     *("vocab_transform", "vocab_layer_norm", "vocab_projector", "predictions", "sop_classifier", "lm_predictions"),
     *("discriminator_predictions", "generator_predictions", "generator_lm_head", "pooler"),
 )
+LEAST_LENGTH = 4  # tokens: two words between special tokens
 BUFFERS = ("position_ids", "token_type_ids")  # of older versions: 0, 1, 2, ...
 PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # no quantised ones
 OLD_ENDS = {"gamma": "weight", "beta": "bias"}  # of LayerNorms, of TensorFlow's time
@@ -141,12 +143,49 @@ def open_tokenizer(folder: Path, entries: int) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a damaged tokenizer.json
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {one_line(error)}") from error
+    _check_vocabulary(folder, tokenizer)
+    length = tokenizer.model_max_length
+    if isinstance(length, bool) or not isinstance(length, int | float) or not length >= LEAST_LENGTH:
+        raise InputError(
+            f"{folder / TOKENIZER_SETTINGS[0]}: model_max_length {length!r} must be a number of tokens from "
+            f"{LEAST_LENGTH} on; mend it, or take it out"
+        )
+    if tokenizer.padding_side != "right":  # positions of a text would depend on its neighbours
+        _say_once(f"{folder}: padding_side {tokenizer.padding_side!r} is taken as 'right', where BERT is padded")
+        tokenizer.padding_side = "right"
     if len(tokenizer) > entries:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} entries but the model only {entries} embeddings; "
             "they are not of one model: export the folder again"
         )
     return tokenizer
+
+
+def _check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a vocab.txt, alone, that lacks special tokens: transformers would give them numbers behind its entries.
+    Say where the capitals of a cased one can never be met.
+
+    Raises
+    ------
+    InputError: naming the tokens.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    vocabulary = folder / "vocab.txt"
+    if backend is None or not vocabulary.is_file():
+        return
+    entries = backend.get_vocab(with_added_tokens=False)
+    special = set(tokenizer.all_special_tokens)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "added_tokens.json")):
+        with open(vocabulary, "rb") as file:
+            mark = "; it begins with a byte order mark, which must go" if file.read(3) == codecs.BOM_UTF8 else ""
+        if missing := sorted(token for token in special if token not in entries):
+            raise InputError(f"{vocabulary} lacks {', '.join(missing)}, so that nobody knows their numbers{mark}")
+    capitals, total = sum(entry != entry.lower() for entry in entries if entry not in special), len(entries)
+    if capitals > total // 100 and backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a":
+        _say_once(
+            f"warning: {folder}: {capitals:,} of {total:,} entries have capitals, which its tokenizer takes away; "
+            'if the model was trained with them, write "do_lower_case": false into tokenizer_config.json'
+        )
 
 
 def copy_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -162,6 +201,8 @@ def copy_tokenizer(source: Path, folder: Path, tokenizer: PreTrainedTokenizerBas
         changed["model_input_names"] = tokenizer.model_input_names
     if settings.get("model_max_length", tokenizer.model_max_length) != tokenizer.model_max_length:
         changed["model_max_length"] = tokenizer.model_max_length
+    if settings.get("padding_side", "right") != tokenizer.padding_side:
+        changed["padding_side"] = tokenizer.padding_side
     if changed:
         write_json(path, settings | changed)
 

@@ -94,6 +94,26 @@ def test_files_as_benchmarks_have_them(tmp_path, name, content, expected):
     assert (example.text, example.pair, example.label) == (text, question, Options(options, right))
 
 
+def asked(*rows: tuple[tuple[str, ...], object]) -> list[dict]:
+    return [{"question": "Who?", "options": options, "answer": answer} for options, answer in rows]
+
+
+def test_answers_that_are_the_texts_of_options(tmp_path):
+    def places(name: str, rows: Any) -> list[int]:
+        return [example.label.answer for example in read_choices(written(tmp_path / name, rows))]
+
+    # 7 shows that 2 is no place, which would be that of 3.
+    assert places("a.jsonl", asked((("1", "2", "3"), "2"), (("7", "8"), "7"))) == [1, 0]
+    assert places("b.jsonl", asked((("walks", "runs"), "Runs "), (("b", "a"), "a"))) == [1, 1]
+    assert places("c.csv", "question,A,B,answer\nWho?,runs,walks,walks\nWho?,2,1,1\n") == [1, 1]
+    # Not all are texts: places, numbers of JSON, letters.
+    assert places("d.jsonl", asked((("1", "2", "3"), "2"), (("7", "8"), "1"))) == [2, 1]
+    assert places("e.jsonl", asked((("2", "1", "0"), 0))) == [0]
+    assert places("f.jsonl", asked((("0", "1"), "0"), (("7", "1"), "1"))) == [0, 1]  # the same either way
+    with pytest.raises(InputError, match=r"line 1: 'a' is the text of option 1 and a name of option 0; name right"):
+        places("g.jsonl", asked((("b", "a"), "a")))
+
+
 def test_columns_of_any_name(tmp_path):
     path = written(tmp_path / "a.csv", "Lesetext,Was,question,A,B,richtig\nx,Who?,no,runs,walks,b\n")
     named: dict[str, Any] = {"text": "Lesetext", "pair": "Was", "label": ("richtig",)}

@@ -486,6 +486,50 @@ def test_the_padding_is_the_tokenizers(tmp_path, capsys):
     assert json.loads((tmp_path / "tuned/config.json").read_text())["pad_token_id"] == 0
 
 
+def of_vocab_txt(folder: Path, entries: list[str], raw: str = "", **settings) -> Path:
+    """A model of old times, whose tokenizer is a vocab.txt alone."""
+    hf = tiny_bert(folder, BertForMaskedLM)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (hf / name).unlink(missing_ok=True)
+    (hf / "vocab.txt").write_text(raw + "\n".join(entries) + "\n", encoding="utf-8")
+    if settings:
+        (hf / "tokenizer_config.json").write_text(json.dumps(settings))
+    return hf
+
+
+def test_a_vocab_txt_alone_must_have_its_special_tokens(tmp_path, capsys):
+    few = VOCABULARY[:-2]  # the model has rows for two tokens more
+    assert "[MASK]" in hf_folder.load_tokenizer(of_vocab_txt(tmp_path / "good", few)).get_vocab()
+    with pytest.raises(InputError, match=r"vocab.txt lacks \[PAD\], .* it begins with a byte order mark"):
+        hf_folder.load_tokenizer(of_vocab_txt(tmp_path / "marked", few, "\ufeff"))
+    with pytest.raises(InputError, match=r"vocab.txt lacks \[MASK\], so that nobody knows their numbers$"):
+        hf_folder.load_tokenizer(of_vocab_txt(tmp_path / "maskless", [entry for entry in few if entry != "[MASK]"]))
+    assert "have capitals" not in capsys.readouterr().err
+    cased = [entry.title() if entry.isalpha() else entry for entry in few]
+    hf_folder.load_tokenizer(of_vocab_txt(tmp_path / "cased", cased))
+    assert "10 of 24 entries have capitals, which its tokenizer takes away" in capsys.readouterr().err
+    hf_folder.load_tokenizer(of_vocab_txt(tmp_path / "told", cased, do_lower_case=False))
+    assert "have capitals" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [-1, 0, "512", True, None])
+def test_a_length_that_makes_no_sense_is_refused(tmp_path, length):
+    hf = of_vocab_txt(tmp_path / "hf", VOCABULARY, model_max_length=length)
+    if length is None:
+        hf_folder.load_tokenizer(hf)
+        return
+    with pytest.raises(InputError, match=r"model_max_length .* must be a number of tokens from 4 on"):
+        hf_folder.load_tokenizer(hf)
+
+
+def test_texts_are_padded_behind_whatever_the_folder_says(tmp_path, capsys):
+    hf = of_vocab_txt(tmp_path / "hf", VOCABULARY, padding_side="left")
+    assert hf_folder.load_tokenizer(hf).padding_side == "right"
+    assert "padding_side 'left' is taken as 'right'" in capsys.readouterr().err
+    by_finetune(hf)
+    assert json.loads((tmp_path / "tuned/tokenizer_config.json").read_text())["padding_side"] == "right"
+
+
 def test_one_segment_is_not_asked_for_two(tmp_path):
     hf = tiny_bert(tmp_path / "hf", BertForMaskedLM)
     first = lambda w: w.update({(n := "bert.embeddings.token_type_embeddings.weight"): w[n][:1].clone()})  # noqa: E731

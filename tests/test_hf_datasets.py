@@ -77,3 +77,25 @@ def test_what_is_missing_is_named(saved, vocab, tmp_path):
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             shard(tmp_path / "store", vocab, *more)
+
+
+def test_splits_to_measure_on_are_left_out_whatever_they_are_called(saved, vocab, tmp_path, capsys):
+    import datasets
+
+    found = datasets.load_from_disk(str(saved))
+    odd = {
+        "Train": found["train"],
+        **dict.fromkeys(("val", "eval", "Test", "dev-2", "validation_matched"), found["test"]),
+    }
+    folder = tmp_path / "a@b:c"  # signs that part configurations and splits from names
+    datasets.DatasetDict(odd).save_to_disk(folder)
+    shard(tmp_path / "store", vocab, "--dataset", folder)
+    assert Store.open(tmp_path / "store").manifest.counts.documents == len(DOCUMENTS)
+    assert "splits left out: val, eval, Test, dev-2, validation_matched (name one to read it: :SPLIT)" in (
+        capsys.readouterr().err
+    )
+    shard(tmp_path / "val", vocab, "--dataset", f"{folder}:val")
+    assert Store.open(tmp_path / "val").manifest.counts.documents == 5
+    datasets.DatasetDict({"test": found["test"]}).save_to_disk(tmp_path / "alone")
+    with pytest.raises(InputError, match=r"alone has no split to train on, only \['test'\]; name one: .*alone:SPLIT"):
+        shard(tmp_path / "none", vocab, "--dataset", tmp_path / "alone")

@@ -229,9 +229,12 @@ def test_labels_that_look_alike_are_said(tmp_path, capsys):
 
 
 def test_labels_that_stand_for_none_are_said(tmp_path, capsys):
-    path = write(tmp_path / "t.csv", "text,label\na,NA\nb,good\nc,bad\nd,NA\n")
-    assert {example.label for example in labelled.read_texts(path)} == {"NA", "good", "bad"}
-    assert "2 of 4 labels (50.0%) are 'NA', which mostly means that there is none" in capsys.readouterr().err
+    for none in ("NA", "-", "?", "None"):  # SNLI has - where annotators disagreed
+        path = write(tmp_path / "t.csv", f"text,label\na,{none}\nb,good\nc,bad\nd,{none}\n")
+        assert {example.label for example in labelled.read_texts(path)} == {none, "good", "bad"}
+        assert f"2 of 4 labels (50.0%) are '{none}', which mostly means that there is none" in capsys.readouterr().err
+    labelled.read_tags(write(tmp_path / "t.conll", "one NUM\n- -\n\ntwo NUM\n"))
+    assert "mostly means" not in capsys.readouterr().err
 
 
 def test_what_is_no_list_of_words_and_tags_is_refused(tmp_path):

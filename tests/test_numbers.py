@@ -116,6 +116,8 @@ def test_directly_made_settings_are_checked_too():
 def test_numbers_are_told_from_what_stands_behind_them():
     assert parse(ShowConfig, None, ["--samples", "2", "store"]).store == Path("store")
     assert parse(ShowConfig, None, ["--seq-len=16", "store"]).seq_len == 16
+    for top in (["--top", "2"], ["--top=2"]):
+        assert parse(PredictConfig, None, ["hf", *top, "one", "two", "three"]).texts == ("one", "two", "three")
     assert (
         parse(TrainConfig, None, [*COMMANDS[TrainConfig].split(), "--lr", "None", "--mask_split", "1", "0"]).flags.lr
         is None

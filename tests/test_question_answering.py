@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertForPreTraining, BertForQuestionAnswering
@@ -58,6 +59,41 @@ def test_every_form_of_a_file_gives_the_same_examples(tmp_path):
     assert CONTEXT[31:34] == "308"
 
 
+def table(**cells: object) -> str:
+    return pd.DataFrame([{"id": "1", "question": "How many?", "context": CONTEXT, **cells}]).to_csv(index=False)
+
+
+def test_the_place_of_an_answer_is_read_wherever_it_stands(tmp_path):
+    expected = [Example(1, "How many?", CONTEXT, Answers("1", ["308"], (31, 34)))]
+    assert CONTEXT.index("308") == 4  # another one, which is not meant
+    for name, content in [
+        ("beside.jsonl", json.dumps(flat(answer="308", answer_start=31))),
+        ("list.jsonl", json.dumps(flat(answers=["308"], answer_start=[31]))),
+        ("start.jsonl", json.dumps(flat(answers=[{"text": "308", "start": 31}]))),
+        ("float.jsonl", json.dumps(flat(answers={"text": ["308"], "answer_start": [31.0]}))),
+        ("cell.csv", table(answer="308", answer_start=31)),
+        ("python.csv", table(answers={"text": ["308"], "answer_start": [31]})),
+        ("json.csv", table(answers=json.dumps([{"text": "308", "answer_start": 31}]))),
+    ]:
+        read = read_questions(written(tmp_path / name, content))
+        assert [example._replace(line=1) for example in read] == expected, name
+    first = flat(answers={"text": ["nowhere", "308"], "answer_start": [1, 31]})
+    [example] = read_questions(written(tmp_path / "first.jsonl", json.dumps(first)))
+    assert example.label == Answers("1", ["nowhere", "308"], (31, 34))
+    for brackets in ("[1]", "{n}"):  # a text
+        [example] = read_questions(written(tmp_path / "text.jsonl", json.dumps(flat(answer=brackets))))
+        assert example.label.texts == [brackets]
+
+
+@pytest.mark.parametrize("no", ["TRUE", "True", "1", "1.0"])
+def test_a_question_that_a_table_calls_impossible_is_so(tmp_path, no):
+    for answer in ("308", ""):
+        [example] = read_questions(written(tmp_path / "a.csv", table(answer=answer, is_impossible=no)))
+        assert example.label.texts == []
+    [example] = read_questions(written(tmp_path / "b.csv", table(answer="308", is_impossible="FALSE")))
+    assert example.label.texts == ["308"]
+
+
 def test_a_question_without_an_answer(tmp_path):
     plausible = [{"text": "308", "answer_start": 4}]
     asked: list[dict] = [
@@ -107,6 +143,9 @@ def test_answers_that_stand_elsewhere_are_counted_and_told(tmp_path, capsys):
         ("a.jsonl", json.dumps(flat(answers=[{"text": 5}])), "line 1: answers .* are none that are read; give"),
         ("a.jsonl", json.dumps(flat(answers={"text": ["a", "b"], "answer_start": [1]})), "none that are read"),
         ("a.jsonl", json.dumps(flat(answers=[{"text": "a", "answer_start": "1"}])), "none that are read"),
+        ("a.csv", table(answers="{'text': array(['308'], dtype=object)}"), "none that are read"),
+        ("a.csv", table(answer="308", answer_start="far"), "none that are read"),
+        ("a.csv", table(answer="308", is_impossible="maybe"), "is_impossible must be true or false, not 'maybe'"),
         ("a.jsonl", '{"question": "x\\ud800", "context": "y", "answers": []}', "half a surrogate pair"),
         ("a.txt", "x", r"a\.txt: the name must end in"),
         ("a.csv", "question,context\nx,y\n", r"a\.csv, line 2: no field answers; .* found question, context"),

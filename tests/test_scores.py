@@ -60,6 +60,17 @@ def test_spans_are_those_of_conlleval(name):
         ("B-a I-a L-a U-a B-b L-b L-b O I-a", {(0, 3, "a"), (3, 4, "a"), (4, 6, "b"), (6, 7, "b"), (8, 9, "a")}),
         ("B M E S B E", {(0, 3, ""), (3, 4, ""), (4, 6, "")}),
         ("NOUN NOUN VERB O", {(0, 1, "NOUN"), (1, 2, "NOUN"), (2, 3, "VERB")}),
+        ("b-per i-per o b-per", {(0, 2, "per"), (3, 4, "per")}),
+        ("B_PER I_PER O B_LOC", {(0, 2, "PER"), (3, 4, "LOC")}),
+        ("PER-B PER-I O LOC-B", {(0, 2, "PER"), (3, 4, "LOC")}),
+        ("b:a e:a _ s:b", {(0, 2, "a"), (3, 4, "b")}),
+        ("B-a I-a 0 0 B-b none", {(0, 2, "a"), (2, 3, "0"), (3, 4, "0"), (4, 5, "b"), (5, 6, "none")}),  # which is O?
+        ("B-a I-a 0 0 B-b", {(0, 2, "a"), (4, 5, "b")}),
+        ("B-a I-a NONE O 0 B-b", {(0, 2, "a"), (2, 3, "NONE"), (5, 6, "b")}),
+        ("B-a I-a None B-b", {(0, 2, "a"), (3, 4, "b")}),
+        ("PER PER o", {(0, 1, "PER"), (1, 2, "PER")}),
+        ("b i o b", {(0, 2, ""), (3, 4, "")}),
+        ("e_x s_y i_z", {(0, 1, "e_x"), (1, 2, "s_y"), (2, 3, "i_z")}),
         ("S-NP E-mail X-ray", {(0, 1, "S-NP"), (1, 2, "E-mail"), (2, 3, "X-ray")}),
         ("", set()),
     ],
@@ -85,6 +96,8 @@ def test_spans_of_each_scheme(tags, expected):
         (["N V S E"], "none"),
         (["O O"], "none"),
         (["B-x L-x S-x"], "none"),
+        (["i_x i_x o", "b_y i_y"], "BIO"),
+        (["x-I x-I x-B", "x-I O"], "IOB1"),
     ],
 )
 def test_the_scheme_is_known_by_its_letters(sentences, name):
@@ -107,6 +120,12 @@ def test_a_file_without_spans_says_so(capsys):
         "tags: BIOES; 2 kinds (LOC, PER)",
         "nothing but O in the file to measure on: f1 is 0 whatever the answers; look at accuracy",
     ]
+
+
+def test_what_stands_for_words_outside_is_said(capsys):
+    files = [Example(1, ["x", "y"], None, ["b-per", "0"])], [Example(1, ["x", "y"], None, ["0", "0"])]
+    tell_tags(*files)
+    assert "tags: BIO, with '0' for words outside; 1 kinds (per)" in capsys.readouterr().err
 
 
 def score_of_classes(true: list[int], guess: list[int], names: list[str]) -> dict[str, float]:

@@ -128,6 +128,25 @@ def test_a_published_vocabulary_keeps_its_ids(tmp_path, capsys):
     assert config["tokenizer_class"] == "BertTokenizer"
 
 
+def test_entries_that_no_word_can_be_are_said_or_refused(tmp_path, capsys):
+    special, words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], ["a", "##b", "c", "d"]
+    path = tmp_path / "vocab.txt"
+
+    def entries_of(*lines: str) -> list[str]:
+        return read_vocab(write(path, "".join(f"{line}\n" for line in lines)))
+
+    assert entries_of(*(f"{entry}  " for entry in special + words)) == special + words
+    assert "white space around 9 entries, such as '[PAD]  ', is left out" in capsys.readouterr().err
+    entries_of(*special, *words, "new york")
+    assert "1 of 5 entries hold white space, such as 'new york', and no word does" in capsys.readouterr().err
+    entries_of(*special, "a", "b")
+    assert "no entry begins with ##" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"4 of 4 entries hold white space, such as 'a\\t7', and no"):
+        entries_of(*special, *(f"{word}\t7" for word in words))
+    with pytest.raises(InputError, match="holds no entries but special tokens"):
+        entries_of(*special)
+
+
 ENTRIES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "é", "##中"]
 
 

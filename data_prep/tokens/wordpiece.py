@@ -35,13 +35,31 @@ def read_vocab(path: Path) -> list[str]:
     entries = text.split("\n" if "\n" in text else "\r")
     while entries and not entries[-1]:
         entries.pop()
+    around = [entry for entry in entries if entry != entry.strip(" \t")]
+    if around:
+        say(f"{path.name}: white space around {len(around)} entries, such as {around[0]!r}, is left out")
+        entries = [entry.strip(" \t") for entry in entries]
     if missing := [token for token in SPECIAL if token not in entries]:
         raise InputError(f"{path} lacks {', '.join(missing)}; give a WordPiece vocab.txt of a BERT")
+    _check_words(path, [entry for entry in entries if entry and entry not in SPECIAL])
     if blank := [token_id for token_id, entry in enumerate(entries) if not entry]:
         say(f"{path.name}: {len(blank)} blank lines, such as line {blank[0] + 1}, are entries that no word has")
     for token_id in blank:
         entries[token_id] = f"[blank{token_id}]"
     return _name_apart(path, entries)
+
+
+def _check_words(path: Path, words: list[str]) -> None:
+    """Refuse entries that most words of a text could never be, and say what else seems to be no WordPiece."""
+    if not words:
+        raise InputError(f"{path} holds no entries but special tokens; give a WordPiece vocab.txt of a BERT")
+    if parted := [word for word in words if any(map(str.isspace, word))]:
+        what = f"{len(parted)} of {len(words)} entries hold white space, such as {parted[0]!r}, and no word does"
+        if len(parted) > len(words) / 2:
+            raise InputError(f"{path}: {what}; give one entry a line, and nothing beside it")
+        say(f"{path.name}: {what}")
+    if not any(word.startswith("##") for word in words):
+        say(f"warning: {path.name}: no entry begins with ##: words that are no entries themselves will be unknown")
 
 
 def _decoded(raw: bytes) -> str:

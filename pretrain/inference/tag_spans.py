@@ -7,9 +7,13 @@
     BILOU    B-x I-x L-x    U-x                          at each B- and U-
     BMES     B-x M-x E-x    S-x                          at each B- and S-
 
-A span that a model begins in the wrong way, such as by I- behind O, is a span all the same: conlleval counts it.
+B_x, B:x, x-B and small letters mean the same, where all tags of a file are so and one begins; so does 0, _ or none in
+the place of O. A span that a model begins in the wrong way, such as by I- behind O, is a span all the same: conlleval
+counts it.
 """
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 Span = tuple[int, int, str]  # first word, word after the last, kind
@@ -22,6 +26,16 @@ LETTERS = {
     "BMES": {"B": "B", "M": "I", "E": "E", "S": "S"},
 }
 PLAIN = "none"
+# How a mark and a kind make a tag. B, M, E, S alone, as for the words of Chinese, are marks without a kind.
+USUAL = re.compile(r"(?P<letter>.)(?:-(?P<kind>.+))?")
+FORMS = (
+    re.compile(r"(?P<letter>.)(?P<kind>)"),
+    re.compile(r"(?P<letter>.)[-_:](?P<kind>.+)"),
+    re.compile(r"(?P<kind>.+)[-_:](?P<letter>.)"),
+)
+OUTSIDE = frozenset({"O"})
+OUTSIDE_BESIDE = frozenset({"o", "0"})  # beside O
+OUTSIDE_INSTEAD = frozenset({"o", "0", "_", "-", "none", "null", "other", "outside"})  # in its place, in small letters
 
 
 class Scheme(NamedTuple):
@@ -29,30 +43,54 @@ class Scheme(NamedTuple):
 
     name: str
     letters: dict[str, str]
+    form: re.Pattern[str] = USUAL
+    outside: frozenset[str] = OUTSIDE
 
 
 def scheme_of(sentences: list[list[str]]) -> Scheme:
     """Return the scheme of the tags of a file: the first whose letters are enough for all of them."""
-    tags = {tag for sentence in sentences for tag in sentence} - {"O"}
-    # B, M, E, S alone, as for the words of Chinese, are marks without a kind; without a B they are parts of speech.
-    bare = "B" in tags and all(len(tag) == 1 for tag in tags)
-    used = {tag[0] for tag in tags if bare or (tag[1:2] == "-" and len(tag) > 2)}
-    for name, letters in LETTERS.items():
-        if used and used <= set(letters):
-            scheme = Scheme(name, letters)
-            return scheme._replace(name="IOB1") if name == "BIO" and _begins_by_inside(sentences) else scheme
-    return Scheme(PLAIN, {})
+    tags = {tag for sentence in sentences for tag in sentence}
+    found = [match for tag in tags - OUTSIDE if (match := USUAL.fullmatch(tag)) and match["kind"]]
+    if found and (letters := _letters_of({match["letter"] for match in found})):
+        return _scheme(letters, USUAL, _outside(tags, {match[0] for match in found}), sentences)
+    for form in FORMS:  # of which parts of speech may be by chance: so must be all tags, and one a beginning
+        found = [match for tag in tags - OUTSIDE - OUTSIDE_BESIDE if (match := form.fullmatch(tag))]
+        used = {match["letter"].upper() for match in found}
+        outside = _outside(tags, {match[0] for match in found})
+        if "B" in used and len(found) == len(tags - outside) and (letters := _letters_of(used)):
+            return _scheme(letters, form, outside, sentences)
+    return Scheme(PLAIN, {}, outside=OUTSIDE | (tags & {"o"}))
 
 
-def _begins_by_inside(sentences: list[list[str]]) -> bool:
+def _letters_of(used: set[str]) -> str:
+    """Return the name of the first scheme that has all these letters; "" where none has."""
+    return next((name for name, letters in LETTERS.items() if used <= set(letters)), "")
+
+
+def _outside(tags: set[str], marked: set[str]) -> frozenset[str]:
+    """Return what stands for words outside of any span: O, and what people write for it."""
+    others = tags - marked - OUTSIDE
+    if "O" in tags:
+        return OUTSIDE | (others & OUTSIDE_BESIDE)
+    return OUTSIDE | (others if len(others) == 1 and min(others).lower() in OUTSIDE_INSTEAD else frozenset())
+
+
+def _scheme(name: str, form: re.Pattern[str], outside: frozenset[str], sentences: Iterable[list[str]]) -> Scheme:
+    scheme = Scheme(name, LETTERS[name], form, outside)
+    return scheme._replace(name="IOB1") if name == "BIO" and _begins_by_inside(sentences, scheme) else scheme
+
+
+def _begins_by_inside(sentences: Iterable[list[str]], scheme: Scheme) -> bool:
     """Return whether a span begins with I- and none with a B- that could be one: the older IOB scheme."""
     begins_inside = False
     for tags in sentences:
-        for before, tag in zip(["O", *tags], tags, strict=False):
-            same_kind = before[2:] == tag[2:] and before != "O"
-            begins_inside |= tag[0] == "I" and not same_kind
-            if tag[0] == "B" and not same_kind:
+        before, last = "O", ""
+        for mark, kind in (_parsed(tag, scheme) for tag in tags):
+            goes_on = before != "O" and kind == last
+            begins_inside |= mark == "I" and not goes_on
+            if mark == "B" and not goes_on:
                 return False
+            before, last = mark, kind
     return begins_inside
 
 
@@ -82,9 +120,11 @@ def spans(tags: list[str], scheme: Scheme) -> set[Span]:
 
 def _parsed(tag: str, scheme: Scheme) -> tuple[str, str]:
     """Return the tags as (O, B, I, E or S, kind)."""
-    if tag == "O":
+    if tag in scheme.outside:
         return "O", ""
-    letter, dash, kind = tag.partition("-")
-    if letter in scheme.letters and bool(dash) == bool(kind):
-        return scheme.letters[letter], kind
+    match = scheme.form.fullmatch(tag)
+    letter = match["letter"] if match else ""
+    letter = letter if scheme.form is USUAL else letter.upper()
+    if match and letter in scheme.letters:
+        return scheme.letters[letter], match["kind"] or ""
     return "S", tag

@@ -3,20 +3,24 @@
     a folder written by Dataset.save_to_disk      read in row ranges, so that several workers share it
     a name on the Hub, or a folder of data files  streamed by one worker from its beginning to its end
 
-NAME may end in @CONFIG, and all splits but those called test or validation count unless NAME ends in :SPLIT, as in
-"wikimedia/wikipedia@20231101.en:train". Nothing is executed: `datasets` no longer runs a dataset's own code.
+NAME may end in @CONFIG, and all splits but those called test or validation, or the like, count unless NAME ends in
+:SPLIT, as in "wikimedia/wikipedia@20231101.en:train"; which are left out is said. Nothing is executed: `datasets` no
+longer runs a dataset's own code.
 """
 
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.cli import InputError
+from data_prep.cli import InputError, printable, say
 from data_prep.json_types import JsonObject
 from data_prep.text.source import TO_THE_END
 
 STREAM_TEXT_BYTES = 1 << 28  # that a stream is taken for when work is divided: nobody knows
-_NO_TRAINING = ("test", "validation", "valid", "dev")
+# How splits begin that are there to measure on.
+_NO_TRAINING = frozenset("test testing tests validation valid val dev development eval evaluation heldout".split())
 
 
 def find(name: str) -> tuple[Path, int]:
@@ -81,8 +85,12 @@ def is_streamed(path: Path) -> bool:
 
 
 def _parts(name: str) -> tuple[Path, str | None, str | None]:
-    """Return path or name, configuration, split."""
-    path, _, split = name.partition(":")
+    """Return path or name, configuration, split; a folder may have either sign in its name."""
+    if Path(name).is_dir():
+        return Path(name), None, None
+    path, _, split = name.rpartition(":") if ":" in name else (name, "", "")
+    if Path(path).is_dir():
+        return Path(path), None, split or None
     path, _, config = path.partition("@")
     return Path(path), config or None, split or None
 
@@ -125,7 +133,18 @@ def _chosen(found: Any, split: str | None, name: str) -> list[Any]:
         if split not in found:
             raise InputError(f"--dataset {name} has no split {split!r}, only {sorted(found)}")
         return [found[split]]
-    return [found[key] for key in found if key.split("-")[0].split("_")[0] not in _NO_TRAINING]
+    names = list(map(str, found))
+    left_out = [key for key in names if re.split(r"[^a-z]", key.lower())[0] in _NO_TRAINING]
+    if len(left_out) == len(names):
+        raise InputError(f"--dataset {name} has no split to train on, only {sorted(names)}; name one: {name}:SPLIT")
+    if left_out:
+        _say_once(f"--dataset {printable(name)}: splits left out: {', '.join(left_out)} (name one to read it: :SPLIT)")
+    return [found[key] for key in names if key not in left_out]
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)  # a dataset is opened by whoever plans, and by each worker
 
 
 def _check_column(names: list[str], column: str, name: str) -> None:

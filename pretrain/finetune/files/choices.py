@@ -6,13 +6,14 @@
     CommonsenseQA     question, choices ({label, text}), answerKey; or question: {stem, choices}
     tables            question, A, B, C, D, answer; question, option1, option2, ..., label
 
-A right option is named by its letter, its number from 0 on, its column, or by the label that it has in choices. Rows
-may have any number of options; of columns the last ones are empty then.
+A right option is named by its letter, its number from 0 on, its column, by the label that it has in choices, or, in all
+rows of a file, by its text. Rows may have any number of options; of columns the last ones are empty then.
 """
 
 import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from itertools import takewhile, zip_longest
 from pathlib import Path
@@ -72,6 +73,7 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
     stem = _stem_columns(path, rows[0][1])
     if answered:
         tell_columns(path, rows[0][1], ANSWER_COLUMNS)
+    are_texts = answered and _are_texts(path, rows)
     examples, by_place = [], []
     for line, row in rows:
         where = f"{path}, line {line}"
@@ -82,10 +84,10 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
         if len(texts) < 2:
             what = f"one option alone, {shorten(texts[0])}" if texts else "no options"
             raise InputError(f"{where}: {what}; give two or more, or remove the row")
-        names = names or _names(len(texts))
+        names = _by_text(texts) if are_texts else names or _names(len(texts))
         sign = _answer_sign(where, row) if answered else None
         options = Options(texts, None if sign is None else _place(where, row, sign, names))
-        if sign is not None and "0" in names:
+        if sign is not None and "0" in names and not are_texts:
             by_place.append(sign)
         examples.append(Example(line, text, question, options))
     if by_place:
@@ -95,6 +97,35 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
     named = " and ".join(rows[0][1].written.get(name, name) for name in stem)
     say(f"{path}: {named} {'are' if len(stem) > 1 else 'is'} read, with {many} options a row")
     return examples
+
+
+def _are_texts(path: Path, rows: Rows) -> bool:
+    """Return whether each row names its right option by the text.
+
+    Raises
+    ------
+    InputError: each does, but each could as well name one by its number or letter, and it would be another.
+    """
+    other = ""  # a row in which the text is no name, or that of another option
+    is_sure = False
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        given, names = _given_options(where, row)
+        answer = row[_answer_column(where, row)]
+        by_text = _by_text([option for option in given if isinstance(option, str)])
+        if not isinstance(answer, str) or _sign(answer) not in by_text or (names and "0" not in names):
+            return False
+        by_name, place = (names or _names(len(given))).get(_sign(answer)), by_text[_sign(answer)]
+        is_sure = is_sure or by_name is None
+        if by_name not in (None, place):
+            other = other or f"{where}: {answer!r} is the text of option {place} and a name of option {by_name}"
+    if other and not is_sure:
+        raise InputError(f"{other}; name right options by their letters (a, b, ...), as none has these for its text")
+    return is_sure
+
+
+def _by_text(texts: Sequence[str]) -> dict[str, int]:
+    return {_sign(text): place for place, text in reversed([*enumerate(texts)])}
 
 
 def _check_counting(path: Path, signs: list[str]) -> None:

@@ -34,7 +34,19 @@ from pretrain.finetune.files.tables import read_rows
 
 # Where words and tags are lists.
 WORD_FILES = '.jsonl or .parquet ({"tokens": ["Anna", "left"], "tags": ["B-PER", "O"]} a line), or .conll'
-MISSING = {"NA", "N/A", "#N/A", "NaN", "nan", "NULL", "null"}  # how programs write that a cell has no value
+MISSING = {
+    "NA",
+    "N/A",
+    "#N/A",
+    "<NA>",
+    "NaN",
+    "nan",
+    "NULL",
+    "null",
+    "None",
+    "?",
+    "-",
+}  # how programs write that a cell has no value
 SEPARATORS = ("|", ";", ",")  # of several labels in a cell
 MAX_NUMBER = 1e30  # its square, and a few of them summed, is still a number in float64
 
@@ -259,7 +271,8 @@ def _tidied(path: Path, examples: list[Example]) -> list[Example]:
         share = f"{changed} of {len(before)} labels ({changed / len(before):.1%})"
         say(f"{path}: {share} held white space around or between words, which is left out")
     _tell_look_alikes(path, set(tidy.values()))
-    missing = Counter(tidy[label] for label in before if tidy[label] in MISSING)
+    are_tags = any(isinstance(example.text, list) for example in examples)  # of which - may be one
+    missing = Counter(tidy[label] for label in before if tidy[label] in MISSING and not are_tags)
     for name, count in missing.items():
         share = f"{count} of {len(before)} labels ({count / len(before):.1%})"
         say(f"{path}: {share} are {name!r}, which mostly means that there is none; it is learnt as a label like others")

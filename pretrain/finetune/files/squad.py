@@ -3,21 +3,26 @@
     squad.json     SQuAD 1.1 and 2.0: {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}
     flat.jsonl     one question a line: id, question, context, answers; so in .parquet, or as a list in a .json
 
-Answers are {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or texts alone. A question whose
-context holds no answer has none of them, or `is_impossible`. `answer_start` counts characters (not bytes) from 0; where
-it does not fit, the nearest place where the answer stands is taken, and what stands nowhere is not learnt from.
+Answers are {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or texts alone, beside which
+`answer_start` may stand; in a cell of a table they may be written as JSON. A question whose context holds no answer has
+none of them, or `is_impossible`. `answer_start` counts characters (not bytes) from 0; where it does not fit, the place
+nearest to it is taken. The first answer that stands in the context is learnt; what stands nowhere is not.
 """
 
+import ast
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
+from pretrain.finetune.files.columns import flag_of
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.files.rows import Rows, filled_text, shorten
 from pretrain.finetune.files.tables import read_rows
 
+STARTS = ("answer_start", "start")  # what the place of an answer is called beside its text
 FORM = 'give {"text": ["..."], "answer_start": [0]}, with empty lists where the context has no answer'
 
 
@@ -26,7 +31,7 @@ class Answers(NamedTuple):
 
     id: str
     texts: list[str]  # none: the context has no answer
-    span: tuple[int, int] | None  # first character of the first text in the context, and the one after its last
+    span: tuple[int, int] | None  # first character, and that after the last, of the first text in the context
 
 
 class _Asked(NamedTuple):
@@ -52,11 +57,12 @@ def read_questions(path: Path, rows: Rows | None = None) -> list[Example]:
     examples, misplaced = [], []
     for line, where, fields in asked:
         question, context = (_text(where, fields, name) for name in ("question", "context"))
-        given = [] if fields.get("is_impossible") in (True, "True", "true") else _answers(where, fields)
+        given = [] if _is_impossible(where, fields) else _answers(where, fields)
         texts = [text for text, _ in given]
-        span = _nearest(context, *given[0]) if given else None
-        if given and (span is None or given[0][1] not in (None, span[0])):
-            misplaced.append((where, given[0][0], span))
+        places = ((answer, place) for answer in given if (place := _nearest(context, *answer)) is not None)
+        (text, start), span = next(places, (given[0] if given else ("", None), None))
+        if given and (span is None or start not in (None, span[0])):
+            misplaced.append((where, text, span))
         identity = fields.get("id")
         examples.append(
             Example(line, question, context, Answers(str(line if identity is None else identity), texts, span))
@@ -137,18 +143,64 @@ def _answers(where: str, fields: dict[str, Any]) -> list[tuple[str, int | None]]
     """Return (text, answer_start or None) of every answer, whichever of the usual forms they have."""
     if "answers" not in fields and "answer" not in fields:
         _text(where, fields, "answers")
-    value = fields["answers"] if "answers" in fields else fields["answer"]
+    value = _unpacked(fields["answers"] if "answers" in fields else fields["answer"])
     if isinstance(value, dict):
-        texts, starts = (_listed(value.get(name)) for name in ("text", "answer_start"))
+        texts, starts = _listed(value.get("text")), _listed(_start_in(value))
     else:
         items = _listed(value)
         texts = [item.get("text") if isinstance(item, dict) else item for item in items]
-        starts = [item.get("answer_start") if isinstance(item, dict) else None for item in items]
-    starts = starts or [None] * len(texts)
+        starts = [_start_in(item) if isinstance(item, dict) else None for item in items]
+        if all(start is None for start in starts):
+            starts = list(map(_of_cell, _listed(_unpacked(fields.get("answer_start")))))
+    starts = list(map(_whole_number, starts)) if texts and starts else [None] * len(texts)
     whole = all(start is None or (isinstance(start, int) and not isinstance(start, bool)) for start in starts)
+    if any(isinstance(text, str) and text.lstrip().startswith(("{'", '{"')) for text in texts):
+        whole = False  # a cell that holds what is neither JSON nor Python
     if not whole or len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{where}: answers {shorten(value)} are none that are read; {FORM}")
     return [(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
+
+
+def _is_impossible(where: str, fields: dict[str, Any]) -> bool:
+    value = fields.get("is_impossible")
+    if value in (None, ""):
+        return False
+    flag = flag_of(value)
+    if flag is None:
+        raise InputError(f"{where}: is_impossible must be true or false, not {shorten(value)}")
+    return flag
+
+
+def _unpacked(value: Any) -> Any:
+    """Return what a cell of a table holds as JSON, or as Python writes it; of any other text the text."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("{", "["):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, dict) or found == [] or all(isinstance(item, str | dict) for item in found):
+            return found
+    return value
+
+
+def _start_in(answer: dict[str, Any]) -> Any:
+    return next((answer[name] for name in STARTS if name in answer), None)
+
+
+def _whole_number(value: Any) -> Any:
+    """Return 7 for 7.0, and None for the nan that pandas has where there is no number."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else int(value) if value.is_integer() else value
+    return value
+
+
+def _of_cell(value: Any) -> Any:
+    """Return the number in a cell of a table, None of an empty one."""
+    if not isinstance(value, str):
+        return value
+    return int(value) if value.strip().isdecimal() else value.strip() or None
 
 
 def _listed(value: Any) -> list[Any]:

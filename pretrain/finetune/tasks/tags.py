@@ -22,6 +22,8 @@ def tell_tags(training: list[Example], evaluation: list[Example]) -> JsonObject:
     scheme = scheme_of([example.label for example in training])
     known, asked = (kinds_of([example.label for example in side], scheme) for side in (training, evaluation))
     what = "no scheme of spans, so that each tag counts for itself" if scheme.name == PLAIN else scheme.name
+    if odd := sorted(scheme.outside - {"O"}):
+        what += f", with {', '.join(map(repr, odd))} for words outside"
     say(f"tags: {what}; {len(known)} kinds ({listed(known)})")
     if not asked:
         say("nothing but O in the file to measure on: f1 is 0 whatever the answers; look at accuracy")
