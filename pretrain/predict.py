@@ -37,7 +37,7 @@ from data_prep.interpreter import importing
 from data_prep.json_types import JsonObject
 from data_prep.ranges import Range, check_ranges
 from data_prep.untrusted import weight_files
-from pretrain.finetune.files.choices import read_choices
+from pretrain.finetune.files.choices import in_full, read_choices
 from pretrain.hf_files import Kind, forbid_network, need_tokenizer, read_config
 
 # The end of a class name in config.json's "architectures", and what such a folder answers.
@@ -147,6 +147,7 @@ def rows_of_options(config: PredictConfig, question: str | None) -> Iterable[Row
     if config.choose is not None:
         examples = read_choices(config.choose, answered=False)
         return [(str(example.text), example.pair, example.label.texts) for example in examples]
+    question = None if question is None else in_full(question)
     split = (text.split("\t") for text in texts_of(config, OPTIONS))
     return ((text, question, options) for text, *options in split)
 

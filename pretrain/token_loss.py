@@ -35,7 +35,7 @@ class TokenDecoder(nn.Linear):
         """Return logits [M, V] of hidden [M, H]; with labels [M] their loss."""
         if labels is None:
             return super().forward(hidden)
-        if hidden.is_cuda or not torch.is_grad_enabled():
+        if hidden.device.type != "cpu" or not torch.is_grad_enabled():
             logits = super().forward(hidden).float()
             correct = (logits.detach().argmax(-1) == labels).sum().float()
             return TokenLoss(cross_entropy(logits, labels, reduction="sum"), correct)
@@ -80,5 +80,5 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, loss_gradient: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden, weight, bias = ctx.saved_tensors
-        factor = loss_gradient.to(hidden.dtype)
-        return hidden * factor, weight * factor, bias * factor, None
+        # A float32 scalar: rounded to 16 bit first, it would scale all of them by up to a 500th.
+        return hidden * loss_gradient, weight * loss_gradient, bias * loss_gradient, None

@@ -123,6 +123,13 @@ def test_columns_of_any_name(tmp_path):
     assert read_choices(path, rows_of(alone, path))[0][1:3] == ("x", None)
 
 
+@pytest.mark.parametrize("text", ["startphrase", "c"])
+def test_a_column_that_is_named_is_the_text_and_no_option(tmp_path, text):
+    path = written(tmp_path / "a.csv", f"{text},sent1,sent2,a,b,label\nx,p,q,runs,walks,1\n")
+    config = FinetuneConfig(tmp_path, "choice", path, path, tmp_path / "out", text=text)
+    assert read_choices(path, rows_of(config, path)) == [Example(2, "x", None, Options(FOUR[:2], 1))]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -134,8 +141,13 @@ def test_columns_of_any_name(tmp_path):
         ({"options": ["x", " "]}, "line 1: option 1 is empty; fill it in or remove the row"),
         ({"A": "x", "B": "", "C": "y"}, "line 1: option 1 is empty"),
         (
+            {"A": "x", "B": "y", "D": "z", "n": "1"},
+            "line 1: options A, B, and then D: give their columns names without a",
+        ),
+        ({"choice1": "x", "choice2": "y", "choice4": "z"}, "options choice1, choice2, and then choice4: give"),
+        (
             {"options": FOUR, "answer": 4},
-            "answer 4 names no option; these are called 0, 1, 2, 3, a, b, c, d; correct it",
+            "answer 4 names no option; these are called 0, 1, 2, 3, a, b, c, d \\(numbers count from 0 on\\); correct",
         ),
         ({"options": FOUR, "answer": "E"}, "answer 'E' names no option"),
         ({"options": FOUR, "answer": -1}, "answer -1 names no option"),
@@ -162,6 +174,15 @@ def test_a_file_without_a_question_or_an_answer_is_told(tmp_path):
     with pytest.raises(InputError, match=r"no column label or answer .* which option is right; .*: --label COLUMN"):
         read_choices(path)
     assert read_choices(path, answered=False)[0].label == Options(FOUR, None)
+    written(path, [{"ask": "q", "options": FOUR}])
+    with pytest.raises(InputError, match="call it text, and question what is asked about it; found ask, options"):
+        read_choices(path, answered=False)  # predict has no --text
+
+
+def test_options_that_stand_for_none_are_said(tmp_path, capsys):
+    path = written(tmp_path / "a.csv", "question,A,B,C,answer\nWho?,runs,walks,NaN,B\nWho?,runs,walks,sits,B\n")
+    assert read_choices(path)[0].label == Options(("runs", "walks", "NaN"), 1)
+    assert "1 of 2 rows (50.0%) have an option such as NaN" in capsys.readouterr().err
 
 
 def test_what_is_read_of_an_option():
@@ -195,6 +216,33 @@ def test_rows_of_any_number_of_options_stand_in_one_batch(tmp_path):
         assert (logits[count:] == choices.NO_OPTION).all()
     # What Trainer pads with is never chosen, even below it.
     assert choices.chosen(np.array([[-900.0, -800, -100, -100], [1, 2, 3, 4]]), features) == [1, 3]
+
+
+def test_options_that_are_one_to_the_model_are_said(capsys):
+    rows = [
+        ("one", ("two", "three"), 0),
+        ("one", ("two", "two"), 1),
+        ("one", ("unheard", "unseen"), 1),
+        ("one", ("two three four five six", "two three four five seven"), 1),
+    ]
+    choices.encode_choices(tiny_tokenizer(), [example_of(*row) for row in rows], [], 8)
+    said = capsys.readouterr().err
+    assert "2 of 8 options with their texts (25.0%) are longer than --seq_len 8 tokens and were cut" in said
+    assert "3 of 4 rows (75.0%) have options that are one to the model" in said
+
+
+def test_results_on_other_options_are_not_compared(tmp_path):
+    def outcome(name: str, options: tuple[str, ...]) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        row = {"line": 1, "text": "x", "options": options, "label": 0, "answers": [0]}
+        (folder / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+        (folder / "results.json").write_text(json.dumps({"task": "choice", "metric": "accuracy", "labels": []}))
+        return folder
+
+    folders = outcome("a", FOUR[:2]), outcome("b", FOUR[2:])
+    with pytest.raises(InputError, match="were not measured on the same examples"):
+        compare.main(compare.CompareConfig(folders))
 
 
 def test_floors_by_hand():

@@ -276,6 +276,22 @@ def test_numbers_are_learnt(hf, tmp_path):
         finetune.main(config_of(hf, (file, pairs), tmp_path / "out", task="regress"))
 
 
+def test_what_is_learnt_in_bf16_is_measured_in_fp32(hf, tmp_path):
+    """In bf16 an answer around 1,900 would be a multiple of 8, and another one than that of predict."""
+    rows = [(" ".join([WORDS[0]] * (at % 5) + [WORDS[1]] * (4 - at % 5)), str(1880 + at % 5 * 10)) for at in range(200)]
+    file, found = write_tsv(tmp_path / "numbers.tsv", rows, ("sentence", "label")), {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / precision
+        found[precision] = results_of(config_of(hf, (file, file), out, task="regress", epochs=2, precision=precision))
+    losses = [results["seeds"][0]["train_loss"] for results in found.values()]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.1)
+    answers = [json.loads(line)["answer"] for line in (tmp_path / "bf16" / "predictions.jsonl").open()][:5]
+    theirs: Any = pipeline("text-classification", model=str(tmp_path / "bf16"), device="cpu", function_to_apply="none")(
+        [text for text, _ in rows[:5]]
+    )
+    assert answers == pytest.approx([answer["score"] for answer in theirs], rel=1e-5)
+
+
 def test_several_labels_a_text_are_learnt(hf, tmp_path, capsys):
     # Each label has a word of its own.
     rng = random.Random(0)
@@ -322,6 +338,8 @@ def test_labels_that_are_balanced_weigh_the_same(hf, tmp_path, capsys):
     outputs = SimpleNamespace(logits=torch.tensor([[2.0, 0.0]] * 4))
     each = torch.nn.functional.cross_entropy(outputs.logits, torch.tensor([0, 0, 0, 1]), reduction="none")
     assert float(loss(outputs, torch.tensor([0, 0, 0, 1]))) == pytest.approx(float(each[0] + each[3]) / 2)
+    narrow = SimpleNamespace(logits=outputs.logits.bfloat16())
+    assert loss(narrow, torch.tensor([0, 0, 0, 1])) == loss(outputs, torch.tensor([0, 0, 0, 1]))
     rows = [("one two" if at % 10 else "one", "often" if at % 10 else "rarely") for at in range(40)]
     file = write_tsv(tmp_path / "t.tsv", rows)
     options = {"epochs": 1, "lr": 1e-9}

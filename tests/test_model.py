@@ -145,6 +145,18 @@ class TestTokenLoss:
         for ours, theirs in zip(*found, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
+    def test_its_gradient_in_16_bit_is_scaled_by_a_number_in_32(self):
+        decoder, labels = TokenDecoder(5, 11).bfloat16(), torch.tensor([0, 10, 3, 3, 7, 1, 2])
+        loss = decoder(torch.randn(7, 5).bfloat16(), labels).loss
+        whole, third = (torch.autograd.grad(loss / n, decoder.weight, retain_graph=True)[0] for n in (1, 3))
+        assert torch.equal(third, (whole.float() / 3).bfloat16())
+
+    def test_no_masked_tokens_have_no_loss(self):
+        decoder, hidden = TokenDecoder(5, 11), torch.zeros(0, 5, requires_grad=True)
+        found = decoder(hidden, torch.zeros(0, dtype=torch.int64))
+        [gradient] = torch.autograd.grad(found.loss, decoder.weight)
+        assert (found.loss, found.correct, gradient.abs().max()) == (0, 0, 0)
+
     def test_it_counts_what_is_right(self):
         decoder, labels = TokenDecoder(5, 11), torch.tensor([4, 2, 4, 4, 0, 1, 4])
         with torch.no_grad():

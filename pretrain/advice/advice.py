@@ -135,7 +135,8 @@ class _Choices:
 
     def __init__(self, text: Survey, machine: Machine, hours: float, tokens: float, wanted: Mapping[str, Any]):
         """`tokens`: of a store that is elsewhere; 0: those of the text are reckoned."""
-        self.text, self.machine, self.hours, self.wanted = text, machine, hours, wanted
+        self.text, self.hours, self.wanted = text, hours, wanted
+        self.machine = machines.in_precision(machine, wanted.get("precision"))
         self.settings: JsonObject = {}
         self.reasons: dict[str, str] = {}
         self.shapes = _shapes(self.wanted)

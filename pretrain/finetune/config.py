@@ -61,7 +61,8 @@ class FinetuneConfig:
     batch_size: Annotated[int, COUNT] = 32
     """Examples a step."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in 16 bit, weights in fp32; twice as fast where the machine has units for it."""
+    """bf16: learn with matrix products in 16 bit, weights in fp32; twice as fast where the machine has units for it.
+    What is measured is in fp32 always, as predict answers."""
     seq_len: Annotated[int, Range(4, 1 << 20, whole=True, why="and at most the model's positions")] = 128
     """Tokens an example at most, [CLS] and [SEP] included; what is longer is cut, or read by windows: see --long."""
     long: Literal["cut", "stride"] = "cut"

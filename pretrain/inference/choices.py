@@ -29,6 +29,11 @@ def second_texts(question: str | None, options: Sequence[str]) -> list[str]:
     return [f"{question} {option}" for option in options]
 
 
+def are_alike(options: Sequence[Sequence[int]]) -> bool:
+    """Return whether two of the options of a row, as tokens, are one to a model."""
+    return len({*map(tuple, options)}) < len(options)
+
+
 @torch.inference_mode()
 def choose_option(
     model: PreTrainedModel,
@@ -56,6 +61,8 @@ def choose_option(
     )
     if any(encoding.overflowing for encoding in batch.encodings):
         say(f"longer than the model's {longest} tokens, and cut: {text[:60]}...")
+    if are_alike(batch["input_ids"].tolist()):
+        say(f"some of these options are one to the model, and their order means nothing: {text[:60]}...")
     inputs = {name: values[None].to(model.device) for name, values in batch.items()}
     logits = model(**inputs).logits[0].float().cpu()
     hf_folder.check_logits(logits, text)

@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 from data_prep.cli import InputError, say
 from pretrain.finetune.files.columns import known, tell_columns
-from pretrain.finetune.files.labelled import Example
+from pretrain.finetune.files.labelled import MISSING, Example
 from pretrain.finetune.files.rows import Row, Rows, filled_text, found, shorten
 from pretrain.finetune.files.tables import read_rows
 
 # What stands before the options: a text and what is asked of it, or how it goes on; or one text alone.
-CONTEXT_COLUMNS = ("text", "article", "context", "passage", "premise", "story", "document")
+CONTEXT_COLUMNS = ("article", "context", "passage", "premise", "story", "document")
 STEM_COLUMNS = (
-    ("text_a", "text_b"),  # what --text and --pair name
+    *(("text_a", "text_b"), ("text", "question"), ("text",)),  # what --text and --pair name
     ("sent1", "sent2"),
     *((name, "question") for name in CONTEXT_COLUMNS),
     ("kontext", "frage"),
@@ -40,6 +40,8 @@ OPTION_LISTS = ("options", "choices", "endings", "choice", "candidates", "answer
 ANSWER_COLUMNS = ("label", "answer", "answerkey", "answer_key", "correct", "correct_answer", "gold", "antwort")
 FEW_ROWS = 8  # of two options none is the first in one file of 256 this long
 COPA = {"cause": "What was the cause of this?", "effect": "What happened as a result?"}  # as its authors ask
+
+OF_A_ROW = "abcdefgh"  # letters that mean an option beside a and b; n, x, y and the like may be anything
 
 _OPTION = re.compile(r"(?P<family>ending|choice|option|answer|sol)[ _-]?(?P<sign>\d{1,2}|[a-z])|[a-z]")
 
@@ -70,7 +72,7 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
         them, a text that is empty or none.
     """
     rows = [(line, _unfolded(row)) for line, row in (read_rows(path) if rows is None else rows)]
-    stem = _stem_columns(path, rows[0][1])
+    stem = _stem_columns(path, rows[0][1], can_be_named=answered)
     if answered:
         tell_columns(path, rows[0][1], ANSWER_COLUMNS)
     are_texts = answered and _are_texts(path, rows)
@@ -78,7 +80,7 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
     for line, row in rows:
         where = f"{path}, line {line}"
         text, *asked = (filled_text(where, name, row.get(name)) for name in stem)
-        question = COPA.get(asked[0].strip().lower(), asked[0]) if asked else None
+        question = in_full(asked[0]) if asked else None
         given, names = _given_options(where, row)
         texts = tuple(filled_text(where, f"option {number}", option) for number, option in enumerate(given))
         if len(texts) < 2:
@@ -92,6 +94,11 @@ def read_choices(path: Path, rows: Rows | None = None, *, answered: bool = True)
         examples.append(Example(line, text, question, options))
     if by_place:
         _check_counting(path, by_place)
+    if missing := sum(not MISSING.isdisjoint(example.label.texts) for example in examples):
+        share = f"{missing} of {len(examples)} rows ({missing / len(examples):.1%})"
+        say(
+            f"{path}: {share} have an option such as NaN, which mostly means that there is none; it is read like others"
+        )
     counts = sorted({len(example.label.texts) for example in examples})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     named = " and ".join(rows[0][1].written.get(name, name) for name in stem)
@@ -128,6 +135,11 @@ def _by_text(texts: Sequence[str]) -> dict[str, int]:
     return {_sign(text): place for place, text in reversed([*enumerate(texts)])}
 
 
+def in_full(question: str) -> str:
+    """Return what is asked of a text, which COPA says in one word."""
+    return COPA.get(question.strip().lower(), question)
+
+
 def _check_counting(path: Path, signs: list[str]) -> None:
     """Refuse numbers that seem to count from 1, as WinoGrande's do, where each would be read as the option behind it.
 
@@ -152,35 +164,44 @@ def _unfolded(row: Row) -> Row:
     return Row(values, values.values(), row.written | {"question": "question.stem", "choices": "question.choices"})
 
 
-def _stem_columns(path: Path, row: Row) -> tuple[str, ...]:
+def _stem_columns(path: Path, row: Row, *, can_be_named: bool) -> tuple[str, ...]:
+    """Return the columns of what is asked. can_be_named: the command line can name others"""
     for columns in STEM_COLUMNS:
         if set(columns) <= set(row):
             return columns
+    by_option = "say so: --text COLUMN, and --pair COLUMN for a question about it"
+    remedy = by_option if can_be_named else "call it text, and question what is asked about it"
     raise InputError(
-        f"{path}: no column of what is asked (known: question; article, question; sent1, sent2; premise; ...); say so: "
-        f"--text COLUMN, and --pair COLUMN for a question about it; found {found(row)}"
+        f"{path}: no column of what is asked (known: question; article, question; sent1, sent2; premise; ...); "
+        f"{remedy}; found {found(row)}"
     )
 
 
 @cache
-def _option_columns(names: tuple[str, ...]) -> list[str]:
-    """Return the columns that hold an option each, such as ending0, ending1, ...: two or more without a gap."""
+def _option_columns(names: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the columns that hold an option each, such as ending0, ending1, ...: two or more without a gap; and those
+    that seem to be others of them, behind one."""
     families: dict[str, dict[str, str]] = defaultdict(dict)
     for name in names:
         if match := _OPTION.fullmatch(name):
             families[match["family"] or ""][match["sign"] or name] = name
-    for columns in families.values():
+    for family, columns in families.items():
         for signs in (ascii_lowercase, range(100), range(1, 100)):
             present = list(takewhile(columns.__contains__, map(str, signs)))
             if len(present) > 1:
-                return [columns[sign] for sign in present]
-    return []
+                more = [name for sign, name in columns.items() if sign not in present and (family or sign in OF_A_ROW)]
+                return [columns[sign] for sign in present], more
+    return [], []
 
 
 def _given_options(where: str, row: Row) -> tuple[list[Any], dict[str, int]]:
     """Return the options of a row, whichever of the usual forms they have, and by which names an answer calls each;
     no names where they have none of their own."""
-    if columns := _option_columns(tuple(row)):
+    columns, more = _option_columns(tuple(row))
+    if more:
+        before, behind = (", ".join(row.written.get(name, name) for name in some) for some in (columns, more))
+        raise InputError(f"{where}: options {before}, and then {behind}: give their columns names without a gap")
+    if columns:
         texts = [row[name] for name in columns]
         while texts and texts[-1] in (None, ""):
             texts.pop()
@@ -244,8 +265,9 @@ def _place(where: str, row: Row, sign: str, names: dict[str, int]) -> int:
     """Return the place of the option that is right."""
     if sign not in names:
         column = _answer_column(where, row)
+        called = ", ".join(names) + (" (numbers count from 0 on)" if "0" in names and sign.isdecimal() else "")
         raise InputError(
             f"{where}: {row.written.get(column, column)} {shorten(row[column])} names no option; these are called "
-            f"{', '.join(names)}; correct it, or remove the row"
+            f"{called}; correct it, or remove the row"
         )
     return names[sign]

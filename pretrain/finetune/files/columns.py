@@ -127,7 +127,8 @@ def _renamed(path: Path, line: int, row: Row, wanted: dict[str, str], hidden: se
     for theirs in wanted.values():
         if theirs.strip().lower() not in row:
             raise InputError(f"{path}, line {line}: no column {theirs}; found {found(row)}")
-    kept = {name: value for name, value in row.items() if name not in hidden and name not in wanted}
+    taken = {*wanted, *(theirs.strip().lower() for theirs in wanted.values())}  # else one named a were an option, too
+    kept = {name: value for name, value in row.items() if name not in hidden and name not in taken}
     values = {**kept, **{ours: row[theirs.strip().lower()] for ours, theirs in wanted.items()}}
     written = {name: row.written[name] for name in kept}
     return Row(values, values.values(), written | {ours: theirs.strip() for ours, theirs in wanted.items()})

@@ -187,11 +187,19 @@ def tell_stopped(what: str, folder: Path) -> None:
 
 
 class FineTuner(Trainer):
-    """transformers' Trainer, which tells its losses to a Course."""
+    """transformers' Trainer, which tells its losses to a Course, and may learn in bf16.
 
-    def __init__(self, *args: Any, course: Course, **kwargs: Any):
+    What it answers is in fp32 always, as predict answers: of numbers around 1,900 bf16 knows every eighth only.
+    """
+
+    def __init__(self, *args: Any, course: Course, is_narrow: bool, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._course = course
+        self._course, self._is_narrow = course, is_narrow
+
+    def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss of a batch."""
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self._is_narrow and model.training):
+            return super().compute_loss(model, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Learn from a batch; its loss is returned and counted."""

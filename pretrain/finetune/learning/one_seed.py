@@ -121,9 +121,8 @@ def fine_tune(work: Work, seed: int, model: PreTrainedModel, unfinished: Unfinis
     """
     config, task, held = work.config, work.task, work.held
     if config.precision == "bf16" and not torch.cuda.is_available():
-        model.set_attn_implementation(
-            "eager"
-        )  # the backward pass of sdpa's kernel is three times as long (docs/log.md)
+        # There the backward pass of sdpa's kernel is three times as long (docs/log.md).
+        model.set_attn_implementation("eager")
     learner = task.learner(model) if task.learner else model
     course, best = Course(), None
     with unfinished.scratch() as scratch:
@@ -180,7 +179,6 @@ def trainer_of(work: Work, seed: int, learner: Any, course: Course, folder: Path
         warmup_steps=WARMUP,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=CLIP,
-        bf16=config.precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -200,6 +198,7 @@ def trainer_of(work: Work, seed: int, learner: Any, course: Course, folder: Path
         callbacks=[course, Shown(seed, config.epochs, course)],
         compute_loss_func=balanced_loss(work.training.features, len(work.names)) if config.balance else None,
         course=course,
+        is_narrow=config.precision == "bf16",
     )
     trainer.remove_callback(PrinterCallback)  # Shown speaks
     return trainer
@@ -242,6 +241,6 @@ def balanced_loss(features: list[Feature], labels: int) -> Callable[..., torch.T
     weights = torch.tensor(len(features) / labels / np.maximum(counts, 1), dtype=torch.float32)
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(outputs.logits, labels, weights.to(outputs.logits.device))
+        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels, weights.to(outputs.logits.device))
 
     return loss

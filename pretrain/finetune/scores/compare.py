@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     task: str
     metric: str
     names: list[str]
-    asked: list[tuple[Any, ...]]  # (line, text, pair, label) of each example
+    asked: list[tuple[Any, ...]]  # (line, text, pair, options, label) of each example
     answers: list[list[Any]]  # [seeds][N]
 
 
@@ -111,7 +111,7 @@ def read_outcome(folder: Path) -> Outcome:
     results = read_object(folder / RESULTS)
     try:
         rows = [json.loads(line) for line in (folder / PREDICTIONS).read_text("utf-8").split("\n") if line]
-        asked = [(row["line"], row["text"], row.get("pair"), row["label"]) for row in rows]
+        asked = [(row["line"], row["text"], row.get("pair"), row.get("options"), row["label"]) for row in rows]
         answers = [list(seed) for seed in zip(*(row["answers"] for row in rows), strict=True)]
         outcome = Outcome(folder, results["task"], results["metric"], results["labels"], asked, answers)
         if outcome.task in COMPARED:

@@ -15,13 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import MultipleChoiceModelOutput
 
+from data_prep.cli import say
 from data_prep.json_types import JsonObject
 from pretrain.finetune.files.labelled import Example
 from pretrain.finetune.scores.shares import tell_shares
-from pretrain.finetune.tasks.long_texts import end_to_end
+from pretrain.finetune.tasks.long_texts import end_to_end, windows_of
 from pretrain.finetune.tasks.lost import tell_lost
 from pretrain.finetune.tasks.task import Feature, Scores
-from pretrain.inference.choices import second_texts
+from pretrain.inference.choices import are_alike, second_texts
 
 NO_OPTION = -1e4  # the logit of an option that a row has not: a number, and e to it is 0
 
@@ -44,10 +45,22 @@ def encode_choices(
     tell_lost(batch, seq_len, tokenizer, "options with their texts", "a higher --seq_len reads more of them")
     inputs = [name for name in tokenizer.model_input_names if name in batch]
     encoded = ({name: batch[name][row] for name in inputs} for row in range(len(firsts)))
-    return [
+    features = [
         end_to_end(list(islice(encoded, len(texts)))) | {"labels": example.label.answer}
         for example, texts in zip(examples, seconds, strict=True)
     ]
+    _tell_alike(features)
+    return features
+
+
+def _tell_alike(features: list[Feature]) -> None:
+    """Say how many rows have options that the model cannot tell apart."""
+    alike = sum(are_alike([window["input_ids"] for window in windows_of(feature)]) for feature in features)
+    if alike:
+        say(
+            f"{alike} of {len(features)} rows ({alike / len(features):.1%}) have options that are one to the model: "
+            "written twice, cut before they differ, or of unknown letters"
+        )
 
 
 class Choosing(torch.nn.Module):
