@@ -445,7 +445,8 @@ def test_a_file_without_a_label_or_with_few_rows_is_refused(tmp_path):
 
 def test_labelled_texts_that_stand_in_the_corpus_are_told_for_each_file_and_on_the_page(tmp_path, monkeypatch, capsys):
     def only_the_store(config, record, commands, keys, alone):
-        record.stages["shard"] = StageRecord("", *keys["shard"], is_done=True)
+        base, key = keys["shard"]
+        record.stages["shard"] = StageRecord("", base, key, is_done=True)
         record.write(config.out)
 
     monkeypatch.setattr("launch.make.settle_advice", lambda *_: {})
