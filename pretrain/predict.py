@@ -118,7 +118,7 @@ def main(config: PredictConfig) -> None:
     weight_files(config.folder)
     question = None if config.question is None else checked("--question", config.question, 1).replace("\t", " ")
     if kind == "choice":
-        rows = rows_of_options(config, question)
+        rows = rows_of_options(config, question, learnt_questions=content.get("zerobert_pairs"))
     else:
         texts = texts_of(config, 2 if pairs else 1)
         if question is not None:
@@ -137,8 +137,13 @@ def main(config: PredictConfig) -> None:
     answer(config.folder, kind, pairs, texts, config.top, config.json)
 
 
-def rows_of_options(config: PredictConfig, question: str | None) -> Iterable[RowOfOptions]:
+def rows_of_options(
+    config: PredictConfig, question: str | None, *, learnt_questions: bool | None
+) -> Iterable[RowOfOptions]:
     """Return what to choose from: the rows of --choose, or texts with options behind tabs.
+
+    learnt_questions: the model was asked one about each text; where it is not now, or the reverse, that is said. None:
+        nobody knows
 
     Raises
     ------
@@ -146,10 +151,18 @@ def rows_of_options(config: PredictConfig, question: str | None) -> Iterable[Row
     """
     if config.choose is not None:
         examples = read_choices(config.choose, answered=False)
+        _tell_questions(config, learnt_questions, examples[0].pair is not None)
         return [(str(example.text), example.pair, example.label.texts) for example in examples]
+    _tell_questions(config, learnt_questions, question is not None)
     question = None if question is None else in_full(question)
     split = (text.split("\t") for text in texts_of(config, OPTIONS))
     return ((text, question, options) for text, *options in split)
+
+
+def _tell_questions(config: PredictConfig, learnt: bool | None, asked: bool) -> None:
+    if learnt is not None and learnt != asked:
+        what = "with a question about each text, and none is asked" if learnt else "without questions about texts"
+        say(f"{config.folder} was fine-tuned {what}: its answers may mean little")
 
 
 def embed(config: PredictConfig, content: JsonObject) -> None:

@@ -337,6 +337,14 @@ def test_predict_chooses_as_plain_transformers_does(tuned, tmp_path, capsys):
     assert lines[2] == f"  {found['answers'][0]['probability']:.4f}  {found['answers'][0]['answer']}"
 
 
+@pytest.mark.parametrize(("learnt", "question"), [(True, None), (False, "Who?"), (True, "cause"), (None, "Who?")])
+def test_a_question_that_was_not_learnt_with_is_said(tmp_path, capsys, learnt, question):
+    config = predict.PredictConfig(tmp_path, ("one\ttwo\tthree",), question=question)
+    [row] = predict.rows_of_options(config, question, learnt_questions=learnt)
+    assert row == ("one", {"cause": "What was the cause of this?"}.get(question or "", question), ["two", "three"])
+    assert ("answers may mean little" in capsys.readouterr().err) == (learnt not in (None, question is not None))
+
+
 def test_what_cannot_be_asked_is_refused(hf, tuned, tmp_path):
     file = written(tmp_path / "a.jsonl", toy(30, 0))
     single = written(tmp_path / "single.jsonl", [{"question": "x", "options": FOUR, "answer": "A"}])
