@@ -19,7 +19,7 @@ from transformers import BertForPreTraining
 from data_prep.cli import InputError
 from data_prep.files import sha256_of
 from pretrain.finetune.config import FinetuneConfig
-from pretrain.finetune.learning import best_epoch, checkpoints
+from pretrain.finetune.learning import best_epoch, checkpoints, unfinished
 from pretrain.finetune.learning.unfinished import Outcome, Unfinished
 from pretrain.stop import STOPPED
 from tests.forked import fork_script
@@ -181,6 +181,21 @@ def test_a_seed_is_done_where_all_that_it_leaves_is_whole(hf, file, tmp_path):
         kept.write_text(damaged)
         with pytest.raises(InputError, match=r"seed-0.json.*; remove it to train this seed anew"):
             unfinished.done(0)
+
+
+def test_a_lock_may_be_written_anew_while_all_is_done(hf, file, tmp_path, monkeypatch):
+    found = Unfinished(FinetuneConfig(hf, "classify", file, file, tmp_path / "out"))
+    found.folder.mkdir()
+    written = [found.folder / name for name in ("lock.json", "lock.json.partial7", "command.json")]
+    for path in written:
+        path.write_text("{}")
+    written[1].replace(written[0])  # by the heartbeat, between the listing and the removal
+    monkeypatch.setattr(unfinished, "_within", lambda folder: written)
+    found.clear()
+    assert list(found.folder.iterdir()) == written[:1]
+    monkeypatch.undo()
+    written[1].write_text("{}")  # of a process that was killed while it wrote
+    found.check()
 
 
 def test_without_room_nothing_is_saved_and_training_goes_on(hf, file, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from data_prep import fields
 from data_prep.cli import InputError
 from data_prep.json_types import JsonObject
+from data_prep.ranges import shortened
 from pretrain.settings.ds_values import check_values
 from pretrain.settings.limits import BATCH, CLIP, LR, WEIGHT_DECAY
 
@@ -36,6 +37,11 @@ REFUSED = {
     "tensorboard": "every run writes RUN/tensorboard; remove the section",
     "amp": "use bf16 or fp16",
     "torch_autocast": "use bf16 or fp16",
+}
+# What must stay as DeepSpeed has it by default: the value, and why.
+FIXED = {
+    "managed_gradient_accumulation": (True, "without it each micro-batch would be a step"),
+    "gradient_allreduce_op": ("mean", "gradients are means over all samples of a step, however many ranks there are"),
 }
 FP16_KEYS = frozenset(
     "enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis "
@@ -123,6 +129,9 @@ def read(path: Path) -> JsonObject:
     for key in content:
         if key in REFUSED:
             raise InputError(f"{path}: {key}: {REFUSED[key]}")
+    for key, (value, why) in FIXED.items():
+        if content.get(key, value) != value:
+            raise InputError(f"{path}: {key} {shortened(content[key])} must be {value!r}: {why}; remove the line")
     _check_names(path, "", content, TOP_LEVEL)
     for section, known in SECTIONS.items():
         _check_names(path, f"{section}.", content.get(section, {}), known)
@@ -327,6 +336,9 @@ def _resolve_optimizer(draft: _Draft, flags: Flags) -> JsonObject:
     defaults = OPTIMIZERS[kind]
     params = draft.content.get("optimizer", {}).get("params", {})
     _check_names(draft.path, "optimizer.params.", params, frozenset(defaults))
+    least, most = (params.get(name) for name in ("min_ratio", "max_ratio"))
+    if None not in (least, most) and AUTO not in (least, most) and least > most:
+        raise InputError(f"{draft.path}: optimizer.params.min_ratio {least} is above max_ratio {most}")
     given = {"lr": ("--lr", flags.lr), "weight_decay": ("--weight_decay", flags.weight_decay)}
     return {
         "type": kind,

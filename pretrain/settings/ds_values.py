@@ -51,6 +51,20 @@ NUMBERS = {
     "zero_optimization.offload_optimizer.buffer_count": Range(1, 1e6, whole=True),
     "zero_optimization.offload_optimizer.ratio": Range(0, 1),
     "zero_optimization.offload_optimizer.cpuadam_cores_perc": Range(0, 1, low_open=True),
+    "aio.block_size": SOME,
+    "aio.queue_depth": SOME,
+    "aio.intra_op_parallelism": SOME,
+    "flops_profiler.profile_step": STEPS,
+}
+_PRECISIONS = ("fp32", "fp16", "bf16")
+_DEVICES = ("none", "cpu", "nvme")
+CHOICES = {
+    "communication_data_type": _PRECISIONS,
+    "seq_parallel_communication_data_type": _PRECISIONS,
+    "data_types.grad_accum_dtype": _PRECISIONS,
+    "log_level": ("debug", "info", "warning", "error", "critical"),
+    "zero_optimization.offload_param.device": _DEVICES,
+    "zero_optimization.offload_optimizer.device": _DEVICES,
 }
 PAIRS = {"optimizer.params.betas": Range(0, 1, high_open=True)}
 YES_OR_NO = frozenset(
@@ -59,7 +73,13 @@ YES_OR_NO = frozenset(
     "optimizer.params.bias_correction optimizer.params.adapt_undecayed "
     "fp16.enabled fp16.auto_cast fp16.consecutive_hysteresis fp16.fp16_master_weights_and_grads "
     "bf16.enabled bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states bf16.check_grad_overflow "
-    "bf16.immediate_grad_update".split()
+    "bf16.immediate_grad_update "
+    "flops_profiler.enabled flops_profiler.detailed "
+    "comms_logger.enabled comms_logger.verbose comms_logger.prof_all comms_logger.debug "
+    "aio.single_submit aio.overlap_events aio.use_gds "
+    "activation_checkpointing.partition_activations activation_checkpointing.cpu_checkpointing "
+    "activation_checkpointing.contiguous_memory_optimization activation_checkpointing.profile "
+    "activation_checkpointing.synchronize_checkpoint_boundary".split()
 ) | {
     f"zero_optimization.{name}"
     for name in (
@@ -72,10 +92,14 @@ YES_OR_NO = frozenset(
         "offload_optimizer.fast_init offload_optimizer.super_offload"
     ).split()
 }
-OBJECTS = ("optimizer.params", "zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+_OFFLOADS = ("zero_optimization.offload_param", "zero_optimization.offload_optimizer")
+OBJECTS = (
+    *("optimizer.params", *_OFFLOADS, "zero_optimization.leaf_module", "activation_checkpointing", "aio"),
+    *("comms_logger", "compile", "data_types", "flops_profiler", "timers"),
+)
 # null means here: as the variant of LAMB has it; and in DeepSpeed: as the stage has it.
 MAY_BE_NULL = {f"optimizer.params.{name}" for name in ("bias_correction", "min_ratio", "max_ratio", "adapt_undecayed")}
-MAY_BE_NULL |= {"zero_optimization.overlap_comm", *OBJECTS[1:]}
+MAY_BE_NULL |= {"zero_optimization.overlap_comm", *_OFFLOADS, *CHOICES}
 OTHER = Range(-1, 2**62)  # what no rule is known for, such as a module_depth of -1
 
 
@@ -108,6 +132,8 @@ def _wrong(name: str, value: Any) -> str:
         return "be a JSON object"
     if name == "optimizer.type":
         return "" if isinstance(value, str) else "be a name"
+    if allowed_names := CHOICES.get(name):
+        return "" if isinstance(value, str) and value in allowed_names else f"be one of {', '.join(allowed_names)}"
     if name in YES_OR_NO:
         return "" if isinstance(value, bool) else "be true or false"
     if allowed := NUMBERS.get(name):

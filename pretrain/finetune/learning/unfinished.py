@@ -72,7 +72,8 @@ class Unfinished:
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder}, where what is under way would lie, is a file: choose another --out")
         if not path.is_file():
-            if foreign := sorted({each.name for each in _within(self.folder)} - {SCRATCH, LOCK}):
+            names = {each.name for each in _within(self.folder) if not each.name.startswith(LOCK)}
+            if foreign := sorted(names - {SCRATCH}):
                 raise InputError(f"{self.folder} holds {foreign[0]}, and is none of ours: choose another --out")
             return
         begun, asked = read_object(path), self._command()
@@ -135,7 +136,7 @@ class Unfinished:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             elif path.name != LOCK:
-                path.unlink()
+                path.unlink(missing_ok=True)  # as a lock that its heartbeat has written aside, and put into place since
 
     def give_up(self) -> int:
         """Remove what went wrong, and all where no seed is done before it; the number of seeds that are done."""
